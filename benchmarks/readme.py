@@ -1,0 +1,79 @@
+"""The figures in README.md, rendered from `benchmarks/results/`.
+
+    python benchmarks/readme.py                  # writes them
+    python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, without their thumbnails
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gallery.files import write_whole
+from mobile_eval import results, words
+from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, FileRow, Results
+
+RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- results:", "<!-- end of results -->"
+
+
+def keep(run: Path) -> Path:
+    """Copies a run's results into `benchmarks/results/`, without thumbnails and without the names of skipped files."""
+    kept = results.load(run / "results.json").model_copy(update={"grid": (), "skipped": ()})
+    return kept.save(RESULTS / f"road-{kept.name}.json")
+
+
+def render() -> str:
+    """The block between the markers of README.md."""
+    roads = [results.load(path) for path in sorted(RESULTS.glob("road-*.json"))]
+    return "\n\n".join([*map(_road, roads), _metric(json.loads((RESULTS / "metric.json").read_text()))])
+
+
+def with_block(readme: str) -> str:
+    """`readme` with the rendered block between its markers."""
+    head, rest = readme.split(BEGIN, 1)
+    marker, tail = rest.split("\n", 1)[0], rest.split(END, 1)[1]
+    return f"{head}{BEGIN}{marker}\n{render()}\n{END}{tail}"
+
+
+def _road(r: Results) -> str:
+    cells = {cell.name: cell for cell in r.cells}
+    rows = "\n".join(_file(row) for row in r.files)
+    start = "; ".join(f"{n.role} {n.name} at {n.size} px from {'RANDOM weights' if n.random else n.weights}" for n in r.networks)
+    p = r.protocol
+    return f"""`{r.command}`
+
+{start}. {p.train:,} pictures for training, {p.gallery:,} in the gallery, {p.query:,} queries, {p.classes} classes, \
+{r.bits} bits, seed {r.seed}; {words.duration(sum(r.seconds.values()))} on {r.machine.cores} cores of {r.machine.cpu}. \
+Tie-aware mAP over the whole gallery: teacher->teacher {cells[TEACHER_TEACHER].map:.3f}, **student->gallery \
+{cells[STUDENT_GALLERY].map:.3f}**, student->student {cells[STUDENT_STUDENT].map:.3f}. \
+Verdict: {"passed" if r.verdict.passed else "failed"}.
+
+| file | size | bits flipped | mAP in the gallery | p50 on that host |
+|---|---|---|---|---|
+{rows}"""
+
+
+def _file(row: FileRow) -> str:
+    if row.status != "ran":
+        return f"| {row.form} | | | {row.status}: {row.reason} | |"
+    return (
+        f"| {row.form} | {words.size(row.bytes)} | {words.percent(row.flip_rate)} | {words.number(row.map, 4)} "
+        f"| {words.number(row.p50_ms, 2)} ms |"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Keeps the runs named, then writes the block."""
+    for run in arguments:
+        print(f"kept {keep(Path(run))}")
+    write_whole(README, with_block(README.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

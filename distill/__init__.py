@@ -1,0 +1,1 @@
+"""LEARN: teacher, centers, gallery-compatible student."""

@@ -1,0 +1,78 @@
+"""Networks and training states on disk: safetensors, whole files, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from distill.models import HashNet, build
+from gallery.errors import CorruptFile
+from gallery.files import whole
+
+
+def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int) -> None:
+    """Writes a `HashNet`'s tensors, with what is needed to build it again in the file's header."""
+    _save(path, dict(net.state_dict()), {"name": name, "size": size, "bits": bits})
+
+
+def load_network(path: Path) -> HashNet:
+    """The inverse of `save_network`, in eval mode on the CPU; raises `CorruptFile` when the file is damaged."""
+    tensors, header = _load(path)
+    try:
+        net = build(header["name"], header["size"], header["bits"], seed=0)
+        net.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        raise CorruptFile("a network saved by Twinhash", f"{path}: {error}", "Restore it from its run.") from error
+    return net.eval()
+
+
+def save_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, key: str) -> None:
+    """Writes all that training needs to go on bit for bit after `step` steps.
+
+    key: what this training is; a state with another key is not taken up again.
+    """
+    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"opt.{i}.{k}": v for k, v in state.items()}
+    _save(path, tensors, {"step": step, "key": key})
+
+
+def load_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> int:
+    """Restores what `save_state` wrote and returns its step; 0, with nothing changed, where there is none for `key`."""
+    if not path.exists():
+        return 0
+    tensors, header = _load(path)
+    if header.get("key") != key:
+        return 0
+    net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("opt."):
+            _, i, field = name.split(".", 2)
+            states.setdefault(int(i), {})[field] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(header["step"])
+
+
+def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    with whole(path) as draft:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft, {"twinhash": json.dumps(header)}
+        )
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("twinhash", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CorruptFile(
+            "a readable safetensors file", f"{path}: {error}", "Restore it, or delete it to make it again."
+        ) from error

@@ -1,0 +1,188 @@
+"""The configuration: frozen, unknown keys refused, "auto" resolved in one place with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gallery.errors import InputError
+
+AutoInt = int | Literal["auto"]
+AutoFloat = float | Literal["auto"]
+
+
+class Model(BaseModel):
+    """Base of all parts: frozen, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fit(Model):
+    """How a network is trained."""
+
+    epochs: AutoInt = "auto"
+    """Passes over the training pictures."""
+    batch: int = Field(64, ge=2)
+    """Pictures a step."""
+    lr: AutoFloat = "auto"
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of the steps in which the rate rises."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    crop: AutoFloat = "auto"
+    """Smallest share of a picture's area that an augmented view shows; 1 shows all of it."""
+
+
+class StudentFit(Fit):
+    """How the student is distilled: center_weight * centers + instance_weight * agreement with the teacher's code."""
+
+    views: AutoInt = "auto"
+    """Stored views a picture; the teacher looks at each once, and the first is the whole picture."""
+    center_weight: float = Field(1.0, ge=0)
+    instance_weight: float = Field(10.0, ge=0)
+
+
+class Learning(Model):
+    """What is learned, from what, and how."""
+
+    teacher: str = "vit_b"
+    """Gallery network: vit_b, vit_s, resnet50, efficientnet_lite2, convnext_t, dinov2_b, ... or any timm name."""
+    student: str = "mobilenetv3"
+    """Query network: mobilenetv3, mobilenetv3_small, mobilenetv2, mobilenetv4, fastvit_t8, ... or any timm name."""
+    data: str = "embedded"
+    """embedded (a Fashion-MNIST subset), fashion_mnist, or your own: an image folder, a CSV or a Parquet manifest."""
+    bits: Literal[16, 32, 48, 64, 128] = 64
+    """Length of the code."""
+    teacher_size: AutoInt = "auto"
+    """Side of the teacher's square input, pixels."""
+    student_size: AutoInt = "auto"
+    """Side of the student's square input, pixels: the highest the phone can pay for."""
+    teacher_weights: Path | None = None
+    """Pretrained weights of the teacher's backbone; else TWINHASH_WEIGHTS, the hub, installed packages, or random."""
+    student_weights: Path | None = None
+    """Pretrained weights of the student's backbone, likewise."""
+    query_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of each class drawn as queries where the data has no split of its own."""
+    validation_fraction: float = Field(0.05, ge=0, lt=0.5)
+    """Share of the training pictures held out to watch the training."""
+    teacher_fit: Fit = Fit()
+    student_fit: StudentFit = StudentFit()
+    seed: int = Field(0, ge=0)
+    strict: bool = False
+    """A picture that cannot be read, or a file that cannot run here, is fatal."""
+
+
+class Start(Model):
+    """Where a network begins: its timm name, its weights in words, and the preprocessing they were trained with."""
+
+    name: str
+    source: str
+    random: bool
+    transformer: bool
+    """Made of matrix products: it wants a lower rate, and takes long on a CPU."""
+    patch: int
+    """Side of its patches, pixels, which its input must be a multiple of; 1 if it has none."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Resolved(Model):
+    """What every "auto" became; `reasons` says why, one sentence a choice."""
+
+    teacher: Start
+    student: Start
+    teacher_size: int
+    student_size: int
+    teacher_epochs: int
+    student_epochs: int
+    teacher_lr: float
+    student_lr: float
+    teacher_crop: float
+    student_crop: float
+    views: int
+    reasons: tuple[str, ...]
+
+
+NATIVE, CPU_LARGEST = 224, 128  # pixels
+SMALLEST = 48  # nine patches of a ViT; below it strides of 32 leave nothing to pool
+GRID = 16
+
+
+def resolve(learning: Learning, teacher: Start, student: Start, picture_size: int, gpu: bool) -> Resolved:
+    """Settles every "auto", the one place where that happens.
+
+    picture_size: median shorter side of the pictures, pixels
+    """
+    auto = _Auto()
+    why = f"the pictures have {picture_size} px{'' if gpu else f', and a CPU can train on {CPU_LARGEST}'}"
+    sizes = [_size(start, picture_size, gpu) for start in (teacher, student)]
+    teacher_size = auto("teacher size", learning.teacher_size, sizes[0], why)
+    student_size = auto("student size", learning.student_size, sizes[1], why)
+    device = "on a GPU" if gpu else "on a CPU"
+    fit, distil = learning.teacher_fit, learning.student_fit
+    start = {True: "from random weights", False: "from pretrained weights"}
+    slow = not gpu and teacher.transformer
+    epochs = (3 if slow else 30) if teacher.random else 8
+    epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
+    family = "a transformer" if teacher.transformer else "a convolutional network"
+    student_start = start[student.random]
+    return Resolved(
+        teacher=teacher,
+        student=student,
+        teacher_size=teacher_size,
+        student_size=student_size,
+        teacher_epochs=epochs,
+        student_epochs=auto("student epochs", distil.epochs, 15 if student.random else 10, student_start),
+        teacher_lr=auto("teacher rate", fit.lr, 3e-4 if teacher.transformer else 1e-3, family),
+        student_lr=auto("student rate", distil.lr, 2e-3 if student.random else 1e-3, student_start),
+        teacher_crop=auto("teacher crop", fit.crop, 1.0 if epochs < 5 else 0.3, f"{epochs} epochs"),
+        student_crop=auto("student crop", distil.crop, 0.3, "as measured best"),
+        views=auto(
+            "views", distil.views, 2 if slow else 8, "one look costs the teacher " + ("much" if slow else "little")
+        ),
+        reasons=tuple(auto.reasons),
+    )
+
+
+def _size(start: Start, picture_size: int, gpu: bool) -> int:
+    """The pictures' own size, rounded up to what the network divides by, within what the device can pay for."""
+    step = start.patch if start.patch > 1 else GRID
+    largest = NATIVE if gpu else CPU_LARGEST
+    wanted = min(max(SMALLEST, picture_size), largest)
+    return min(-(-wanted // step), largest // step) * step
+
+
+class _Auto:
+    """Returns the user's value, or the given one with its reason noted."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def __call__(self, what: str, asked: Any, value: Any, why: str) -> Any:
+        if asked != "auto":
+            return asked
+        self.reasons.append(f"{what} {value:g}: {why}")
+        return value
+
+
+def load_yaml(path: Path, kind: type[Model]) -> Any:
+    """Reads a configuration; every error names its key."""
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text()) or {})
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+        raise InputError(f"a valid configuration in {path}", found, "Correct or remove these keys.") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"a readable configuration in {path}", str(error), "Restore it, or use another run folder."
+        ) from error
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The configuration as YAML, in the order of its fields."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

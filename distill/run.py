@@ -1,0 +1,173 @@
+"""From photographs to a verified query model, in one command.
+
+    python distill/run.py --teacher vit_b --student mobilenetv3      # the embedded pictures, about 12 minutes on 2 cores
+    python distill/run.py --data my_catalogue/ --teacher efficientnet_lite2 --student mobilenetv3_small
+
+A teacher network hashes the gallery, once.  A student is distilled into its Hamming space, exported to ONNX, LiteRT and
+Core ML, and every exported file is executed: its codes must still find what the float student finds in the real index.
+Stopped or killed, the same command goes on where it was.  Exit codes: 0 passed, 1 the gate failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # a script's own folder comes first otherwise, and hides packages
+
+from distill.config import Learning
+from distill.runfolder import Run, open_run
+from export.artifact import DEFAULT_FORMS
+from gallery.console import log, show_log
+from gallery.errors import EXIT_BAD_INPUT, TwinhashError
+from mobile_eval import gate, results
+from mobile_eval.results import Limits, Results
+
+if TYPE_CHECKING:
+    from distill.stages import Class, Networks
+    from export.bundle import Manifest
+    from mobile_eval.prove import Proof
+
+
+EXIT_INTERRUPTED = 130
+
+
+class Command(Learning):
+    """Train a teacher, hash the gallery, distil a student, export it, and prove the files against the gallery."""
+
+    forms: tuple[str, ...] = DEFAULT_FORMS
+    """What to export: format-precision."""
+    gate: Limits = Limits()
+    """What a file may lose before the run fails."""
+    name: str = ""
+    """Name of the run folder; by default made of the networks, the data and the bits."""
+    runs: Path = Path("runs")
+    """Where run folders and the cache of decoded pictures live."""
+
+    @property
+    def title(self) -> str:
+        """The name of the run folder."""
+        return self.name or f"{self.teacher}-{self.student}-{Path(self.data).stem}-{self.bits}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    import tyro
+
+    command = tyro.cli(Command, args=arguments, description=__doc__)
+    show_log()
+    try:
+        with open_run(command.runs / command.title) as run:
+            return tell(run, command)
+    except TwinhashError as error:
+        log.error("Error: %s", error)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        log.warning("Stopped.  The same command goes on from here.")
+        return EXIT_INTERRUPTED
+
+
+def tell(run: Run, command: Command) -> int:
+    """The whole road, stage by stage; what an earlier process finished is read back."""
+    from distill import data, stages
+    from distill.engine import limit_threads
+    from export.forms import check_forms
+    from mobile_eval import report
+
+    limit_threads()
+    check_forms(command.forms)
+    changed = run.require_same("config", command, but=("forms", "gate", "name", "runs", "strict"))
+    run.forget(*({"export", "prove"} if "forms" in changed else {"prove"} if changed else ()))
+
+    plan = stages.settle(run, command, data.native_size(command.data))
+    with run.stage("data", f"reading {command.data}"):
+        sizes = {plan.teacher_size, plan.student_size}
+        options = command.model_dump(include={"seed", "query_fraction", "validation_fraction", "strict"})
+        pictures = data.load(command.data, sizes, command.runs / "cache", **options)
+    lesson = stages.Class(run, command, plan, pictures)
+    networks = stages.learn(lesson)
+    manifest = ship(lesson, networks, command)
+    outcome = prove(lesson, networks, manifest, command)
+
+    report.write_html(outcome, run.folder / "report.html")
+    report.print_tables(outcome)
+    log.info("report %s\nbundle %s", run.folder / "report.html", run.folder / "bundle")
+    return gate.exit_code(outcome.verdict)
+
+
+def ship(lesson: Class, networks: Networks, command: Command) -> Manifest:
+    """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
+    from export.bundle import open_bundle, write_bundle
+    from export.forms import export_all
+
+    run, plan = lesson.run, lesson.plan
+    if not run.done("export"):
+        with run.stage("export", f"writing {', '.join(command.forms)}"):
+            preprocessing, space = lesson.preprocessing(plan.student, plan.student_size), networks.space
+            made = export_all(networks.student, preprocessing, space.id, plan.student.name, command.forms, run.work)
+            write_bundle(run.folder / "bundle", made, space, lesson.centers, *lesson.golden(networks.student))
+    return open_bundle(run.folder / "bundle")
+
+
+def prove(lesson: Class, networks: Networks, manifest: Manifest, command: Command) -> Results:
+    """Executes every file over all queries; a proof that stands is read back, and judged by today's limits."""
+    from gallery.codes import pack
+    from mobile_eval.retrieval import retrieval_grid, spread
+    from mobile_eval.prove import Queries
+    from mobile_eval.prove import prove as execute
+
+    run, data, path = lesson.run, lesson.data, lesson.run.folder / "results.json"
+    if not run.done("prove"):
+        with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
+            cells, pixels = lesson.cells(networks), data.pixels[lesson.plan.student_size]
+            queries = Queries(pixels[data.query], data.labels[data.query], cells.student_queries, cells.teacher_queries)
+            codes = pack(cells.student_gallery)
+            proof = execute(run.folder / "bundle", manifest, queries, codes, networks.gallery, command.gate)
+            grid = retrieval_grid(
+                networks.gallery, spread(proof.score.per_query), pack(queries.student), queries.labels,
+                lambda query: queries.pixels[query], lambda hit: pixels[data.gallery[hit]], data.classes,
+            )  # fmt: skip
+            summarise(lesson, networks, proof, grid, command).save(path)
+    proved = results.load(path)
+    verdict = gate.check(proved.files, command.gate, proved.cells, command.strict)
+    proved = proved.model_copy(update={"limits": command.gate, "verdict": verdict})
+    proved.save(path)
+    return proved
+
+
+def summarise(lesson: Class, networks: Networks, proof: Proof, grid: tuple[results.GridRow, ...], command: Command) -> Results:
+    """The run as one typed record, the only source of tables, plots and the report."""
+    from distill.centers import min_distance
+    from mobile_eval.machine import describe
+
+    data = lesson.data
+    protocol = results.Protocol(
+        dataset=data.name, sentence=data.protocol, classes=len(data.classes), train=len(data.train),
+        validation=len(data.validation), gallery=len(data.gallery), query=len(data.query), seed=command.seed,
+    )  # fmt: skip
+    return Results(
+        created=results.now(),
+        command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]),
+        name=command.title,
+        seed=command.seed,
+        code_space=networks.space.id,
+        bits=command.bits,
+        center_distance=min_distance(lesson.centers),
+        protocol=protocol,
+        networks=tuple(results.Network(**facts) for facts in lesson.portraits(networks)),
+        cells=proof.cells,
+        files=proof.files,
+        limits=command.gate,
+        verdict=gate.check(proof.files, command.gate, proof.cells, command.strict),
+        curves=tuple(results.Curve(**curve) for curve in lesson.curves()),
+        grid=grid,
+        skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),
+        seconds=lesson.run.seconds,
+        machine=describe(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

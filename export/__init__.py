@@ -1,0 +1,1 @@
+"""SHIP: one deployable graph, quantized, in three formats, and the bundle that carries them."""

@@ -1,0 +1,48 @@
+"""What an export leaves behind: a file with its card and checksum, or the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.card import Card
+from gallery.files import sha256_of, size_of
+
+DEFAULT_FORMS = (
+    "onnx-fp32", "onnx-fp16", "onnx-int8-weights",
+    "litert-fp32", "litert-fp16", "litert-int8-weights",
+    "coreml-fp16", "coreml-int8-weights",
+)  # fmt: skip
+SMALL_WEIGHTS = 2048  # numbers; int8-weights leaves smaller tensors float: depthwise kernels, squeeze-excite gates
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A shipped file (Core ML: a folder), whole on disk.
+
+    format: "onnx", "litert" or "coreml"; sha256, bytes: of the file, or over the folder (`gallery.files`)
+    """
+
+    path: Path
+    format: str
+    card: Card
+    sha256: str
+    bytes: int
+
+    @property
+    def form(self) -> str:
+        """Format and precision, the name people use: "onnx-fp32", "litert-int8-weights"."""
+        return f"{self.format}-{self.card.precision}"
+
+    @staticmethod
+    def of(path: Path, format: str, card: Card) -> Artifact:
+        """Describes the finished file at `path`."""
+        return Artifact(path, format, card, sha256_of(path), size_of(path))
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A form that could not be made, and why: a row in the report, not a crash."""
+
+    form: str
+    reason: str

@@ -1,0 +1,238 @@
+"""The bundle: what an app engineer receives, and the check that it is what was signed off."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.artifact import Artifact, Refused
+from export.card import Card
+from export.cards import read_card
+from gallery import codespace
+from gallery.codes import Codes, pack
+from gallery.codespace import CodeSpace
+from gallery.errors import CorruptFile, InputError
+from gallery.files import sha256_of, size_of, whole, write_json
+
+MANIFEST, GOLDEN, README, VERSION = "manifest.json", "golden.json", "README.md", 1
+MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
+FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml"}
+_REFUSED = {"form": str, "reason": str}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds.
+
+    files:   the models, their paths inside the folder that was opened
+    refused: the forms that could not be made, and why
+    """
+
+    space: CodeSpace
+    files: tuple[Artifact, ...]
+    refused: tuple[Refused, ...]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Pictures uint8 `[n, S, S, 3]` with the float student's codes `[n, bits/8]` and logits `[n, bits]`."""
+
+    images: NDArray[np.uint8]
+    codes: Codes
+    logits: NDArray[np.float32]
+
+
+def write_bundle(
+    folder: Path, made: Sequence[Artifact | Refused], space: CodeSpace, centers: NDArray[np.int8],
+    golden_images: NDArray[np.uint8], golden_codes: Codes, golden_logits: NDArray[np.float32],
+) -> Manifest:  # fmt: skip
+    """Writes the folder, whole or not at all, from copies of what was made, and opens it with every check.
+
+    made:     what `export.forms.export_all` returned; a refused form is named in the manifest
+    golden_*: as in `Golden`
+    Raises `InputError` when the parts do not fit together, `CodeSpaceMismatch` for a stranger among the artifacts,
+    `CorruptFile` when one changed after its export.
+    """
+    golden = Golden(golden_images, golden_codes, golden_logits)
+    artifacts = [one for one in made if isinstance(one, Artifact)]
+    refused = [one for one in made if isinstance(one, Refused)]
+    _check_parts(artifacts, refused, space, golden)
+    with whole(folder) as draft:
+        draft.mkdir()
+        for artifact in artifacts:
+            (shutil.copytree if artifact.path.is_dir() else shutil.copy)(artifact.path, draft / artifact.path.name)
+        codespace.save(draft, space, centers)
+        _write_golden(draft, golden)
+        (draft / README).write_text(_readme(artifacts, space), "utf-8")
+        write_json(draft / MANIFEST, _record(draft, artifacts, refused, space))
+        open_bundle(draft)
+    return open_bundle(folder)
+
+
+def open_bundle(folder: Path) -> Manifest:
+    """Reads and verifies a bundle: names, links, sizes, checksums, code space, and the card inside every model.
+
+    Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says.
+    """
+    record = _read_manifest(folder / MANIFEST)
+    space, files = CodeSpace.from_dict(record["code_space"]), record["files"]
+    _check_names(folder, set(files))
+    for name, entry in files.items():
+        _check_bytes(folder / name, name, entry)
+    if codespace.load(folder)[0] != space:
+        raise CorruptFile(f"the manifest's code space in {codespace.FILE}", "another one", "Restore the bundle.")
+    models = {name: _model(folder / name, entry) for name, entry in files.items() if "card" in entry}
+    for name, model in models.items():
+        _check_card(model.card, space, name)
+    return Manifest(space, tuple(models.values()), tuple(Refused(**one) for one in record["refused"]))
+
+
+def read_golden(folder: Path) -> Golden:
+    """The golden pictures of a bundle, by their place in the list; raises `CorruptFile` if they cannot be read."""
+    from PIL import Image
+
+    try:
+        rows = json.loads((folder / GOLDEN).read_text("utf-8"))
+        images = np.stack([np.asarray(Image.open(folder / _picture(i)).convert("RGB")) for i in range(len(rows))])
+        codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
+        return Golden(images, codes, np.array([row["logits"] for row in rows], np.float32))
+    except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
+        raise CorruptFile(f"golden pictures with codes in {folder}", str(error), "Restore the bundle.") from error
+
+
+def _check_parts(artifacts: Sequence[Artifact], refused: Sequence[Refused], space: CodeSpace, golden: Golden) -> None:
+    names = [artifact.path.name for artifact in artifacts]
+    if not names or len(set(names)) < len(names):
+        found = ", ".join(names) or "; ".join(f"{one.form}: {one.reason}" for one in refused) or "none"
+        raise InputError("exported files with names of their own", found, "Export at least one form that can be made.")
+    for artifact in artifacts:
+        _check_card(artifact.card, space, artifact.path.name)
+        if sha256_of(artifact.path) != artifact.sha256:
+            raise CorruptFile(f"{artifact.path.name} as it was exported", "other bytes", "Export it again.")
+    size, count = artifacts[0].card.size, len(golden.images)
+    fits = golden.images.shape == (count, size, size, 3) and golden.logits.shape == (count, space.bits)
+    if not (fits and count and np.array_equal(pack(golden.logits), golden.codes)):
+        found = f"{list(golden.images.shape)} with logits {list(golden.logits.shape)}"
+        fix = "Take all three from the float student."
+        raise InputError(f"golden pictures [n, {size}, {size}, 3] with {space.bits} logits and their codes", found, fix)
+
+
+def _check_card(card: Card, space: CodeSpace, name: str) -> None:
+    space.require(card.code_space, "the bundle", name)
+    said, meant = (card.bits, card.bit_rule, card.bit_order), (space.bits, space.bit_rule, space.bit_order)
+    if said != meant:
+        raise CorruptFile(f"a card of {meant} in {name}", str(said), "Export it again.")
+
+
+def _write_golden(folder: Path, golden: Golden) -> None:
+    from PIL import Image
+
+    (folder / "golden").mkdir()
+    rows = []
+    for i, (image, code, logits) in enumerate(zip(golden.images, golden.codes, golden.logits, strict=True)):
+        Image.fromarray(image).save(folder / _picture(i))
+        nine_digits = [float(f"{value:.9g}") for value in logits]  # what a float32 needs to come back as it was
+        rows.append({"file": _picture(i), "code": code.tobytes().hex(), "logits": nine_digits})
+    write_json(folder / GOLDEN, rows)
+
+
+def _picture(place: int) -> str:
+    return f"golden/{place:03}.png"
+
+
+def _readme(artifacts: Sequence[Artifact], space: CodeSpace) -> str:
+    rows = [f"| `{a.path.name}` | {a.format} | {a.card.precision} | {a.bytes / 1e6:.1f} MB |" for a in artifacts]
+    onnx = next((a.path.name for a in artifacts if a.format == "onnx"), "query-fp32.onnx")
+    card = artifacts[0].card
+    text = Template(Path(__file__).with_name("bundle_readme.md").read_text("utf-8"))
+    return text.substitute(
+        files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=card.size,
+        resize=card.resize, student=card.student, onnx=onnx,
+    )  # fmt: skip
+
+
+def _record(
+    folder: Path, artifacts: Sequence[Artifact], refused: Sequence[Refused], space: CodeSpace
+) -> dict[str, Any]:
+    models = {a.path.name: {"format": a.format, "card": dataclasses.asdict(a.card)} for a in artifacts}
+    others = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    others = [name for name in others if name.split("/")[0] not in models]
+    files = {
+        name: {"sha256": sha256_of(folder / name), "bytes": size_of(folder / name), **models.get(name, {})}
+        for name in [*models, *sorted(others)]
+    }
+    rows = [dataclasses.asdict(one) for one in refused]
+    return {"version": VERSION, "code_space": space.to_dict(), "files": files, "refused": rows}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest's record; every key and type is checked, and the text must be as `write_bundle` writes it."""
+    try:
+        if path.is_symlink() or path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"a link, or more than {MAX_MANIFEST_BYTES} bytes")
+        text = path.read_text("utf-8")
+        record = json.loads(text)
+        if set(record) != {"version", "code_space", "files", "refused"} or record["version"] != VERSION:
+            raise ValueError(f"not the fields of version {VERSION}")
+        if not isinstance(record["code_space"], dict):
+            raise ValueError("no code space")
+        if any({key: type(value) for key, value in one.items()} != _REFUSED for one in record["refused"]):
+            raise ValueError("a refused form without its reason")
+        for name, entry in record["files"].items():
+            _check_entry(name, entry)
+        if text != json.dumps(record, indent=1, ensure_ascii=False) + "\n":
+            raise ValueError("edited text")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(f"a bundle's manifest at {path}", str(error), "Restore the bundle from its run.") from error
+    return dict(record)
+
+
+def _check_entry(name: str, entry: dict[str, Any]) -> None:
+    if not _NAME.fullmatch(name) or name == MANIFEST:
+        raise ValueError(f"the name {name!r}, which may not be in a bundle")
+    kind = FORMATS.get(Path(name).suffix)
+    expected = {"sha256": str, "bytes": int} | ({"format": str, "card": dict} if kind else {})
+    if {key: type(value) for key, value in entry.items()} != expected or entry.get("format") != kind:
+        raise ValueError(f"the entry of {name}")
+
+
+def _check_names(folder: Path, listed: set[str]) -> None:
+    """Exactly the listed entries and the manifest are there, and nothing is a link or a device."""
+    parents = {name.split("/")[0] for name in listed if "/" in name}
+    found = set()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CorruptFile(f"plain files in {folder}", f"{name}, a link or a device", "Restore the bundle.")
+        inside = any(name.startswith(f"{entry}/") for entry in listed)
+        if not inside and name != MANIFEST and not (path.is_dir() and name in parents):
+            found.add(name)
+    for what, names in (("nothing but the listed files", found - listed), ("every listed file", listed - found)):
+        if names:
+            raise CorruptFile(f"{what} in {folder}", ", ".join(sorted(names)[:5]), "Restore the bundle.")
+
+
+def _check_bytes(path: Path, name: str, entry: dict[str, Any]) -> None:
+    size = size_of(path)
+    digest = sha256_of(path) if size == entry["bytes"] else "not computed"
+    if digest != entry["sha256"]:
+        expected, found = f"{entry['bytes']} bytes, sha256 {entry['sha256'][:16]}", f"{size} bytes, {digest[:16]}"
+        raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")
+
+
+def _model(path: Path, entry: dict[str, Any]) -> Artifact:
+    card = read_card(path)
+    if dataclasses.asdict(card) != entry["card"]:
+        raise CorruptFile(f"the manifest's card in {path.name}", card.to_json(), "Restore the bundle.")
+    return Artifact(path, entry["format"], card, entry["sha256"], entry["bytes"])

@@ -1,0 +1,69 @@
+"""Batch norm joins the layer before it: with s = g / sqrt(v + eps), `w' = w s` and `b' = (b - m) s + beta`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from gallery.console import log
+
+
+def fold_batch_norm(net: nn.Module) -> int:
+    """Folds, in place, each batch norm that reads one convolution or linear layer which nothing else reads.
+
+    The module tree keeps its names: the layer takes the folded weights, the norm becomes its activation
+    (timm's BatchNormAct2d) or nothing.  A network that `torch.fx` cannot trace stays as it is, which costs no
+    accuracy: the converters fold most of it again.  Returns the number of norms folded.
+    """
+    pairs = _pairs(net)
+    for layer, norm in pairs:
+        before, bn = net.get_submodule(layer), net.get_submodule(norm)
+        fuse: Any = fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
+        net.set_submodule(layer, fuse(before, bn))
+        net.set_submodule(norm, _activation_of(bn))
+    return len(pairs)
+
+
+def _pairs(net: nn.Module) -> list[tuple[str, str]]:
+    """Names of (layer, batch norm) that can become one."""
+    try:
+        graph = _Tracer().trace(net)
+    except Exception as error:  # noqa: BLE001  (tracing runs the network's own code, which may raise anything)
+        log.info("batch norm stays as it is, torch.fx cannot trace %s: %s", type(net).__name__, error)
+        return []
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    found = []
+    for node in graph.nodes:
+        if not _calls(net, node, _BatchNorm) or calls[node.target] > 1 or not _is_frozen(net, node.target):
+            continue
+        source = node.args[0]
+        if _calls(net, source, (nn.Conv2d, nn.Linear)) and calls[source.target] == 1 and len(source.users) == 1:
+            found.append((source.target, node.target))
+    return found
+
+
+def _calls(net: nn.Module, node: Any, kind: Any) -> bool:
+    is_call = isinstance(node, fx.Node) and node.op == "call_module"
+    return is_call and isinstance(net.get_submodule(node.target), kind)
+
+
+def _is_frozen(net: nn.Module, name: str) -> bool:
+    return net.get_submodule(name).running_var is not None  # without running statistics it is no constant
+
+
+def _activation_of(norm: nn.Module) -> nn.Module:
+    parts = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    parts = [part for part in parts if not isinstance(part, nn.Identity)]
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else nn.Identity()
+
+
+class _Tracer(fx.Tracer):
+    """Keeps layers and norms whole, timm's subclasses too: norms with an activation, convolutions that pad."""
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (nn.Conv2d, nn.Linear, _BatchNorm)) or super().is_leaf_module(m, module_qualified_name)

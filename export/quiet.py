@@ -1,0 +1,37 @@
+"""Converters talk a lot; none of it is for the person who exports."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gallery.console import log
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Sends stdout, stderr (C++ included) and warnings to the debug log; exceptions pass."""
+    _flush()
+    kept = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile() as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            yield
+        finally:
+            _flush()
+            for number, handle in enumerate(kept, 1):
+                os.dup2(handle, number)
+                os.close(handle)
+            said.seek(0)
+            log.debug("%s", said.read().decode(errors="replace"))
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,118 @@
+"""Core ML (.mlpackage, ML Program, iOS 16 and macOS 13 or later): image in, normalisation inside, batch 1."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from export.artifact import SMALL_WEIGHTS, Artifact
+from export.card import KEY, Card
+from export.cards import SPEC
+from export.query_model import QueryModel
+from gallery.files import whole
+
+FORMAT, SUFFIX, LAYOUT = "coreml", ".mlpackage", "image"
+PRECISIONS = ("fp32", "fp16", "int8-weights")
+_DATED = "com.github.apple.coremltools.conversion_date"
+
+
+def to_coreml(model: QueryModel, card: Card, path: Path) -> Artifact:
+    """Writes `model` at `card.precision`: an RGB image to codes int32 `[1, bits/8]` and logits float32.
+
+    Core ML has no uint8 output and int8 stops at 127, so each code byte travels as an int32.
+    """
+    return write(convert(model), card, path)
+
+
+def convert(model: QueryModel) -> Programs:
+    """The exported graph, from which each precision is made when it is asked for."""
+    return Programs(model)
+
+
+class Programs:
+    """A query model as torch.export sees it, and its ML Programs: float32 and float16 are separate conversions."""
+
+    def __init__(self, model: QueryModel) -> None:
+        import torch
+
+        self.size = model.size
+        pixels = torch.zeros(1, 3, model.size, model.size)
+        self.exported = torch.export.export(_image_graph(model), (pixels,)).run_decompositions({})
+
+    @cached_property
+    def fp32(self) -> Any:
+        return self._converted("FLOAT32")
+
+    @cached_property
+    def fp16(self) -> Any:
+        return self._converted("FLOAT16")
+
+    @cached_property
+    def int8_weights(self) -> Any:
+        """fp16 activations; the larger weights are int8 with one scale per output channel."""
+        from coremltools.optimize import coreml as optimize
+
+        rule = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALL_WEIGHTS)
+        return optimize.linear_quantize_weights(self.fp16, optimize.OptimizationConfig(rule))
+
+    def _converted(self, precision: str) -> Any:
+        import coremltools as ct
+        import numpy as np
+
+        image = ct.ImageType("image", (1, 3, self.size, self.size), color_layout=ct.colorlayout.RGB)
+        return ct.convert(
+            self.exported, convert_to="mlprogram", inputs=[image], skip_model_load=True,
+            outputs=[ct.TensorType("codes", dtype=np.int32), ct.TensorType("logits", dtype=np.float32)],
+            compute_precision=ct.precision[precision], minimum_deployment_target=ct.target.iOS16,
+        )  # fmt: skip
+
+
+def write(programs: Programs, card: Card, path: Path) -> Artifact:
+    """Picks the program of `card.precision`, embeds the card, and writes the package."""
+    program = getattr(programs, card.precision.replace("-", "_"))
+    program.user_defined_metadata[KEY] = card.to_json()
+    with whole(path) as draft:
+        program.save(str(draft))
+        _tidy(draft)
+    return Artifact.of(path, FORMAT, card)
+
+
+def _image_graph(model: QueryModel) -> Any:
+    import torch
+    from torch import Tensor, nn
+
+    class ImageGraph(nn.Module):
+        """Pixels 0..255 as Core ML hands over an image, float `[1, 3, S, S]`."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = model
+
+        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.query.logits(pixels)
+            return self.query.packed(logits).to(torch.int32), logits
+
+    return ImageGraph().eval()
+
+
+def _tidy(package: Path) -> None:
+    """Two exports of one network shall be equal, and readable by others.
+
+    Drops the debug map, the date, random item names, the order of protobuf maps, and owner-only permissions.
+    """
+    from coremltools.proto import Model_pb2
+
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    spec = Model_pb2.Model()
+    spec.ParseFromString((package / SPEC).read_bytes())
+    spec.description.metadata.userDefined.pop(_DATED, None)
+    (package / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+    listing = (package / "Manifest.json").read_text()
+    for name, item in json.loads(listing)["itemInfoEntries"].items():
+        listing = listing.replace(name, str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])))
+    (package / "Manifest.json").write_text(json.dumps(json.loads(listing), indent=1, sort_keys=True) + "\n")
+    for item in package.rglob("*"):
+        item.chmod(0o755 if item.is_dir() else 0o644)

@@ -1,0 +1,1 @@
+"""SERVE: codes, code space, metrics, index, and encoding the gallery.  The ground floor: it imports no other folder."""

@@ -1,0 +1,120 @@
+"""The code space: who speaks which Hamming code, and the refusal to mix two of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.codes import BIT_ORDER, BIT_RULE, check_bits, pack
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+from gallery.files import whole, write_json
+
+FILE, CENTERS = "codespace.json", "centers.npy"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a decoded RGB picture becomes a network's input.
+
+    size:   side of the square input, pixels
+    resize: the rule in words, followed by everyone who feeds the network
+    mean, std: per channel, on pixels scaled to 0..1
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "shorter side to size (bilinear, antialiased), centre crop"
+
+
+@dataclass(frozen=True)
+class CodeSpace:
+    """What a gallery, a student and every exported file must share to be comparable.
+
+    teacher_sha256 and centers_sha256 are the hashes of `teacher.safetensors` and of the packed centers.
+    """
+
+    bits: int
+    classes: tuple[str, ...]
+    teacher: str
+    teacher_sha256: str
+    centers_sha256: str
+    preprocessing: Preprocessing
+    bit_rule: str = BIT_RULE
+    bit_order: str = BIT_ORDER
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits over exactly what decides compatibility: the names of the classes do not."""
+        decisive = {k: v for k, v in dataclasses.asdict(self).items() if k != "classes"}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    def require(self, other_id: str | None, mine: str, theirs: str) -> None:
+        """Raises `CodeSpaceMismatch` unless `other_id` is this space's id.
+
+        mine, theirs: what the two sides are called in the message, e.g. "the gallery", "student.onnx".
+        """
+        if not other_id:
+            raise CodeSpaceMismatch(
+                f"{theirs} to carry a code space", "none", f"Export or encode {theirs} again with Twinhash."
+            )
+        if other_id != self.id:
+            raise CodeSpaceMismatch(
+                f"{theirs} in code space {self.id}, that of {mine}",
+                f"code space {other_id}",
+                f"{theirs} is stale or belongs to another teacher: make it again from the run that made {mine}.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the id beside the fields it is made of."""
+        return {"id": self.id, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> CodeSpace:
+        """The inverse of `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit."""
+        try:
+            fields = {k: v for k, v in record.items() if k != "id"}
+            pre = fields.pop("preprocessing")
+            pre = Preprocessing(**{**pre, "mean": tuple(pre["mean"]), "std": tuple(pre["std"])})
+            space = CodeSpace(**{**fields, "classes": tuple(fields["classes"]), "preprocessing": pre})
+        except (KeyError, TypeError, AttributeError, InputError) as error:
+            raise CorruptFile(
+                "a complete code space", f"a damaged one ({error})", "Restore it from its run."
+            ) from error
+        if record.get("id") != space.id:
+            raise CorruptFile(f"code space id {space.id}", str(record.get("id")), "The file was edited: restore it.")
+        return space
+
+
+def hash_centers(centers: NDArray[np.int8]) -> str:
+    """SHA-256 of +-1 centers `[classes, bits]` in their packed form."""
+    return hashlib.sha256(pack(centers).tobytes()).hexdigest()
+
+
+def save(folder: Path, space: CodeSpace, centers: NDArray[np.int8]) -> None:
+    """Writes `centers.npy` (int8, +-1, `[classes, bits]`), then `codespace.json`, each whole."""
+    with whole(folder / CENTERS) as draft, draft.open("wb") as stream:
+        np.save(stream, centers.astype(np.int8), allow_pickle=False)
+    write_json(folder / FILE, space.to_dict())
+
+
+def load(folder: Path) -> tuple[CodeSpace, NDArray[np.int8]]:
+    """Reads what `save` wrote; raises `CorruptFile` if the centers are not those of the space."""
+    try:
+        space = CodeSpace.from_dict(json.loads((folder / FILE).read_text()))
+        centers: NDArray[np.int8] = np.load(folder / CENTERS, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"{FILE} and {CENTERS} in {folder}", str(error), "Restore them from the run.") from error
+    if centers.shape[1:] != (space.bits,) or hash_centers(centers) != space.centers_sha256:
+        raise CorruptFile(f"the centers of code space {space.id}", "other centers", f"Restore {folder / CENTERS}.")
+    return space, centers

@@ -1,0 +1,101 @@
+"""Files that appear whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 20
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path`; on success it is fsynced and renamed onto `path`, on failure removed.
+
+    Works for files and for directories (a Core ML package, a LanceDB table).  An existing `path` stays as
+    it was until the rename; a directory is moved aside first because rename(2) cannot replace a full one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        draft = beside / path.name
+        yield draft
+        _sync(draft)
+        _replace(draft, path, beside / "old")
+        _sync_one(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace(draft: Path, path: Path, aside: Path) -> None:
+    """Renames `draft` onto `path`; what rename(2) cannot replace goes `aside` first, and back should the rest fail."""
+    try:
+        while not _renamed(draft, path):  # more than once when other writers come between: the last one wins
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                path.rename(aside)
+    except BaseException:
+        with suppress(OSError):
+            aside.rename(path)
+        raise
+
+
+def _renamed(draft: Path, path: Path) -> bool:
+    try:
+        os.replace(draft, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+            raise
+        return False
+    return True
+
+
+def write_whole(path: Path, data: bytes | str) -> Path:
+    """Writes `data` to `path` atomically; text is UTF-8."""
+    with whole(path) as draft:
+        draft.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes `value` as indented JSON, atomically."""
+    return write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file; of a directory, the hash over its sorted `relative name, file hash` lines."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _sync(path: Path) -> None:
+    for item in [path, *(path.rglob("*") if path.is_dir() else [])]:
+        _sync_one(item)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    with suppress(OSError):  # some file systems refuse to fsync a directory; the rename is still atomic there
+        os.fsync(handle)
+    os.close(handle)

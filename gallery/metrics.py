@@ -1,0 +1,149 @@
+"""Retrieval quality from Hamming distances, with ties counted for what they are.
+
+A ranking by Hamming distance is mostly ties, and the order inside a tie is whatever the sort made of it: on one set of
+codes it moved mAP by up to five points.  Here every figure is the expectation over all orders, in closed form.
+
+With distances d = 0..bits, n_d items at d, p_d of them relevant, N_d and P_d those at smaller distances, H the harmonic
+numbers, R = top_k and s_d the places of d's items that lie within the first R (McSherry & Najork 2008):
+
+    E[sum of precisions at d] = p_d/n_d sum_{t=N_d+1}^{N_d+s_d} (P_d + 1 + (t-N_d-1) g_d) / t,   g_d = (p_d-1)/(n_d-1)
+                              = p_d/n_d [(P_d + 1 - g_d (N_d+1)) (H(N_d+s_d) - H(N_d)) + g_d s_d]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.codes import Codes
+from gallery.counting import Counts, Labels, count_by_distance
+from gallery.errors import InputError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalScore:
+    """Mean average precision over `queries` queries against `gallery` items.
+
+    map:           expected AP over min(top_k, all relevant items), averaged over the queries
+    map_retrieved: the literature's denominator, the relevant items among the first top_k; flatters a short top_k
+    per_query:     float64 `[queries]`, the AP behind `map`
+    unanswerable:  queries without any relevant item; their AP is 0 in both means, as in the literature's code
+    """
+
+    map: float
+    map_retrieved: float
+    per_query: Floats
+    queries: int
+    gallery: int
+    top_k: int | None
+    unanswerable: int
+
+    @property
+    def protocol(self) -> str:
+        """One sentence to stand beside the number."""
+        cut = self.top_k or "all"
+        return (f"mAP@{cut}, {self.queries} queries x {self.gallery} gallery items, expected over the order of ties, "
+                f"over min({cut}, all relevant); {self.unanswerable} queries without relevant items count as 0")
+
+
+@dataclass(frozen=True)
+class RadiusScore:
+    """Precision among the items within a Hamming radius: 0 for a query with an empty ball; `empty` is their share."""
+
+    precision: float
+    empty: float
+    radius: int
+
+
+def mean_average_precision(
+    query_codes: Codes, gallery_codes: Codes, query_labels: Labels, gallery_labels: Labels, top_k: int | None = None
+) -> RetrievalScore:
+    """Tie-aware mAP@top_k (None: the whole gallery) of packed codes uint8 `[n, bytes]`.
+
+    Labels are int `[n]` or multi-hot bool `[n, classes]`: relevant is what shares at least one label.
+    Raises `InputError` for shapes that do not fit together and for top_k below 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise InputError("top_k of at least 1, or None for the whole gallery", str(top_k), "Change top_k.")
+    everyone, relevant = count_by_distance(query_codes, gallery_codes, query_labels, gallery_labels)
+    cut = min(top_k or len(gallery_codes), len(gallery_codes))
+    ranks = _Ranks.of(everyone, relevant, cut)
+    per_query = ranks.precisions.sum(1) / np.maximum(np.minimum(cut, relevant.sum(1)), 1)
+    retrieved = _over_retrieved(ranks)
+    return RetrievalScore(float(per_query.mean()), float(retrieved.mean()), per_query, len(query_codes),
+                          len(gallery_codes), top_k, int((relevant.sum(1) == 0).sum()))
+
+
+def precision_within_radius(
+    query_codes: Codes, gallery_codes: Codes, query_labels: Labels, gallery_labels: Labels, radius: int = 2
+) -> RadiusScore:
+    """P@(H <= radius), averaged over the queries; arguments as in `mean_average_precision`."""
+    if radius < 0:
+        raise InputError("a radius of at least 0", str(radius), "Change the radius.")
+    everyone, relevant = (
+        counts[:, : radius + 1].sum(1)
+        for counts in count_by_distance(query_codes, gallery_codes, query_labels, gallery_labels)
+    )
+    return RadiusScore(float((relevant / np.maximum(everyone, 1)).mean()), float((everyone == 0).mean()), radius)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranks:
+    """Per query and distance, `[queries, bits+1]`: n, p, N, P, s and the sum of precisions of the module text."""
+
+    n: Counts
+    p: Counts
+    before: Counts
+    found: Counts
+    slots: Counts
+    precisions: Floats
+    harmonic: Floats
+
+    @staticmethod
+    def of(n: Counts, p: Counts, cut: int) -> _Ranks:
+        before, found = np.cumsum(n, axis=1) - n, np.cumsum(p, axis=1) - p
+        slots = np.clip(cut - before, 0, n)
+        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, cut + 1))])
+        precisions = _precisions(p, n, np.minimum(before, cut), found, slots, harmonic)
+        return _Ranks(n, p, before, found, slots, precisions, harmonic)
+
+
+def _precisions(p: Any, n: Any, before: Any, found: Any, slots: Any, harmonic: Floats) -> Floats:
+    """The formula of the module text; any broadcastable integer arrays, 0 where n = 0."""
+    growth = (p - 1) / np.maximum(n - 1, 1) * (n > 1)
+    spread = harmonic[before + slots] - harmonic[before]
+    sums: Floats = p / np.maximum(n, 1) * ((found + 1 - growth * (before + 1)) * spread + growth * slots)
+    return sums
+
+
+def _over_retrieved(ranks: _Ranks) -> Floats:
+    """Expected AP `[queries]` over the relevant items within the cut: a random number where the cut splits a tie."""
+    from scipy.special import gammaln
+
+    whole = ranks.slots == ranks.n
+    sums, hits = (ranks.precisions * whole).sum(1), (ranks.p * whole).sum(1)
+    score: Floats = sums / np.maximum(hits, 1)
+    log_factorial = gammaln(np.arange(ranks.n.max() + 1) + 1.0)
+    split = ~whole & (ranks.slots > 0) & (ranks.p > 0)
+    for query, d in zip(*np.nonzero(split), strict=True):  # at most one distance a query
+        p, n, slots = (int(a[query, d]) for a in (ranks.p, ranks.n, ranks.slots))
+        drawn = np.arange(max(0, slots - (n - p)), min(slots, p) + 1)
+        last = _precisions(drawn, slots, ranks.before[query, d], hits[query], slots, ranks.harmonic)
+        chance = _hypergeometric(drawn, slots, p, n, log_factorial)
+        score[query] = chance @ ((sums[query] + last) / np.maximum(hits[query] + drawn, 1))
+    return score
+
+
+def _hypergeometric(drawn: Counts, slots: int, p: int, n: int, log_factorial: Floats) -> Floats:
+    """The chance that `drawn` of the p relevant among n items fall into `slots` places."""
+
+    def log_choose(a: int, b: Counts | int) -> Any:
+        return log_factorial[a] - log_factorial[b] - log_factorial[a - b]
+
+    chance: Floats = np.exp(log_choose(p, drawn) + log_choose(n - p, slots - drawn) - log_choose(n, slots))
+    return chance

@@ -1,0 +1,198 @@
+"""Does a shipped file still speak the gallery's code?  Its bits against the float student's, its mAP in the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.card import Card
+from gallery.codes import Codes, pack, unpack
+from gallery.codespace import CodeSpace
+from gallery.console import track
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from gallery.files import sha256_of, size_of
+from gallery.index import GalleryIndex
+from gallery.metrics import RetrievalScore, mean_average_precision
+from mobile_eval import latency
+from mobile_eval.results import FileRow, Limits, Worst
+from mobile_eval.runtimes import Runtime
+
+CHUNK = 64  # pictures a call: bounds the memory of engines that batch, and moves the progress bar
+WORST = 5
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+NO_ENGINE = (MissingBackend, ImportError, NotImplementedError)  # the file may be sound; this place cannot tell
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What every file is held against.  Made by `reference`.
+
+    pixels, logits, labels: the queries `[Q, S, S, 3]`, the float student's logits `[Q, bits]`, int or multi-hot labels
+    map, map_retrieved: of the float student's codes in the gallery, over the first top_k (None: all)
+    """
+
+    pixels: Pixels
+    logits: Logits
+    labels: NDArray[Any]
+    space: CodeSpace
+    gallery_codes: Codes
+    gallery_labels: NDArray[Any]
+    top_k: int | None
+    tolerance: float
+    map: float = np.nan
+    map_retrieved: float = np.nan
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A file of the bundle, at `root`/`path`.
+
+    form: its name in tables, "onnx-fp32"; sha256: what the manifest promises (empty: not compared)
+    """
+
+    form: str
+    format: str
+    precision: str
+    path: str
+    root: Path
+    sha256: str = ""
+
+
+def reference(
+    pixels: Pixels,
+    logits: Logits,
+    labels: NDArray[Any],
+    gallery: GalleryIndex,
+    top_k: int | None = None,
+    tolerance: float = Limits().tolerance,
+) -> Reference:
+    """Reads the gallery once and scores the float student in it.
+
+    Raises `InputError` when the logits are not one finite row of the space's bits a query.
+    """
+    logits = np.asarray(logits, np.float32)
+    if logits.shape != (len(pixels), gallery.space.bits) or not np.isfinite(logits).all():
+        raise InputError(
+            f"finite float-student logits {(len(pixels), gallery.space.bits)}",
+            f"{logits.shape}, {int(np.isfinite(logits).sum())} finite",
+            "Compute them on these queries.",
+        )
+    bare = Reference(pixels, logits, labels, gallery.space, gallery.codes(), gallery.labels(), top_k, tolerance)
+    score = _score(pack(logits), bare)
+    return replace(bare, map=score.map, map_retrieved=score.map_retrieved)
+
+
+def check_file(
+    file: Shipped,
+    against: Reference,
+    open_model: Callable[[Path], Runtime],
+    samples: int = latency.SAMPLES,
+    max_seconds: float = latency.MAX_SECONDS,
+) -> FileRow:
+    """Executes one file over all queries and times it; whatever stops it becomes the row's reason.
+
+    Raises only `CodeSpaceMismatch`: a file of another code space must not be compared at all.
+    """
+    row = FileRow(form=file.form, format=file.format, precision=file.precision, path=file.path, status="not run")
+    try:
+        row = row.model_copy(update=_identity(file))
+        return _ran(row, file.root / file.path, against, open_model, samples, max_seconds)
+    except CodeSpaceMismatch:
+        raise
+    except NO_ENGINE as error:
+        return row.model_copy(update={"reason": f"{type(error).__name__}: {error}"})
+    except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
+        return row.model_copy(update={"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+
+
+def compare(codes: Codes, logits: Logits, against: Reference) -> dict[str, Any]:
+    """The flips and mAP fields of a `FileRow`, from a file's codes `[Q, bits/8]` and logits `[Q, bits]`."""
+    flipped = unpack(codes) != (against.logits > 0)
+    score = _score(codes, against).map
+    return {
+        "bits_compared": flipped.size,
+        "bits_flipped": int(flipped.sum()),
+        "flip_rate": float(flipped.mean()),
+        "flips_beyond_tolerance": int((flipped & (np.abs(against.logits) > against.tolerance)).sum()),
+        "predicted_flip_rate": predicted_flip_rate(against.logits, logits - against.logits),
+        "worst": worst_queries(flipped),
+        "map": score,
+        "map_drop": against.map - score,
+    }
+
+
+def predicted_flip_rate(logits: Logits, error: Logits) -> float:
+    """The share of bits that `error` must flip: p(0) * mean|error|, p(0) being the density of the logits at zero.
+
+    A bit of logit z flips when the error crosses zero: P = integral of p(z) P(error crosses z) = p(0) E|error| for an
+    error that is small against the scale on which p varies.  p(0) is taken from the n**(2/3) logits nearest zero (or,
+    for coarse quantization, from all within mean|error|), and so is E|error|: quantization errors grow with the
+    logit, and only those near zero can flip it.  Not a number (or infinite) when an error is.
+    """
+    size, slip = np.abs(logits.astype(np.float64)).ravel(), np.abs(error.astype(np.float64)).ravel()
+    nearest = min(int(np.ceil(size.size ** (2 / 3))), size.size - 1)
+    window = max(float(np.partition(size, nearest)[nearest]), float(slip.mean()))
+    if not np.isfinite(slip).all() or window == 0:  # a window of zero: every error is zero too
+        return float(slip.sum())
+    return float(slip[size <= window].sum() / (2 * window * size.size))
+
+
+def worst_queries(flipped: NDArray[np.bool_], count: int = WORST) -> tuple[Worst, ...]:
+    """The queries with most flipped bits of bool `[Q, bits]`, worst first, earlier query first among equals."""
+    per_query = flipped.sum(axis=1)
+    order = np.argsort(-per_query, kind="stable")[:count]
+    return tuple(Worst(query=int(q), flipped=int(per_query[q])) for q in order if per_query[q])
+
+
+def _identity(file: Shipped) -> dict[str, Any]:
+    path = file.root / file.path
+    found = sha256_of(path)
+    if file.sha256 not in ("", found):
+        raise CorruptFile(f"{file.path} with sha256 {file.sha256[:16]}...", f"{found[:16]}...", "Restore the bundle.")
+    return {"bytes": size_of(path), "sha256": found}
+
+
+def _ran(
+    row: FileRow,
+    path: Path,
+    against: Reference,
+    open_model: Callable[[Path], Runtime],
+    samples: int,
+    max_seconds: float,
+) -> FileRow:
+    runtime, load_ms = latency.timed(lambda: open_model(path))
+    _require(runtime.card, row.form, against)
+    taken = latency.measure(runtime.run, against.pixels[:1], samples, max_seconds)
+    codes, logits = _run(runtime, row.form, against)
+    figures = {**compare(codes, logits, against), **vars(taken), "load_ms": load_ms, "threads": latency.THREADS}
+    return row.model_copy(update={"status": "ran", "engine": runtime.engine, **figures})
+
+
+def _require(card: Card, form: str, against: Reference) -> None:
+    against.space.require(card.code_space, "the gallery", form)
+    if card.size != against.pixels.shape[1]:
+        raise InputError(
+            f"queries of {card.size} pixels, as the card of {form} says",
+            f"{against.pixels.shape[1]} pixels",
+            "Resize the queries by the card's rule.",
+        )
+
+
+def _run(runtime: Runtime, form: str, against: Reference) -> tuple[Codes, Logits]:
+    starts: Sequence[int] = range(0, len(against.pixels), CHUNK)
+    parts = [runtime.run(against.pixels[start : start + CHUNK]) for start in track(starts, form, len(starts))]
+    codes, logits = np.concatenate([part.codes for part in parts]), np.concatenate([part.logits for part in parts])
+    expected, bits = against.logits.shape, 8 * codes.shape[1]
+    if (len(codes), bits) != expected or logits.shape != expected:
+        raise InputError(f"codes and logits {expected}", f"{(len(codes), bits)} and {logits.shape}", "Export it again.")
+    return codes, logits
+
+
+def _score(codes: Codes, against: Reference) -> RetrievalScore:
+    return mean_average_precision(codes, against.gallery_codes, against.labels, against.gallery_labels, against.top_k)

@@ -1,0 +1,53 @@
+"""How long one picture takes, on this host and nowhere else: desktop milliseconds are no stand-in for a phone's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLES, MAX_SECONDS, WARM_UPS, THREADS = 200, 10.0, 10, 1
+Run = Callable[[NDArray[np.uint8]], Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a picture, batch 1.  first_ms: the very first call, which may allocate and compile."""
+
+    first_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    samples: int
+
+
+def measure(run: Run, picture: NDArray[np.uint8], samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> Latency:
+    """Times `run` on one picture `[1, S, S, 3]`: the first call, the warm-up, then `samples` calls.
+
+    Warm-up and sampling each stop after `max_seconds`, but never before one call.
+    """
+    _, first = timed(lambda: run(picture))
+    _sample(run, picture, WARM_UPS, max_seconds)
+    taken = _sample(run, picture, samples, max_seconds)
+    p50, p90, p99 = (float(value) for value in np.percentile(taken, (50, 90, 99)))
+    return Latency(first_ms=first, p50_ms=p50, p90_ms=p90, p99_ms=p99, samples=len(taken))
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """The result of `call`, and its milliseconds."""
+    start = time.perf_counter_ns()
+    result = call()
+    return result, (time.perf_counter_ns() - start) / 1e6
+
+
+def _sample(run: Run, picture: NDArray[np.uint8], count: int, max_seconds: float) -> list[float]:
+    taken: list[float] = []
+    end = time.perf_counter() + max_seconds
+    while not taken or (len(taken) < count and time.perf_counter() < end):
+        taken.append(timed(lambda: run(picture))[1])
+    return taken

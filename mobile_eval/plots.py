@@ -1,0 +1,79 @@
+"""Training curves as small SVG plots: positions are computed here; the template draws and colours them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mobile_eval.results import Curve
+
+MAX_POINTS = 240  # a curve; more cannot be seen at the width it is drawn
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 180, 40, 24, 12, 8  # a plot, in SVG units
+
+
+@dataclass(frozen=True)
+class Line:
+    """points: an SVG `points` attribute; dots: centres to be marked; kind: the style."""
+
+    name: str
+    kind: str
+    points: str
+    dots: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One small plot: ticks are (position, words)."""
+
+    title: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+
+
+def of_curve(curve: Curve) -> list[Plot]:
+    """The loss, and beside it accuracy and validation mAP where there are any."""
+    plots = [_plot("loss", {"loss": thin(curve.steps, curve.loss)})]
+    accuracy = thin(curve.steps, curve.accuracy)
+    quality = {"training accuracy": accuracy, "validation mAP": [(float(x), y) for x, y in curve.validation]}
+    if any(quality.values()):
+        plots.append(_plot("quality", {name: points for name, points in quality.items() if points}))
+    return plots
+
+
+def thin(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` points: the means of equal stretches.  Values that are not numbers are left out."""
+    points = np.array([(x, y) for x, y in zip(steps, values, strict=False) if math.isfinite(y)]).reshape(-1, 2)
+    stretch = -(-len(points) // MAX_POINTS) or 1
+    return [(float(x), float(y)) for x, y in (points[i : i + stretch].mean(0) for i in range(0, len(points), stretch))]
+
+
+def _plot(title: str, series: dict[str, list[tuple[float, float]]]) -> Plot:
+    points = [point for line in series.values() for point in line if math.isfinite(point[1])] or [(0.0, 0.0)]
+    right, top = max(x for x, _ in points) or 1.0, max(y for _, y in points)
+    low = min(0.0, min(y for _, y in points))
+    high = 1.0 if title == "quality" else top if top > low else low + 1
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            round(LEFT + x / right * (WIDTH - LEFT - RIGHT), 1),
+            round(HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP), 1),
+        )
+
+    lines = tuple(_line(name, [place(*p) for p in line if math.isfinite(p[1])]) for name, line in series.items())
+    x_ticks = tuple((place(x, low)[0], f"{x:,.0f}") for x in (0.0, right / 2, right))
+    y_ticks = tuple((place(0, y)[1], f"{y:.3g}") for y in (low, (low + high) / 2, high))
+    return Plot(title, lines, x_ticks, y_ticks)
+
+
+def _line(name: str, placed: list[tuple[float, float]]) -> Line:
+    validation = name.startswith("validation")
+    return Line(
+        name,
+        "validation" if validation else "training",
+        " ".join(f"{x},{y}" for x, y in placed),
+        tuple(placed) if validation else (),
+    )

@@ -1,0 +1,75 @@
+"""The proof: every file of a bundle executed over all queries, beside the four cells of the float networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.artifact import Artifact, Refused
+from export.bundle import Manifest
+from gallery.codes import Codes, pack
+from gallery.console import log
+from gallery.index import GalleryIndex
+from gallery.metrics import RetrievalScore
+from mobile_eval.cells import four_cells
+from mobile_eval.compat import Shipped, check_file, reference
+from mobile_eval.results import Cell, FileRow, Limits
+from mobile_eval.runtimes import open_model
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """pixels: uint8 `[Q, S, S, 3]` at the student's size; labels: int `[Q]` or multi-hot `[Q, C]`; logits: `[Q, bits]`"""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[Any]
+    student: NDArray[np.float32]
+    teacher: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """score: of the float student in the real index, the product's number, query by query."""
+
+    cells: tuple[Cell, ...]
+    files: tuple[FileRow, ...]
+    score: RetrievalScore
+
+
+def prove(
+    bundle: Path,
+    manifest: Manifest,
+    queries: Queries,
+    student_gallery: Codes,
+    index: GalleryIndex,
+    limits: Limits,
+) -> Proof:
+    """Runs the files that `manifest` lists in `bundle`; what could not be exported is a row that says why."""
+    cells, score = four_cells(pack(queries.teacher), pack(queries.student), student_gallery, index, queries.labels)
+    against = reference(queries.pixels, queries.student, queries.labels, index, tolerance=limits.tolerance)
+    rows = [check_file(_shipped(model, bundle), against, open_model) for model in manifest.files]
+    rows += [_refusal(one) for one in manifest.refused]
+    for row in rows:
+        log.info("  %s", _line(row))
+    return Proof(cells, tuple(rows), score)
+
+
+def _shipped(model: Artifact, bundle: Path) -> Shipped:
+    path = model.path.relative_to(bundle).as_posix()
+    return Shipped(model.form, model.format, model.card.precision, path, bundle, model.sha256)
+
+
+def _line(row: FileRow) -> str:
+    if row.status != "ran" or row.flip_rate is None or row.map is None:
+        return f"{row.form}: {row.status}: {row.reason}"
+    return f"{row.form}: {row.flip_rate:.3%} of bits flipped, mAP {row.map:.4f}, p50 {row.p50_ms:.2f} ms on this host"
+
+
+def _refusal(one: Refused) -> FileRow:
+    format, _, precision = one.form.partition("-")
+    return FileRow(form=one.form, format=format, precision=precision, path="", status="not run", reason=one.reason)

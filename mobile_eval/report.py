@@ -1,0 +1,129 @@
+"""The report: `Results` as tables on a terminal, and as one HTML page that needs neither network nor script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gallery.files import write_whole
+from mobile_eval import plots, words
+from mobile_eval.gate import row_failures
+from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_ALONE, TEACHER_TEACHER, FileRow, Results
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MEANING = {
+    TEACHER_TEACHER: "The ceiling: the large teacher on both sides.",
+    STUDENT_GALLERY: "The product: the phone's student asks, the teacher's gallery answers.",
+    STUDENT_STUDENT: "The student on both sides: what hashing the whole gallery again with it would give.",
+    TEACHER_ALONE: "The teacher trained without a student, which must do it no harm.",
+}
+SKIPPED_LINES = 10  # on the terminal; the page lists them all
+
+
+def write_html(results: Results, path: Path) -> Path:
+    """Writes the self-contained page, whole or not at all.  Every text in it is escaped: names are not trusted."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "number": words.number,
+        "percent": words.percent,
+        "size": words.size,
+        "count": words.count,
+        "duration": words.duration,
+    }
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    failures = {row.form: row_failures(row, results.limits) for row in results.files}
+    return write_whole(
+        path,
+        page.render(
+            r=results,
+            curves=[(curve.stage, plots.of_curve(curve)) for curve in results.curves],
+            failures=failures,
+            meaning=MEANING,
+            product=STUDENT_GALLERY,
+            box=plots,
+            smallest=smallest(results),
+        ),
+    )
+
+
+def smallest(results: Results) -> FileRow | None:
+    """The smallest file that ran and held its limits."""
+    held = [row for row in results.files if row.status == "ran" and not row_failures(row, results.limits)]
+    return min(held, key=lambda row: row.bytes, default=None)
+
+
+def print_tables(results: Results, console: Console | None = None) -> None:
+    """Prints the warnings, the verdict, the protocol and the tables; fits 80 columns and a pipe."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    for alarm in results.alarms:
+        console.print(Text(f"WARNING: {words.plain(alarm)}", style="bold yellow"))
+    word, style = ("PASSED", "bold green") if results.verdict.passed else ("FAILED", "bold red")
+    console.print(Text(f"{word}  {words.plain(results.name)}", style))
+    for sentence in (*results.verdict.failures, *results.verdict.notes):
+        console.print(Text(f"  - {words.plain(sentence)}"))
+    console.print(Text(words.plain(results.protocol.sentence), "dim"))
+    tables = [_cells_table(results), _files_table(results)] + ([_skipped_table(results)] if results.skipped else [])
+    for table in tables:
+        console.print(table)
+
+
+def _cells_table(results: Results) -> Table:
+    table = _table("queries->gallery", ">mAP", ">retrieved", "what it is")
+    for cell in results.cells:
+        meaning = cell.note or MEANING.get(cell.name, "")
+        figures = words.number(cell.map, 4), words.number(cell.map_retrieved, 4)
+        _row(table, cell.name, *figures, meaning, style="bold" if cell.name == STUDENT_GALLERY else "")
+    return table
+
+
+def _files_table(results: Results) -> Table:
+    table = _table("file", ">size", ">flips", ">mAP", ">drop", ">p50 ms", ">p90", "verdict")
+    for row in results.files:
+        figures = (
+            words.size(row.bytes),
+            words.percent(row.flip_rate),
+            words.number(row.map, 4),
+            words.number(row.map_drop, 4),
+            words.number(row.p50_ms, 2),
+            words.number(row.p90_ms, 2),
+        )
+        failed = bool(row_failures(row, results.limits))
+        verdict = "not run" if row.status == "not run" else "FAIL" if failed else "pass"
+        _row(table, row.form, *figures, verdict, style="red" if failed else "")
+    return table
+
+
+def _skipped_table(results: Results) -> Table:
+    table = _table(f"skipped: {len(results.skipped)}", "why")
+    for skipped in results.skipped[:SKIPPED_LINES]:
+        _row(table, skipped.path, skipped.reason)
+    if len(results.skipped) > SKIPPED_LINES:
+        _row(table, "...", f"and {len(results.skipped) - SKIPPED_LINES} more, all of them in the report")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """Columns that begin with ">" hold numbers: to the right, and never broken."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        figures = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if figures else "left", no_wrap=figures, overflow="fold")
+    return table
+
+
+def _row(table: Table, *texts: str, style: str = "") -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text(words.plain(text)) for text in texts), style=style)

@@ -1,0 +1,271 @@
+"""`results.json`: every number of a run, typed and frozen.  JSON, tables and HTML render the same `Results`."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gallery.errors import CorruptFile
+from gallery.files import write_whole
+
+SCHEMA_VERSION = 1
+TEACHER_TEACHER, STUDENT_GALLERY = "teacher->teacher", "student->gallery"
+STUDENT_STUDENT, TEACHER_ALONE = "student->student", "teacher alone"
+DATA_URI = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"  # can neither fetch nor inject anything
+
+
+class Record(BaseModel):
+    """Immutable, and unknown keys are refused; not-a-number survives JSON as the string "NaN"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Protocol(Record):
+    """What was measured on what.  train, validation, gallery, query: numbers of pictures; top_k: None means all."""
+
+    dataset: str
+    sentence: str
+    classes: int
+    train: int
+    validation: int
+    gallery: int
+    query: int
+    top_k: int | None = None
+    tie_rule: str = "expectation over the order within each distance"
+    denominator: str = "all relevant, at most top_k"
+    seed: int
+
+
+class Network(Record):
+    """name: timm's; size: side of the input, pixels; weights: where they came from, in words; seconds: of training."""
+
+    role: Literal["teacher", "student"]
+    name: str
+    parameters: int
+    size: int
+    weights: str
+    random: bool
+    seconds: float
+    steps: int
+
+
+class Cell(Record):
+    """One "queries->gallery" pair.  map: tie-aware, over all relevant; map_retrieved: the literature's denominator."""
+
+    name: str
+    map: float
+    map_retrieved: float | None = None
+    note: str = ""
+
+
+class Worst(Record):
+    """A query whose code changed most: its place among the queries, and how many of its bits flipped."""
+
+    query: int
+    flipped: int
+
+
+class FileRow(Record):
+    """One shipped file, executed over all queries and held against the float student.
+
+    status:    "ran"; "not run": there is no engine for it here; "failed": an engine is here and the file broke in it
+    reason:    why it did not run, with the error's type; empty when it ran
+    flips_beyond_tolerance: bits that differ although |float logit| exceeds the tolerance of `Limits`
+    predicted_flip_rate:    what the file's logit error alone explains (`compat.predicted_flip_rate`)
+    map_drop:  mAP of the float student minus that of the file
+    *_ms:      milliseconds on this host for one picture at a time; never to be read as a phone's
+    """
+
+    form: str
+    format: str
+    precision: str
+    path: str
+    status: Literal["ran", "not run", "failed"]
+    reason: str = ""
+    engine: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    bits_compared: int | None = None
+    bits_flipped: int | None = None
+    flip_rate: float | None = None
+    flips_beyond_tolerance: int | None = None
+    predicted_flip_rate: float | None = None
+    worst: tuple[Worst, ...] = ()
+    map: float | None = None
+    map_drop: float | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    samples: int | None = None
+    threads: int | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether weights and activations are floating point ("fp32", "fp16", "bf16")."""
+        return self.precision.startswith(("fp", "bf", "float"))
+
+
+class Limit(Record):
+    """The most a file may lose against the float student."""
+
+    map_drop: float = Field(ge=0)
+    """mAP points, 0..1."""
+    flip_rate: float = Field(ge=0, le=1)
+    """Share of its bits that may differ, 0..1."""
+
+
+class Limits(Record):
+    """The gate, as data.  The command line is made of it too, hence a line under each field."""
+
+    float_files: Limit = Limit(map_drop=0.002, flip_rate=0.005)
+    """For fp32 and fp16 files."""
+    quantized_files: Limit = Limit(map_drop=0.01, flip_rate=0.02)
+    """For files with integer weights or activations."""
+    tolerance: float = Field(default=1e-3, ge=0)
+    """The |logit| above which an fp32 file must give the float student's bit."""
+    fp32_beyond_tolerance: int | None = 0
+    """How many bits of an fp32 file may differ beyond the tolerance (None: any)."""
+    min_ratio: float | None = None
+    """Least mAP of student->gallery over teacher->teacher (None: not gated)."""
+
+    def of(self, row: FileRow) -> Limit:
+        """The limit of a file's kind."""
+        return self.float_files if row.is_float else self.quantized_files
+
+
+class Verdict(Record):
+    """failures: one sentence each; notes: what could not be checked here, which fails only a strict gate."""
+
+    passed: bool
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Curve(Record):
+    """Training of one stage.  loss and accuracy (0..1, may be empty) belong to `steps`; validation: (step, mAP)."""
+
+    stage: str
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.loss) != len(self.steps) or len(self.accuracy) not in (0, len(self.steps)):
+            raise ValueError(f"{len(self.steps)} steps, {len(self.loss)} losses, {len(self.accuracy)} accuracies")
+        return self
+
+
+class Tile(Record):
+    """A thumbnail as a data: URI; label: its class names; distance, right: to the query, whether they share a class."""
+
+    image: str = Field(pattern=DATA_URI)
+    label: str
+    distance: int | None = None
+    right: bool | None = None
+
+
+class GridRow(Record):
+    """A query and its nearest gallery pictures, nearest first."""
+
+    query: Tile
+    hits: tuple[Tile, ...]
+
+
+class Skipped(Record):
+    """An input that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+class Machine(Record):
+    """What the numbers were taken on.  cores: those this process may use; memory_gb: 2**30 bytes."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    gpu: str | None
+    os: str
+    python: str
+    packages: dict[str, str]
+
+
+class Results(Record):
+    """A whole run.  created: UTC, ISO 8601; center_distance: least Hamming distance between hash centers."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    command: str
+    name: str
+    seed: int
+    warnings: tuple[str, ...] = ()
+    code_space: str
+    bits: int
+    center_distance: int
+    protocol: Protocol
+    networks: tuple[Network, ...]
+    cells: tuple[Cell, ...]
+    files: tuple[FileRow, ...]
+    limits: Limits
+    verdict: Verdict
+    curves: tuple[Curve, ...] = ()
+    grid: tuple[GridRow, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    seconds: dict[str, float]
+    machine: Machine
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What must be said before anything else: random starts first (never forgotten), then `warnings`."""
+        roles = [network.role for network in self.networks if network.random]
+        if not roles or any("RANDOM" in sentence for sentence in self.warnings):
+            return self.warnings
+        start = "start" if len(roles) > 1 else "starts"
+        who = " and ".join(roles).capitalize()
+        return (f"{who} {start} from RANDOM weights: expect far less than from pretrained ones.", *self.warnings)
+
+    def cell(self, name: str) -> Cell | None:
+        """The cell of that name, or None when it was not measured."""
+        return next((cell for cell in self.cells if cell.name == name), None)
+
+    @property
+    def ratio(self) -> float | None:
+        """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
+        return ratio(self.cells)
+
+    def save(self, path: Path) -> Path:
+        """Writes the JSON, whole or not at all."""
+        return write_whole(path, self.model_dump_json(indent=1) + "\n")
+
+
+def load(path: Path) -> Results:
+    """Reads what `Results.save` wrote; raises `CorruptFile` for anything else, naming the first field at fault."""
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    except OSError as error:
+        found = str(error)
+    raise CorruptFile(f"results of schema {SCHEMA_VERSION} in {path}", found, "Run the command that wrote it again.")
+
+
+def ratio(cells: tuple[Cell, ...]) -> float | None:
+    """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
+    found = {cell.name: cell.map for cell in cells}
+    if not {STUDENT_GALLERY, TEACHER_TEACHER} <= found.keys():
+        return None
+    return found[STUDENT_GALLERY] / found[TEACHER_TEACHER] if found[TEACHER_TEACHER] else math.nan
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,35 @@
+"""The engines that run shipped files: one file each, one door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gallery.errors import InputError
+from mobile_eval.runtimes.base import Outputs, Runtime
+
+__all__ = ["Outputs", "Runtime", "open_model"]
+
+
+def open_model(path: Path | str, threads: int = 1) -> Runtime:
+    """Opens an .onnx, .tflite or .mlpackage that carries a card.
+
+    threads: how many the engine may use.
+    Raises `InputError` for anything else, `CorruptFile` for a damaged file, `CodeSpaceMismatch` for one without a
+    card, `MissingBackend` where its engine is not installed or lacks an operation.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("a model file", f"nothing at {path}", "Name an .onnx, .tflite or .mlpackage file.")
+    if path.suffix == ".onnx":
+        from mobile_eval.runtimes.ort import OnnxRuntime
+
+        return OnnxRuntime(path, threads)
+    if path.suffix == ".tflite":
+        from mobile_eval.runtimes.litert import LiteRt
+
+        return LiteRt(path, threads)
+    if path.suffix == ".mlpackage":
+        from mobile_eval.runtimes.coreml import open_package
+
+        return open_package(path, threads)
+    raise InputError("an .onnx, .tflite or .mlpackage file", path.name, "Name a file of the bundle.")

@@ -1,0 +1,150 @@
+"""A saved ML Program, evaluated with torch: each operation exactly, then rounded to the type the program declares.
+
+Sums run in float64, so a result depends neither on the batch, nor on the threads, nor on the processor's vector
+width; in float32 the number of threads alone moved a logit by 0.009.  Values are kept in float32: it holds fp16.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.cards import SPEC, coreml_spec, damaged
+from gallery.errors import MissingBackend
+from mobile_eval.runtimes.mil_ops import OPS
+
+_ROUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "fp16": lambda value: value.half().float(),
+    "fp32": lambda value: value.float(),
+    "int32": lambda value: value.to(torch.int32),
+    "bool": lambda value: value.bool(),
+}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation: constants and the names of earlier values go in, one value comes out, spent ones are dropped."""
+
+    operation: Callable[..., Tensor]
+    constants: dict[str, Any]
+    wires: dict[str, str]
+    output: str
+    round: Callable[[Tensor], Tensor]
+    spent: tuple[str, ...]
+
+
+class Program:
+    """The main function of a .mlpackage with one image input.
+
+    Raises `CorruptFile` for a damaged package, `MissingBackend` naming what is not in `mil_ops`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        function = _load(path)
+        (self._image, shape), *_ = ((name, var.shape) for name, var in function.inputs.items())
+        self._size = shape[2]
+        self._outputs = [var.name for var in function.outputs]
+        self._steps = _compiled(function, self._outputs)
+
+    def run(self, images: NDArray[np.uint8], threads: int = 1) -> dict[str, NDArray[Any]]:
+        """uint8 pictures `[N, S, S, 3]` to the program's outputs by name, each with N rows."""
+        values = {self._image: torch.tensor(images).permute(0, 3, 1, 2).float()}
+        with torch.no_grad(), _threads(threads):
+            for step in self._steps:
+                wired = {name: values[source] for name, source in step.wires.items()}
+                values[step.output] = step.round(step.operation(**step.constants, **wired))
+                for name in step.spent:
+                    del values[name]
+        return {name: values[name].numpy() for name in self._outputs}
+
+    def safe_batch(self, limit: int) -> int:
+        """`limit` if three random pictures give the same numbers together and one by one; 1 if they do not.
+
+        The program was saved for a batch of 1, and nothing forbids it an operation that mixes a larger one.
+        """
+        images = np.random.default_rng(0).integers(0, 256, (3, self._size, self._size, 3), np.uint8)
+        alone = [self.run(images[i : i + 1]) for i in range(len(images))]
+        try:
+            together = self.run(images)
+        except RuntimeError:  # torch: shapes that only fit a batch of 1
+            return 1
+        same = all(np.array_equal(together[name], np.concatenate([one[name] for one in alone])) for name in together)
+        return limit if same else 1
+
+
+def _load(path: Path) -> Any:
+    spec = coreml_spec(path)
+    try:
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        program = load(spec, spec.specificationVersion, str(path / SPEC.parent / "weights"))
+        return program.functions["main"]
+    except Exception as error:  # RuntimeError, ValueError, KeyError: whatever the loader trips over
+        raise damaged(path, error) from error
+
+
+def _compiled(function: Any, outputs: list[str]) -> list[_Step]:
+    operations = [op for op in function.operations if op.op_type != "const" and not op.op_type.startswith("constexpr_")]
+    _refuse_unknown(operations)
+    steps, read_later = [], set(outputs)
+    for op in reversed(operations):
+        given = {name: var for name, var in op.inputs.items() if var is not None}
+        constants = {name: _constant(name, var) for name, var in given.items() if _is_constant(var)}
+        wires = {name: var.name for name, var in given.items() if name not in constants}
+        spent = tuple(set(wires.values()) - read_later)
+        read_later.update(wires.values())
+        output = op.outputs[0]
+        steps.append(_Step(OPS[op.op_type], constants, wires, output.name, _ROUND[_type(output)], spent))
+    return steps[::-1]
+
+
+def _refuse_unknown(operations: list[Any]) -> None:
+    unknown = set()
+    for op in operations:
+        accepted = inspect.signature(OPS[op.op_type]).parameters if op.op_type in OPS else {}
+        given = {name for name, var in op.inputs.items() if var is not None}
+        unknown |= {f"{op.op_type}({name})" for name in given - set(accepted)}
+        unknown |= {f"{op.op_type} -> {_type(var)}" for var in op.outputs if _type(var) not in _ROUND}
+    if unknown:
+        raise MissingBackend(
+            "ML Program operations that the reference evaluator knows",
+            ", ".join(sorted(unknown)),
+            "Evaluate this file on macOS, or add the operation to mobile_eval/runtimes/mil_ops.py.",
+        )
+
+
+def _type(var: Any) -> str:
+    from coremltools.converters.mil.mil import types
+
+    return str(types.builtin_to_string(var.dtype))
+
+
+def _is_constant(var: Any) -> bool:
+    return not isinstance(var, tuple) and (var.val is not None or (var.op and var.op.op_type.startswith("constexpr_")))
+
+
+def _constant(name: str, var: Any) -> Any:
+    """Weights as float64 tensors, ready for their sums; other arrays as float32; sizes, flags and names as Python."""
+    array = np.asarray(var.op.materialized_val_inference() if var.val is None else var.val)
+    if array.dtype.kind == "f" and array.ndim:
+        return torch.tensor(array.astype(np.float64 if name in ("weight", "bias") else np.float32))
+    return array.tolist()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,257 @@
+"""Every kind of picture, and every kind of file that is none."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from distill.data import decode as module
+from distill.data.decode import decode, shorter_side, to_square
+from gallery.errors import InputError
+
+UPRIGHT = np.zeros((24, 40, 3), np.uint8)
+UPRIGHT[:12, :20], UPRIGHT[:12, 20:], UPRIGHT[12:, :20], UPRIGHT[12:, 20:] = (250, 0, 0), (0, 250, 0), (0, 0, 250), 200
+
+
+def write(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        decode(path)
+    assert str(path) in caught.value.expected
+    return caught.value.found
+
+
+def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera held that way writes, after the EXIF standard's table."""
+    mirrored = upright[:, ::-1]
+    return {
+        1: upright,
+        2: mirrored,
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: np.rot90(mirrored, -1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg", "webp"])
+def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.ascontiguousarray(stored(UPRIGHT, orientation)))
+    lossless = {"lossless": True} if suffix == "webp" else {"quality": 95, "subsampling": 0} if suffix == "jpg" else {}
+    got = np.asarray(decode(write(tmp_path / f"a.{suffix}", picture, exif=exif, **lossless))).astype(int)
+    assert got.shape == UPRIGHT.shape
+    assert np.abs(got - UPRIGHT)[4:8, 4:16].max() <= (3 if suffix == "jpg" else 0)
+    assert np.abs(got - UPRIGHT).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\x08\0\3\1\x12\0\x09\xff\xff\xff\xff\0\0\0\1"]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> None:
+    assert decode(write(tmp_path / "a.jpg", Image.fromarray(UPRIGHT), exif=exif)).size == (40, 24)
+
+
+def test_cmyk_and_adobes_inverted_cmyk(tmp_path: Path) -> None:
+    red = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
+    assert decode(write(tmp_path / "a.tiff", red)).getpixel((9, 9)) == (255, 0, 0)
+    adobe = write(tmp_path / "a.jpg", red, quality=100)
+    assert np.abs(np.subtract(decode(adobe).getpixel((9, 9)), (255, 0, 0))).max() <= 2
+    raw = adobe.read_bytes()
+    at = raw.index(b"\xff\xee\x00\x0eAdobe")
+    plain = tmp_path / "plain.jpg"  # a CMYK JPEG is inverted, whether Adobe's marker says so or not; browsers agree
+    plain.write_bytes(raw[:at] + raw[at + 16 :])
+    assert np.array_equal(decode(plain), decode(adobe))
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    assert decode(write(tmp_path / "a.png", Image.new("RGBA", (4, 4), (200, 0, 0, 51)))).getpixel((0, 0)) == (
+        244,
+        204,
+        204,
+    )
+    assert decode(write(tmp_path / "b.png", Image.new("LA", (4, 4), (0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((1, 1), 0)
+    got = decode(write(tmp_path / "c.png", palette, transparency=0))
+    assert (got.getpixel((0, 0)), got.getpixel((1, 1))) == ((10, 20, 30), (255, 255, 255))
+    got = decode(write(tmp_path / "d.gif", palette, transparency=0))
+    assert (got.getpixel((0, 0)), got.getpixel((1, 1))) == ((10, 20, 30), (255, 255, 255))
+    keyed = Image.new("RGB", (4, 4), (1, 2, 3))
+    assert decode(write(tmp_path / "e.png", keyed, transparency=(1, 2, 3))).getpixel((0, 0)) == (255, 255, 255)
+    opaque = write(tmp_path / "f.png", palette)
+    assert decode(opaque).getpixel((1, 1)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm", "jp2"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    options = {"irreversible": False} if suffix == "jp2" else {}
+    got = np.asarray(decode(write(tmp_path / f"a.{suffix}", Image.fromarray(values), **options)))
+    np.testing.assert_array_equal(got, np.round(values[..., None] / 257).astype(np.uint8).repeat(3, -1))
+
+
+def png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def test_16_bit_colour_is_scaled(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(">u2")
+    (tmp_path / "a.png").write_bytes(png(8, 8, 16, 2, b"".join(b"\0" + row.tobytes() for row in values)))
+    assert np.abs(np.asarray(decode(tmp_path / "a.png")) - values / 257).max() <= 1
+
+
+def test_one_bit_grey_and_animations(tmp_path: Path) -> None:
+    bits = Image.fromarray(np.eye(8, dtype=bool))
+    assert np.array_equal(np.asarray(decode(write(tmp_path / "a.png", bits)))[..., 1], np.eye(8) * 255)
+    grey = decode(write(tmp_path / "b.png", Image.new("L", (8, 8), 77)))
+    assert (grey.mode, grey.getpixel((3, 3))) == ("RGB", (77, 77, 77))
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for suffix, more in (("gif", {}), ("png", {}), ("webp", {"lossless": True})):
+        path = write(tmp_path / f"c.{suffix}", frames[0], save_all=True, append_images=frames[1:], **more)
+        assert decode(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_icc_profiles_are_ignored(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert np.array_equal(decode(write(tmp_path / "a.png", Image.fromarray(UPRIGHT), icc_profile=profile)), UPRIGHT)
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    assert "floating-point" in reason(write(tmp_path / "a.tiff", Image.fromarray(np.ones((8, 8), np.float32))))
+    assert "32-bit" in reason(write(tmp_path / "b.tiff", Image.fromarray(np.full((8, 8), 70_000, np.int32))))
+    assert "32-bit" in reason(write(tmp_path / "c.tiff", Image.fromarray(np.full((8, 8), -1, np.int32))))
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("This is not a picture.")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "null.jpg").symlink_to("/dev/null")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    assert "not a picture" in reason(tmp_path / "text.jpg")
+    assert reason(tmp_path / "empty.jpg") == "an empty file"
+    for name in ("folder", "fifo", "null"):
+        assert reason(tmp_path / f"{name}.jpg") == "not a regular file"
+    assert reason(tmp_path / "missing.jpg") == "No such file or directory"
+    assert "symbolic links" in reason(tmp_path / "loop.jpg")
+    assert "not a picture" in reason(tmp_path / "eps.jpg")  # which Pillow would hand to Ghostscript
+
+
+def test_a_sparse_giant_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as stream:
+        stream.truncate(1 << 40)
+    assert "1024 MiB" in reason(tmp_path / "a.jpg")
+
+
+def test_the_extension_does_not_matter(tmp_path: Path) -> None:
+    assert np.array_equal(decode(write(tmp_path / "a.jpg", Image.fromarray(UPRIGHT), format="PNG")), UPRIGHT)
+
+
+@pytest.mark.parametrize("side", [9_600, 20_000])  # Pillow warns of the first, refuses the second
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs(tmp_path: Path, side: int) -> None:
+    (tmp_path / "a.png").write_bytes(png(side, side, 8, 0, b"\0" * 1000))
+    assert "decompression bomb" in reason(tmp_path / "a.png")
+    with pytest.raises(InputError, match="decompression bomb"):
+        shorter_side(tmp_path / "a.png")
+
+
+def test_strips(tmp_path: Path) -> None:
+    assert decode(write(tmp_path / "a.png", Image.new("RGB", (10, 500)))).size == (10, 500)
+    assert "strip" in reason(write(tmp_path / "b.png", Image.new("RGB", (10, 501))))
+    assert "strip" in reason(write(tmp_path / "c.png", Image.new("RGB", (501, 10))))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp", "avif"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_truncated_files(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    path = write(tmp_path / f"a.{suffix}", noise)
+    whole = path.read_bytes()
+    decode(path)
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert reason(path)
+
+
+SEEDS = []
+for _format, _mode in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "I;16"), ("GIF", "P"), ("TIFF", "RGBA"),
+                       ("WEBP", "RGBA"), ("PPM", "RGB"), ("BMP", "RGB")):  # fmt: skip
+    _buffer = io.BytesIO()
+    Image.new(_mode, (20, 16)).save(_buffer, _format)
+    SEEDS.append(_buffer.getvalue())
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_bytes_give_a_picture_or_a_reason(tmp_path: Path, raw: bytes, damage: list[tuple[int, int]]) -> None:
+    data = bytearray(raw)
+    for at, value in damage:
+        data[at % len(data)] = value
+    (tmp_path / "a.jpg").write_bytes(data)
+    try:
+        mode = decode(tmp_path / "a.jpg").mode
+    except InputError:  # anything else is a failure of the test
+        return
+    assert mode == "RGB"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 48), st.integers(0, 9))
+def test_to_square_is_torchvisions_resize_and_crop(width: int, height: int, size: int, seed: int) -> None:
+    from distill.models import import_timm
+
+    import_timm()
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+    twin = Compose([Resize(size, antialias=True), CenterCrop(size)])(picture)
+    square = to_square(picture, size)
+    assert square.shape == (size, size, 3)
+    np.testing.assert_array_equal(square, np.asarray(twin))
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inner = to_square(Image.fromarray(stripes), 8)[:, 1:-1].astype(int)
+    assert np.abs(inner - 127).max() <= 4  # sampled without a filter it would be 0 or 255
+
+
+def test_shorter_side_comes_from_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jpg", Image.new("RGB", (300, 200)))
+    path.write_bytes(path.read_bytes()[:700])
+    assert shorter_side(path) == 200
+    assert "truncated" in reason(path)
+
+
+def test_reasons_are_short_and_printable() -> None:
+    text = module._reason(ValueError("\udcff" + "x" * 999))
+    assert len(text) == 200
+    assert text.encode()

@@ -1,0 +1,275 @@
+"""Image folders: what is taken, what is passed over, what is put on record, what is refused."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_pictures import MakeFolder, noise
+from PIL import Image
+
+from distill.data import Skipped, decode, folder, load, native_size
+from distill.data.decode import to_square
+from gallery.errors import InputError
+
+
+def test_class_folders(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"dog": 10, "cat/indoors": 5, "cat/outdoors/night": 5})
+    data = load(str(root), [16, 8], tmp_path / "cache", seed=3)
+    assert (data.name, data.classes, data.skipped) == ("pictures", ("cat", "dog"), ())
+    assert data.names == tuple(sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png")))
+    assert [data.classes[label] for label in data.labels] == [name.split("/")[0] for name in data.names]
+    assert data.labels.dtype == np.int64
+    assert list(data.pixels) == [8, 16]
+    for size, pixels in data.pixels.items():
+        assert isinstance(pixels, np.memmap)
+        for name, square in zip(data.names, pixels, strict=True):
+            np.testing.assert_array_equal(square, to_square(Image.open(root / name), size))
+    np.testing.assert_array_equal(data.gallery, np.setdiff1d(np.arange(20), data.query))
+    np.testing.assert_array_equal(np.union1d(data.train, data.validation), data.gallery)
+    assert np.bincount(data.labels[data.query]).tolist() == [2, 2]
+    assert "20% of each class" in data.protocol
+    assert "seed 3" in data.protocol
+
+
+def test_a_split_on_the_first_level(make_folder: MakeFolder, tmp_path: Path) -> None:
+    counts = {"train/a": 4, "train/b": 4, "query/a": 2, "query/b": 1}
+    data = load(str(make_folder(counts)), [8], tmp_path / "cache", seed=0, validation_fraction=0.25)
+    assert {data.names[i].split("/")[0] for i in data.query} == {"query"}
+    assert {data.names[i].split("/")[0] for i in data.gallery} == {"train"}
+    assert (len(data.train), len(data.validation), len(data.gallery), len(data.query)) == (6, 2, 8, 3)
+    data = load(str(make_folder({**counts, "gallery/a": 3, "gallery/b": 3}, "more")), [8], tmp_path / "cache", seed=0)
+    assert {data.names[i].split("/")[0] for i in data.gallery} == {"gallery"}
+    assert data.classes == ("a", "b")
+    assert "first level" in data.protocol
+
+
+def test_a_foreign_split_is_not_taken_for_classes(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 2})
+    with pytest.raises(InputError, match=r"train, query.*found test, train in .*Rename"):
+        load(str(root), [8], tmp_path / "cache", seed=0)
+    with pytest.raises(InputError, match="train, query"):
+        load(str(make_folder({"train/a": 2, "train/b": 2}, "lone")), [8], tmp_path / "cache", seed=0)
+    vehicles = make_folder({"train": 2, "bus": 2, "car": 2}, "vehicles")  # COCO has a class of that name
+    assert load(str(vehicles), [8], tmp_path / "cache", seed=0).classes == ("bus", "car", "train")
+
+
+def spoil(root: Path) -> dict[str, str]:
+    """Puts what is no picture into class a; returns the names that belong into the ledger, with words of the reason."""
+    buffer = io.BytesIO()
+    noise(0).save(buffer, "JPEG")
+    (root / "a" / "cut.jpg").write_bytes(buffer.getvalue()[:400])
+    (root / "a" / "empty.png").touch()
+    (root / "a" / "text.jpg").write_text("no picture")
+    (root / "a" / "odd.dat").write_bytes(b"\0\1\2")
+    os.mkfifo(root / "a" / "pipe.jpg")
+    (root / "a" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "loose.png").write_bytes(b"x")
+    for ignored in (".DS_Store", "Thumbs.db", "notes.TXT", "._000.png", "labels.csv"):
+        (root / "a" / ignored).write_bytes(b"x")
+    (root / ".hidden").mkdir()
+    noise(1).save(root / ".hidden" / "a.png")
+    return {
+        "a/cut.jpg": "truncated",
+        "a/empty.png": "empty",
+        "a/text.jpg": "not a picture",
+        "a/odd.dat": "not a picture",
+        "a/pipe.jpg": "not a regular file",
+        "a/gone.jpg": "No such file",
+        "loose.png": "class folder",
+    }
+
+
+def test_the_ledger(make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_folder({"a": 5, "b": 5})
+    expected = spoil(root)
+    noise(77).save(root / "a" / "no_suffix", "PNG")
+    with caplog.at_level(logging.WARNING, "twinhash"):
+        cold = load(str(root), [8], tmp_path / "cache", seed=0)
+    found = {s.name: s.reason for s in cold.skipped}
+    assert found.keys() == expected.keys()
+    assert all(expected[name].lower() in reason.lower() for name, reason in found.items())
+    assert len(cold.names) == len(cold.pixels[8]) == 11
+    assert "a/no_suffix" in cold.names
+    assert "skipped 7 of 18" in caplog.text
+    warm = load(str(root), [8], tmp_path / "cache", seed=0)
+    assert (warm.skipped, warm.fingerprint) == (cold.skipped, cold.fingerprint)
+    assert isinstance(warm.skipped[0], Skipped)
+
+
+def test_strict(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 5, "b": 5})
+    load(str(root), [8], tmp_path / "cache", seed=0, strict=True)
+    spoil(root)
+    with pytest.raises(InputError, match=r"7 of 17 that cannot be used: .*; \.\.\.") as caught:
+        load(str(root), [8], tmp_path / "cache", seed=0, strict=True)
+    assert caught.value.found.count(": ") == 6  # the first five, each with its reason
+
+
+def test_a_broken_picture_changes_no_other_classs_split(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 20, "b": 20})
+    before = load(str(root), [8], tmp_path / "cache", seed=0)
+    (root / "a" / "000.png").write_bytes(b"broken")
+    make_folder({"c": 5})
+    after = load(str(root), [8], tmp_path / "cache", seed=0)
+    for part in ("train", "validation", "query"):
+        kept = [[d.names[i] for i in getattr(d, part) if d.names[i][0] == "b"] for d in (before, after)]
+        assert kept[0] == kept[1]
+
+
+def test_a_class_without_a_readable_picture_is_none(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 3, "b": 3, "c": 1})
+    (root / "c" / "000.png").write_bytes(b"broken")
+    assert load(str(root), [8], tmp_path / "cache", seed=0).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "0 classes, 0 pictures|0 of 0"),
+        ({"a": 4}, "1 classes, 4 pictures"),
+        ({"a": 1, "b": 1}, "query pictures"),
+        ({"train/a": 3, "query/a": 1, "query/b": 1}, "at least two classes among the train pictures"),
+    ],
+)
+def test_too_little(make_folder: MakeFolder, tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    make_folder({"": 0})
+    with pytest.raises(InputError, match=message):
+        load(str(make_folder(counts) if counts else tmp_path / "pictures"), [8], tmp_path / "cache", seed=0)
+
+
+def test_nothing_but_loose_or_broken_pictures(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"": 3})
+    with pytest.raises(InputError, match=r"3 of 3 that cannot be used: 000\.png: not inside a class folder"):
+        load(str(root), [8], tmp_path / "cache", seed=0)
+    root = make_folder({"a": 2, "b": 2}, "broken")
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"4 of 4 that cannot be used: a/000\.png: not a picture"):
+        load(str(root), [8], tmp_path / "cache", seed=0)
+
+
+def test_a_queried_class_that_is_not_in_the_gallery(
+    make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_folder({"train/a": 3, "train/b": 3, "query/a": 1, "query/zebra": 1})
+    with caplog.at_level(logging.WARNING, "twinhash"):
+        data = load(str(root), [8], tmp_path / "cache", seed=0)
+    assert data.classes == ("a", "b", "zebra")
+    assert "1 classes are queried but not in the gallery (zebra)" in caplog.text
+
+
+def test_links(make_folder: MakeFolder, tmp_path: Path) -> None:
+    elsewhere = make_folder({"dogs": 4}, "elsewhere")
+    root = make_folder({"cat": 4})
+    (root / "dog").symlink_to(elsewhere / "dogs")
+    (root / "cat" / "link.png").symlink_to(elsewhere / "dogs" / "000.png")
+    (root / "cat" / "up").symlink_to(root)
+    data = load(str(root), [8], tmp_path / "cache", seed=0)
+    assert np.bincount(data.labels).tolist() == [5, 4]
+    assert data.skipped == (Skipped("cat/up", "a link to a folder that is listed already"),)
+
+
+def test_names_that_are_not_utf_8(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 3, "b": 3})
+    os.rename(os.fsencode(root / "a"), os.fsencode(root) + b"/caf\xe9")
+    data = load(str(root), [8], tmp_path / "cache", seed=0)
+    assert data.classes == ("b", "caf\\xe9")
+    assert all(name.encode() for name in data.names)
+
+
+def test_an_unreadable_folder(make_folder: MakeFolder, tmp_path: Path) -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to the user below
+        os.chmod(open_to_all, 0o755)
+        root = Path(shutil.copytree(make_folder({"a": 3, "b": 3}), Path(open_to_all, "pictures")))
+        (root / "b").chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            with pytest.raises(InputError, match=r"a readable folder .*b; found Permission denied"):
+                load(str(root), [8], tmp_path / "cache", seed=0)
+        finally:
+            os.seteuid(user)
+            (root / "b").chmod(0o755)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nul\0", "x" * 5000, __file__, "/dev/null"])
+def test_what_is_no_source(tmp_path: Path, source: str) -> None:
+    with pytest.raises(InputError, match="embedded, fashion_mnist, an image folder, or a manifest"):
+        load(source, [8], tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sizes": []}, {"sizes": [0, 8]}, {"sizes": [10**6]}, {"query_fraction": 0.0}, {"query_fraction": 1.0},
+     {"validation_fraction": 1.0}, {"validation_fraction": -0.1}],
+)  # fmt: skip
+def test_impossible_requests(make_folder: MakeFolder, tmp_path: Path, wrong: dict[str, object]) -> None:
+    root = make_folder({"a": 3, "b": 3})
+    with pytest.raises(InputError):
+        load(str(root), **{"sizes": [8], "cache": tmp_path / "cache", "seed": 0, **wrong})
+
+
+def test_native_size(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 3}, width=50, height=30)
+    make_folder({"b": 2}, width=90, height=70)
+    (root / "a" / "broken.png").write_bytes(b"x")
+    assert native_size(str(root)) == 30
+    make_folder({"c": 4}, width=64, height=200)
+    assert native_size(str(root)) == 64
+    assert native_size("embedded") == native_size("fashion_mnist") == 28
+
+
+def test_native_size_reads_headers_of_a_bounded_sample(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder({"a": 1000, "b": 1}, width=8, height=8)
+    for path in root.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])  # a header is left, the pixels are not
+    opened: list[Path] = []
+
+    def shorter_side(path: Path) -> int:
+        opened.append(path)
+        return decode.shorter_side(path)
+
+    monkeypatch.setattr(folder, "shorter_side", shorter_side)
+    assert native_size(str(root)) == 8
+    assert len(set(opened)) == len(opened) == 200
+    assert opened[-1] == root / "b" / "000.png"
+
+
+def test_native_size_of_nothing(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1})
+    (root / "a" / "000.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a/000\.png: not a picture"):
+        native_size(str(root))
+    (root / "a" / "000.png").unlink()
+    with pytest.raises(InputError, match="found none"):
+        native_size(str(root))
+
+
+@pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
+def test_uc_merced_unpacked(tmp_path: Path) -> None:
+    with np.load(Path(os.environ["TWINHASH_DATA"]) / "ucmerced" / "ucmerced_128.npz", allow_pickle=False) as file:
+        data, offsets, labels, classes = (file[name] for name in ("data", "offsets", "labels", "classes"))
+    picked = [i for c in range(10) for i in np.flatnonzero(labels == c)[:10]]
+    for i in picked:
+        folder = tmp_path / "ucmerced" / str(classes[labels[i]])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:04d}.img").write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())
+    source = str(tmp_path / "ucmerced")
+    assert native_size(source) == 128
+    loaded = load(source, [64, 128], tmp_path / "cache", seed=0, strict=True)
+    assert len(loaded.names) == 100
+    assert len(loaded.classes) == 10
+    assert np.bincount(loaded.labels[loaded.query]).tolist() == [2] * 10
+    for i in (0, 57, 99):
+        raw = Path(source, loaded.names[i])
+        np.testing.assert_array_equal(loaded.pixels[128][i], to_square(Image.open(raw).convert("RGB"), 128))

@@ -1,0 +1,112 @@
+"""Who is train, validation, gallery and query, for any set of labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from distill.data.dataset import Listing
+from distill.data.splits import encode_labels, split
+from gallery.errors import InputError
+
+
+def listing(labels: list[tuple[str, ...]], parts: list[set[str]] | None = None, multi: bool = False) -> Listing:
+    return Listing(
+        name="set",
+        names=tuple(f"{i:05d}" for i in range(len(labels))),
+        labels=tuple(labels),
+        parts=tuple(frozenset(p) for p in parts or [set()] * len(labels)),
+        pictures=None,  # type: ignore[arg-type]
+        origin="given",
+        multi=multi,
+    )
+
+
+def splits(
+    source: Listing, seed: int = 0, query: float = 0.2, validation: float = 0.05
+) -> tuple[Any, dict[str, Any], str]:
+    kept = np.arange(len(source.names))
+    classes, labels = encode_labels(source, kept)
+    return labels, *split(source, kept, classes, labels, seed, query, validation)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=2, max_size=12), st.integers(0, 5), st.floats(0.05, 0.9), st.floats(0, 0.9)
+)
+def test_a_drawn_split(counts: list[int], seed: int, query: float, validation: float) -> None:
+    assume(max(counts) > 1)
+    rows = [(f"c{c}",) for c, count in enumerate(counts) for _ in range(count)]
+    rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+    labels, parts, _ = splits(listing(rows), seed, query, validation)
+    assert all(np.array_equal(part, np.unique(part)) for part in parts.values())
+    together = np.concatenate([parts["train"], parts["validation"], parts["query"]])
+    assert sorted(together) == list(range(len(rows)))
+    assert np.array_equal(parts["gallery"], np.union1d(parts["train"], parts["validation"]))
+    for c, name in enumerate(sorted({row[0] for row in rows})):
+        members = sum(row == (name,) for row in rows)
+        here = {part: int((labels[index] == c).sum()) for part, index in parts.items()}
+        if members > 1:
+            assert 1 <= here["query"] <= members - 1
+            assert abs(here["query"] - members * query) <= 1
+        else:
+            assert here["query"] == 0
+        assert here["train"] >= 1
+        assert abs(here["validation"] - here["gallery"] * validation) <= 1 + (here["gallery"] == members == 1)
+    assert (len(parts["validation"]) > 0) == (validation > 0 and len(parts["gallery"]) > len(counts))
+
+
+def test_many_small_classes_give_the_validation_share_in_all() -> None:
+    rows = [(f"c{i // 5:04d}",) for i in range(5000)]
+    _, parts, told = splits(listing(rows))
+    assert len(parts["query"]) == 1000
+    assert 140 <= len(parts["validation"]) <= 260  # 200 expected, standard deviation 13
+    assert f"{len(parts['validation'])} of train held out for validation by seed 0" in told
+
+
+def test_the_seed_and_nothing_else_decides() -> None:
+    rows = [("ab"[i % 2],) for i in range(200)]
+    state = np.random.get_state()[1].copy()
+    first, again, other = (splits(listing(rows), seed)[1] for seed in (1, 1, 2))
+    assert all(np.array_equal(first[part], again[part]) for part in first)
+    assert not np.array_equal(first["query"], other["query"])
+    assert not np.array_equal(first["validation"], other["validation"])
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_a_given_split_is_kept_and_validation_comes_out_of_train() -> None:
+    rows = [("ab"[i % 2],) for i in range(100)]
+    parts = [
+        {"query"} if i < 20 else {"train"} if i < 60 else {"gallery"} if i < 90 else {"train", "gallery"}
+        for i in range(100)
+    ]
+    _, got, told = splits(listing(rows, parts), validation=0.2)
+    assert got["query"].tolist() == list(range(20))
+    assert got["gallery"].tolist() == list(range(60, 100))
+    assert sorted([*got["train"], *got["validation"]]) == [*range(20, 60), *range(90, 100)]
+    assert len(got["validation"]) == 10
+    assert told.startswith("given: 50 train, 40 gallery, 20 query; 10 of train")
+    assert (told.count("."), told[-1]) == (1, ".")
+
+
+def test_multi_label_pictures_are_drawn_together() -> None:
+    rows = [("a", "b"), ("b",), ("a",), ("c", "a")] * 10
+    labels, parts, _ = splits(listing(rows, multi=True), validation=0.25)
+    assert labels.shape == (40, 3)
+    assert (len(parts["query"]), len(parts["gallery"])) == (8, 32)
+    assert len(parts["validation"]) == 8
+
+
+def test_a_query_may_be_nothing_else() -> None:
+    rows = [("ab"[i % 2],) for i in range(6)]
+    with pytest.raises(InputError, match="00004 in gallery, query"):
+        splits(listing(rows, [{"train"}] * 4 + [{"query", "gallery"}, {"query"}]))
+
+
+def test_more_classes_than_pictures() -> None:
+    with pytest.raises(InputError, match="3 classes, 2 pictures"):
+        splits(listing([("a", "b"), ("c",)], multi=True))

@@ -1,0 +1,65 @@
+"""Configuration: refusals that name the key, and every "auto" with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from distill.config import Fit, Learning, Start, StudentFit, load_yaml, resolve, to_yaml
+from gallery.errors import InputError
+
+VIT = Start(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+CNN = Start(name="c", source="s", random=False, transformer=False, patch=1, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    learning = Learning(teacher="x", bits=48, student_fit=StudentFit(lr=0.1), teacher_weights=Path("a/b"))
+    (tmp_path / "c.yaml").write_text(to_yaml(learning))
+    assert load_yaml(tmp_path / "c.yaml", Learning) == learning
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("bits: 63", "bits"), ("teacher_fit: {batch: 1}", "teacher_fit.batch"), ("bogus: 1", "bogus"), ("bits: [", "yaml"),
+     ("student_fit: {lr: fast}", "student_fit.lr"), ("seed: -1", "seed"), ("\x00", "yaml")],
+)  # fmt: skip
+def test_a_bad_file_names_the_key(tmp_path: Path, text: str, names: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=names):
+        load_yaml(tmp_path / "c.yaml", Learning)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none"):
+        load_yaml(tmp_path / "none.yaml", Learning)
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Learning().bits = 32  # type: ignore[misc]
+
+
+def test_auto_follows_pictures_device_and_weights() -> None:
+    small = resolve(Learning(), VIT, CNN, picture_size=28, gpu=False)
+    large = resolve(Learning(), CNN, CNN, picture_size=600, gpu=False)
+    gpu = resolve(Learning(), CNN, CNN, picture_size=600, gpu=True)
+    assert (small.teacher_size, small.student_size) == (56, 48)  # patches of 14, and of none
+    assert (large.teacher_size, gpu.teacher_size) == (128, 224)
+    assert small.teacher_lr < large.teacher_lr
+    assert small.views < large.views
+    assert resolve(Learning(), CNN, CNN, picture_size=100, gpu=False).teacher_size == 112
+    reasons = "\n".join(small.reasons)
+    for what in ("teacher size", "student size", "epochs", "rate", "crop", "views"):
+        assert what in reasons
+
+
+def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
+    asked = Learning(teacher_size=96, student_size=80, teacher_fit=Fit(epochs=1, lr=0.5, crop=0.7),
+                     student_fit=StudentFit(epochs=2, lr=0.25, crop=0.6, views=3))  # fmt: skip
+    plan = resolve(asked, VIT, CNN, picture_size=28, gpu=False)
+    assert plan.reasons == ()
+    assert (plan.teacher_size, plan.student_size, plan.views) == (96, 80, 3)
+    assert (plan.teacher_epochs, plan.teacher_lr, plan.teacher_crop) == (1, 0.5, 0.7)
+    assert (plan.student_epochs, plan.student_lr, plan.student_crop) == (2, 0.25, 0.6)

@@ -1,0 +1,86 @@
+"""CSCH's terms against loops over pictures and classes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distill.centers import hash_centers
+from distill.objectives.csch import center_consistency, center_targets, instance_consistency
+
+
+def slow_center_consistency(h: np.ndarray, target: np.ndarray, centers: np.ndarray, classes: list[set[int]]) -> float:
+    def cos(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+    losses = []
+    for row, word, own in zip(h, target, classes, strict=True):
+        right = math.exp(8 * (cos(row, word) - 0.2))
+        wrong = sum(math.exp(8 * cos(row, t)) for c, t in enumerate(centers) if c not in own)
+        losses.append(-math.log(right / (right + wrong)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_center_consistency_single_label(dtype: torch.dtype) -> None:
+    centers = hash_centers(10, 32)
+    labels = np.array([0, 3, 9, 9])
+    h = torch.randn(4, 32, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    words = torch.from_numpy(centers).to(dtype)
+    positive = torch.from_numpy(np.eye(10, dtype=bool)[labels])
+    loss = center_consistency(h, words[labels], words, positive)
+    slow = slow_center_consistency(h.numpy().astype(float), centers[labels], centers, [{c} for c in labels])
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_center_consistency_multi_label() -> None:
+    centers = hash_centers(6, 16)
+    hot = np.zeros((3, 6), bool)
+    hot[0, [1, 2]] = hot[1, [0, 3, 5]] = hot[2, 4] = True
+    target = center_targets(hot, centers)
+    h = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    loss = center_consistency(
+        h, torch.from_numpy(target).float(), torch.from_numpy(centers).float(), torch.from_numpy(hot)
+    )
+    slow = slow_center_consistency(h.numpy().astype(float), target, centers, [set(np.flatnonzero(r)) for r in hot])
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_targets_are_the_majority_vote_and_ties_are_fixed_by_the_label_set() -> None:
+    centers = hash_centers(6, 64)
+    hot = np.zeros((4, 6), bool)
+    hot[0, [0, 1]] = hot[1, [0, 1, 2]] = hot[2, [0, 1]] = hot[3, [2, 3]] = True
+    target = center_targets(hot, centers)
+    for row, labels in enumerate([(0, 1), (0, 1, 2), (0, 1), (2, 3)]):
+        votes = centers[list(labels)].sum(0, dtype=int)
+        assert np.array_equal(target[row][votes != 0], np.sign(votes[votes != 0]))
+    assert set(np.unique(target)) == {-1, 1}
+    assert np.array_equal(target[0], target[2])
+    assert np.array_equal(center_targets(hot[[3, 0]], centers), target[[3, 0]])  # whatever else is in the batch
+    tied = (centers[0] + centers[1]) == 0
+    assert 0.2 < (target[0][tied] > 0).mean() < 0.8
+
+
+def test_single_labels_and_one_hot_rows_have_the_same_targets() -> None:
+    centers, labels = hash_centers(5, 16), np.array([4, 0, 2])
+    assert np.array_equal(center_targets(labels, centers), center_targets(np.eye(5, dtype=bool)[labels], centers))
+
+
+def test_instance_consistency_is_the_squared_distance_to_the_teachers_sign() -> None:
+    student = torch.tensor([[0.5, -2.0], [1.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[3.0, 0.0], [-0.1, 7.0]], requires_grad=True)
+    loss = instance_consistency(student, teacher)
+    slow = ((0.5 - 1) ** 2 + (-2 + 1) ** 2 + (1 + 1) ** 2 + (0 - 1) ** 2) / 4
+    assert loss.item() == pytest.approx(slow)
+    loss.backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+def test_the_losses_pull_where_they_should() -> None:
+    centers = torch.from_numpy(hash_centers(4, 16)).float()
+    positive = torch.eye(4, dtype=torch.bool)[[2]]
+    at_home = center_consistency(centers[[2]], centers[[2]], centers, positive)
+    astray = center_consistency(centers[[1]], centers[[2]], centers, positive)
+    assert at_home < 0.1 < astray

@@ -1,0 +1,77 @@
+"""The run folder: the lock, the record of stages, and settings that may not change under a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.config import Learning
+from distill.runfolder import open_run
+from gallery.console import log
+from gallery.errors import InputError, RunLocked
+
+HOLD = "import sys,time; from pathlib import Path; from distill.runfolder import open_run\n" \
+       "with open_run(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"  # fmt: skip
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=root)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(RunLocked, match=str(holder.pid)), open_run(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with open_run(tmp_path):
+        pass
+
+
+def test_finished_stages_are_remembered_and_broken_ones_are_not(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        with run.stage("a", "one"):
+            pass
+        with pytest.raises(ZeroDivisionError), run.stage("b", "two"):
+            1 / 0  # noqa: B018
+    with open_run(tmp_path) as run:
+        assert run.done("a")
+        assert not run.done("b")
+        assert set(run.seconds) == {"a", "b"}
+        run.forget("a")
+    with open_run(tmp_path) as run:
+        assert not run.done("a")
+
+
+def test_other_settings_are_refused_by_name_and_permitted_ones_taken(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        assert not run.require_same("config", Learning())
+        assert not run.require_same("config", Learning())
+        with pytest.raises(InputError, match=r"bits 32 instead of 64.*--name"):
+            run.require_same("config", Learning(bits=32), but=("strict",))
+        assert run.require_same("config", Learning(strict=True), but=("strict",)) == {"strict"}
+        assert not run.require_same("config", Learning(strict=True))
+
+
+def test_what_was_settled_stays(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        assert run.remember("plan", Learning(seed=1)).seed == 1
+        assert run.remember("plan", Learning(seed=2)).seed == 1
+
+
+def test_all_that_is_said_is_in_the_log(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run, run.stage("a", "doing one thing"):
+        log.warning("beware")
+    text = (tmp_path / "log.txt").read_text()
+    assert "[a] doing one thing" in text
+    assert "WARNING beware" in text
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--runs"), open_run(tmp_path / "file" / "run"):
+        pass

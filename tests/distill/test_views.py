@@ -1,0 +1,65 @@
+"""Views: stored crops, and the pixels they select."""
+
+import numpy as np
+import pytest
+import torch
+
+from distill.views import Lens, draw, stored
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_crops_stay_inside_the_picture_and_have_the_areas_asked_for() -> None:
+    crops = draw(5000, 0.3, generator())
+    half, centre = crops[:, :2].abs(), crops[:, 2:]
+    assert ((centre.abs() + half) <= 1 + 1e-5).all()
+    area = half.prod(1)
+    assert 0.29 <= area.min() < 0.35
+    assert area.max() > 0.95
+    assert 0.45 < (crops[:, 0] < 0).float().mean() < 0.55  # mirrored
+
+
+def test_a_crop_of_all_only_mirrors() -> None:
+    crops = draw(100, 1.0, generator())
+    assert torch.equal(crops[:, :2].abs(), torch.ones(100, 2))
+    assert torch.equal(crops[:, 2:], torch.zeros(100, 2))
+
+
+def test_the_first_stored_view_is_the_whole_picture_and_the_seed_decides_the_rest() -> None:
+    views = stored(7, 3, 0.5, seed=4)
+    assert views.shape == (3, 7, 4)
+    assert torch.equal(views[0], torch.tensor([1.0, 1, 0, 0]).expand(7, 4))
+    assert torch.equal(views, stored(7, 3, 0.5, seed=4))
+    assert not torch.equal(views[1], views[2])
+    assert not torch.equal(views[1], stored(7, 3, 0.5, seed=5)[1])
+
+
+@pytest.fixture
+def lens() -> Lens:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    return Lens(pixels, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu"))
+
+
+def test_normalisation_is_that_of_the_definition(lens: Lens) -> None:
+    seen = lens.look(np.array([3, 1]))
+    slow = (lens.pixels[[3, 1]].astype(np.float64) / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.25, 0.5)
+    assert seen.shape == (2, 3, 8, 8)
+    assert np.allclose(seen.numpy().transpose(0, 2, 3, 1), slow, atol=1e-5)
+
+
+def test_the_whole_view_shows_the_pixels_themselves_and_a_mirror_reverses_them(lens: Lens) -> None:
+    index = np.arange(5)
+    plain = lens.look(index)
+    whole = lens.look(index, torch.tensor([[1.0, 1, 0, 0]]).expand(5, 4))
+    mirror = lens.look(index, torch.tensor([[-1.0, 1, 0, 0]]).expand(5, 4))
+    assert torch.allclose(whole, plain, atol=1e-4)
+    assert torch.allclose(mirror, plain.flip(3), atol=1e-4)
+
+
+def test_a_quarter_crop_shows_that_quarter(lens: Lens) -> None:
+    seen = lens.look(np.array([0]), torch.tensor([[0.5, 0.5, 0.5, -0.5]]))  # right half, upper half
+    alone = Lens(lens.pixels[:1, :4, 4:], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu")).look(np.array([0]))
+    big = torch.nn.functional.interpolate(alone, scale_factor=2, mode="bilinear", align_corners=False)
+    assert torch.allclose(seen[:, :, 1:-1, 1:-1], big[:, :, 1:-1, 1:-1], atol=1e-4)  # its border sees neighbours

@@ -1,0 +1,276 @@
+"""Real files in real engines: codes, precisions, cards, repeatability, and the forms that cannot be made."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGENET, SIZE, Shipped, pictures
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export import to_coreml, to_litert, to_onnx
+from export.artifact import DEFAULT_FORMS, SMALL_WEIGHTS, Artifact, Refused
+from export.card import KEY, Card
+from export.cards import read_card
+from export.forms import FORMATS, export_all
+from export.query_model import QueryModel, deployable
+from export.quiet import quiet
+from gallery.codes import pack
+from gallery.errors import CodeSpaceMismatch, InputError
+from gallery.files import sha256_of, size_of
+from mobile_eval.runtimes import open_model
+
+# Flipped bits of all 6,144, measured: v3 fp16 0.00-0.07 %, int8 0.16 %; lite fp16 0.05 %, int8 0.77 %.
+FLIPS = {"fp32": 0.0, "fp16": 0.003, "int8-weights": 0.015}
+
+
+def compared(shipped: Shipped, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """The file's logits and which of its bits differ from the float student's."""
+    found = open_model(shipped.files[form].path).run(shipped.student.images)
+    assert np.array_equal(found.codes, pack(found.logits))
+    return found.logits, (found.logits > 0) != (shipped.student.logits > 0)
+
+
+@pytest.mark.parametrize("form", [*DEFAULT_FORMS, "coreml-fp32"])
+def test_mobilenetv3_keeps_its_codes(shipped: Shipped, form: str) -> None:
+    check_codes(shipped, form)
+
+
+@pytest.mark.parametrize("form", ["onnx-fp32", "onnx-int8-weights", "litert-fp32", "litert-int8-weights",
+                                  "coreml-fp16", "coreml-int8-weights"])  # fmt: skip
+def test_efficientnet_lite_keeps_its_codes(lite: Shipped, form: str) -> None:
+    check_codes(lite, form)
+
+
+def check_codes(shipped: Shipped, form: str) -> None:
+    logits, flipped = compared(shipped, form)
+    expected = shipped.student.logits
+    precision = form.partition("-")[2]
+    if precision == "fp32":
+        assert np.abs(logits - expected).max() < 1e-5
+        assert not flipped[np.abs(expected) > 1e-3].any()
+    else:
+        assert flipped.mean() <= FLIPS[precision]
+        assert np.abs(expected[flipped]).max(initial=0) < 0.05  # only bits that were nearly undecided
+        assert np.abs(logits - expected).max() > 1e-5  # the precision did change something
+
+
+def test_every_file_is_what_its_artifact_says(shipped: Shipped) -> None:
+    for form, artifact in shipped.files.items():
+        card = artifact.card
+        assert artifact.form == form and artifact.path.name.startswith(f"query-{card.precision}.")
+        assert (artifact.sha256, artifact.bytes) == (sha256_of(artifact.path), size_of(artifact.path))
+        assert read_card(artifact.path) == card
+        assert (card.code_space, card.bits, card.size) == (shipped.student.space.id, 64, SIZE)
+        assert (card.student, card.resize) == ("mobilenetv3_small_100", IMAGENET.resize)
+        assert card.layout == ("image" if artifact.format == "coreml" else "NHWC uint8")
+
+
+def test_sizes_follow_the_precision(shipped: Shipped) -> None:
+    for format in ("onnx", "litert", "coreml"):
+        size = {f.card.precision: f.bytes for f in shipped.files.values() if f.format == format}
+        assert 0.49 < size["fp16"] / size["fp32"] < 0.54
+        assert 0.25 < size["int8-weights"] / size["fp32"] < 0.31
+
+
+def test_the_three_int8_files_round_the_same_weights(shipped: Shipped) -> None:
+    """One rule in three formats: independent code paths must flip nearly the same bits."""
+    onnx, litert, coreml = (compared(shipped, f"{name}-int8-weights")[0] for name in ("onnx", "litert", "coreml"))
+    assert np.abs(onnx - litert).max() < 1e-5
+    assert np.abs(onnx - coreml).max() < 0.01
+
+
+def test_onnx_takes_any_batch(shipped: Shipped) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(shipped.files["onnx-fp32"].path), providers=["CPUExecutionProvider"])
+    images, logits = shipped.student.images, shipped.student.logits
+    for count in (1, 7):
+        codes, found = session.run(None, {"image": images[:count]})
+        assert codes.shape == (count, 8) and codes.dtype == np.uint8 and found.dtype == np.float32
+        assert np.abs(found - logits[:count]).max() < 1e-5
+    assert session.get_inputs()[0].shape == ["batch", SIZE, SIZE, 3]
+
+
+def test_onnx_int8_is_stored_per_channel_and_small_weights_stay(shipped: Shipped) -> None:
+    import onnx
+
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(shipped.files["onnx-int8-weights"].path).graph.initializer}
+    exact = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(shipped.files["onnx-fp32"].path).graph.initializer}
+    rounded = [name.removesuffix(".int8") for name in stored if name.endswith(".int8")]
+    assert len(rounded) > 20
+    for name, weights in exact.items():
+        if name in rounded:
+            scale = stored[f"{name}.scale"]
+            assert stored[f"{name}.int8"].dtype == np.int8 and scale.shape == (len(weights), 1, 1, 1)
+            assert np.abs(stored[f"{name}.int8"] * scale - weights).max() <= scale.max() * 0.501
+            assert (np.abs(stored[f"{name}.int8"]).max(axis=(1, 2, 3)) == 127).all()
+        else:
+            assert np.array_equal(stored[name], weights) and weights.size < SMALL_WEIGHTS
+
+
+def test_onnx_tells_nothing_about_the_machine_it_was_made_on(shipped: Shipped) -> None:
+    for form in ("onnx-fp32", "onnx-fp16", "onnx-int8-weights"):
+        data = shipped.files[form].path.read_bytes()
+        assert b"site-packages" not in data and b".py" not in data
+
+
+def test_litert_names_its_tensors_and_aligns_its_weights(shipped: Shipped) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter
+
+    for precision in ("fp32", "fp16", "int8-weights"):
+        path = shipped.files[f"litert-{precision}"].path
+        signature = Interpreter(str(path)).get_signature_list()["serving_default"]
+        assert signature == {"inputs": ["image"], "outputs": ["codes", "logits"]}
+        model = schema.Model.GetRootAs(path.read_bytes(), 0)
+        buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
+        filled = [buffer._tab for buffer in buffers if buffer.DataLength()]
+        assert len(filled) > 50
+        assert {table.Vector(table.Offset(4)) % 16 for table in filled} == {0}
+        assert not any(buffer.Offset() for buffer in buffers)  # nothing hides behind the flatbuffer
+
+
+def test_litert_int8_really_holds_int8(shipped: Shipped) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(str(shipped.files["litert-int8-weights"].path)).get_tensor_details()
+    weights = [d for d in details if d["dtype"] == np.int8]
+    assert sum(int(np.prod(d["shape"])) for d in weights) > 1_400_000
+    assert min(int(np.prod(d["shape"])) for d in weights) >= SMALL_WEIGHTS
+    assert all(len(d["quantization_parameters"]["scales"]) == d["shape"][0] for d in weights)
+
+
+def test_core_ml_takes_an_image_and_its_numbers_have_the_declared_types(shipped: Shipped) -> None:
+    from coremltools.proto import FeatureTypes_pb2, Model_pb2
+
+    for precision, storage in (("fp32", "conv"), ("fp16", "cast"), ("int8-weights", "constexpr_affine_dequantize")):
+        spec = Model_pb2.Model()
+        spec.ParseFromString((shipped.files[f"coreml-{precision}"].path / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+        image = spec.description.input[0].type.imageType
+        assert (image.width, image.height, image.colorSpace) == (SIZE, SIZE, FeatureTypes_pb2.ImageFeatureType.RGB)
+        types = {o.name: o.type.multiArrayType.dataType for o in spec.description.output}
+        kinds = FeatureTypes_pb2.ArrayFeatureType
+        assert types == {"codes": kinds.INT32, "logits": kinds.FLOAT32}
+        block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
+        assert storage in {operation.type for operation in block.operations}
+        assert spec.specificationVersion == 7  # iOS 16, macOS 13
+
+
+class Small(nn.Module):
+    """Three layers: enough for every converter, quick to convert twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.Linear(32, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.hardswish(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def small(kind: type[nn.Module] = Small) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind().eval()
+
+
+def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
+    forms = [form for form in DEFAULT_FORMS if form.endswith("int8-weights")]
+    first, second = (export_all(small(), IMAGENET, "s" * 16, "small", forms, tmp_path / f) for f in ("one", "two"))
+    assert [a.sha256 for a in first] == [b.sha256 for b in second]
+    assert not list((tmp_path / "one").rglob("executorch*"))
+
+
+def test_one_function_a_format_makes_one_file(tmp_path: Path) -> None:
+    model = QueryModel(deployable(small(), SIZE), IMAGENET)
+    card = Card("s" * 16, 64, "small", "fp16", SIZE, "any")
+    images, _ = pictures(4, seed=1)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images))[1].numpy()
+    with quiet():
+        made = [to_onnx.to_onnx(model, card, tmp_path / "a.onnx"), to_litert.to_litert(model, card, tmp_path / "a.tflite"),
+                to_coreml.to_coreml(model, card, tmp_path / "a.mlpackage")]  # fmt: skip
+    for artifact in made:
+        assert artifact.card == card
+        assert np.abs(open_model(artifact.path).run(images).logits - logits).max() < 1e-3 * np.abs(logits).max()
+
+
+class Antialiased(Small):
+    """LiteRT has no lowering for an antialiased resize; ONNX has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, (24, 24), mode="bilinear", antialias=True))
+
+
+def test_what_a_converter_refuses_is_a_row_with_its_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    forms = ["litert-fp32", "onnx-fp32", "litert-int8-weights"]
+    rows = export_all(small(Antialiased), IMAGENET, "s" * 16, "small", forms, tmp_path)
+    assert isinstance(rows[1], Artifact) and rows[1].form == "onnx-fp32"
+    for row, form in ((rows[0], forms[0]), (rows[2], forms[2])):
+        assert isinstance(row, Refused) and row.form == form
+        assert "_upsample_bilinear2d_aa" in row.reason and "\n" not in row.reason
+    assert [path.name for path in tmp_path.iterdir()] == ["query-fp32.onnx"]
+    assert capfd.readouterr() == ("", "")  # the converters' own noise goes to the debug log
+
+
+def test_a_full_disk_is_not_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FORMATS["onnx"], "write", full)
+    monkeypatch.setattr(FORMATS["onnx"], "convert", lambda model: None)
+    with pytest.raises(OSError, match="No space left"):
+        export_all(small(), IMAGENET, "s" * 16, "small", ["onnx-fp32"], tmp_path)
+
+
+@pytest.mark.parametrize("forms", [[], ["onnx"], ["onnx-int3"], ["onnx-fp32", "onnx-fp32"], ["tflite-fp32"]])
+def test_forms_that_do_not_exist_are_refused_before_anything_is_done(forms: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="litert-int8-weights"):
+        export_all(small(), IMAGENET, "s" * 16, "small", forms, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_quiet_keeps_what_was_said_and_lets_errors_pass(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    import os
+
+    caplog.set_level(logging.DEBUG, "twinhash")
+    with pytest.raises(ZeroDivisionError), quiet():
+        os.write(2, b"from C++\n")
+        print("from Python")
+        1 / 0  # noqa: B018
+    print("after")
+    assert capfd.readouterr() == ("after\n", "")
+    assert "from C++" in caplog.text and "from Python" in caplog.text
+
+
+def test_a_file_without_a_card_is_never_trusted(tmp_path: Path, shipped: Shipped) -> None:
+    import onnx
+
+    model = onnx.load(shipped.files["onnx-fp32"].path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "a.onnx")
+    bare = tmp_path / "a.tflite"
+    bare.write_bytes(shipped.files["litert-fp32"].path.read_bytes().replace(KEY.encode(), b"another.card"))
+    for path in (tmp_path / "a.onnx", bare):
+        with pytest.raises(CodeSpaceMismatch, match="card"):
+            read_card(path)
+
+
+def test_cards_are_read_without_torch_or_tensorflow(shipped: Shipped) -> None:
+    import subprocess
+    import sys
+
+    paths = [str(shipped.files[form].path) for form in ("onnx-fp32", "litert-int8-weights")]
+    code = (
+        "import sys, json, dataclasses, pathlib; from export.cards import read_card\n"
+        "print(json.dumps([dataclasses.asdict(read_card(pathlib.Path(p))) for p in sys.argv[1:]]))\n"
+        "assert not {'torch', 'tensorflow', 'ai_edge_litert'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parents[2])  # fmt: skip
+    assert [Card(**card).precision for card in json.loads(done.stdout)] == ["fp32", "int8-weights"]

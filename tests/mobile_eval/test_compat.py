@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.card import Card
+from gallery.codes import pack
+from gallery.codespace import CodeSpace, Preprocessing
+from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
+from gallery.files import sha256_of
+from mobile_eval import compat
+from mobile_eval.gate import check
+from mobile_eval.results import Limits, Worst
+
+BITS, SIZE, QUERIES = 16, 8, 130  # more queries than one chunk, and not a multiple of it
+SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3))
+RNG = np.random.default_rng(5)
+
+
+@dataclass
+class Gallery:
+    space: CodeSpace = SPACE
+    seed: int = 0
+
+    def codes(self) -> Any:
+        return pack(np.random.default_rng(self.seed).standard_normal((40, BITS)))
+
+    def labels(self) -> Any:
+        return np.arange(40) % 2
+
+
+class Engine:
+    """A runtime that answers from a table: the first two channels of a picture's first pixel name its row."""
+
+    engine = "a table"
+
+    def __init__(self, logits: Any, codes: Any = None, space: str = SPACE.id, size: int = SIZE) -> None:
+        self.logits, self.codes = logits, pack(logits) if codes is None else codes
+        self.card = Card(code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none")
+        self.calls: list[int] = []
+
+    def run(self, pixels: Any) -> Any:
+        self.calls.append(len(pixels))
+        rows = pixels[:, 0, 0, 0].astype(int) + 256 * pixels[:, 0, 0, 1].astype(int)
+        return SimpleNamespace(codes=self.codes[rows], logits=self.logits[rows])
+
+
+def numbered(queries: int) -> Any:
+    pixels = np.zeros((queries, SIZE, SIZE, 3), np.uint8)
+    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(queries) % 256, np.arange(queries) // 256
+    return pixels
+
+
+def float_student(queries: int = QUERIES) -> Any:
+    return np.random.default_rng(1).standard_normal((queries, BITS)).astype(np.float32)
+
+
+def make_reference(logits: Any = None, **changes: Any) -> compat.Reference:
+    logits = float_student() if logits is None else logits
+    labels = changes.pop("labels", np.arange(len(logits)) % 2)
+    return compat.reference(numbered(len(logits)), logits, labels, changes.pop("gallery", Gallery()), **changes)
+
+
+def shipped(folder: Path, **changes: Any) -> compat.Shipped:
+    (folder / "m.onnx").write_bytes(b"weights")
+    return compat.Shipped(
+        **{"form": "onnx-fp32", "format": "onnx", "precision": "fp32", "path": "m.onnx", "root": folder, **changes}
+    )
+
+
+def check_with(engine: Any, folder: Path, against: compat.Reference | None = None, **changes: Any) -> Any:
+    return compat.check_file(shipped(folder, **changes), against or make_reference(), lambda path: engine, samples=3)
+
+
+def slow_ap(code: Any, label: int, gallery: Gallery, orders: int = 400) -> float:
+    """Mean of the plain AP over random orders of ties."""
+    bits = np.unpackbits(gallery.codes(), axis=1, bitorder="little")
+    distance = (bits != np.unpackbits(code, bitorder="little")).sum(axis=1)
+    rng, total = np.random.default_rng(3), 0.0
+    for _ in range(orders):
+        order = np.lexsort((rng.random(40), distance))
+        right = gallery.labels()[order] == label
+        total += float(np.mean([right[: k + 1].mean() for k in np.flatnonzero(right)]))
+    return total / orders
+
+
+def test_the_float_student_itself_flips_nothing(tmp_path: Path) -> None:
+    row = check_with(Engine(float_student()), tmp_path)
+    assert (row.status, row.bits_compared, row.bits_flipped, row.flip_rate) == ("ran", QUERIES * BITS, 0, 0.0)
+    assert (row.map_drop, row.predicted_flip_rate, row.flips_beyond_tolerance, row.worst) == (0.0, 0.0, 0, ())
+    assert (row.engine, row.bytes, row.sha256) == ("a table", 7, sha256_of(tmp_path / "m.onnx"))
+    assert row.samples == 3
+    assert row.threads == 1
+    assert 0 <= row.p50_ms <= row.p90_ms <= row.p99_ms
+
+
+def test_known_flips_are_counted_and_placed(tmp_path: Path) -> None:
+    logits = np.where(float_student() > 0, 1.0, -1.0).astype(np.float32)
+    logits[7, 3], logits[99, 0], logits[99, 1] = 4e-4, 2e-3, -0.5  # bits 1, 1, 0
+    moved = logits.copy()
+    moved[7, 3], moved[99, 0], moved[99, 1] = -1e-4, -1e-4, 0.1
+    row = check_with(Engine(moved), tmp_path, make_reference(logits, tolerance=1e-3))
+    assert (row.bits_flipped, row.flips_beyond_tolerance) == (3, 2)
+    assert row.worst == (Worst(query=99, flipped=2), Worst(query=7, flipped=1))
+    assert row.flip_rate == 3 / (QUERIES * BITS)
+    assert not check([row], Limits()).passed
+
+
+def test_a_zero_logit_is_a_zero_bit(tmp_path: Path) -> None:
+    logits = float_student()
+    logits[:, 5] = 0.0
+    nearly = logits.copy()
+    nearly[:, 5] = -1e-6
+    assert check_with(Engine(nearly), tmp_path, make_reference(logits)).bits_flipped == 0
+    nearly[:, 5] = 1e-6
+    row = check_with(Engine(nearly), tmp_path, make_reference(logits))
+    assert (row.bits_flipped, row.flips_beyond_tolerance) == (QUERIES, 0)
+
+
+def test_the_shipped_bytes_are_judged_and_not_the_logits(tmp_path: Path) -> None:
+    """A file whose packing is broken (here: the other bit order) fails although its logits are perfect."""
+    logits = float_student()
+    reversed_order = np.packbits(logits > 0, axis=1, bitorder="big")
+    row = check_with(Engine(logits, codes=reversed_order), tmp_path)
+    assert row.predicted_flip_rate == 0.0
+    assert row.flip_rate > 0.2
+    assert not check([row], Limits()).passed
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(0, 2))
+def test_flips_and_map_equal_an_independent_slow_count(seed: int, queries: int, noise: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((queries, BITS)).astype(np.float32)
+    moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
+    against = make_reference(logits, tolerance=0.3)
+    found = compat.compare(pack(moved), moved, against)
+    flips = [(q, b) for q in range(queries) for b in range(BITS) if (logits[q, b] > 0) != (moved[q, b] > 0)]
+    assert found["bits_flipped"] == len(flips)
+    assert found["bits_compared"] == queries * BITS
+    assert found["flips_beyond_tolerance"] == sum(abs(float(logits[q, b])) > against.tolerance for q, b in flips)
+    counts = {q: sum(a == q for a, _ in flips) for q in range(queries)}
+    expected = sorted((-n, q) for q, n in counts.items() if n)[: compat.WORST]
+    assert [(-w.flipped, w.query) for w in found["worst"]] == expected
+
+
+def test_map_equals_the_mean_over_random_tie_orders() -> None:
+    logits = float_student(6)
+    moved = logits + RNG.normal(0, 0.8, logits.shape).astype(np.float32)
+    against = make_reference(logits)
+    found = compat.compare(pack(moved), moved, against)
+    slow = [[slow_ap(code, q % 2, Gallery()) for q, code in enumerate(pack(z))] for z in (logits, moved)]
+    assert against.map == pytest.approx(np.mean(slow[0]), abs=4e-3)
+    assert found["map"] == pytest.approx(np.mean(slow[1]), abs=4e-3)
+    assert found["map_drop"] == pytest.approx(against.map - found["map"], abs=1e-12)
+
+
+def test_multi_hot_labels_and_a_cut_are_passed_on() -> None:
+    class MultiHot(Gallery):
+        def labels(self) -> Any:
+            return np.eye(2, dtype=bool)[super().labels()]
+
+    logits = float_student(20)
+    plain = make_reference(logits, top_k=7)
+    hot = make_reference(logits, top_k=7, gallery=MultiHot(), labels=np.eye(2, dtype=bool)[np.arange(20) % 2])
+    assert hot.map == pytest.approx(plain.map)
+    assert plain.map != make_reference(logits).map
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-3, 0.03, 0.2])
+@pytest.mark.parametrize("shape", ["gaussian", "two peaks"])
+def test_the_predicted_flip_rate_is_near_the_observed(noise: float, shape: str) -> None:
+    rng = np.random.default_rng(11)
+    logits = rng.standard_normal((4000, 64))
+    if shape == "two peaks":  # a trained student: most logits far from zero
+        logits = 0.5 * logits + np.where(rng.random(logits.shape) < 0.5, 1.0, -1.0)
+    density = 1 / math.sqrt(2 * math.pi) * (1 if shape == "gaussian" else 2 * math.exp(-2))
+    error = noise * rng.standard_normal(logits.shape)
+    observed = int(((logits + error > 0) != (logits > 0)).sum())
+    predicted = compat.predicted_flip_rate(logits.astype(np.float32), error.astype(np.float32)) * logits.size
+    assert predicted == pytest.approx(density * noise * math.sqrt(2 / math.pi) * logits.size, rel=0.1)
+    assert abs(observed - predicted) < 4 * math.sqrt(predicted) + 0.1 * predicted + 1
+
+
+def test_errors_that_grow_with_the_logit_are_not_overestimated() -> None:
+    """A quantized tail that only stretches the logits flips nothing, however large the mean error."""
+    logits = float_student(2000)
+    everywhere = np.abs(0.1 * logits).mean() / math.sqrt(2 * math.pi)
+    assert 0 < compat.predicted_flip_rate(logits, 0.1 * logits) < everywhere / 10
+
+
+def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
+    logits = float_student()
+    broken = logits.copy()
+    row_of_zero_bits = int(np.argmin((logits > 0).sum(axis=1)))
+    broken[row_of_zero_bits, np.flatnonzero(logits[row_of_zero_bits] <= 0)[0]] = (
+        np.nan
+    )  # the bit stays 0: no flip at all
+    row = check_with(Engine(broken), tmp_path)
+    assert row.bits_flipped == 0
+    assert math.isnan(row.predicted_flip_rate)
+    assert not check([row], Limits()).passed
+
+
+def test_a_stale_code_space_is_refused_and_says_which_side(tmp_path: Path) -> None:
+    stale = replace(SPACE, teacher_sha256="f" * 64)
+    with pytest.raises(CodeSpaceMismatch, match="onnx-fp32 is stale"):
+        check_with(Engine(float_student(), space=stale.id), tmp_path)
+    with pytest.raises(CodeSpaceMismatch, match="carry a code space"):
+        check_with(Engine(float_student(), space=""), tmp_path)
+
+
+def test_nothing_of_a_stale_file_is_run(tmp_path: Path) -> None:
+    engine = Engine(float_student(), space="f" * 16)
+    with pytest.raises(CodeSpaceMismatch):
+        check_with(engine, tmp_path)
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MissingBackend("a Mac", "Linux", "Use a Mac."), "not run"),
+        (ModuleNotFoundError("No module named 'x'"), "not run"),
+        (NotImplementedError("op sparse"), "not run"),
+        (RuntimeError("INVALID_PROTOBUF"), "failed"),
+        (MemoryError("arena"), "failed"),
+    ],
+)
+def test_what_stops_a_file_is_kept_with_its_type(tmp_path: Path, error: Exception, status: str) -> None:
+    def open_model(path: Path) -> Any:
+        raise error
+
+    row = compat.check_file(shipped(tmp_path), make_reference(), open_model)
+    assert (row.status, row.map, row.bytes) == (status, None, 7)
+    assert row.reason.startswith(type(error).__name__)
+    assert str(error) in row.reason
+    assert check([row], Limits()).passed is False
+
+
+def test_breaking_in_the_middle_is_a_failed_row(tmp_path: Path) -> None:
+    engine = Engine(float_student())
+    engine.logits = engine.logits[:100]  # the second chunk holds queries the table does not know
+    row = check_with(engine, tmp_path)
+    assert row.status == "failed"
+    assert row.reason.startswith("IndexError")
+
+
+def test_ctrl_c_is_not_swallowed(tmp_path: Path) -> None:
+    def open_model(path: Path) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compat.check_file(shipped(tmp_path), make_reference(), open_model)
+
+
+def test_the_file_must_be_there_and_be_the_promised_one(tmp_path: Path) -> None:
+    good = sha256_of(tmp_path / shipped(tmp_path).path)
+    assert check_with(Engine(float_student()), tmp_path, sha256=good).status == "ran"
+    forged = check_with(Engine(float_student()), tmp_path, sha256="0" * 64)
+    assert forged.status == "failed"
+    assert forged.reason.startswith("CorruptFile")
+    assert "m.onnx" in forged.reason
+    absent = check_with(Engine(float_student()), tmp_path, path="gone.onnx")
+    assert absent.status == "failed"
+    assert "FileNotFoundError" in absent.reason
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Engine(float_student(), size=SIZE + 1),
+        Engine(float_student()[:, :8]),
+        Engine(float_student(), codes=pack(float_student())[:, :1]),
+    ],
+)
+def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: Engine) -> None:
+    row = check_with(engine, tmp_path)
+    assert row.status == "failed"
+    assert row.reason.startswith("InputError")
+    assert "found" in row.reason
+
+
+@pytest.mark.parametrize("logits", [float_student(5)[:, :8], float_student(4), np.full((5, BITS), np.nan, np.float32)])
+def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
+    with pytest.raises(InputError, match="float-student logits"):
+        compat.reference(numbered(5), logits, np.zeros(5, int), Gallery())

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import IMAGE, cells, ran, results
+from pydantic import ValidationError
+
+from gallery.errors import CorruptFile
+from mobile_eval.machine import cores, cpu_name, describe
+from mobile_eval.results import Curve, Limits, Results, Tile, load, ratio
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    run = results('Schuh \U0001f45f <&> "quoted"')
+    assert load(run.save(tmp_path / "results.json")) == run
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(), st.floats(allow_nan=False))
+def test_any_text_and_any_number_survive(tmp_path_factory: pytest.TempPathFactory, text: str, value: float) -> None:
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        return  # a lone surrogate is no Unicode text: no UTF-8 file can hold it
+    run = results(text, files=(ran(map_drop=value),))
+    again = load(run.save(tmp_path_factory.mktemp("any") / "results.json"))
+    assert again == run
+    assert again.files[0].map_drop == value
+
+
+def test_not_a_number_stays_one_in_valid_json(tmp_path: Path) -> None:
+    path = results(files=(ran(map=math.nan),)).save(tmp_path / "results.json")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    json.loads(path.read_text(), parse_constant=refuse)
+    assert math.isnan(load(path).files[0].map or 0.0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
+        lambda text: text.replace('"seed": 7', '"seed": 7, "sede": 8'),
+        lambda text: text.replace('"cores": 2', '"cores": "two"'),
+        lambda text: text.replace(IMAGE, "http://example.com/spy.png"),
+    ],
+)
+def test_damage_is_refused_by_name(tmp_path: Path, damage: object) -> None:
+    path = results().save(tmp_path / "results.json")
+    whole = path.read_text()
+    path.write_text(damage(whole))  # type: ignore[operator]
+    assert path.read_text() != whole
+    with pytest.raises(CorruptFile, match=r"results\.json"):
+        load(path)
+
+
+def test_the_message_names_the_field(tmp_path: Path) -> None:
+    path = results().save(tmp_path / "results.json")
+    path.write_text(path.read_text().replace('"cores": 2', '"cores": "two"'))
+    with pytest.raises(CorruptFile, match=r"machine\.cores"):
+        load(path)
+    with pytest.raises(CorruptFile, match="No such file"):
+        load(tmp_path / "absent.json")
+
+
+def test_records_are_frozen_and_strict_about_keys() -> None:
+    with pytest.raises(ValidationError):
+        ran().map = 1.0  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="mapp"):
+        ran(mapp=1.0)
+    with pytest.raises(ValidationError):
+        Limits(float_files={"map_drop": -0.1, "flip_rate": 0.0})
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "",
+        "http://x/y.png",
+        "javascript:alert(1)",
+        'data:image/png;base64,AA" onerror="x',
+        "data:text/html;base64,AAAA",
+        "data:image/svg+xml;base64,AAAA",
+        IMAGE + "\n",
+    ],
+)
+def test_a_thumbnail_is_nothing_but_inline_pixels(image: str) -> None:
+    with pytest.raises(ValidationError):
+        Tile(image=image, label="x")
+
+
+def test_a_curve_must_be_aligned() -> None:
+    with pytest.raises(ValidationError, match="2 steps, 1 losses"):
+        Curve(stage="s", steps=(1, 2), loss=(1.0,))
+    with pytest.raises(ValidationError):
+        Curve(stage="s", steps=(1, 2), loss=(1.0, 2.0), accuracy=(0.5,))
+
+
+def test_random_weights_are_never_forgotten() -> None:
+    assert "Teacher and student start from RANDOM weights" in results(random=True, warnings=("slow disk",)).alarms[0]
+    assert results(random=True, warnings=("slow disk",)).alarms[1:] == ("slow disk",)
+    assert results(random=False).alarms == ()
+    said = ("Both start from RANDOM weights.",)
+    assert results(random=True, warnings=said).alarms == said
+
+
+def test_the_kind_of_a_file_decides_its_limit() -> None:
+    limits = Limits()
+    for form, limit in (
+        ("onnx-fp32", limits.float_files),
+        ("coreml-fp16", limits.float_files),
+        ("onnx-int8-weights", limits.quantized_files),
+        ("coreml-palette4", limits.quantized_files),
+    ):
+        assert limits.of(ran(form)) is limit
+
+
+def test_ratio() -> None:
+    assert results().ratio == pytest.approx(0.70 / 0.72)
+    assert ratio(cells()[:1]) is None
+    assert math.isnan(ratio(cells(teacher=0.0)) or 0.0)
+    assert results().cell("no such cell") is None
+
+
+def test_the_machine_describes_itself_without_torch() -> None:
+    import subprocess
+    import sys
+
+    probe = "import sys, mobile_eval.machine as m; d = m.describe(); print('torch' in sys.modules, d.gpu)"
+    assert subprocess.check_output([sys.executable, "-c", probe], text=True).split() == ["False", "None"]
+    machine = describe()
+    assert (machine.cpu, machine.cores) == (cpu_name(), cores())
+    assert machine.cpu
+    assert machine.cores >= 1
+    assert machine.memory_gb > 0.1
+    assert "numpy" in machine.packages
+    assert Results.model_validate(results(machine=machine).model_dump()).machine == machine
