@@ -109,8 +109,7 @@ class Resolved(Model):
 
 
 NATIVE, CPU_LARGEST = 224, 128  # pixels
-SMALLEST = 48  # nine patches of a ViT; below it strides of 32 leave nothing to pool
-GRID = 16
+SMALLEST, GRID = 64, 16  # of convolutional networks, whose strides of 32 leave four places then
 
 
 def resolve(learning: Learning, teacher: Start, student: Start, picture_size: int, gpu: bool) -> Resolved:
@@ -127,8 +126,9 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     fit, distil = learning.teacher_fit, learning.student_fit
     start = {True: "from random weights", False: "from pretrained weights"}
     slow = not gpu and teacher.transformer
-    epochs = (3 if slow else 30) if teacher.random else 8
+    epochs = (max(3, 8 * 32**2 // teacher_size**2) if slow else 30) if teacher.random else 8
     epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
+    crop = 1.0 if teacher.random and epochs < 20 else 0.3  # little training from nothing has no use for hard views
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start = start[student.random]
     return Resolved(
@@ -140,7 +140,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
         student_epochs=auto("student epochs", distil.epochs, 15 if student.random else 10, student_start),
         teacher_lr=auto("teacher rate", fit.lr, 3e-4 if teacher.transformer else 1e-3, family),
         student_lr=auto("student rate", distil.lr, 2e-3 if student.random else 1e-3, student_start),
-        teacher_crop=auto("teacher crop", fit.crop, 1.0 if epochs < 5 else 0.3, f"{epochs} epochs"),
+        teacher_crop=auto("teacher crop", fit.crop, crop, f"{start[teacher.random]}, {epochs} epochs"),
         student_crop=auto("student crop", distil.crop, 0.3, "as measured best"),
         views=auto(
             "views", distil.views, 2 if slow else 8, "one look costs the teacher " + ("much" if slow else "little")
@@ -151,9 +151,9 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
 
 def _size(start: Start, picture_size: int, gpu: bool) -> int:
     """The pictures' own size, rounded up to what the network divides by, within what the device can pay for."""
-    step = start.patch if start.patch > 1 else GRID
+    step, smallest = (start.patch, 2 * start.patch) if start.patch > 1 else (GRID, SMALLEST)
     largest = NATIVE if gpu else CPU_LARGEST
-    wanted = min(max(SMALLEST, picture_size), largest)
+    wanted = min(max(smallest, picture_size), largest)
     return min(-(-wanted // step), largest // step) * step
 
 

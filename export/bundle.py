@@ -85,8 +85,8 @@ def open_bundle(folder: Path) -> Manifest:
 
     Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says.
     """
-    record = _read_manifest(folder / MANIFEST)
-    space, files = CodeSpace.from_dict(record["code_space"]), record["files"]
+    record, space = _read_manifest(folder / MANIFEST)
+    files = record["files"]
     _check_names(folder, set(files))
     for name, entry in files.items():
         _check_bytes(folder / name, name, entry)
@@ -176,7 +176,7 @@ def _record(
     return {"version": VERSION, "code_space": space.to_dict(), "files": files, "refused": rows}
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
     """The manifest's record; every key and type is checked, and the text must be as `write_bundle` writes it."""
     try:
         if path.is_symlink() or path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -185,17 +185,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         record = json.loads(text)
         if set(record) != {"version", "code_space", "files", "refused"} or record["version"] != VERSION:
             raise ValueError(f"not the fields of version {VERSION}")
-        if not isinstance(record["code_space"], dict):
-            raise ValueError("no code space")
         if any({key: type(value) for key, value in one.items()} != _REFUSED for one in record["refused"]):
             raise ValueError("a refused form without its reason")
         for name, entry in record["files"].items():
             _check_entry(name, entry)
         if text != json.dumps(record, indent=1, ensure_ascii=False) + "\n":
             raise ValueError("edited text")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return record, CodeSpace.from_dict(record["code_space"])
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, CorruptFile) as error:
         raise CorruptFile(f"a bundle's manifest at {path}", str(error), "Restore the bundle from its run.") from error
-    return dict(record)
 
 
 def _check_entry(name: str, entry: dict[str, Any]) -> None:

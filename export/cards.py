@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.card import KEY, Card
+from export.quiet import quiet
 from gallery.errors import CorruptFile, InputError, MissingBackend
 
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
@@ -38,13 +39,13 @@ def onnx_card(path: Path) -> Card:
 def litert_card(path: Path) -> Card:
     """The card in a metadata buffer, read with bare flatbuffers: an old board has no schema to import."""
     backend("flatbuffers")
-    data = path.read_bytes()
-    if data[4:8] != b"TFL3":
-        raise damaged(path, ValueError("no TFL3 identifier"))
     try:
+        data = path.read_bytes()
+        if data[4:8] != b"TFL3":
+            raise ValueError("no TFL3 identifier")
         text = _tflite_metadata(data).get(KEY)
         return Card.from_json(text.decode() if text else None, path.name)
-    except (struct.error, IndexError, ValueError, TypeError) as error:
+    except (OSError, struct.error, IndexError, ValueError, TypeError) as error:
         raise damaged(path, error) from error
 
 
@@ -55,7 +56,8 @@ def coreml_card(path: Path) -> Card:
 
 def coreml_spec(path: Path) -> Any:
     """The package's specification (a protobuf message); `CorruptFile` unless the manifest leads to it."""
-    backend("coremltools")
+    with quiet():
+        backend("coremltools")
     from coremltools.proto import Model_pb2
 
     try:

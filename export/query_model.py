@@ -23,6 +23,8 @@ def deployable(net: nn.Module, size: int) -> nn.Module:
     Raises `InputError` when the copy's logits differ from the network's by more than `TOLERANCE`.
     """
     before = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
+    for parameter in before.parameters():
+        parameter.data = parameter.data.contiguous()  # or channels_last training would show in the exported bytes
     after = _reparameterised(copy.deepcopy(before))
     fold_batch_norm(after)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

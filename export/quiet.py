@@ -14,15 +14,19 @@ from gallery.console import log
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Sends stdout, stderr (C++ included) and warnings to the debug log; exceptions pass."""
+    """Sends stdout, stderr (C++ included) and warnings to the debug log; exceptions pass.
+
+    Only the file descriptors are moved: libraries imported inside keep `sys.stderr` in their log handlers.
+    """
     _flush()
     kept = [os.dup(1), os.dup(2)]
-    with tempfile.TemporaryFile() as said, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryFile() as said:
         try:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
         finally:
             _flush()
             for number, handle in enumerate(kept, 1):

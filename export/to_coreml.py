@@ -8,6 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from export.artifact import SMALL_WEIGHTS, Artifact
 from export.card import KEY, Card
 from export.cards import SPEC
@@ -36,11 +40,9 @@ class Programs:
     """A query model as torch.export sees it, and its ML Programs: float32 and float16 are separate conversions."""
 
     def __init__(self, model: QueryModel) -> None:
-        import torch
-
         self.size = model.size
         pixels = torch.zeros(1, 3, model.size, model.size)
-        self.exported = torch.export.export(_image_graph(model), (pixels,)).run_decompositions({})
+        self.exported = torch.export.export(_ImageGraph(model).eval(), (pixels,)).run_decompositions({})
 
     @cached_property
     def fp32(self) -> Any:
@@ -60,7 +62,6 @@ class Programs:
 
     def _converted(self, precision: str) -> Any:
         import coremltools as ct
-        import numpy as np
 
         image = ct.ImageType("image", (1, 3, self.size, self.size), color_layout=ct.colorlayout.RGB)
         return ct.convert(
@@ -80,22 +81,16 @@ def write(programs: Programs, card: Card, path: Path) -> Artifact:
     return Artifact.of(path, FORMAT, card)
 
 
-def _image_graph(model: QueryModel) -> Any:
-    import torch
-    from torch import Tensor, nn
+class _ImageGraph(nn.Module):
+    """Pixels 0..255 as Core ML hands over an image, float `[1, 3, S, S]`."""
 
-    class ImageGraph(nn.Module):
-        """Pixels 0..255 as Core ML hands over an image, float `[1, 3, S, S]`."""
+    def __init__(self, query: QueryModel) -> None:
+        super().__init__()
+        self.query = query
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.query = model
-
-        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self.query.logits(pixels)
-            return self.query.packed(logits).to(torch.int32), logits
-
-    return ImageGraph().eval()
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.query.logits(pixels)
+        return self.query.packed(logits).to(torch.int32), logits
 
 
 def _tidy(package: Path) -> None:

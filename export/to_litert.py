@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from export.artifact import SMALL_WEIGHTS, Artifact
 from export.card import KEY, Card
@@ -43,7 +44,7 @@ def convert(model: QueryModel) -> bytes:
     """The float32 file.  A module of its own gives the signature its names: image, codes, logits."""
     import litert_torch
 
-    edge = litert_torch.convert(_named(model), sample_kwargs={"image": model.example()})
+    edge = litert_torch.convert(_Named(model).eval(), sample_kwargs={"image": model.example()})
     with tempfile.TemporaryDirectory() as folder:
         edge.export(f"{folder}/float.tflite")
         return Path(folder, "float.tflite").read_bytes()
@@ -56,19 +57,14 @@ def write(program: bytes, card: Card, path: Path) -> Artifact:
     return Artifact.of(path, FORMAT, card)
 
 
-def _named(model: QueryModel) -> Any:
-    from torch import Tensor, nn
+class _Named(nn.Module):
+    def __init__(self, query: QueryModel) -> None:
+        super().__init__()
+        self.query = query
 
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.query = model
-
-        def forward(self, image: Tensor) -> dict[str, Tensor]:
-            codes, logits = self.query(image)
-            return {"codes": codes, "logits": logits}
-
-    return Named().eval()
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        codes, logits = self.query(image)
+        return {"codes": codes, "logits": logits}
 
 
 def _quantized(program: bytes, precision: str) -> bytes:
@@ -105,8 +101,7 @@ def _aligned_builder() -> Any:
     """The schema asks for buffers on 16 bytes; the Python writer forgets, and some ARM kernels need it."""
     import flatbuffers
 
-    class Aligned(flatbuffers.Builder):  # type: ignore[misc]
-        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:  # noqa: N802, N803
-            return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+    def start_vector(builder: Any, item_bytes: int, count: int, alignment: int) -> Any:
+        return flatbuffers.Builder.StartVector(builder, item_bytes, count, 16 if item_bytes == 1 else alignment)
 
-    return Aligned(1 << 20)
+    return type("Aligned", (flatbuffers.Builder,), {"StartVector": start_vector})(1 << 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +32,10 @@ def convert(model: QueryModel) -> ModelProto:
     """The float32 graph, without what the exporter notes down for debugging (stack traces with local paths)."""
     import torch
 
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         model, (model.example(2),), dynamo=True, verbose=False, input_names=["image"], output_names=["codes", "logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
-    assert program is not None  # what `dynamo=True` promises
     exported: ModelProto = program.model_proto  # made anew at each reading
     graph = exported.graph
     del graph.value_info[:]

@@ -61,19 +61,20 @@ class _Shards:
 
     def __init__(self, folder: Path, made_from: dict[str, Any]) -> None:
         self.folder, self.made_from = folder, made_from
-        stamp = self._stamp()
-        self.sums: dict[str, str] = stamp["sha256"] if stamp.get("made_from") == made_from else {}
+        self.sums = self._known()
         if not self.sums:
             self._discard()
 
-    def _stamp(self) -> dict[str, Any]:
+    def _known(self) -> dict[str, str]:
         path = self.folder / STAMP
         try:
-            stamp: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            log.warning("  %s is damaged (%s): encoding again", path, error)
+            stamp = json.loads(path.read_text())
+            return dict(stamp["sha256"]) if stamp["made_from"] == self.made_from else {}
+        except FileNotFoundError:
             return {}
-        return stamp
+        except (ValueError, TypeError, KeyError) as error:
+            log.warning("  %s is damaged (%r): encoding again", path, error)
+            return {}
 
     def _discard(self) -> None:
         shards = sorted(self.folder.glob("[0-9]*.npy"))

@@ -151,8 +151,9 @@ class LanceGallery:
         if "label" in self._table.schema.names:
             return self._verified("labels", self._column("label")["label"].to_numpy())
         column = self._column("labels")["labels"].combine_chunks()
-        labels = np.zeros((len(column), self._sums["classes"]), bool)
-        labels[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
+        labels = np.zeros((len(column), int(self._sums.get("classes", 0))), bool)
+        if column.flatten().to_numpy().max(initial=-1) < labels.shape[1]:
+            labels[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
         return self._verified("labels", labels)
 
     def names(self) -> list[str]:
@@ -171,7 +172,7 @@ class LanceGallery:
         return rows
 
     def _verified(self, what: str, values: NDArray[Any]) -> NDArray[Any]:
-        if _sum(values) != self._sums[what]:
+        if _sum(values) != self._sums.get(what):
             raise CorruptFile(f"the {what} the gallery {self.uri} was made with", "others", _AGAIN)
         return values
 
@@ -284,8 +285,8 @@ def _read(uri: str, read: Any) -> Any:
         raise CorruptFile(f"a readable gallery at {uri}", str(error), _AGAIN) from error
 
 
-def _json(uri: str, text: bytes) -> Any:
+def _json(uri: str, text: bytes) -> dict[str, Any]:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise CorruptFile(f"a readable code space in the gallery {uri}", str(error), _AGAIN) from error
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CorruptFile(f"readable metadata in the gallery {uri}", str(error), _AGAIN) from error

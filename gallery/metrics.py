@@ -13,6 +13,7 @@ numbers, R = top_k and s_d the places of d's items that lie within the first R (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from gallery.codes import Codes
 from gallery.counting import Counts, Labels, count_by_distance
 from gallery.errors import InputError
 
+CHUNK = 1024  # queries whose [queries, bits+1] arrays stay in the cache
 Floats = NDArray[np.float64]
 
 
@@ -71,12 +73,15 @@ def mean_average_precision(
     if top_k is not None and top_k < 1:
         raise InputError("top_k of at least 1, or None for the whole gallery", str(top_k), "Change top_k.")
     everyone, relevant = count_by_distance(query_codes, gallery_codes, query_labels, gallery_labels)
-    cut = min(top_k or len(gallery_codes), len(gallery_codes))
-    ranks = _Ranks.of(everyone, relevant, cut)
-    per_query = ranks.precisions.sum(1) / np.maximum(np.minimum(cut, relevant.sum(1)), 1)
-    retrieved = _over_retrieved(ranks)
+    cut, relevant_items = min(top_k or len(gallery_codes), len(gallery_codes)), relevant.sum(1)
+    sums, retrieved = np.empty(len(query_codes)), np.empty(len(query_codes))
+    for start in range(0, len(query_codes), CHUNK):
+        part = slice(start, start + CHUNK)
+        ranks = _Ranks.of(everyone[part], relevant[part], cut)
+        sums[part], retrieved[part] = ranks.precisions.sum(1), _over_retrieved(ranks)
+    per_query = sums / np.maximum(np.minimum(cut, relevant_items), 1)
     return RetrievalScore(float(per_query.mean()), float(retrieved.mean()), per_query, len(query_codes),
-                          len(gallery_codes), top_k, int((relevant.sum(1) == 0).sum()))
+                          len(gallery_codes), top_k, int((relevant_items == 0).sum()))
 
 
 def precision_within_radius(
@@ -108,14 +113,14 @@ class _Ranks:
     def of(n: Counts, p: Counts, cut: int) -> _Ranks:
         before, found = np.cumsum(n, axis=1) - n, np.cumsum(p, axis=1) - p
         slots = np.clip(cut - before, 0, n)
-        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, cut + 1))])
+        harmonic = _harmonic(cut)
         precisions = _precisions(p, n, np.minimum(before, cut), found, slots, harmonic)
         return _Ranks(n, p, before, found, slots, precisions, harmonic)
 
 
 def _precisions(p: Any, n: Any, before: Any, found: Any, slots: Any, harmonic: Floats) -> Floats:
     """The formula of the module text; any broadcastable integer arrays, 0 where n = 0."""
-    growth = (p - 1) / np.maximum(n - 1, 1) * (n > 1)
+    growth = (p - 1) / np.maximum(n - 1, 1)  # n = 1: the factor is 0, or p is
     spread = harmonic[before + slots] - harmonic[before]
     sums: Floats = p / np.maximum(n, 1) * ((found + 1 - growth * (before + 1)) * spread + growth * slots)
     return sums
@@ -123,27 +128,37 @@ def _precisions(p: Any, n: Any, before: Any, found: Any, slots: Any, harmonic: F
 
 def _over_retrieved(ranks: _Ranks) -> Floats:
     """Expected AP `[queries]` over the relevant items within the cut: a random number where the cut splits a tie."""
-    from scipy.special import gammaln
-
     whole = ranks.slots == ranks.n
     sums, hits = (ranks.precisions * whole).sum(1), (ranks.p * whole).sum(1)
     score: Floats = sums / np.maximum(hits, 1)
-    log_factorial = gammaln(np.arange(ranks.n.max() + 1) + 1.0)
     split = ~whole & (ranks.slots > 0) & (ranks.p > 0)
+    logs = _log_factorials(int(ranks.n[0].sum()))
     for query, d in zip(*np.nonzero(split), strict=True):  # at most one distance a query
         p, n, slots = (int(a[query, d]) for a in (ranks.p, ranks.n, ranks.slots))
         drawn = np.arange(max(0, slots - (n - p)), min(slots, p) + 1)
         last = _precisions(drawn, slots, ranks.before[query, d], hits[query], slots, ranks.harmonic)
-        chance = _hypergeometric(drawn, slots, p, n, log_factorial)
+        chance = _hypergeometric(drawn, slots, p, n, logs)
         score[query] = chance @ ((sums[query] + last) / np.maximum(hits[query] + drawn, 1))
     return score
 
 
-def _hypergeometric(drawn: Counts, slots: int, p: int, n: int, log_factorial: Floats) -> Floats:
+def _hypergeometric(drawn: Counts, slots: int, p: int, n: int, logs: Floats) -> Floats:
     """The chance that `drawn` of the p relevant among n items fall into `slots` places."""
 
     def log_choose(a: int, b: Counts | int) -> Any:
-        return log_factorial[a] - log_factorial[b] - log_factorial[a - b]
+        return logs[a] - logs[b] - logs[a - b]
 
     chance: Floats = np.exp(log_choose(p, drawn) + log_choose(n - p, slots - drawn) - log_choose(n, slots))
     return chance
+
+
+@lru_cache(maxsize=4)
+def _log_factorials(n: int) -> Floats:
+    """log 0!..log n!."""
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+
+
+@lru_cache(maxsize=4)
+def _harmonic(n: int) -> Floats:
+    """H(0)..H(n)."""
+    return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from export.cards import backend, coreml_card, coreml_spec, damaged
-from export.quiet import quiet
 from mobile_eval.runtimes.base import Images, Outputs, Runtime, check_tensors
+
+CACHED_PIXELS = 1 << 17  # a batch of this many stays near the processor: 32 pictures of 64 pixels, 8 of 128 and more
 
 
 def open_package(path: Path, threads: int) -> Runtime:
@@ -28,15 +29,13 @@ class ReferenceCoreMl(Runtime):
     engine, timed = "Core ML reference evaluator (torch)", False
 
     def __init__(self, path: Path, threads: int) -> None:
-        with quiet():
-            backend("coremltools")
-            self.card = coreml_card(path)
-            from mobile_eval.runtimes.mil import Program
+        self.card = coreml_card(path)
+        from mobile_eval.runtimes.mil import Program
 
-            self._program = Program(path)
+        self._program = Program(path)
         self._threads = threads
         _check(self, path)
-        self.batch = self._program.safe_batch(limit=32)
+        self.batch = self._program.safe_batch(limit=max(8, min(32, CACHED_PIXELS // self.card.size**2)))
 
     def _run(self, images: Images) -> Outputs:
         found = self._program.run(images, self._threads)
@@ -47,8 +46,8 @@ class AppleCoreMl(Runtime):
     """Predictions by macOS, on whichever of CPU, GPU and Neural Engine it picks."""
 
     def __init__(self, path: Path) -> None:
-        ct: Any = backend("coremltools")
         self.card = coreml_card(path)
+        ct: Any = backend("coremltools")
         try:
             self._model = ct.models.MLModel(str(path))
         except Exception as error:  # what Core ML's compiler says about a damaged package

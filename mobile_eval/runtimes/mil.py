@@ -1,7 +1,7 @@
 """A saved ML Program, evaluated with torch: each operation exactly, then rounded to the type the program declares.
 
-Sums run in float64, so a result depends neither on the batch, nor on the threads, nor on the processor's vector
-width; in float32 the number of threads alone moved a logit by 0.009.  Values are kept in float32: it holds fp16.
+Sums and transcendental functions run in float64, so a result depends neither on the batch, nor on the threads, nor on
+the processor's vector width (in float32 a second thread alone moved logits).  float32 keeps the values: it holds fp16.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Program:
 
     def run(self, images: NDArray[np.uint8], threads: int = 1) -> dict[str, NDArray[Any]]:
         """uint8 pictures `[N, S, S, 3]` to the program's outputs by name, each with N rows."""
-        values = {self._image: torch.tensor(images).permute(0, 3, 1, 2).float()}
+        values = {self._image: torch.tensor(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()}
         with torch.no_grad(), _threads(threads):
             for step in self._steps:
                 wired = {name: values[source] for name, source in step.wires.items()}

@@ -1,6 +1,7 @@
 """The ML Program operations that mobile backbones turn into, under the parameter names of Apple's MIL reference.
 
-Sums (convolutions, products, means) run in float64; the caller rounds each result to the type the program declares.
+Sums (convolutions, products, means) and transcendental functions run in float64, where neither the order of terms nor
+vector instructions show after rounding; the caller rounds each result to the type the program declares.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
 
 def gelu(x: Tensor, mode: str) -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
-        return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
+        return x.double() * torch.sigmoid(1.702 * x.double())
+    return F.gelu(x.double(), approximate="none" if mode == "EXACT" else "tanh")
 
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
@@ -135,9 +136,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
 } | {
     "relu": lambda x: F.relu(x),
     "relu6": lambda x: F.relu6(x),
-    "sigmoid": lambda x: torch.sigmoid(x),
-    "silu": lambda x: F.silu(x),
-    "tanh": lambda x: torch.tanh(x),
+    "sigmoid": lambda x: torch.sigmoid(x.double()),
+    "silu": lambda x: F.silu(x.double()),
+    "tanh": lambda x: torch.tanh(x.double()),
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGENET, SIZE, Student, normalised, pictures
 from hypothesis import given
 from hypothesis import strategies as st
+from students import IMAGENET, SIZE, Student, normalised, pictures
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -66,7 +66,8 @@ def test_the_callers_module_is_left_alone() -> None:
     before = copy.deepcopy(net.state_dict())
     structure = str(net)
     folded = deployable(net, SIZE)
-    assert net.training and not folded.training
+    assert net.training
+    assert not folded.training
     assert str(net) == structure
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
@@ -137,7 +138,8 @@ def test_the_query_model_is_preprocessing_network_and_packing(v3: Student) -> No
     model = QueryModel(deployable(v3.net, SIZE), IMAGENET)
     with torch.no_grad():
         codes, logits = model(torch.from_numpy(v3.images))
-    assert codes.dtype == torch.uint8 and logits.dtype == torch.float32
+    assert codes.dtype == torch.uint8
+    assert logits.dtype == torch.float32
     assert np.abs(logits.numpy() - v3.logits).max() < 1e-5
     assert np.array_equal(codes.numpy(), pack(logits.numpy()))
     sure = np.abs(v3.logits) > 1e-3

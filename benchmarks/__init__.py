@@ -1,0 +1,1 @@
+"""COMPARE: protocols, methods, peers; every number in the README comes out of here."""

@@ -1,0 +1,339 @@
+"""A bundle opens when it is what was signed off, and names the file that is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from students import SIZE, Shipped, Student
+
+from export.artifact import Artifact, Refused
+from export.bundle import MANIFEST, Manifest, open_bundle, read_golden, write_bundle
+from export.card import KEY
+from gallery import codespace
+from gallery.codes import pack
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
+from gallery.files import sha256_of, size_of
+from mobile_eval.runtimes import open_model
+
+FORMS = ("onnx-int8-weights", "litert-int8-weights", "coreml-int8-weights")
+REFUSED = Refused("coreml-fp16", "ValueError: no such operation")
+SPEC = "query-int8-weights.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+
+
+def golden(student: Student, count: int = 5) -> tuple[Any, Any, Any]:
+    logits = student.logits[:count]
+    return student.images[:count], pack(logits), logits
+
+
+def write(folder: Path, shipped: Shipped, **changes: Any) -> Manifest:
+    student = shipped.student
+    parts: dict[str, Any] = {
+        "made": [*(shipped.files[form] for form in FORMS), REFUSED],
+        "space": student.space,
+        "centers": student.centers,
+        **dict(zip(("golden_images", "golden_codes", "golden_logits"), golden(student), strict=True)),
+    }
+    return write_bundle(folder, **{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def original(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    write(folder, shipped)
+    return folder
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "bundle"))
+
+
+def test_what_is_written_is_what_is_opened(original: Path, shipped: Shipped) -> None:
+    manifest = open_bundle(original)
+    assert manifest.space == shipped.student.space
+    assert manifest.refused == (REFUSED,)
+    assert [file.form for file in manifest.files] == list(FORMS)
+    for file in manifest.files:
+        exported = shipped.files[file.form]
+        assert (file.card, file.sha256, file.bytes) == (exported.card, exported.sha256, exported.bytes)
+        assert file.path == original / exported.path.name
+        assert sha256_of(file.path) == sha256_of(exported.path)
+        assert np.array_equal(open_model(file.path).encode(shipped.student.images[:2]),
+                              open_model(exported.path).encode(shipped.student.images[:2]))  # fmt: skip
+
+
+def test_the_golden_pictures_come_back_to_the_last_bit(original: Path, shipped: Shipped) -> None:
+    images, codes, logits = golden(shipped.student)
+    found = read_golden(original)
+    assert np.array_equal(found.images, images)
+    assert np.array_equal(found.codes, codes)
+    assert found.logits.dtype == np.float32
+    assert np.array_equal(found.logits, logits)
+
+
+def test_the_readme_of_the_bundle_runs(original: Path, monkeypatch: pytest.MonkeyPatch, shipped: Shipped) -> None:
+    text = (original / "README.md").read_text()
+    assert "$" not in text
+    for file in open_bundle(original).files:
+        assert file.path.name in text
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert snippet is not None
+    monkeypatch.chdir(original)
+    told: dict[str, Any] = {}
+    exec(snippet[1], told)
+    assert told["nearest"][0] == 0
+    assert told["distances"][0] <= 2  # the int8 file against the float student
+    assert told["distances"].shape == (5,)
+    assert np.array_equal(told["codes"], pack(told["logits"]))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = files_of(bundle)
+    assert len(paths) > 10
+    for path in paths:
+        data = path.read_bytes()
+        for place in {0, len(data) - 1, int(rng.integers(len(data)))}:
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            with pytest.raises(TwinhashError) as error:
+                open_bundle(bundle)
+            assert path.relative_to(bundle).parts[0] in str(error.value)
+        path.write_bytes(data)
+    open_bundle(bundle)
+
+
+def test_a_truncated_or_missing_file_is_found(bundle: Path) -> None:
+    for path in files_of(bundle):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1])
+        with pytest.raises(CorruptFile):
+            open_bundle(bundle)
+        path.unlink()
+        with pytest.raises(CorruptFile):
+            open_bundle(bundle)
+        path.write_bytes(data)
+    open_bundle(bundle)
+
+
+def to_link(bundle: Path) -> None:
+    target = bundle / "README.md"
+    shutil.copy(target, bundle.parent / "same bytes")
+    target.unlink()
+    target.symlink_to(bundle.parent / "same bytes")
+
+
+def to_linked_weights(bundle: Path) -> None:
+    weights = (bundle / SPEC).parent / "weights"
+    shutil.move(weights, bundle.parent / "weights")
+    weights.symlink_to(bundle.parent / "weights", target_is_directory=True)
+
+
+def to_pipe(bundle: Path) -> None:
+    (bundle / "README.md").unlink()
+    os.mkfifo(bundle / "README.md")
+
+
+STRAYS: dict[str, Callable[[Path], object]] = {
+    "extra file": lambda b: (b / "extra.onnx").write_bytes(b"x"),
+    "hidden file": lambda b: (b / ".hidden").write_bytes(b"x"),
+    "extra folder": lambda b: (b / "extra").mkdir(),
+    "extra golden": lambda b: (b / "golden" / "999.png").write_bytes(b"x"),
+    "extra in a package": lambda b: (b / SPEC).with_name("more").write_bytes(b"x"),
+    "link to equal bytes": to_link,
+    "link inside a package": to_linked_weights,
+    "dangling link": lambda b: (b / "link").symlink_to("/nowhere"),
+    "pipe": to_pipe,
+}
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_nothing_unlisted_and_nothing_but_plain_files(bundle: Path, stray: str) -> None:
+    STRAYS[stray](bundle)
+    with pytest.raises(CorruptFile):
+        open_bundle(bundle)
+
+
+def edited(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Edits the manifest the way its writer would have written it."""
+    record = json.loads((bundle / MANIFEST).read_text())
+    change(record)
+    (bundle / MANIFEST).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def renamed(record: dict[str, Any], name: str) -> None:
+    record["files"][name] = record["files"].pop("README.md")
+
+
+def first(record: dict[str, Any]) -> Any:
+    return record["files"]["query-int8-weights.onnx"]
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "card": lambda r: first(r)["card"].update(precision="fp32"),
+    "card of another space": lambda r: first(r)["card"].update(code_space="0" * 16),
+    "card without a field": lambda r: first(r)["card"].pop("resize"),
+    "no card": lambda r: first(r).pop("card"),
+    "format": lambda r: first(r).update(format="litert"),
+    "sha256": lambda r: first(r).update(sha256="0" * 64),
+    "bytes": lambda r: first(r).update(bytes=first(r)["bytes"] + 1),
+    "bytes as text": lambda r: first(r).update(bytes=str(first(r)["bytes"])),
+    "unknown field": lambda r: first(r).update(more=1),
+    "file left out": lambda r: r["files"].pop("README.md"),
+    "files as a list": lambda r: r.update(files=list(r["files"])),
+    "version": lambda r: r.update(version=2),
+    "more at the top": lambda r: r.update(more=1),
+    "refused without a reason": lambda r: r["refused"].append({"form": "onnx-fp16"}),
+    "space as text": lambda r: r.update(code_space="x"),
+    "space renumbered": lambda r: r["code_space"].update(id="0" * 16),
+    "space with other bits": lambda r: r["code_space"].update(bits=32),
+    "space with another teacher": lambda r: r["code_space"].update(teacher="someone"),
+    "space with other classes": lambda r: r["code_space"]["classes"].reverse(),
+    "parent folder": lambda r: renamed(r, "../README.md"),
+    "absolute": lambda r: renamed(r, "/etc/passwd"),
+    "inner parent": lambda r: renamed(r, "golden/../README.md"),
+    "backslash": lambda r: renamed(r, "..\\README.md"),
+    "hidden": lambda r: renamed(r, ".README.md"),
+    "empty": lambda r: renamed(r, ""),
+    "newline": lambda r: renamed(r, "README.md\n"),
+    "manifest lists itself": lambda r: renamed(r, MANIFEST),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_manifest_is_refused(bundle: Path, edit: str) -> None:
+    edited(bundle, EDITS[edit])
+    with pytest.raises(TwinhashError):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 1}', "[" * 100_000, "\udcff"])
+def test_a_manifest_that_is_none_is_refused(bundle: Path, text: str) -> None:
+    (bundle / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CorruptFile, match="manifest"):
+        open_bundle(bundle)
+
+
+def test_a_giant_manifest_is_refused_unread(bundle: Path) -> None:
+    with (bundle / MANIFEST).open("r+b") as stream:
+        stream.truncate(1 << 40)  # a hole: reading it would need a terabyte
+    with pytest.raises(CorruptFile, match="bytes"):
+        open_bundle(bundle)
+
+
+def resigned(bundle: Path) -> None:
+    """What a forger does who knows the format: new sums for the new bytes."""
+
+    def sign(record: dict[str, Any]) -> None:
+        for name, entry in record["files"].items():
+            entry.update(sha256=sha256_of(bundle / name), bytes=size_of(bundle / name))
+
+    edited(bundle, sign)
+
+
+def test_permuted_centers_are_found_even_with_new_sums(bundle: Path, shipped: Shipped) -> None:
+    codespace.save(bundle, shipped.student.space, shipped.student.centers[::-1])
+    with pytest.raises(CorruptFile, match="centers"):
+        open_bundle(bundle)
+    resigned(bundle)
+    with pytest.raises(CorruptFile, match="centers"):
+        open_bundle(bundle)
+
+
+def test_a_swapped_code_space_is_found_even_with_new_sums(bundle: Path, shipped: Shipped) -> None:
+    other = dataclasses.replace(shipped.student.space, teacher_sha256="1" * 64)
+    codespace.save(bundle, other, shipped.student.centers)
+    resigned(bundle)
+    with pytest.raises(CorruptFile, match="code space"):
+        open_bundle(bundle)
+    edited(bundle, lambda record: record.update(code_space=other.to_dict()))
+    with pytest.raises(CodeSpaceMismatch, match=r"query-int8-weights\.onnx"):  # the models still speak the old one
+        open_bundle(bundle)
+
+
+def test_a_card_changed_inside_the_file_is_found_even_with_new_sums(bundle: Path) -> None:
+    import onnx
+
+    path = bundle / "query-int8-weights.onnx"
+    model = onnx.load(path)
+    (entry,) = model.metadata_props
+    assert entry.key == KEY
+    entry.value = entry.value.replace('"size": 32', '"size": 64')
+    path.write_bytes(model.SerializeToString())
+    resigned(bundle)
+    with pytest.raises(CorruptFile, match="card"):
+        open_bundle(bundle)
+
+
+def test_damaged_golden_rows_are_refused(bundle: Path) -> None:
+    rows = json.loads((bundle / "golden.json").read_text())
+    for damage in ([{**rows[0], "code": "xyz"}], [{"file": "golden/000.png"}], {}, [rows[0]] * 9):
+        (bundle / "golden.json").write_text(json.dumps(damage))
+        with pytest.raises(CorruptFile, match="golden"):
+            read_golden(bundle)
+
+
+def test_a_bundle_is_replaced_whole_or_left_alone(bundle: Path, shipped: Shipped) -> None:
+    before = sha256_of(bundle)
+    with pytest.raises(InputError):
+        write(bundle, shipped, golden_images=shipped.student.images[:5, :8])
+    assert sha256_of(bundle) == before
+    write(bundle, shipped, made=[shipped.files["onnx-fp32"]])
+    assert [file.form for file in open_bundle(bundle).files] == ["onnx-fp32"]
+    assert not (bundle / "query-int8-weights.tflite").exists()
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_the_same_parts_make_the_same_bundle(original: Path, shipped: Shipped, tmp_path: Path) -> None:
+    write(tmp_path / "bundle", shipped)
+    assert sha256_of(tmp_path / "bundle") == sha256_of(original)
+
+
+def test_parts_that_do_not_fit_are_refused(shipped: Shipped, tmp_path: Path) -> None:
+    images, codes, logits = golden(shipped.student)
+    onnx = shipped.files["onnx-fp32"]
+    for change in (
+        {"made": []},
+        {"made": [onnx, onnx]},
+        {"golden_codes": codes[::-1]},
+        {"golden_logits": logits[:4]},
+        {"golden_images": images[:0], "golden_codes": codes[:0], "golden_logits": logits[:0]},
+    ):
+        with pytest.raises(InputError):
+            write(tmp_path / "bundle", shipped, **change)
+    with pytest.raises(InputError, match="no such operation"):
+        write(tmp_path / "bundle", shipped, made=[REFUSED])
+    stranger = dataclasses.replace(onnx, card=dataclasses.replace(onnx.card, code_space="f" * 16))
+    with pytest.raises(CodeSpaceMismatch, match=r"query-fp32\.onnx"):
+        write(tmp_path / "bundle", shipped, made=[stranger])
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_artifact_that_changed_after_its_export_is_refused(shipped: Shipped, tmp_path: Path) -> None:
+    exported = shipped.files["litert-fp32"]
+    path = tmp_path / exported.path.name
+    path.write_bytes(exported.path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptFile, match=r"query-fp32\.tflite"):
+        write(
+            tmp_path / "bundle",
+            shipped,
+            made=[Artifact(path, "litert", exported.card, exported.sha256, exported.bytes)],
+        )
+
+
+def test_the_golden_size_is_the_cards(shipped: Shipped) -> None:
+    assert {file.card.size for file in shipped.files.values()} == {SIZE}

@@ -1,0 +1,20 @@
+"""The ground floor imports no other folder, and nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORTS = "import sys; import {}; print(*(name.partition('.')[0] for name in sys.modules))"
+
+
+def test_importing_it_stays_light_and_on_the_ground() -> None:
+    modules = [f"gallery.{path.stem}" for path in (ROOT / "gallery").glob("*.py") if path.stem != "__init__"]
+    assert "gallery.index" in modules
+    code = IMPORTS.format(", ".join(modules))
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "scipy", "faiss", "lancedb", "pyarrow", "rich", "pandas", "PIL"}
+    upstairs = {"distill", "export", "mobile_eval", "benchmarks"}
+    assert not set(loaded.stdout.split()) & (heavy | upstairs)

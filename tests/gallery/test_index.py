@@ -1,0 +1,262 @@
+"""The two galleries against brute force, and galleries that are stale, tampered with or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gallery.codes import hamming
+from gallery.codespace import CodeSpace, Preprocessing
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+from gallery.index import SPACE_KEY, SUMS_KEY, GalleryIndex, LanceGallery, MemoryGallery, create_gallery, open_gallery
+
+
+def space_of(bits: int = 16, teacher: str = "vit_tiny") -> CodeSpace:
+    return CodeSpace(bits, ("a", "b"), teacher, "ab" * 32, "cd" * 32, Preprocessing(64, (0.5,) * 3, (0.2,) * 3))
+
+
+def items(n: int, bits: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Few distinct codes, so that nearly everything is a tie."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, (n, bits // 8)).astype(np.uint8)
+    return codes, rng.integers(0, 3, n), [f"folder/{i} gr\u00fcn.jpg" for i in range(n)]
+
+
+def brute(codes: np.ndarray, queries: np.ndarray, k: int) -> tuple[list[list[int]], list[list[int]]]:
+    distance = hamming(queries, codes).tolist()
+    order = [sorted((d, i) for i, d in enumerate(row))[:k] for row in distance]
+    return [[d for d, _ in row] for row in order], [[i for _, i in row] for row in order]
+
+
+@pytest.fixture(scope="module")
+def lance(tmp_path_factory: pytest.TempPathFactory) -> LanceGallery:
+    return create_gallery(tmp_path_factory.mktemp("x") / "gallery", space_of(), *items(500))
+
+
+def check(gallery: GalleryIndex, codes: np.ndarray, queries: np.ndarray, k: int) -> None:
+    found, (distances, ids) = gallery.search(queries, k), brute(codes, queries, k)
+    assert (found.distances.dtype, found.ids.dtype) == (np.uint16, np.int64)
+    assert found.distances.tolist() == distances
+    assert found.ids.tolist() == ids
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.sampled_from([8, 16, 24, 64, 128, 256]), st.integers(1, 300), st.integers(1, 400))
+def test_memory_equals_brute_force_with_ties(seed: int, bits: int, n: int, k: int) -> None:
+    codes, labels, names = items(n, bits, seed)
+    check(MemoryGallery(space_of(bits), codes, labels, names), codes, items(5, bits, seed + 1)[0], k)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 40, 499, 500, 9999])
+def test_lance_equals_brute_force_with_ties(lance: LanceGallery, k: int) -> None:
+    check(lance, items(500)[0], items(6, seed=1)[0], k)
+
+
+def test_both_agree_on_a_gallery_with_shuffled_rows(tmp_path: Path) -> None:
+    gallery = create_gallery(tmp_path / "g", space_of(), *items(300))
+    rewrite(tmp_path / "g", lambda rows: rows.take(np.random.default_rng(0).permutation(300)))
+    shuffled = open_gallery(tmp_path / "g")
+    assert np.array_equal(shuffled.codes(), gallery.in_memory().codes())
+    for one in (shuffled, shuffled.in_memory()):
+        check(one, items(300)[0], items(6, seed=1)[0], 10)
+
+
+def test_no_queries_no_neighbours(lance: LanceGallery) -> None:
+    for gallery in (lance, lance.in_memory()):
+        found = gallery.search(np.zeros((0, 2), np.uint8), 3)
+        assert found.ids.shape == found.distances.shape == (0, 3)
+
+
+def test_everything_comes_back(lance: LanceGallery) -> None:
+    codes, labels, names = items(500)
+    opened = [open_gallery(lance.uri, expected) for expected in (space_of(), space_of().id)]
+    for gallery in (lance, lance.in_memory(), *opened):
+        assert gallery.space == space_of()
+        assert len(gallery) == 500
+        assert np.array_equal(gallery.codes(), codes)
+        assert gallery.codes().dtype == np.uint8
+        assert np.array_equal(gallery.labels(), labels)
+        assert gallery.labels().dtype == np.int64
+        assert gallery.names() == names
+
+
+@pytest.mark.parametrize("classes", [1, 3, 80])
+def test_several_labels_come_back(tmp_path: Path, classes: int) -> None:
+    codes, _, names = items(200)
+    labels = np.random.default_rng(0).random((200, classes)) < 0.1  # many have none
+    labels[-1] = False
+    gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
+    for one in (gallery, open_gallery(tmp_path / "g"), gallery.in_memory()):
+        assert one.labels().dtype == np.bool_
+        assert np.array_equal(one.labels(), labels)
+
+
+def test_more_rows_than_any_default_limit(tmp_path: Path) -> None:
+    codes, labels, names = items(30_000)
+    gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
+    assert np.array_equal(gallery.codes(), codes)
+    assert gallery.names()[-1] == names[-1]
+
+
+def test_the_table_is_readable_without_us(lance: LanceGallery) -> None:
+    table = lancedb.connect(lance.uri).open_table("gallery")
+    row = table.search().where("id = 3").to_list()[0]
+    assert row["code"] == items(500)[0][3].tolist()
+    assert json.loads(table.schema.metadata[SPACE_KEY])["id"] == space_of().id
+
+
+def test_a_gallery_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    create_gallery(tmp_path / "g", space_of(), *items(30))
+    assert len(open_gallery(tmp_path / "g")) == 30
+    monkeypatch.setattr("gallery.files._sync", lambda _: 1 / 0)  # fails after all is written, before the rename
+    with pytest.raises(ZeroDivisionError):
+        create_gallery(tmp_path / "g", space_of(), *items(40))
+    assert len(open_gallery(tmp_path / "g")) == 30
+    assert [p.name for p in tmp_path.iterdir()] == ["g"]
+
+
+def test_a_moved_gallery_still_opens(tmp_path: Path) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    shutil.move(tmp_path / "g", tmp_path / "elsewhere")
+    assert np.array_equal(open_gallery(tmp_path / "elsewhere").codes(), items(20)[0])
+
+
+def test_a_folder_with_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("precious")
+    with pytest.raises(InputError, match="empty folder"):
+        create_gallery(tmp_path, space_of(), *items(20))
+    with pytest.raises(InputError, match="empty folder"):
+        create_gallery(tmp_path / "photo.jpg", space_of(), *items(20))
+    assert (tmp_path / "photo.jpg").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    assert len(create_gallery(tmp_path / "empty", space_of(), *items(20))) == 20
+
+
+def test_a_gallery_of_another_space_is_refused(lance: LanceGallery) -> None:
+    for other in (space_of(teacher="other"), space_of(teacher="other").id):
+        with pytest.raises(CodeSpaceMismatch, match="is stale") as caught:
+            open_gallery(lance.uri, other)
+        assert space_of().id in str(caught.value)
+    with pytest.raises(CodeSpaceMismatch, match="found none"):
+        open_gallery(lance.uri, "")
+
+
+def test_where_there_is_none_it_says_so_and_makes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "missing", tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match="none at"):
+            open_gallery(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def rewrite(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    db = lancedb.connect(str(folder))
+    db.create_table("gallery", data=change(db.open_table("gallery").to_arrow()), mode="overwrite")
+
+
+@pytest.mark.parametrize("lost", [[SPACE_KEY], [SUMS_KEY], [SPACE_KEY, SUMS_KEY]], ids=str)
+def test_a_table_without_a_code_space_is_refused(tmp_path: Path, lost: list[bytes]) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    rewrite(tmp_path / "g", lambda rows: rows.replace_schema_metadata(
+        {key: value for key, value in rows.schema.metadata.items() if key not in lost}))  # fmt: skip
+    with pytest.raises(CodeSpaceMismatch, match="code space"):
+        open_gallery(tmp_path / "g")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({**space_of().to_dict(), "teacher": "other"})])
+def test_an_edited_code_space_is_corrupt(tmp_path: Path, text: str) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    rewrite(tmp_path / "g", lambda rows: rows.replace_schema_metadata({**rows.schema.metadata, SPACE_KEY: text}))
+    with pytest.raises(CorruptFile):
+        open_gallery(tmp_path / "g")
+
+
+def test_edited_codes_and_labels_are_corrupt(tmp_path: Path) -> None:
+    codes, labels, names = items(20)
+    for column, wrong in (("label", labels + 1), ("code", codes ^ 1)):
+        gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
+        values = pa.array(wrong) if column == "label" else pa.FixedSizeListArray.from_arrays(pa.array(wrong.ravel()), 2)
+        rewrite(tmp_path / "g", lambda rows, c=column, v=values: rows.set_column(rows.schema.names.index(c), c, v))
+        gallery = open_gallery(tmp_path / "g")
+        with pytest.raises(CorruptFile, match="was made with"):
+            gallery.in_memory()
+
+
+@pytest.mark.parametrize("sums", ["", "3", "[]", "{}", '{"classes": 2}', '{"classes": 3, "labels": "x", "codes": ""}'])
+def test_edited_checksums_are_corrupt(tmp_path: Path, sums: str) -> None:
+    codes, _, names = items(20)
+    create_gallery(tmp_path / "g", space_of(), codes, np.eye(3, dtype=bool)[np.arange(20) % 3], names)
+    rewrite(tmp_path / "g", lambda rows: rows.replace_schema_metadata({**rows.schema.metadata, SUMS_KEY: sums}))
+    for read in (LanceGallery.labels, LanceGallery.codes):
+        with pytest.raises(CorruptFile):
+            read(open_gallery(tmp_path / "g"))
+
+
+@pytest.mark.parametrize("change", [
+    lambda rows: rows.slice(1), lambda rows: rows.slice(0, 19), lambda rows: pa.concat_tables([rows, rows.slice(19)]),
+], ids=["first row lost", "last row lost", "a row twice"])  # fmt: skip
+def test_missing_or_repeated_rows_are_corrupt(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    rewrite(tmp_path / "g", change)
+    with pytest.raises(CorruptFile):
+        open_gallery(tmp_path / "g").codes()
+
+
+@pytest.mark.parametrize("pattern", ["data/*.lance", "_versions/*.manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_damaged_files_are_corrupt(tmp_path: Path, pattern: str, damage: str) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(2000))
+    for path in (tmp_path / "g" / "gallery.lance").glob(pattern):
+        if damage == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CorruptFile, match="encode the gallery again"):
+        open_gallery(tmp_path / "g").in_memory()
+
+
+CODES, LABELS, NAMES = items(4)
+
+
+@pytest.mark.parametrize("rows", [
+    (CODES, LABELS[:3], NAMES), (CODES, LABELS, NAMES[:3]), (CODES[:0], LABELS[:0], []), (CODES[:, :1], LABELS, NAMES),
+    (CODES.astype(np.int8), LABELS, NAMES), (CODES, LABELS.astype(float), NAMES), (CODES, LABELS[:, None], NAMES),
+])  # fmt: skip
+def test_rows_that_do_not_fit_together_are_refused(tmp_path: Path, rows: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError):
+        create_gallery(tmp_path / "g", space_of(), *rows)
+    with pytest.raises(InputError):
+        MemoryGallery(space_of(), *rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_queries_are_refused(lance: LanceGallery) -> None:
+    for gallery in (lance, lance.in_memory()):
+        for wrong in (CODES.astype(np.float32), CODES[:, :1], CODES[0], np.zeros((2, 8), np.uint8)):
+            with pytest.raises(InputError, match="packed uint8"):
+                gallery.search(wrong, 3)
+        with pytest.raises(InputError, match="k of at least 1"):
+            gallery.search(CODES, 0)
+
+
+def test_the_number_of_faiss_threads_is_put_back(lance: LanceGallery) -> None:
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        lance.in_memory().search(CODES, 2)
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
