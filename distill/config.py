@@ -126,7 +126,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     fit, distil = learning.teacher_fit, learning.student_fit
     start = {True: "from random weights", False: "from pretrained weights"}
     slow = not gpu and teacher.transformer
-    epochs = (max(3, 8 * 32**2 // teacher_size**2) if slow else 30) if teacher.random else 8
+    epochs = (max(3, 6 * 32**2 // teacher_size**2) if slow else 30) if teacher.random else 8
     epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # little training from nothing has no use for hard views
     family = "a transformer" if teacher.transformer else "a convolutional network"

@@ -1,6 +1,6 @@
 """From photographs to a verified query model, in one command.
 
-    python distill/run.py --teacher vit_b --student mobilenetv3      # the embedded pictures, about 12 minutes on 2 cores
+    python distill/run.py --teacher vit_b --student mobilenetv3       # the embedded pictures: 10 minutes on 2 cores
     python distill/run.py --data my_catalogue/ --teacher efficientnet_lite2 --student mobilenetv3_small
 
 A teacher network hashes the gallery, once.  A student is distilled into its Hamming space, exported to ONNX, LiteRT and
@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # a script's own folder comes first otherwise, and hides packages
+# A script's own folder comes first on the path, where its modules would hide packages of the same name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 # Threads that wait asleep: alone as fast as spinning (126 and 130 pictures a second, ViT-B on 2 cores), and 6 times
 # faster where another process wants the cores too (71 and 12).  Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -118,9 +119,9 @@ def ship(lesson: Class, networks: Networks, command: Command) -> Manifest:
 def prove(lesson: Class, networks: Networks, manifest: Manifest, command: Command) -> Results:
     """Executes every file over all queries; a proof that stands is read back, and judged by today's limits."""
     from gallery.codes import pack
-    from mobile_eval.retrieval import retrieval_grid, spread
     from mobile_eval.prove import Queries
     from mobile_eval.prove import prove as execute
+    from mobile_eval.retrieval import retrieval_grid, spread
 
     run, data, path = lesson.run, lesson.data, lesson.run.folder / "results.json"
     if not run.done("prove"):
@@ -141,7 +142,9 @@ def prove(lesson: Class, networks: Networks, manifest: Manifest, command: Comman
     return proved
 
 
-def summarise(lesson: Class, networks: Networks, proof: Proof, grid: tuple[results.GridRow, ...], command: Command) -> Results:
+def summarise(
+    lesson: Class, networks: Networks, proof: Proof, grid: tuple[results.GridRow, ...], command: Command
+) -> Results:
     """The run as one typed record, the only source of tables, plots and the report."""
     from distill.centers import min_distance
     from mobile_eval.machine import describe

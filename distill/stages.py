@@ -179,7 +179,7 @@ def _teacher(lesson: Class) -> tuple[HashNet, CodeSpace]:
     path = run.folder / "teacher.safetensors"
     if not run.done("teacher"):
         with run.stage("teacher", f"training {plan.teacher.name} at {plan.teacher_size} px, {plan.teacher.source}"):
-            net = _beginning(plan.teacher, plan.teacher_size, learning.bits, learning.seed, learning.teacher, learning.teacher_weights)
+            net = _beginning(plan.teacher, plan.teacher_size, learning, learning.teacher, learning.teacher_weights)
             schedule = lesson.schedule(learning.teacher_fit, plan.teacher_epochs, plan.teacher_lr)
             train_teacher(net, lesson.teacher_lesson, schedule, plan.teacher_crop, run.work, lesson.data.fingerprint)
             save_network(path, net, plan.teacher.name, plan.teacher_size, learning.bits)
@@ -208,19 +208,18 @@ def _student(lesson: Class, teacher: HashNet, space: CodeSpace, gallery_logits: 
         with run.stage("views", f"showing the teacher {plan.views} views of {len(lesson.data.train)} pictures"):
             taught = _taught(lesson, teacher, crops, space, gallery_logits)
         with run.stage("student", f"distilling {plan.student.name} at {plan.student_size} px, {plan.student.source}"):
-            net = _beginning(plan.student, plan.student_size, learning.bits, learning.seed + 1, learning.student, learning.student_weights)
+            net = _beginning(plan.student, plan.student_size, learning, learning.student, learning.student_weights)
             schedule = lesson.schedule(fit, plan.student_epochs, plan.student_lr)
             key = f"{lesson.data.fingerprint} {space.id}"
-            train_student(
-                net, lesson.student_lesson, crops, taught, fit.center_weight, fit.instance_weight, schedule, run.work, key
-            )
+            weights = fit.center_weight, fit.instance_weight
+            train_student(net, lesson.student_lesson, crops, taught, *weights, schedule, run.work, key)
             save_network(path, net, plan.student.name, plan.student_size, learning.bits)
         (run.work / "student.checkpoint.safetensors").unlink(missing_ok=True)
     return load_network(path).to(weights_of.device())
 
 
 def _taught(lesson: Class, net: HashNet, crops: torch.Tensor, space: CodeSpace, gallery_logits: Logits) -> torch.Tensor:
-    """The teacher's logits on the stored views, `[views, len(train), bits]`; whole pictures it has seen in the gallery."""
+    """The teacher's logits on the stored views, `[views, len(train), bits]`; it saw whole pictures in the gallery."""
     train = lesson.data.train
     place = {picture: row for row, picture in enumerate(lesson.data.gallery.tolist())}
     rows = [place.get(picture) for picture in train.tolist()]
@@ -233,7 +232,7 @@ def _taught(lesson: Class, net: HashNet, crops: torch.Tensor, space: CodeSpace, 
     return torch.from_numpy(np.stack(views))
 
 
-def _beginning(start: Start, size: int, bits: int, seed: int, name: str, path: Path | None) -> HashNet:
+def _beginning(start: Start, size: int, learning: Learning, name: str, path: Path | None) -> HashNet:
     found = weights_of.find(name, path)
     if (found.name, found.source) != (start.name, start.source):
         raise InputError(
@@ -241,7 +240,7 @@ def _beginning(start: Start, size: int, bits: int, seed: int, name: str, path: P
             f"{found.name}, {found.source}",
             "Bring them back, or start a run under another --name.",
         )
-    net = build(start.name, size, bits, seed)
+    net = build(start.name, size, learning.bits, learning.seed)
     weights_of.load(net.backbone, found)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub forgets this one
     return net.to(weights_of.device())

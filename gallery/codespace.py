@@ -111,7 +111,7 @@ def save(folder: Path, space: CodeSpace, centers: NDArray[np.int8]) -> None:
 def load(folder: Path) -> tuple[CodeSpace, NDArray[np.int8]]:
     """Reads what `save` wrote; raises `CorruptFile` if the centers are not those of the space."""
     try:
-        space = CodeSpace.from_dict(json.loads((folder / FILE).read_text()))
+        space = CodeSpace.from_dict(json.loads((folder / FILE).read_text("utf-8")))
         centers: NDArray[np.int8] = np.load(folder / CENTERS, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{FILE} and {CENTERS} in {folder}", str(error), "Restore them from the run.") from error

@@ -168,9 +168,11 @@ def _ran(
 ) -> FileRow:
     runtime, load_ms = latency.timed(lambda: open_model(path))
     _require(runtime.card, row.form, against)
-    taken = latency.measure(runtime.run, against.pixels[:1], samples, max_seconds)
-    codes, logits = _run(runtime, row.form, against)
-    figures = {**compare(codes, logits, against), **vars(taken), "load_ms": load_ms, "threads": latency.THREADS}
+    figures: dict[str, Any] = {}
+    if runtime.timed:
+        taken = latency.measure(runtime.run, against.pixels[:1], samples, max_seconds)
+        figures = {**vars(taken), "load_ms": load_ms, "threads": latency.THREADS}
+    figures |= compare(*_run(runtime, row.form, against), against)
     return row.model_copy(update={"status": "ran", "engine": runtime.engine, **figures})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,10 @@ from mobile_eval.runtimes import open_model
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """pixels: uint8 `[Q, S, S, 3]` at the student's size; labels: int `[Q]` or multi-hot `[Q, C]`; logits: `[Q, bits]`"""
+    """pixels: uint8 `[Q, S, S, 3]` at the student's size; labels: int `[Q]` or multi-hot `[Q, C]`
+
+    student, teacher: logits of the float networks, `[Q, bits]`
+    """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[Any]
@@ -67,7 +69,8 @@ def _shipped(model: Artifact, bundle: Path) -> Shipped:
 def _line(row: FileRow) -> str:
     if row.status != "ran" or row.flip_rate is None or row.map is None:
         return f"{row.form}: {row.status}: {row.reason}"
-    return f"{row.form}: {row.flip_rate:.3%} of bits flipped, mAP {row.map:.4f}, p50 {row.p50_ms:.2f} ms on this host"
+    timing = "" if row.p50_ms is None else f", p50 {row.p50_ms:.2f} ms on this host"
+    return f"{row.form}: {row.flip_rate:.3%} of bits flipped, mAP {row.map:.4f}{timing}"
 
 
 def _refusal(one: Refused) -> FileRow:

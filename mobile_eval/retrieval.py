@@ -37,8 +37,8 @@ def retrieval_grid(
     found, known = index.search(codes[chosen], min(TOP, len(index))), index.labels()
 
     def hit(query: int, id: int, distance: int) -> Tile:
-        right = bool(np.any(np.logical_and(labels[query], known[id]))) if labels.ndim == 2 else labels[query] == known[id]
-        return _tile(gallery_picture(id), known[id], classes).model_copy(update={"distance": distance, "right": bool(right)})
+        tile = _tile(gallery_picture(id), known[id], classes)
+        return tile.model_copy(update={"distance": distance, "right": _share(labels[query], known[id])})
 
     return tuple(
         GridRow(
@@ -47,6 +47,10 @@ def retrieval_grid(
         )
         for query, ids, distances in zip(chosen.tolist(), found.ids, found.distances, strict=True)
     )
+
+
+def _share(a: Any, b: Any) -> bool:
+    return bool(np.any(np.logical_and(a, b))) if np.ndim(a) else bool(a == b)
 
 
 def _tile(picture: Picture, label: Any, classes: Sequence[str]) -> Tile:

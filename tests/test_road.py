@@ -25,8 +25,8 @@ PATIENCE_S = 240
 FILES = ("config.yaml", "codespace.json", "centers.npy", "teacher.safetensors", "student.safetensors", "train.jsonl",
          "gallery", "bundle/manifest.json", "results.json", "report.html", "log.txt")  # fmt: skip
 SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-fit.epochs", "6",
-         "--student-fit.epochs", "4", "--student-fit.views", "2", "--student-fit.batch", "16", "--teacher-fit.batch", "16",
-         "--forms", "onnx-fp32", "litert-fp32")  # fmt: skip
+         "--student-fit.epochs", "4", "--student-fit.views", "2", "--student-fit.batch", "16", "--teacher-fit.batch",
+         "16", "--forms", "onnx-fp32", "litert-fp32")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(pictures: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r", *SMALL, *more]
+    command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen([*command, *SMALL, *more], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -187,8 +187,8 @@ def test_help_answers_without_loading_torch() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [(("--teacher", "vit_bb"), "vit_b"), (("--data", "/no/such/place"), "/no/such/place"), (("--forms", "tf"), "onnx-fp32"),
-     (("--student-weights", "/none"), "/none"), (("--teacher", "vit_t", "--teacher-size", "50"), "multiple of 16")],
+    [(("--teacher", "vit_bb"), "vit_b"), (("--data", "/no/such/place"), "/no/such/place"),
+     (("--forms", "tf"), "onnx-fp32"), (("--student-weights", "/none"), "/none"), (("--teacher", "vit_t", "--teacher-size", "50"), "multiple of 16")],
 )  # fmt: skip
 def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flags: tuple[str, str], says: str) -> None:
     code, out = finish(start(pictures, tmp_path, *flags))

@@ -58,7 +58,7 @@ def test_the_sampler_reaches_what_the_literature_reports(classes: int, bits: int
     assert len(np.unique(centers, axis=0)) == classes
 
 
-@pytest.mark.parametrize(("classes", "bits", "says"), [(1, 64, "two classes"), (10, 12, "whole bytes"), (300, 8, "256")])
+@pytest.mark.parametrize(("classes", "bits", "says"), [(1, 64, "two classes"), (9, 12, "whole bytes"), (300, 8, "256")])
 def test_refusals(classes: int, bits: int, says: str) -> None:
     with pytest.raises(InputError, match=says):
         hash_centers(classes, bits)

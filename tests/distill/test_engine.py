@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_rate_warms_up_then_falls_to_zero_along_a_cosine() -> None:
     assert rates[9] == pytest.approx(0.01)
     assert rates[55] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert rates[-1] < 1e-5
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_forward_keeps_the_head_in_fp32() -> None:
