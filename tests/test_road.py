@@ -46,7 +46,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(pictures: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
-    return subprocess.Popen([*command, *SMALL, *more], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [*command, *SMALL, *more], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -187,9 +189,14 @@ def test_help_answers_without_loading_torch() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [(("--teacher", "vit_bb"), "vit_b"), (("--data", "/no/such/place"), "/no/such/place"),
-     (("--forms", "tf"), "onnx-fp32"), (("--student-weights", "/none"), "/none"), (("--teacher", "vit_t", "--teacher-size", "50"), "multiple of 16")],
-)  # fmt: skip
+    [
+        (("--teacher", "vit_bb"), "vit_b"),
+        (("--data", "/no/such/place"), "/no/such/place"),
+        (("--forms", "tf"), "onnx-fp32"),
+        (("--student-weights", "/none"), "/none"),
+        (("--teacher", "vit_t", "--teacher-size", "50"), "multiple of 16"),
+    ],
+)
 def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flags: tuple[str, str], says: str) -> None:
     code, out = finish(start(pictures, tmp_path, *flags))
     assert code == 2, out
