@@ -28,6 +28,7 @@ def terminal() -> Console:
 
 def show_log() -> None:
     """Sends log lines to stderr: above a running progress bar on a terminal, plain elsewhere."""
+    log.propagate = False  # converters give the root logger a handler, which would say everything twice
     if any(not isinstance(h, logging.FileHandler) for h in log.handlers):
         return
     if sys.stderr.isatty():
