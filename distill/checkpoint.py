@@ -61,10 +61,12 @@ def load_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, key
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    on_cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with whole(path) as draft:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft, {"twinhash": json.dumps(header)}
-        )
+        try:
+            save_file(on_cpu, draft, {"twinhash": json.dumps(header)})
+        except SafetensorError as error:  # its name for a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TwinhashError as error:
         log.error("Error: %s", error)
         return EXIT_BAD_INPUT
+    except OSError as error:
+        log.error("Error: %s.  Free or repair the disk; nothing finished is lost, and the same command goes on.", error)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         log.warning("Stopped.  The same command goes on from here.")
         return EXIT_INTERRUPTED

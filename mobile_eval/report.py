@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MEANING = {
-    TEACHER_TEACHER: "The ceiling: the large teacher on both sides.",
+    TEACHER_TEACHER: "The large teacher on both sides.",
     STUDENT_GALLERY: "The product: the phone's student asks, the teacher's gallery answers.",
     STUDENT_STUDENT: "The student on both sides: what hashing the whole gallery again with it would give.",
     TEACHER_ALONE: "The teacher trained without a student, which must do it no harm.",

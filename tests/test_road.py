@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -43,12 +44,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "in"
 
 
-def start(pictures: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    pictures: Path, runs: Path, *more: str, preexec: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
-    return subprocess.Popen(
-        [*command, *SMALL, *more], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, *SMALL, *more], cwd=ROOT, env=env, preexec_fn=preexec, **pipes)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -176,6 +178,18 @@ def test_ctrl_c_leaves_a_run_that_goes_on(pictures: Path, whole: tuple[Path, str
     assert [code for code, _ in codes] == [0, 2]  # two at once: one works, the other is refused
     assert "in this run folder" in codes[1][1] or "nobody works in" in codes[1][1]
     assert student_sha(tmp_path) == student_sha(whole[0])
+
+
+def test_a_disk_that_takes_no_more_is_a_sentence_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))  # a checkpoint of the teacher needs 60 MB
+
+    code, out = finish(start(pictures, tmp_path, preexec=small_files))
+    assert code == 2, out
+    assert "cannot be written" in out
+    assert "goes on" in out
+    assert "Traceback" not in out
+    assert not (tmp_path / "r" / "teacher.safetensors").exists()
 
 
 def test_help_answers_without_loading_torch() -> None:
