@@ -45,7 +45,7 @@ def test_auto_follows_pictures_device_and_weights() -> None:
     small = resolve(Learning(), VIT, CNN, picture_size=28, gpu=False)
     large = resolve(Learning(), CNN, CNN, picture_size=600, gpu=False)
     gpu = resolve(Learning(), CNN, CNN, picture_size=600, gpu=True)
-    assert (small.teacher_size, small.student_size) == (56, 48)  # patches of 14, and of none
+    assert (small.teacher_size, small.student_size) == (28, 64)  # two patches of 14; a convolutional network
     assert (large.teacher_size, gpu.teacher_size) == (128, 224)
     assert small.teacher_lr < large.teacher_lr
     assert small.views < large.views
