@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from distill.models import HashNet, build
 from gallery.errors import CorruptFile
 from gallery.files import whole
+
+Part = nn.Module | torch.optim.Optimizer
 
 
 def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int) -> None:
@@ -32,32 +35,45 @@ def load_network(path: Path) -> HashNet:
     return net.eval()
 
 
-def save_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, key: str) -> None:
+def save_state(path: Path, parts: Mapping[str, Part], step: int, key: str) -> None:
     """Writes all that training needs to go on bit for bit after `step` steps.
 
-    key: what this training is; a state with another key is not taken up again.
+    parts: networks and optimizers by name; key: what this training is; a state with another key is not taken up again
     """
-    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"opt.{i}.{k}": v for k, v in state.items()}
+    tensors = {f"{name}/{k}": v for name, part in parts.items() for k, v in _tensors(part).items()}
     _save(path, tensors, {"step": step, "key": key})
 
 
-def load_state(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> int:
+def load_state(path: Path, parts: Mapping[str, Part], key: str) -> int:
     """Restores what `save_state` wrote and returns its step; 0, with nothing changed, where there is none for `key`."""
     if not path.exists():
         return 0
     tensors, header = _load(path)
     if header.get("key") != key:
         return 0
-    net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+    try:
+        for name, part in parts.items():
+            _restore(part, {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")})
+    except (RuntimeError, ValueError) as error:
+        raise CorruptFile("the state of this training", f"{path}: {error}", "Delete it to train again.") from error
+    return int(header["step"])
+
+
+def _tensors(part: Part) -> dict[str, Tensor]:
+    if isinstance(part, nn.Module):
+        return dict(part.state_dict())
+    return {f"{i}.{k}": v for i, state in part.state_dict()["state"].items() for k, v in state.items()}
+
+
+def _restore(part: Part, tensors: dict[str, Tensor]) -> None:
+    if isinstance(part, nn.Module):
+        part.load_state_dict(tensors)
+        return
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("opt."):
-            _, i, field = name.split(".", 2)
-            states.setdefault(int(i), {})[field] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(header["step"])
+        i, field = name.split(".", 1)
+        states.setdefault(int(i), {})[field] = value
+    part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

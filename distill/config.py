@@ -8,8 +8,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distill.assignment import Assignment
+from distill.centers import Construction
 from gallery.errors import InputError
 
+TeacherMode = Literal["quick", "full", "head_first"]
+Instance = Literal["sign", "raw", "cosine", "joint"]
 AutoInt = int | Literal["auto"]
 AutoFloat = float | Literal["auto"]
 
@@ -26,7 +30,7 @@ class Fit(Model):
     epochs: AutoInt = "auto"
     """Passes over the training pictures."""
     batch: int = Field(64, ge=2)
-    """Pictures a step."""
+    """Pictures a step, over all processes."""
     lr: AutoFloat = "auto"
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(0.05, ge=0)
@@ -36,15 +40,43 @@ class Fit(Model):
     """Largest norm of the gradient."""
     crop: AutoFloat = "auto"
     """Smallest share of a picture's area that an augmented view shows; 1 shows all of it."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay, a step, of a moving average of the weights that takes their place in the end; 0: none."""
+    patience: int = Field(0, ge=0)
+    """Epochs without a gain on the validation pictures after which training ends, with the best weights; 0: never."""
+
+
+class TeacherFit(Fit):
+    """How the teacher is trained."""
+
+    mode: TeacherMode | Literal["auto"] = "auto"
+    """quick: the hash head alone, on stored features; full: all layers; head_first: quick, then all layers."""
+    head_epochs: int = Field(30, ge=1)
+    """Passes over the stored features."""
+    head_lr: float = Field(3e-3, gt=0)
 
 
 class StudentFit(Fit):
-    """How the student is distilled: center_weight * centers + instance_weight * agreement with the teacher's code."""
+    """How the student is distilled: a weight for each term of its loss (distill/objectives/csch.py)."""
 
     views: AutoInt = "auto"
-    """Stored views a picture; the teacher looks at each once, and the first is the whole picture."""
+    """Stored views a picture; the teacher looks at each once.  0: fresh crops, and the teacher looks at every one."""
     center_weight: float = Field(1.0, ge=0)
+    """To the center of the picture's class."""
     instance_weight: float = Field(10.0, ge=0)
+    """To the teacher's own code of the picture."""
+    instance: Instance = "sign"
+    """Its form: sign, raw, cosine, or joint (as CSCH's released code: the gradient reaches the teacher too)."""
+    similarity_weight: float = Field(0.0, ge=0)
+    """To the teacher's similarities to all centers."""
+    rank_weight: float = Field(0.0, ge=0)
+    """To the order in which the teacher ranks a batch."""
+    relation_weight: float = Field(0.0, ge=0)
+    """To the teacher's similarities within a batch, student to student."""
+    margin_weight: float = Field(0.0, ge=0)
+    """Away from zero: room for quantization."""
+    unlabelled_share: AutoFloat = "auto"
+    """Share of a batch taken from pictures without labels: the rest of the gallery, and --unlabelled."""
 
 
 class Learning(Model):
@@ -55,9 +87,23 @@ class Learning(Model):
     student: str = "mobilenetv3"
     """Query network: mobilenetv3, mobilenetv3_small, mobilenetv2, mobilenetv4, fastvit_t8, ... or any timm name."""
     data: str = "embedded"
-    """embedded (a Fashion-MNIST subset), fashion_mnist, or your own: an image folder, a CSV or a Parquet manifest."""
-    bits: Literal[16, 32, 48, 64, 128] = 64
+    """embedded (a Fashion-MNIST subset), a protocol (cifar10, coco, ucmerced, ...), an image folder, a CSV, Parquet."""
+    root: Path | None = None
+    """Where published data sets lie; by default the folder in TWINHASH_DATA."""
+    unlabelled: tuple[str, ...] = ()
+    """Folders of pictures without labels, from which the student learns the teacher's codes."""
+    unseen: int = Field(0, ge=0)
+    """Classes, drawn by the seed, that are searched for but not trained on."""
+    bits: Literal[16, 24, 32, 48, 64, 128] = 64
     """Length of the code."""
+    centers: Construction = "auto"
+    """Construction of the hash centers; auto takes the one with the largest minimum distance."""
+    assignment: Assignment | Literal["auto"] = "auto"
+    """Which center goes to which class."""
+    gallery: Path | None = None
+    """An earlier run whose gallery stays: a new student for it; without teacher.safetensors from its codes alone."""
+    schedule: Literal["staged", "simultaneous"] = "staged"
+    """Teacher first and then the student, or both at once."""
     teacher_size: AutoInt = "auto"
     """Side of the teacher's square input, pixels."""
     student_size: AutoInt = "auto"
@@ -70,7 +116,7 @@ class Learning(Model):
     """Share of each class drawn as queries where the data has no split of its own."""
     validation_fraction: float = Field(0.05, ge=0, lt=0.5)
     """Share of the training pictures held out to watch the training."""
-    teacher_fit: Fit = Fit()
+    teacher_fit: TeacherFit = TeacherFit()
     student_fit: StudentFit = StudentFit()
     seed: int = Field(0, ge=0)
     strict: bool = False
@@ -104,6 +150,7 @@ class Resolved(Model):
     student_lr: float
     teacher_crop: float
     student_crop: float
+    teacher_mode: TeacherMode
     views: int
     reasons: tuple[str, ...]
 
@@ -117,6 +164,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
 
     picture_size: median shorter side of the pictures, pixels
     """
+    _check(learning, teacher)
     auto = _Auto()
     why = f"the pictures have {picture_size} px{'' if gpu else f', and a CPU can train on {CPU_LARGEST}'}"
     sizes = [_size(start, picture_size, gpu) for start in (teacher, student)]
@@ -129,6 +177,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     epochs = (max(3, 6 * 32**2 // teacher_size**2) if slow else 30) if teacher.random else 8
     epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # little training from nothing has no use for hard views
+    lr = 3e-4 if teacher.transformer else 1e-3
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start = start[student.random]
     return Resolved(
@@ -138,15 +187,39 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
         student_size=student_size,
         teacher_epochs=epochs,
         student_epochs=auto("student epochs", distil.epochs, 15 if student.random else 10, student_start),
-        teacher_lr=auto("teacher rate", fit.lr, 3e-4 if teacher.transformer else 1e-3, family),
+        teacher_lr=auto("teacher rate", fit.lr, lr, family),
         student_lr=auto("student rate", distil.lr, 2e-3 if student.random else 1e-3, student_start),
         teacher_crop=auto("teacher crop", fit.crop, crop, f"{start[teacher.random]}, {epochs} epochs"),
         student_crop=auto("student crop", distil.crop, 0.3, "as measured best"),
+        teacher_mode=auto("teacher mode", fit.mode, "full", start[teacher.random]),
         views=auto(
             "views", distil.views, 2 if slow else 8, "one look costs the teacher " + ("much" if slow else "little")
         ),
         reasons=tuple(auto.reasons),
     )
+
+
+def _check(learning: Learning, teacher: Start) -> None:
+    """Refuses what cannot be learned; every message names the fix."""
+    fit = learning.student_fit
+    if not (fit.center_weight or fit.instance_weight or fit.similarity_weight or fit.rank_weight):
+        raise InputError(
+            "a term that ties the student to the teacher's space",
+            "only terms that a rotation of the space does not change: its codes would not fit the gallery's",
+            "Give center_weight, instance_weight, similarity_weight or rank_weight of --student-fit a value above 0.",
+        )
+    if fit.instance == "joint" and learning.schedule == "staged":
+        found = "the joint form, whose gradient reaches the teacher, in the staged schedule, whose teacher is frozen"
+        raise InputError("an instance term that fits the schedule", found, "Add --schedule simultaneous.")
+    mode = learning.teacher_fit.mode
+    if learning.schedule == "simultaneous" and (learning.gallery or mode in ("quick", "head_first")):
+        found = "--gallery" if learning.gallery else f"--teacher-fit.mode {mode}"
+        raise InputError("a teacher that learns beside the student", found, "Leave it out, or --schedule staged.")
+    if learning.schedule == "simultaneous" and learning.unlabelled:
+        raise InputError("--unlabelled in the staged schedule", "simultaneous", "Leave it out, or --schedule staged.")
+    if mode == "quick" and teacher.random:
+        found = "random ones, whose features a head cannot make good"
+        raise InputError("pretrained weights for --teacher-fit.mode quick", found, "Choose --teacher-fit.mode full.")
 
 
 def _size(start: Start, picture_size: int, gpu: bool) -> int:
@@ -166,7 +239,7 @@ class _Auto:
     def __call__(self, what: str, asked: Any, value: Any, why: str) -> Any:
         if asked != "auto":
             return asked
-        self.reasons.append(f"{what} {value:g}: {why}")
+        self.reasons.append(f"{what} {value if isinstance(value, str) else f'{value:g}'}: {why}")
         return value
 
 

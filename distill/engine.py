@@ -6,71 +6,89 @@ Nothing random is kept between steps: the order of an epoch and the crops of a s
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distill.checkpoint import load_state, save_state
-from distill.models import HashNet, made_of_products
+from distill import parallel
+from distill.checkpoint import Part, load_state, save_state
+from distill.journal import Journal, read_journal
+from distill.models import HashNet
 from gallery.console import log, track
+from gallery.errors import InputError
 
+__all__ = ["Learner", "Schedule", "features", "fit", "forward", "limit_threads", "read_journal"]
 CHECKPOINT_EVERY_S = 120.0
 BETAS = (0.9, 0.99)  # of AdamW: runs of a few hundred steps have no use for a memory of a thousand
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast.  lr: peak learning rate; warmup: share of the steps; clip: of the gradient's norm."""
+    """How long.  warmup: share of the steps; clip: of the norm of each learner's gradient.
+
+    ema: decay a step of the moving average of the weights, which is then what is validated and kept; 0: none
+    patience: epochs without a gain in validation after which training stops; the best epoch's weights are kept; 0: none
+    """
 
     epochs: int
     batch: int
-    lr: float
-    weight_decay: float
     warmup: float
     clip: float
     seed: int
+    ema: float = 0.0
+    patience: int = 0
 
     def steps_in_epoch(self, pictures: int) -> int:
         """Batches are full; what is left over waits for another epoch's order."""
         return max(1, pictures // self.batch)
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate at `step`: linear warm-up, then half a cosine to zero."""
+        """Share of the peak learning rate at `step`: linear warm-up, then half a cosine to zero."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 @dataclass(frozen=True)
-class Point:
-    """One line of `train.jsonl`: means over the steps since the last one; validation only at the end of an epoch."""
+class Learner:
+    """A network in training.  lr: peak learning rate; head_lr: that of `net.head` where it has one of its own."""
 
-    stage: str
-    step: int
-    epoch: float
-    loss: float
-    accuracy: float
-    validation: float | None
-    seconds: float
+    name: str
+    net: nn.Module
+    lr: float
+    weight_decay: float
+    head_lr: float | None = None
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters by peak rate and weight decay, which norms and biases are spared."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in self.net.named_parameters():
+            peak = self.head_lr if self.head_lr is not None and name.startswith("head.") else self.lr
+            groups.setdefault((peak, self.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+        return [{"params": own, "peak": peak, "weight_decay": decay} for (peak, decay), own in groups.items()]
 
 
-# (rows of this batch, generator of this step, step) -> (loss, share of rows nearest to their own center)
-Objective = Callable[[NDArray[np.int64], torch.Generator, int], tuple[Tensor, Tensor]]
+Batch = Any
+Prepare = Callable[[NDArray[np.int64], torch.Generator], Batch]  # rows and this step's generator -> what a step needs
+Objective = Callable[[Any], tuple[Tensor, Tensor]]  # -> (loss, share of rows nearest to their own center)
 
 
 def fit(
     stage: str,
-    net: nn.Module,
+    learners: Sequence[Learner],
+    prepare: Prepare,
     objective: Objective,
     rows: NDArray[np.int64],
     schedule: Schedule,
@@ -78,128 +96,207 @@ def fit(
     folder: Path,
     key: str,
 ) -> None:
-    """Trains `net` in place on `rows` (picture indices), resuming from `folder`'s checkpoint of this stage and key."""
-    state = folder / f"{stage}.checkpoint.safetensors"
-    optimizer = _optimizer(net, schedule)
-    first = load_state(state, net, optimizer, key)
-    epoch_steps = schedule.steps_in_epoch(len(rows))
-    steps = epoch_steps * schedule.epochs
-    journal = _Journal(folder.parent / "train.jsonl", stage, first, epoch_steps)
-    if first:
-        log.info("  resuming %s at step %d of %d", stage, first, steps)
-    saved, order = time.monotonic(), rows
-    for step in track(range(first, steps), stage, steps, first):
-        epoch, place = divmod(step, epoch_steps)
-        if step == first or place == 0:
-            order = np.random.default_rng((schedule.seed, epoch)).permutation(rows)
-        batch = order[place * schedule.batch : (place + 1) * schedule.batch]
-        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-        net.train()
-        loss, accuracy = objective(batch, generator, step)
-        _update(net, optimizer, loss, schedule, schedule.rate(step, steps))
-        last = place == epoch_steps - 1
-        journal.note(step + 1, loss, accuracy, validate() if last else None, last)
-        if last or time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            save_state(state, net, optimizer, step + 1, key)
-            saved = time.monotonic()
-    net.eval()
+    """Trains the learners' networks in place by one loss, resuming from `folder`'s checkpoint of this stage and key.
 
-
-def read_journal(path: Path) -> list[Point]:
-    """The points of `train.jsonl`, in order."""
-    return [Point(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def forward(net: HashNet, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """`net` as a function of normalised pictures: the backbone in bf16 where that pays, the head always in fp32.
-
-    bf16 pays on GPUs, and on CPUs with bf16 units for networks made of matrix products.  Measured on 2 cores at 64 px:
-    ViT-B trains 2.4 times faster in bf16, MobileNetV3-Large 1.7 times slower.
+    prepare: runs a step ahead, in a thread; among several processes it gets the rows of the whole batch in each, and
+    loads `parallel.mine` of them.  validate: sees the weights that would be kept; never called beside training.
+    Raises `InputError` where `schedule.patience` has no validation to go by.
     """
-    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    bf16 = device.type == "cuda" or (made_of_products(net) and capable)
+    training = _Training(stage, learners, schedule, validate, folder, key, schedule.steps_in_epoch(len(rows)))
+    draws = _draws(rows, schedule, training.first, training.steps)
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # threads forget it
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:
+        batches = _ahead(pool, prepare, draws, training.journal)
+        for step in training.left():
+            training.learn(step, objective, next(batches))
+    training.finish()
+
+
+def forward(net: HashNet) -> Callable[[Tensor], Tensor]:
+    """`net` as a function of normalised pictures: the backbone as in `features`, the head never in bf16.
+
+    In training among several processes each gives its own pictures and gets the logits of all.
+    """
+    run = features(net)
 
     def logits(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = net.backbone(images)
-        out: Tensor = net.head(features.float())
+        seen = run(images)
+        out: Tensor = net.head(parallel.gather(seen) if net.training else seen)
         return out
 
     return logits
 
 
+def features(net: HashNet) -> Callable[[Tensor], Tensor]:
+    """The backbone of `net` as a function of normalised pictures to `[B, D]` of their dtype, in bf16 where that pays.
+
+    bf16 pays on GPUs, and on CPUs with bf16 units, but not for networks with hard swishes.
+    Measured on 2 cores: ViT-B trains 2.4 times faster, EfficientNet-lite2 and MobileNetV2 1.6 times, MobileNetV3 1.4
+    to 1.7 times slower.
+    """
+    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on_cpu = capable and not any(isinstance(module, nn.Hardswish) for module in net.modules())
+
+    def seen(images: Tensor) -> Tensor:
+        device = images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=on_cpu or device == "cuda"):
+            out: Tensor = net.backbone(images)
+        return out.to(images.dtype)
+
+    return seen
+
+
 def limit_threads() -> int:
-    """Threads = the cores this process may use; two greedy jobs on two cores were seen to run 100 times slower."""
+    """Threads = this process's share of the cores; two greedy jobs on two cores were seen to run 100 times slower."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores)
-    return cores
+    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(threads)
+    return threads
 
 
-def _optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]  # norms and biases
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=schedule.lr, betas=BETAS, fused=True)
+def _draws(
+    rows: NDArray[np.int64], schedule: Schedule, first: int, steps: int
+) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
+    """The rows and the generator of each step."""
+    epoch_steps, order = schedule.steps_in_epoch(len(rows)), rows
+    for step in range(first, steps):
+        epoch, place = divmod(step, epoch_steps)
+        if step == first or place == 0:
+            order = np.random.default_rng((schedule.seed, epoch)).permutation(rows)
+        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
+        yield order[place * schedule.batch : (place + 1) * schedule.batch], generator
 
 
-def _update(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, schedule: Schedule, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(net.parameters(), schedule.clip)
-    optimizer.step()
+def _ahead(
+    pool: ThreadPoolExecutor,
+    prepare: Prepare,
+    draws: Iterator[tuple[NDArray[np.int64], torch.Generator]],
+    journal: Journal,
+) -> Iterator[Batch]:
+    """Batches, of which the next is under way while one is used."""
+    futures = (pool.submit(prepare, *draw) for draw in draws)
+    coming = next(futures, None)
+    while coming:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # nobody waits while the GPU works; costs the lead of a few launches a step
+        start = time.monotonic()
+        batch = coming.result()
+        journal.waited += time.monotonic() - start
+        coming = next(futures, None)
+        yield batch
 
 
-class _Journal:
-    """Writes `train.jsonl`; lines that a killed run wrote past its last checkpoint are dropped on resume."""
+class _Trainee:
+    """A learner with its optimizer and, where there is one, the moving average of its weights."""
 
-    def __init__(self, path: Path, stage: str, first: int, epoch_steps: int) -> None:
-        self.path, self.stage, self.epoch_steps = path, stage, epoch_steps
-        self.every = max(1, epoch_steps // 10)
-        self.pending: list[Tensor] = []
-        self.start = time.monotonic()
-        kept = [p for p in _complete_lines(path) if p.stage != stage or p.step <= first]
-        path.write_text("".join(_line(p) for p in kept))
+    def __init__(self, learner: Learner, schedule: Schedule) -> None:
+        parallel.synchronise(learner.net)
+        self.net, self.clip, self.average = learner.net, schedule.clip, None
+        self.optimizer = torch.optim.AdamW(learner.groups(), betas=BETAS, fused=True)
+        self.parts: dict[str, Part] = {f"{learner.name}.net": self.net, f"{learner.name}.optimizer": self.optimizer}
+        if schedule.ema:
+            average = get_ema_multi_avg_fn(schedule.ema)
+            self.average = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
+            self.parts[f"{learner.name}.average"] = self.average
 
-    def note(self, step: int, loss: Tensor, accuracy: Tensor, validation: float | None, epoch_ends: bool) -> None:
-        """Adds a step; every tenth of an epoch the means go to the file."""
-        self.pending.append(torch.stack([loss.detach(), accuracy.detach()]))  # read rarely: a read waits for a GPU
-        if step % self.every and not epoch_ends:
-            return
-        means = torch.stack(self.pending).mean(0).tolist()
-        point = Point(
-            self.stage,
-            step,
-            step / self.epoch_steps,
-            round(means[0], 5),
-            round(means[1], 4),
-            validation,
-            round(time.monotonic() - self.start, 2),
-        )
-        self.pending.clear()
-        with self.path.open("a") as file:
-            file.write(_line(point))
-        if epoch_ends:
-            shown = "none" if validation is None else f"{validation:.3f}"
-            log.info(
-                "  %s epoch %g: loss %.3f, train accuracy %.3f, validation accuracy %s",
-                self.stage,
-                point.epoch,
-                point.loss,
-                point.accuracy,
-                shown,
-            )
+    def update(self, rate: float) -> None:
+        """A step along the gradients of this learner's parameters, at a share of the peak rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        parallel.average(self.net.parameters())
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.net)
+
+    def swap(self) -> None:
+        """Exchanges the network's weights and their average, if there is one."""
+        if self.average:
+            own = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+            self.net.load_state_dict(self.average.module.state_dict())
+            self.average.module.load_state_dict(own)
 
 
-def _line(point: Point) -> str:
-    return json.dumps(point.__dict__) + "\n"
+class _Training:
+    """One call of `fit`: the trainees, and the files that let another process go on."""
 
+    def __init__(
+        self, stage: str, learners: Sequence[Learner], schedule: Schedule, validate: Callable[[], float | None],
+        folder: Path, key: str, epoch_steps: int,
+    ) -> None:  # fmt: skip
+        self.stage, self.schedule, self.validate, self.key = stage, schedule, validate, key
+        self.state, self.best = (folder / f"{stage}.{what}.safetensors" for what in ("checkpoint", "best"))
+        self.trainees = [_Trainee(learner, schedule) for learner in learners]
+        self.parts = {name: part for trainee in self.trainees for name, part in trainee.parts.items()}
+        self.nets = {learner.name: learner.net for learner in learners}
+        self.epoch_steps, self.steps = epoch_steps, epoch_steps * schedule.epochs
+        with parallel.first_here():
+            self.first = load_state(self.state, self.parts, key)
+            self.journal = Journal(folder.parent / "train.jsonl", stage, self.first, epoch_steps)
+        self.saved = time.monotonic()
+        if self.first:
+            log.info("  resuming %s at step %d of %d", stage, self.first, self.steps)
+        elif schedule.patience and self.judge() is None:
+            fix = "Raise --validation-fraction, or set patience to 0."
+            raise InputError("validation pictures, to know when to stop", "none", fix)
 
-def _complete_lines(path: Path) -> Iterable[Point]:
-    try:
-        return read_journal(path)
-    except (ValueError, TypeError):  # a kill in the middle of a line: what follows it was written before it was read
-        lines = path.read_text().splitlines()
-        path.write_text("".join(f"{line}\n" for line in lines[:-1]))
-        return read_journal(path)
+    def left(self) -> Iterator[int]:
+        """The steps to do; fewer once patience is lost."""
+        steps = range(self.first, self.steps)
+        for step in track(steps, self.stage, self.steps, self.first) if parallel.is_first() else steps:
+            if 0 < self.schedule.patience <= self.journal.since_best:
+                log.info("  %s stops: no gain in validation for %d epochs", self.stage, self.schedule.patience)
+                return
+            yield step
+
+    def learn(self, step: int, objective: Objective, batch: Batch) -> None:
+        """One step, and what there is to write after it."""
+        for trainee in self.trainees:
+            trainee.net.train()
+            trainee.optimizer.zero_grad(set_to_none=True)
+        loss, accuracy = objective(batch)
+        loss.backward()
+        for trainee in self.trainees:
+            trainee.update(self.schedule.rate(step, self.steps))
+        self.journal.note(step + 1, loss, accuracy)
+        ends = (step + 1) % self.epoch_steps == 0
+        if ends:
+            self.end_epoch(step + 1)
+        if ends or time.monotonic() - self.saved > CHECKPOINT_EVERY_S:
+            self.write(self.state, self.parts, step + 1)
+            self.saved = time.monotonic()
+
+    def end_epoch(self, step: int) -> None:
+        """Judges the weights that would be kept, and puts the best aside."""
+        self.swap()
+        self.journal.end_epoch(step, self.judge())
+        if self.schedule.patience and self.journal.since_best == 0:
+            self.write(self.best, self.nets, step)  # before the checkpoint, whose resumption counts on it
+        self.swap()
+
+    def swap(self) -> None:
+        """Exchanges all networks' weights and their averages."""
+        for trainee in self.trainees:
+            trainee.swap()
+
+    def judge(self) -> float | None:
+        """The validation of the weights as they are, by the first process."""
+        return parallel.share(self.validate() if parallel.is_first() else None)
+
+    def write(self, path: Path, parts: Mapping[str, Part], step: int) -> None:
+        """A state on disk, by the first process."""
+        if parallel.is_first():
+            save_state(path, parts, step, self.key)
+
+    def finish(self) -> None:
+        """Leaves the averaged, the best, or the last weights in the networks, the same in every process."""
+        self.swap()
+        if self.schedule.patience > 0 and parallel.is_first() and self.best.exists():
+            load_state(self.best, self.nets, self.key)
+            self.swap()
+            self.write(self.state, self.parts, self.steps)  # a process that resumes here needs the best ones no more
+            self.swap()
+            self.best.unlink()
+        for net in self.nets.values():
+            parallel.align(net)
+            net.eval()

@@ -22,6 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 # faster where another process wants the cores too (71 and 12).  Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from distill import parallel
 from distill.config import Learning
 from distill.runfolder import Run, open_run
 from export.artifact import DEFAULT_FORMS
@@ -31,12 +32,13 @@ from mobile_eval import gate, results
 from mobile_eval.results import Limits, Results
 
 if TYPE_CHECKING:
-    from distill.stages import Class, Networks
+    from distill.course import Course
+    from distill.stages import Networks
     from export.bundle import Manifest
     from mobile_eval.prove import Proof
 
 
-EXIT_INTERRUPTED = 130
+EXIT_PASSED, EXIT_INTERRUPTED = 0, 130
 
 
 class Command(Learning):
@@ -46,6 +48,8 @@ class Command(Learning):
     """What to export: format-precision."""
     gate: Limits = Limits()
     """What a file may lose before the run fails."""
+    tensorboard: bool = False
+    """Write the training curves as TensorBoard events too; needs the extra `tensorboard`."""
     name: str = ""
     """Name of the run folder; by default made of the networks, the data and the bits."""
     runs: Path = Path("runs")
@@ -64,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = tyro.cli(Command, args=arguments, description=__doc__)
     show_log()
     try:
-        with open_run(command.runs / command.title) as run:
+        with parallel.start(), open_run(command.runs / command.title) as run:
             return tell(run, command)
     except TwinhashError as error:
         log.error("Error: %s", error)
@@ -79,25 +83,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 def tell(run: Run, command: Command) -> int:
     """The whole road, stage by stage; what an earlier process finished is read back."""
-    from distill import data, stages
+    from distill import stages
+    from distill.course import begin
     from distill.engine import limit_threads
+    from distill.journal import to_tensorboard
     from export.forms import check_forms
     from mobile_eval import report
 
     limit_threads()
     check_forms(command.forms)
-    changed = run.require_same("config", command, but=("forms", "gate", "name", "runs", "strict"))
-    run.forget(*({"export", "prove"} if "forms" in changed else {"prove"} if changed else ()))
+    changed = run.require_same("config", command, but=("forms", "gate", "name", "runs", "strict", "tensorboard"))
+    run.forget(*({"export", "prove"} if "forms" in changed else {"prove"} if changed - {"tensorboard"} else ()))
 
-    plan = stages.settle(run, command, data.native_size(command.data))
-    with run.stage("data", f"reading {command.data}"):
-        sizes = {plan.teacher_size, plan.student_size}
-        options = command.model_dump(include={"seed", "query_fraction", "validation_fraction", "strict"})
-        pictures = data.load(command.data, sizes, command.runs / "cache", **options)
-    lesson = stages.Class(run, command, plan, pictures)
-    networks = stages.learn(lesson)
-    manifest = ship(lesson, networks, command)
-    outcome = prove(lesson, networks, manifest, command)
+    course = begin(run, command, command.runs / "cache")
+    networks = stages.learn(course)
+    parallel.leave()
+    if not parallel.is_first():
+        return EXIT_PASSED
+    if command.tensorboard:
+        to_tensorboard(run.folder / "train.jsonl", run.folder / "tensorboard")
+    manifest = ship(course, networks, command)
+    outcome = prove(course, networks, manifest, command)
 
     report.write_html(outcome, run.folder / "report.html")
     report.print_tables(outcome)
@@ -105,39 +111,41 @@ def tell(run: Run, command: Command) -> int:
     return gate.exit_code(outcome.verdict)
 
 
-def ship(lesson: Class, networks: Networks, command: Command) -> Manifest:
+def ship(course: Course, networks: Networks, command: Command) -> Manifest:
     """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
     from export.bundle import open_bundle, write_bundle
     from export.forms import export_all
 
-    run, plan = lesson.run, lesson.plan
+    run, plan = course.run, course.plan
     if not run.done("export"):
         with run.stage("export", f"writing {', '.join(command.forms)}"):
-            preprocessing, space = lesson.preprocessing(plan.student, plan.student_size), networks.space
+            preprocessing, space = course.preprocessing(plan.student, plan.student_size), networks.space
             made = export_all(networks.student, preprocessing, space.id, plan.student.name, command.forms, run.work)
-            write_bundle(run.folder / "bundle", made, space, lesson.centers, *lesson.golden(networks.student))
+            write_bundle(run.folder / "bundle", made, space, course.centers, *course.golden(networks.student))
     return open_bundle(run.folder / "bundle")
 
 
-def prove(lesson: Class, networks: Networks, manifest: Manifest, command: Command) -> Results:
+def prove(course: Course, networks: Networks, manifest: Manifest, command: Command) -> Results:
     """Executes every file over all queries; a proof that stands is read back, and judged by today's limits."""
     from gallery.codes import pack
     from mobile_eval.prove import Queries
     from mobile_eval.prove import prove as execute
     from mobile_eval.retrieval import retrieval_grid, spread
 
-    run, data, path = lesson.run, lesson.data, lesson.run.folder / "results.json"
+    run, data, path = course.run, course.data, course.run.folder / "results.json"
     if not run.done("prove"):
         with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
-            cells, pixels = lesson.cells(networks), data.pixels[lesson.plan.student_size]
-            queries = Queries(pixels[data.query], data.labels[data.query], cells.student_queries, cells.teacher_queries)
+            cells, pixels = course.cells(networks), data.pixels[course.plan.student_size]
+            alone = command.student_fit.instance != "joint"
+            asked = pixels[data.query], data.labels[data.query]
+            queries = Queries(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)
             codes = pack(cells.student_gallery)
             proof = execute(run.folder / "bundle", manifest, queries, codes, networks.gallery, command.gate)
             grid = retrieval_grid(
                 networks.gallery, spread(proof.score.per_query), pack(queries.student), queries.labels,
                 lambda query: queries.pixels[query], lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
-            summarise(lesson, networks, proof, grid, command).save(path)
+            summarise(course, networks, proof, grid, command).save(path)
     proved = results.load(path)
     verdict = gate.check(proved.files, command.gate, proved.cells, command.strict)
     proved = proved.model_copy(update={"limits": command.gate, "verdict": verdict})
@@ -146,16 +154,17 @@ def prove(lesson: Class, networks: Networks, manifest: Manifest, command: Comman
 
 
 def summarise(
-    lesson: Class, networks: Networks, proof: Proof, grid: tuple[results.GridRow, ...], command: Command
+    course: Course, networks: Networks, proof: Proof, grid: tuple[results.GridRow, ...], command: Command
 ) -> Results:
     """The run as one typed record, the only source of tables, plots and the report."""
     from distill.centers import min_distance
     from mobile_eval.machine import describe
 
-    data = lesson.data
+    data = course.data
     protocol = results.Protocol(
         dataset=data.name, sentence=data.protocol, classes=len(data.classes), train=len(data.train),
         validation=len(data.validation), gallery=len(data.gallery), query=len(data.query), seed=command.seed,
+        top_k=data.cut,
     )  # fmt: skip
     return Results(
         created=results.now(),
@@ -164,17 +173,18 @@ def summarise(
         seed=command.seed,
         code_space=networks.space.id,
         bits=command.bits,
-        center_distance=min_distance(lesson.centers),
+        center_distance=min_distance(course.centers),
         protocol=protocol,
-        networks=tuple(results.Network(**facts) for facts in lesson.portraits(networks)),
+        networks=tuple(results.Network(**facts) for facts in course.portraits(networks)),
         cells=proof.cells,
         files=proof.files,
         limits=command.gate,
         verdict=gate.check(proof.files, command.gate, proof.cells, command.strict),
-        curves=tuple(results.Curve(**curve) for curve in lesson.curves()),
+        center_map=results.CenterMap(**course.center_map(networks)),
+        curves=tuple(results.Curve(**curve) for curve in course.curves()),
         grid=grid,
         skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),
-        seconds=lesson.run.seconds,
+        seconds=course.run.seconds,
         machine=describe(),
     )
 

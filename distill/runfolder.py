@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from distill.config import Model, load_yaml, to_yaml
+from distill.parallel import barrier, first_here, is_first
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
 from gallery.files import write_json, write_whole
@@ -52,31 +53,49 @@ class Run:
             done = True
         finally:
             self._stages[name] = {"done": done, "seconds": before + time.monotonic() - start}
-            write_json(self._record, self._stages)
+            self._keep()
 
     def forget(self, *stages: str) -> None:
         """Marks stages as not done, so that they are done again."""
         self._stages = {name: stage for name, stage in self._stages.items() if name not in stages}
-        write_json(self._record, self._stages)
+        self._keep()
+
+    def finish(self, stage: str) -> None:
+        """Marks a stage as done that had no time of its own."""
+        self._stages[stage] = {"done": True, "seconds": 0.0}
+        self._keep()
+
+    def discard(self, *names: str) -> None:
+        """Deletes files of `work` that nothing needs any more."""
+        for name in names:
+            (self.work / name).unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        if is_first():
+            write_json(self._record, self._stages)
 
     def remember(self, name: str, value: M) -> M:
         """Returns what an earlier process settled under `name`.yaml, or settles `value` now."""
         path = self.folder / f"{name}.yaml"
-        if path.exists():
-            return load_yaml(path, type(value))
-        write_whole(path, to_yaml(value))
-        return value
+        with first_here():
+            if path.exists():
+                return load_yaml(path, type(value))
+            write_whole(path, to_yaml(value))
+            return value
 
     def require_same(self, name: str, value: BaseModel, but: tuple[str, ...] = ()) -> set[str]:
         """Keeps `value` as `name`.yaml; raises `InputError` if the folder was made with another one.
 
         but: keys that may change; returns those that did.
         """
-        path, new = self.folder / f"{name}.yaml", value.model_dump(mode="json")
+        with first_here():
+            return self._compare(self.folder / f"{name}.yaml", value, but)
+
+    def _compare(self, path: Path, value: BaseModel, but: tuple[str, ...]) -> set[str]:
         if not path.exists():
             write_whole(path, to_yaml(value))
             return set()
-        old = yaml.safe_load(path.read_text()) or {}
+        new, old = value.model_dump(mode="json"), yaml.safe_load(path.read_text()) or {}
         changed = {key for key in new if new[key] != old.get(key)}
         if fixed := sorted(changed - set(but)):
             raise InputError(
@@ -91,7 +110,21 @@ class Run:
 
 @contextmanager
 def open_run(folder: Path) -> Iterator[Run]:
-    """Opens or makes a run folder under its lock; raises `RunLocked` while another process holds it."""
+    """Opens or makes a run folder under its lock; raises `RunLocked` while another process holds it.
+
+    Processes that train together are one: the first of them holds the lock, and it alone writes.
+    """
+    with ExitStack() as stack:
+        with first_here() as first:
+            if first:
+                stack.enter_context(_locked(folder))
+            run = Run(folder)
+        barrier()  # nobody changes what another has yet to read
+        yield run
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+")
@@ -114,7 +147,7 @@ def open_run(folder: Path) -> Iterator[Run]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         try:
-            yield Run(folder)
+            yield
         finally:
             log.removeHandler(handler)
             handler.close()

@@ -1,258 +1,219 @@
-"""The stages of learning, each resumable: settle the plan, teacher, gallery, student.  `run.py` calls them in order."""
+"""The stages of learning, each resumable: teacher, gallery, student, or both networks at once and then the gallery."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from distill import weights as weights_of
-from distill.centers import Centers, hash_centers
 from distill.checkpoint import load_network, save_network
-from distill.config import Fit, Learning, Model, Resolved, Start, resolve
-from distill.data import Dataset
-from distill.engine import Schedule, read_journal
-from distill.models import HashNet, build
-from distill.runfolder import Run
-from distill.student import train_student
-from distill.teacher import Lesson, look_at, train_teacher
-from distill.views import Lens, stored
+from distill.course import Course
+from distill.engine import features
+from distill.lesson import Indices, Logits
+from distill.models import HashNet
+from distill.parallel import first_here
+from distill.student import Prepare, Views, from_teacher, from_views, train_pair, train_student
+from distill.teacher import train_head, train_teacher
+from distill.views import stored
 from gallery import codespace
-from gallery.codes import Codes, pack
-from gallery.codespace import CodeSpace, Preprocessing
-from gallery.console import log
-from gallery.errors import InputError
+from gallery.codes import pack, unpack
+from gallery.codespace import CodeSpace
+from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import sha256_of
 from gallery.index import LanceGallery, create_gallery, open_gallery
 
-Logits = NDArray[np.float32]
-GOLDEN = 8  # pictures of the bundle with known codes
-
-
-class Began(Model):
-    """What a run began with and cannot change under way."""
-
-    pictures: str
-    """Fingerprint of the data set."""
+LARGEST_SHARE = 0.5  # of a batch, for pictures without labels
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What a run has learned."""
+    """What a run has learned; `teacher` is None where only the codes of its gallery are at hand."""
 
-    teacher: HashNet
+    teacher: HashNet | None
     student: HashNet
     space: CodeSpace
     gallery: LanceGallery
 
 
-class Cells(NamedTuple):
-    """Logits `[pictures, bits]` beside the gallery's codes."""
-
-    teacher_queries: Logits
-    student_queries: Logits
-    student_gallery: Logits
-
-
-def settle(run: Run, learning: Learning, picture_size: int) -> Resolved:
-    """The plan of this run: made once, then read back, so that a resumed run repeats it."""
-    teacher = weights_of.start(weights_of.find(learning.teacher, learning.teacher_weights))
-    student = weights_of.start(weights_of.find(learning.student, learning.student_weights))
-    gpu = weights_of.device().type == "cuda"
-    plan = run.remember("plan", resolve(learning, teacher, student, picture_size, gpu))
-    for reason in plan.reasons:
-        log.info("  %s", reason)
-    for role, start in (("teacher", plan.teacher), ("student", plan.student)):
-        if start.random:
-            log.warning("The %s starts from RANDOM weights: none for %s could be had here.", role, start.name)
-    return plan
-
-
-@dataclass(frozen=True)
-class Class:
-    """One run's learning: what all stages share."""
-
-    run: Run
-    learning: Learning
-    plan: Resolved
-    data: Dataset
-
-    def __post_init__(self) -> None:
-        self.run.require_same("began", Began(pictures=self.data.fingerprint))
-
-    @cached_property
-    def centers(self) -> Centers:
-        """Hash centers `[classes, bits]`, in class order."""
-        return hash_centers(len(self.data.classes), self.learning.bits, self.learning.seed)
-
-    @cached_property
-    def teacher_lesson(self) -> Lesson:
-        """The training pictures as the teacher sees them."""
-        return self._lesson(self.plan.teacher, self.plan.teacher_size)
-
-    @cached_property
-    def student_lesson(self) -> Lesson:
-        """The training pictures as the student sees them."""
-        return self._lesson(self.plan.student, self.plan.student_size)
-
-    def _lesson(self, start: Start, size: int) -> Lesson:
-        lens = Lens(self.data.pixels[size], start.mean, start.std, weights_of.device())
-        return Lesson(lens, self.data.labels, self.centers, self.data.train, self.data.validation)
-
-    def preprocessing(self, start: Start, size: int) -> Preprocessing:
-        """How a picture becomes the input of a network with this start."""
-        return Preprocessing(size, start.mean, start.std)
-
-    def schedule(self, fit: Fit, epochs: int, lr: float) -> Schedule:
-        """The schedule of one network; batches shrink to the pictures there are."""
-        batch = min(fit.batch, len(self.data.train))
-        return Schedule(epochs, batch, lr, fit.weight_decay, fit.warmup, fit.clip, self.learning.seed)
-
-    def look(
-        self, net: HashNet, lesson: Lesson, index: NDArray[np.int64], label: str, key: str,
-        crops: torch.Tensor | None = None,
-    ) -> Logits:  # fmt: skip
-        """Logits of pictures, or of one crop of each; what an earlier process computed under `key` is read back."""
-        folder = self.run.work / label.replace(" ", "-")
-        return look_at(net, lesson.lens, index, folder, label, f"{key} {self.data.fingerprint}", crops)
-
-    def golden(self, student: HashNet) -> tuple[NDArray[np.uint8], Codes, Logits]:
-        """A few queries with the float student's codes and logits: the bundle's own test."""
-        index = self.data.query[:: max(1, len(self.data.query) // GOLDEN)][:GOLDEN]
-        with torch.inference_mode():
-            logits = student(self.student_lesson.lens.look(index)).float().cpu().numpy()
-        return np.asarray(self.data.pixels[self.plan.student_size][index]), pack(logits), logits
-
-    def cells(self, networks: Networks) -> Cells:
-        """Both networks on the queries, and the student on the gallery: what the four cells need."""
-        data, space = self.data, networks.space.id
-        key = f"{space} {sha256_of(self.run.folder / 'student.safetensors')}"
-        return Cells(
-            self.look(networks.teacher, self.teacher_lesson, data.query, "teacher queries", space),
-            self.look(networks.student, self.student_lesson, data.query, "student queries", key),
-            self.look(networks.student, self.student_lesson, data.gallery, "student gallery", key),
-        )
-
-    def portraits(self, networks: Networks) -> Iterator[dict[str, Any]]:
-        """Both networks in figures, for the record."""
-        steps = {point.stage: point.step for point in read_journal(self.run.folder / "train.jsonl")}
-        for role, net, start, size in (
-            ("teacher", networks.teacher, self.plan.teacher, self.plan.teacher_size),
-            ("student", networks.student, self.plan.student, self.plan.student_size),
-        ):
-            yield {
-                "role": role, "name": start.name, "size": size, "weights": start.source, "random": start.random,
-                "parameters": sum(p.numel() for p in net.parameters()),
-                "seconds": self.run.seconds.get(role, 0.0), "steps": steps.get(role, 0),
-            }  # fmt: skip
-
-    def curves(self) -> Iterator[dict[str, Any]]:
-        """The training curves, one a stage."""
-        points = read_journal(self.run.folder / "train.jsonl")
-        for stage in dict.fromkeys(point.stage for point in points):
-            own = [point for point in points if point.stage == stage]
-            yield {
-                "stage": stage,
-                "steps": tuple(p.step for p in own),
-                "loss": tuple(p.loss for p in own),
-                "accuracy": tuple(p.accuracy for p in own),
-                "validation": tuple((p.step, p.validation) for p in own if p.validation is not None),
-            }
-
-
-def learn(lesson: Class) -> Networks:
+def learn(course: Course) -> Networks:
     """Teacher, gallery, student, in that order; each is read back where it was finished."""
-    teacher, space = _teacher(lesson)
-    gallery, gallery_logits = _gallery(lesson, teacher, space)
-    student = _student(lesson, teacher, space, gallery_logits)
-    return Networks(teacher, student, space, gallery)
+    if course.learning.gallery:
+        teacher, space, gallery, logits = _existing(course, course.learning.gallery)
+    else:
+        if course.learning.schedule == "simultaneous":
+            _pair(course)
+        teacher, space = _teacher(course)
+        gallery, logits = _gallery(course, teacher, space)
+    return Networks(teacher, _student(course, teacher, space, logits), space, gallery)
 
 
-def _teacher(lesson: Class) -> tuple[HashNet, CodeSpace]:
-    run, plan, learning = lesson.run, lesson.plan, lesson.learning
-    path = run.folder / "teacher.safetensors"
+def _existing(course: Course, folder: Path) -> tuple[HashNet | None, CodeSpace, LanceGallery, Logits]:
+    """An earlier run's gallery, which must hold just the pictures of this one, and its teacher where it is there."""
+    space, centers = codespace.load(folder)
+    gallery = open_gallery(str(folder / "gallery"), space)
+    known, names = gallery.names(), [course.data.names[i] for i in course.data.gallery]
+    if known != names:
+        found = f"{len(names)} pictures, of which {len(set(known) & set(names))} are among its {len(known)}"
+        fix = "Use the --data and --seed it was made with."
+        raise InputError(f"the pictures of the gallery in {folder}", found, fix)
+    if space.bits != course.learning.bits or space.classes != course.classes:
+        raise InputError(
+            f"{space.bits} bits and {len(space.classes)} classes, as in {folder}",
+            f"{course.learning.bits} bits and {len(course.classes)} classes, or others",
+            f"Use --bits {space.bits} and the data it was made with.",
+        )
+    path, run = folder / "teacher.safetensors", course.run
+    with first_here() as first:
+        if first:
+            codespace.save(run.folder, space, centers)
+    if not path.exists():
+        return None, space, gallery, np.where(unpack(gallery.codes()), np.float32(1), np.float32(-1))
+    if sha256_of(path) != space.teacher_sha256:
+        raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
+    teacher = load_network(path).to(weights_of.device())
+    return teacher, space, gallery, course.logits("teacher", teacher, course.data.gallery, "gallery", space.id)
+
+
+def _pair(course: Course) -> None:
+    """Teacher and student trained at once; the stages that follow find both done."""
+    run, plan, learning, fit = course.run, course.plan, course.learning, course.learning.teacher_fit
+    if run.done("teacher"):
+        return
+    with run.stage("teacher", f"training {plan.teacher.name} and {plan.student.name} at once"):
+        nets = {role: course.beginning(role) for role in ("teacher", "student")}
+        rates = {"teacher": (plan.teacher_lr, fit.weight_decay),
+                 "student": (plan.student_lr, learning.student_fit.weight_decay)}  # fmt: skip
+        train_pair(
+            nets["teacher"], nets["student"], course.teacher_lesson, course.student_lesson, learning.student_fit,
+            course.schedule(fit, plan.teacher_epochs), rates, plan.teacher_crop, run.work, course.data.fingerprint,
+        )  # fmt: skip
+        _save_teacher(course, nets["teacher"])
+        _save_student(course, nets["student"])
+    run.finish("student")
+
+
+def _teacher(course: Course) -> tuple[HashNet, CodeSpace]:
+    run, plan = course.run, course.plan
     if not run.done("teacher"):
-        with run.stage("teacher", f"training {plan.teacher.name} at {plan.teacher_size} px, {plan.teacher.source}"):
-            net = _beginning(plan.teacher, plan.teacher_size, learning, learning.teacher, learning.teacher_weights)
-            schedule = lesson.schedule(learning.teacher_fit, plan.teacher_epochs, plan.teacher_lr)
-            train_teacher(net, lesson.teacher_lesson, schedule, plan.teacher_crop, run.work, lesson.data.fingerprint)
-            save_network(path, net, plan.teacher.name, plan.teacher_size, learning.bits)
-            codespace.save(run.folder, _space(lesson, sha256_of(path)), lesson.centers)
-        (run.work / "teacher.checkpoint.safetensors").unlink(missing_ok=True)
+        what = f"training {plan.teacher.name} at {plan.teacher_size} px ({plan.teacher_mode}), {plan.teacher.source}"
+        with run.stage("teacher", what):
+            net = course.beginning("teacher")
+            if plan.teacher_mode != "full":
+                _head(course, net)
+            if plan.teacher_mode != "quick":
+                _all_layers(course, net)
+            _save_teacher(course, net)
+    run.discard("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run.folder)
-    return load_network(path).to(weights_of.device()), space
+    return load_network(run.folder / "teacher.safetensors").to(weights_of.device()), space
 
 
-def _gallery(lesson: Class, net: HashNet, space: CodeSpace) -> tuple[LanceGallery, Logits]:
+def _head(course: Course, net: HashNet) -> None:
+    """The hash head on stored features of stored views: seconds, once the features are there."""
+    plan, fit, train = course.plan, course.learning.teacher_fit, course.data.train
+    lens, run = course.lens("teacher"), features(net)
+    crops = stored(len(train), max(1, plan.views), plan.teacher_crop, course.learning.seed)
+    seen = [course.look(run, net, lens, train, f"teacher features {v}", f"pretrained {v}", crops[v] if v else None)
+            for v in range(len(crops))]  # fmt: skip
+    stage = "teacher" if plan.teacher_mode == "quick" else "head"
+    schedule = replace(course.schedule(fit, fit.head_epochs), ema=0.0, patience=0)
+    rates, key = (fit.head_lr, fit.weight_decay), course.data.fingerprint
+    train_head(stage, net, course.teacher_lesson, np.stack(seen), schedule, rates, course.run.work, key)
+
+
+def _all_layers(course: Course, net: HashNet) -> None:
+    plan, fit = course.plan, course.learning.teacher_fit
+    schedule, rates = course.schedule(fit, plan.teacher_epochs), (plan.teacher_lr, fit.weight_decay)
+    frozen = plan.teacher_mode == "head_first"
+    lesson, key = course.teacher_lesson, course.data.fingerprint
+    train_teacher(net, lesson, schedule, rates, plan.teacher_crop, course.run.work, key, frozen)
+
+
+def _save_teacher(course: Course, net: HashNet) -> None:
+    path, plan = course.run.folder / "teacher.safetensors", course.plan
+    with first_here() as first:
+        if first:
+            save_network(path, net, plan.teacher.name, plan.teacher_size, course.learning.bits)
+            codespace.save(course.run.folder, course.space(sha256_of(path)), course.centers)
+
+
+def _save_student(course: Course, net: HashNet) -> None:
+    path, plan = course.run.folder / "student.safetensors", course.plan
+    with first_here() as first:
+        if first:
+            save_network(path, net, plan.student.name, plan.student_size, course.learning.bits)
+
+
+def _gallery(course: Course, net: HashNet, space: CodeSpace) -> tuple[LanceGallery, Logits]:
     """The teacher's codes of the gallery as a table, and its logits `[len(gallery), bits]`."""
-    run, data, uri = lesson.run, lesson.data, str(lesson.run.folder / "gallery")
+    run, data, uri = course.run, course.data, str(course.run.folder / "gallery")
     if run.done("gallery"):
-        return open_gallery(uri, space), lesson.look(net, lesson.teacher_lesson, data.gallery, "gallery", space.id)
+        return open_gallery(uri, space), course.logits("teacher", net, data.gallery, "gallery", space.id)
     with run.stage("gallery", f"hashing {len(data.gallery)} pictures into {space.bits} bits each"):
-        logits = lesson.look(net, lesson.teacher_lesson, data.gallery, "gallery", space.id)
-        create_gallery(uri, space, pack(logits), data.labels[data.gallery], [data.names[i] for i in data.gallery])
+        logits = course.logits("teacher", net, data.gallery, "gallery", space.id)
+        with first_here() as first:
+            if first:
+                names = [data.names[i] for i in data.gallery]
+                create_gallery(uri, space, pack(logits), data.labels[data.gallery], names)
     return open_gallery(uri, space), logits
 
 
-def _student(lesson: Class, teacher: HashNet, space: CodeSpace, gallery_logits: Logits) -> HashNet:
-    run, plan, learning = lesson.run, lesson.plan, lesson.learning
-    path, fit = run.folder / "student.safetensors", lesson.learning.student_fit
+def _student(course: Course, teacher: HashNet | None, space: CodeSpace, gallery_logits: Logits) -> HashNet:
+    run, plan, terms = course.run, course.plan, course.learning.student_fit
     if not run.done("student"):
-        crops = stored(len(lesson.data.train), plan.views, plan.student_crop, learning.seed)
-        with run.stage("views", f"showing the teacher {plan.views} views of {len(lesson.data.train)} pictures"):
-            taught = _taught(lesson, teacher, crops, space, gallery_logits)
-        with run.stage("student", f"distilling {plan.student.name} at {plan.student_size} px, {plan.student.source}"):
-            net = _beginning(plan.student, plan.student_size, learning, learning.student, learning.student_weights)
-            schedule = lesson.schedule(fit, plan.student_epochs, plan.student_lr)
-            key = f"{lesson.data.fingerprint} {space.id}"
-            weights = fit.center_weight, fit.instance_weight
-            train_student(net, lesson.student_lesson, crops, taught, *weights, schedule, run.work, key)
-            save_network(path, net, plan.student.name, plan.student_size, learning.bits)
-        (run.work / "student.checkpoint.safetensors").unlink(missing_ok=True)
-    return load_network(path).to(weights_of.device())
-
-
-def _taught(lesson: Class, net: HashNet, crops: torch.Tensor, space: CodeSpace, gallery_logits: Logits) -> torch.Tensor:
-    """The teacher's logits on the stored views, `[views, len(train), bits]`; it saw whole pictures in the gallery."""
-    train = lesson.data.train
-    place = {picture: row for row, picture in enumerate(lesson.data.gallery.tolist())}
-    rows = [place.get(picture) for picture in train.tolist()]
-    views = []
-    for view in range(len(crops)):
-        if view == 0 and None not in rows:
-            views.append(gallery_logits[np.array(rows)])
+        index, spare = _pupils(course, teacher)
+        prepare: Prepare
+        if teacher and not plan.views:
+            prepare = from_teacher(course.student_lesson, teacher, course.teacher_lesson, plan.student_crop,
+                                   index[len(course.data.train):], spare)  # fmt: skip
         else:
-            views.append(lesson.look(net, lesson.teacher_lesson, train, f"view {view}", space.id, crops[view]))
-    return torch.from_numpy(np.stack(views))
+            with run.stage("views", f"showing the teacher {plan.views} views of {len(index)} pictures"):
+                views = _taught(course, teacher, index, space, gallery_logits)
+            prepare = from_views(course.student_lesson, views, spare)
+        what = f"distilling {plan.student.name} at {plan.student_size} px, {plan.student.source}"
+        with run.stage("student", what):
+            net = course.beginning("student")
+            schedule, rates = course.schedule(terms, plan.student_epochs, spare), (plan.student_lr, terms.weight_decay)
+            key = f"{course.data.fingerprint} {space.id}"
+            train_student(net, course.student_lesson, prepare, terms, schedule, rates, run.work, key)
+            _save_student(course, net)
+    run.discard("student.checkpoint.safetensors")
+    return load_network(run.folder / "student.safetensors").to(weights_of.device())
 
 
-def _beginning(start: Start, size: int, learning: Learning, name: str, path: Path | None) -> HashNet:
-    found = weights_of.find(name, path)
-    if (found.name, found.source) != (start.name, start.source):
-        raise InputError(
-            f"the weights this run began with ({start.name}, {start.source})",
-            f"{found.name}, {found.source}",
-            "Bring them back, or start a run under another --name.",
-        )
-    net = build(start.name, size, learning.bits, learning.seed)
-    weights_of.load(net.backbone, found)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub forgets this one
-    return net.to(weights_of.device())
+def _pupils(course: Course, teacher: HashNet | None) -> tuple[Indices, int]:
+    """The pictures the student learns from, those of train first, and how many of a batch are from the others.
+
+    The others have no label, or none that is used: all of the gallery but the validation pictures, and --unlabelled.
+    """
+    data, fit = course.data, course.learning.student_fit
+    others = np.setdiff1d(data.gallery, np.concatenate([data.train, data.validation]))
+    if teacher is None and not np.isin(data.train, data.gallery).all():
+        fix = "Mark them as gallery too, or put teacher.safetensors beside its codes."
+        raise InputError("training pictures that the gallery has codes of", "some that it has none of", fix)
+    others = np.concatenate([others, data.unlabelled]) if teacher else others
+    all_alike = min(LARGEST_SHARE, len(others) / (len(others) + len(data.train)))
+    share = all_alike if fit.unlabelled_share == "auto" else float(fit.unlabelled_share)
+    batch = min(fit.batch, len(data.train))
+    spare = min(round(share * batch), batch - 2) if len(others) and fit.instance_weight else 0
+    return np.concatenate([data.train, others if spare else others[:0]]), spare
 
 
-def _space(lesson: Class, teacher_sha256: str) -> CodeSpace:
-    plan = lesson.plan
-    return CodeSpace(
-        bits=lesson.learning.bits,
-        classes=lesson.data.classes,
-        teacher=plan.teacher.name,
-        teacher_sha256=teacher_sha256,
-        centers_sha256=codespace.hash_centers(lesson.centers),
-        preprocessing=lesson.preprocessing(plan.teacher, plan.teacher_size),
-    )
+def _taught(
+    course: Course, teacher: HashNet | None, index: Indices, space: CodeSpace, gallery_logits: Logits
+) -> Views:
+    """Stored views of the pictures at `index`; the first is the whole picture, known where that is in the gallery."""
+    plan, place = course.plan, {picture: row for row, picture in enumerate(course.data.gallery.tolist())}
+    rows = [place.get(picture, -1) for picture in index.tolist()]
+    known = np.array(rows)
+    crops = stored(len(index), max(1, plan.views), plan.student_crop, course.learning.seed)
+    logits = []
+    for view in range(len(crops)):
+        if teacher is None or (view == 0 and known.min() >= 0):  # stored codes hold for every crop where they are all
+            logits.append(gallery_logits[known])
+        else:
+            logits.append(course.logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))
+    return Views(index, crops, torch.from_numpy(np.stack(logits)))

@@ -1,47 +1,166 @@
-"""The student: distilled into the frozen teacher's Hamming space from stored views."""
+"""The student: distilled into the teacher's Hamming space, from stored views or beside the teacher itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.engine import Schedule, fit, forward
+from distill.config import StudentFit
+from distill.engine import Learner, Schedule, fit, forward
+from distill.lesson import Indices, Lesson
 from distill.models import HashNet
-from distill.objectives.csch import instance_consistency
-from distill.teacher import Lesson
+from distill.objectives import csch
+from distill.parallel import gather, mine
+from distill.views import draw
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures, some looks at each, and what the teacher said of them.
+
+    index: int `[M]`, the pictures: those of train first, then those that teach without a label
+    crops: `[V, M, 4]`; logits: the teacher's, `[V, M, bits]`
+    """
+
+    index: Indices
+    crops: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: this process's share of the images, and the pictures of the whole step, labelled ones first."""
+
+    images: Tensor
+    index: Indices
+    labelled: int
+    taught: Callable[[], Tensor]
+    """The teacher's logits on the same looks, `[B, bits]`."""
+
+
+Prepare = Callable[[NDArray[np.int64], torch.Generator], Batch]
+
+
+def from_views(lesson: Lesson, views: Views, unlabelled: int) -> Prepare:
+    """Batches of stored views: rows of train, and `unlabelled` more pictures drawn from the others."""
+    first, device = len(lesson.train), lesson.lens.device
+    logits = views.logits.to(device)
+
+    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> Batch:
+        view = torch.randint(len(views.crops), (len(rows) + unlabelled,), generator=generator)
+        row = torch.from_numpy(rows)
+        if unlabelled:
+            row = torch.cat([row, torch.randint(first, len(views.index), (unlabelled,), generator=generator)])
+        index, taught = views.index[row.numpy()], logits[view.to(device), row.to(device)]
+        return Batch(lesson.lens.look(mine(index), mine(views.crops[view, row])), index, len(rows), lambda: taught)
+
+    return prepare
+
+
+def from_teacher(
+    lesson: Lesson, teacher: HashNet, its: Lesson, smallest_crop: float, others: Indices, unlabelled: int
+) -> Prepare:
+    """Batches of fresh crops, of which the frozen teacher looks at every one; `others` teach without a label."""
+    run = forward(teacher)
+
+    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> Batch:
+        crops = draw(len(rows) + unlabelled, smallest_crop, generator)
+        drawn = torch.randint(max(1, len(others)), (unlabelled,), generator=generator).numpy()
+        index = np.concatenate([lesson.train[rows], others[drawn]])
+        images = its.lens.look(mine(index), mine(crops))
+
+        def taught() -> Tensor:
+            teacher.eval()
+            with torch.no_grad():
+                return gather(run(images))
+
+        return Batch(lesson.lens.look(mine(index), mine(crops)), index, len(rows), taught)
+
+    return prepare
 
 
 def train_student(
     net: HashNet,
     lesson: Lesson,
-    crops: Tensor,
-    taught: Tensor,
-    center_weight: float,
-    instance_weight: float,
+    prepare: Prepare,
+    terms: StudentFit,
     schedule: Schedule,
+    rates: tuple[float, float],
     folder: Path,
     key: str,
 ) -> None:
-    """Trains all layers of `net` in place, resuming from `folder`.
+    """Trains all layers of `net` in place by `student_loss`, resuming from `folder`.
 
-    L = center_weight * center consistency + instance_weight * instance consistency; each step sees one stored view of
-    each of its pictures.
-
-    crops: `[views, len(train), 4]`; taught: the teacher's logits on those views, `[views, len(train), bits]`
+    rates: learning rate and weight decay
     """
-    run, device = forward(net, lesson.lens.device), lesson.lens.device
-    taught = taught.to(device)
+    run = forward(net)
 
-    def objective(rows: NDArray[np.int64], generator: torch.Generator, step: int) -> tuple[Tensor, Tensor]:
-        view, row = torch.randint(len(crops), (len(rows),), generator=generator), torch.from_numpy(rows)
-        index = lesson.train[rows]
-        logits = run(lesson.lens.look(index, crops[view, row]))
-        loss = center_weight * lesson.center_loss(logits, index)
-        loss = loss + instance_weight * instance_consistency(logits, taught[view.to(device), row.to(device)])
-        return loss, lesson.accuracy(logits.detach(), index)
+    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, index = run(batch.images), batch.index[: batch.labelled]
+        loss = student_loss(terms, lesson, logits, batch.taught(), index)
+        return loss, lesson.accuracy(logits[: len(index)].detach(), index)
 
-    fit("student", net, objective, np.arange(len(lesson.train)), schedule, lesson.validator(net), folder, key)
+    rows, learner = np.arange(len(lesson.train)), Learner("student", net, *rates)
+    fit("student", [learner], prepare, objective, rows, schedule, lesson.validator(net), folder, key)
+
+
+def train_pair(
+    teacher: HashNet,
+    student: HashNet,
+    its: Lesson,
+    lesson: Lesson,
+    terms: StudentFit,
+    schedule: Schedule,
+    rates: dict[str, tuple[float, float]],
+    smallest_crop: float,
+    folder: Path,
+    key: str,
+) -> None:
+    """Trains teacher and student at once on the same crops, as CSCH's paper does.
+
+    Unless the instance term is the joint one, nothing of the student reaches the teacher: it ends bit for bit as
+    `train_teacher` would have left it.
+    """
+    run, ask = forward(teacher), forward(student)
+
+    def prepare(index: Indices, generator: torch.Generator) -> tuple[Tensor, Tensor, Indices]:
+        crops = mine(draw(len(index), smallest_crop, generator))
+        return its.lens.look(mine(index), crops), lesson.lens.look(mine(index), crops), index
+
+    def objective(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        larger, smaller, index = batch
+        gallery, query = run(larger), ask(smaller)
+        loss = its.center_loss(gallery, index) + student_loss(terms, lesson, query, gallery, index)
+        return loss, lesson.accuracy(query.detach(), index)
+
+    learners = [Learner("teacher", teacher, *rates["teacher"]), Learner("student", student, *rates["student"])]
+    fit("pair", learners, prepare, objective, lesson.train, schedule, lesson.validator(student), folder, key)
+
+
+def student_loss(terms: StudentFit, lesson: Lesson, student: Tensor, teacher: Tensor, index: Indices) -> Tensor:
+    """The weighted sum of CSCH's terms that have a weight.
+
+    student, teacher: logits `[B, bits]` on the same looks; index: the pictures of the first rows, which have labels.
+    The other rows have the terms that need none.
+    """
+    loss = student.new_zeros(())
+    if terms.center_weight and len(index):
+        loss = loss + terms.center_weight * lesson.center_loss(student[: len(index)], index)
+    if terms.instance_weight:
+        loss = loss + terms.instance_weight * csch.instance_consistency(student, teacher, terms.instance)
+    if terms.similarity_weight:
+        loss = loss + terms.similarity_weight * csch.similarity_consistency(student, teacher, lesson.words)
+    if terms.rank_weight:
+        loss = loss + terms.rank_weight * csch.rank_consistency(student, teacher)
+    if terms.relation_weight:
+        loss = loss + terms.relation_weight * csch.relation_consistency(student, teacher)
+    if terms.margin_weight:
+        loss = loss + terms.margin_weight * csch.margin_room(student)
+    return loss

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distill.config import Start
 from distill.models import import_timm, made_of_products, patch_size, skeleton, timm_names
+from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
 from gallery.files import sha256_of
@@ -86,6 +87,13 @@ def start(weights: Weights) -> Start:
         mean=cfg.mean,
         std=cfg.std,
     )
+
+
+def start_of(space: CodeSpace, source: str) -> Start:
+    """The beginning of a teacher that is finished: the one of a code space."""
+    net, seen = skeleton(space.teacher), space.preprocessing
+    return Start(name=space.teacher, source=source, random=False, transformer=made_of_products(net),
+                 patch=patch_size(net), mean=seen.mean, std=seen.std)  # fmt: skip
 
 
 def load(backbone: nn.Module, weights: Weights) -> None:

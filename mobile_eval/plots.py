@@ -1,4 +1,4 @@
-"""Training curves as small SVG plots: positions are computed here; the template draws and colours them."""
+"""Training curves as small SVG plots: positions are computed here, the template draws them.  Matrices as images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from mobile_eval.results import Curve
 
 MAX_POINTS = 240  # a curve; more cannot be seen at the width it is drawn
+LIGHT, DARK = (244, 240, 228), (24, 54, 92)  # of heat maps, RGB
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 180, 40, 24, 12, 8  # a plot, in SVG units
 
 
@@ -35,13 +36,29 @@ class Plot:
 
 
 def of_curve(curve: Curve) -> list[Plot]:
-    """The loss, and beside it accuracy and validation mAP where there are any."""
+    """The loss, and beside it accuracy and validation accuracy where there are any."""
     plots = [_plot("loss", {"loss": thin(curve.steps, curve.loss)})]
     accuracy = thin(curve.steps, curve.accuracy)
-    quality = {"training accuracy": accuracy, "validation mAP": [(float(x), y) for x, y in curve.validation]}
+    quality = {"training accuracy": accuracy, "validation accuracy": [(float(x), y) for x, y in curve.validation]}
     if any(quality.values()):
         plots.append(_plot("quality", {name: points for name, points in quality.items() if points}))
     return plots
+
+
+def heatmap(matrix: Sequence[Sequence[float]]) -> str:
+    """A square matrix as a data: URI, one pixel an entry: light where it is least, dark where it is largest."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    values = np.asarray(matrix, float)
+    low, high = values.min(), values.max()
+    share = (values - low) / (high - low if high > low else 1.0)
+    light, dark = np.array(LIGHT), np.array(DARK)
+    stream = io.BytesIO()
+    Image.fromarray(np.uint8(light + share[..., None] * (dark - light))).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def thin(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:

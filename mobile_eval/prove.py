@@ -25,13 +25,16 @@ from mobile_eval.runtimes import open_model
 class Queries:
     """pixels: uint8 `[Q, S, S, 3]` at the student's size; labels: int `[Q]` or multi-hot `[Q, C]`
 
-    student, teacher: logits of the float networks, `[Q, bits]`
+    student, teacher: logits of the float networks, `[Q, bits]`; the teacher's are None where it is not at hand
+    alone: whether the teacher was trained without the student; top_k: what mAP is over, None for all
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[Any]
     student: NDArray[np.float32]
-    teacher: NDArray[np.float32]
+    teacher: NDArray[np.float32] | None
+    alone: bool = True
+    top_k: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +55,11 @@ def prove(
     limits: Limits,
 ) -> Proof:
     """Runs the files that `manifest` lists in `bundle`; what could not be exported is a row that says why."""
-    cells, score = four_cells(pack(queries.teacher), pack(queries.student), student_gallery, index, queries.labels)
-    against = reference(queries.pixels, queries.student, queries.labels, index, tolerance=limits.tolerance)
+    teacher = None if queries.teacher is None else pack(queries.teacher)
+    student, labels = pack(queries.student), queries.labels
+    cut = queries.top_k
+    cells, score = four_cells(teacher, student, student_gallery, index, labels, queries.alone, cut)
+    against = reference(queries.pixels, queries.student, labels, index, cut, limits.tolerance)
     rows = [check_file(_shipped(model, bundle), against, open_model) for model in manifest.files]
     rows += [_refusal(one) for one in manifest.refused]
     for row in rows:

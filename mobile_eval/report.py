@@ -35,6 +35,8 @@ def write_html(results: Results, path: Path) -> Path:
         "size": words.size,
         "count": words.count,
         "duration": words.duration,
+        "heatmap": plots.heatmap,
+        "off_diagonal": lambda rows: [x for i, row in enumerate(rows) for j, x in enumerate(row) if i != j],
     }
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     failures = {row.form: row_failures(row, results.limits) for row in results.files}

@@ -148,7 +148,7 @@ class Verdict(Record):
 
 
 class Curve(Record):
-    """Training of one stage.  loss and accuracy (0..1, may be empty) belong to `steps`; validation: (step, mAP)."""
+    """Training of one stage.  loss and accuracy (0..1, maybe empty) belong to `steps`; validation: (step, accuracy)."""
 
     stage: str
     steps: tuple[int, ...]
@@ -161,6 +161,22 @@ class Curve(Record):
         if len(self.loss) != len(self.steps) or len(self.accuracy) not in (0, len(self.steps)):
             raise ValueError(f"{len(self.steps)} steps, {len(self.loss)} losses, {len(self.accuracy)} accuracies")
         return self
+
+
+class CenterMap(Record):
+    """Hamming distances between the hash centers of some classes, and beside them how alike the classes are.
+
+    similarity: cosines, of what `similarity_of` says; correlation: of the likeness of centers with it, None where that
+    does not vary; construction, assignment: as configured
+    """
+
+    classes: tuple[str, ...]
+    distance: tuple[tuple[int, ...], ...]
+    similarity: tuple[tuple[float, ...], ...]
+    similarity_of: str
+    construction: str
+    assignment: str
+    correlation: float | None
 
 
 class Tile(Record):
@@ -217,6 +233,7 @@ class Results(Record):
     limits: Limits
     verdict: Verdict
     curves: tuple[Curve, ...] = ()
+    center_map: CenterMap | None = None
     grid: tuple[GridRow, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     seconds: dict[str, float]

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from distill.data import load
+from distill.engine import read_journal
 from gallery.codespace import CodeSpace
 from gallery.index import open_gallery
 from mobile_eval.results import load as load_results
@@ -45,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    pictures: Path, runs: Path, *more: str, preexec: Callable[[], None] | None = None
+    pictures: Path, runs: Path, *more: str, preexec: Callable[[], object] | None = None
 ) -> subprocess.Popen[str]:
     command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
@@ -165,7 +167,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_student(
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(pictures: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
-    process = start(pictures, tmp_path)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not inherit
+    process = start(pictures, tmp_path, preexec=heeding)
     while not journal_has(tmp_path, "teacher")(""):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -216,3 +219,19 @@ def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flag
     assert code == 2, out
     assert says in out
     assert "Traceback" not in out
+
+
+def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
+    """One learns what the other does; the first alone exports, proves and writes."""
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
+    options = ["--data", str(pictures), "--runs", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
+               "--teacher-fit.epochs", "2", "--student-fit.epochs", "1", "--forms", "onnx-fp32"]  # fmt: skip
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    results = load_results(tmp_path / "r" / "results.json")
+    assert results.verdict.passed
+    assert (done.stdout + done.stderr).count("[teacher]") == 1
+    assert (tmp_path / "r" / "log.txt").read_text().count("[prove]") == 1
+    points = read_journal(tmp_path / "r" / "train.jsonl")
+    assert len(points) == len({(point.stage, point.step) for point in points})

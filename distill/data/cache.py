@@ -2,7 +2,7 @@
 
 The key is a hash of the listing (path, size, modification time and mode of each file), the resize rule and Pillow's
 version.  Beside each array lies `<size>.json`, written after it: the array's own size and time, so that nothing else
-is taken for it; a digest of the files; and the ledger of pictures that could not be read.
+is taken for it; the digests of the files; and the ledger of pictures that could not be read.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
 from gallery.files import whole, write_json
 
+BYTES = hashlib.sha256().digest_size
 T = TypeVar("T")
 Record = dict[str, Any]
 Outcome = tuple[str, list[NDArray[np.uint8]]] | str  # a picture's SHA-256 and squares, or why there are none
@@ -39,11 +40,11 @@ Outcome = tuple[str, list[NDArray[np.uint8]]] | str  # a picture's SHA-256 and s
 
 @dataclass(frozen=True)
 class Decoded:
-    """The pictures that could be read: indices into the listing, a digest of their files, their squares by size."""
+    """The pictures that could be read: indices into the listing, SHA-256 of their files, their squares by size."""
 
     kept: Indices
     skipped: tuple[Skipped, ...]
-    content: str
+    digests: tuple[bytes, ...]
     pixels: dict[int, NDArray[np.uint8]]
 
 
@@ -59,7 +60,9 @@ def decoded(pictures: Pictures, names: Sequence[str], sizes: Sequence[int], cach
     reasons = dict(record["skipped"])
     kept = np.array([i for i in range(len(names)) if i not in reasons], np.int64)
     skipped = tuple(Skipped(names[i], reason) for i, reason in reasons.items())
-    return Decoded(kept, skipped, record["content"], {size: _open(folder, size, len(kept)) for size in sizes})
+    digests = bytes.fromhex(record["digests"])
+    each = tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES))
+    return Decoded(kept, skipped, each, {size: _open(folder, size, len(kept)) for size in sizes})
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def _up_to_date(folder: Path, pictures: Pictures, count: int, sizes: Sequence[in
     old = {size: record for size in sizes if (record := _record(folder, size, count))}
     missing = [size for size in sizes if size not in old]
     records = [*old.values(), *([_fill(folder, pictures, count, missing)] if missing else [])]
-    same = all(record[kind] == records[0][kind] for record in records for kind in ("content", "skipped"))
+    same = all(record[kind] == records[0][kind] for record in records for kind in ("digests", "skipped"))
     return records[0] if same else _fill(folder, pictures, count, sizes)
 
 
@@ -92,8 +95,9 @@ def _record(folder: Path, size: int, count: int) -> Record | None:
     path = folder / f"{size}.json"
     try:
         record: Record = json.loads(path.read_bytes())
-        if record["array"] == _state(folder, size) and all(0 <= i < count for i, _ in record["skipped"]):
-            return {"content": str(record["content"]), "skipped": record["skipped"]}
+        sound = len(bytes.fromhex(record["digests"])) == BYTES * (count - len(record["skipped"]))
+        if sound and record["array"] == _state(folder, size) and all(0 <= i < count for i, _ in record["skipped"]):
+            return {"digests": str(record["digests"]), "skipped": record["skipped"]}
         log.warning("the array of %s is not as it was written: decoding again", path)
     except FileNotFoundError:
         return None
@@ -123,7 +127,7 @@ def _fill(folder: Path, pictures: Pictures, count: int, sizes: Sequence[int]) ->
     if need > free:
         raise _no_room(folder, need, f"{free:,} free")
     skipped: list[list[Any]] = []
-    content = hashlib.sha256()
+    digests: list[str] = []
     try:
         with ExitStack() as stack:
             streams = [stack.enter_context(_growing(folder / f"{size}.npy", size)) for size in sizes]
@@ -131,10 +135,10 @@ def _fill(folder: Path, pictures: Pictures, count: int, sizes: Sequence[int]) ->
                 if isinstance(outcome, str):
                     skipped.append([i, outcome])
                     continue
-                content.update(bytes.fromhex(outcome[0]))
+                digests.append(outcome[0])
                 for stream, square in zip(streams, outcome[1], strict=True):
                     stream.write(square.data)
-        record: Record = {"content": content.hexdigest(), "skipped": skipped}
+        record: Record = {"digests": "".join(digests), "skipped": skipped}
         for size in sizes:
             write_json(folder / f"{size}.json", {**record, "array": _state(folder, size)})
     except OSError as error:  # of writing: those of reading are in the ledger

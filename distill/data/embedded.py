@@ -31,7 +31,7 @@ CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 class Arrays:
-    """Grey pictures, uint8 `[N, EDGE, EDGE]`."""
+    """Bare pixels, uint8 `[N, height, width]` (grey) or `[N, height, width, 3]`."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         self.images = np.ascontiguousarray(images)
@@ -44,7 +44,7 @@ class Arrays:
         return Image.fromarray(image).convert("RGB"), hashlib.sha256(image.data).hexdigest()
 
     def shorter_side(self, index: int) -> int:
-        return EDGE
+        return min(self.images.shape[1:3])
 
 
 def _subset(_: Path) -> Listing:

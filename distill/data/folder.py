@@ -54,7 +54,7 @@ def list_folder(root: Path) -> Listing:
     """
     skipped: list[Skipped] = []
     depth = 1 if _has_parts(root) else 0
-    found = sorted((_name(path, root), path) for path in _walk(root, skipped))
+    found = sorted((name_of(path, root), path) for path in walk(root, skipped))
     skipped += [Skipped(name, "not inside a class folder") for name, _ in found if name.count("/") <= depth]
     pictures = [(name, path) for name, path in found if name.count("/") > depth]
     steps = [name.split("/") for name, _ in pictures]
@@ -69,7 +69,8 @@ def list_folder(root: Path) -> Listing:
     )
 
 
-def _name(path: Path, root: Path) -> str:
+def name_of(path: Path, root: Path) -> str:
+    """`path` below `root`, as text that can be written."""
     return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -84,7 +85,8 @@ def _has_parts(root: Path) -> bool:
     return False
 
 
-def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+def walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    """Files that may be pictures, in every folder below `root` once."""
     folders, seen = [root], {os.path.realpath(root)}
     while folders:
         for path in _entries(folders.pop()):
@@ -92,7 +94,7 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
                 if not NO_PICTURE.fullmatch(path.name):
                     yield path
             elif (real := os.path.realpath(path)) in seen:
-                skipped.append(Skipped(_name(path, root), "a link to a folder that is listed already"))
+                skipped.append(Skipped(name_of(path, root), "a link to a folder that is listed already"))
             else:
                 seen.add(real)
                 folders.append(path)

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from distill.data import embedded
 from distill.data.cache import decoded
-from distill.data.dataset import Dataset, Listing, Skipped
+from distill.data.container import list_container
+from distill.data.dataset import Dataset, Indices, Listing, Skipped
 from distill.data.folder import list_folder
 from distill.data.manifest import list_manifest
-from distill.data.splits import encode_labels, split
+from distill.data.protocols import PROTOCOLS, list_protocol
+from distill.data.splits import Split, encode_labels, split
+from distill.data.unlabelled import join_unlabelled
 from gallery.console import log
 from gallery.errors import InputError
 
@@ -35,18 +38,25 @@ def load(
     query_fraction: float = 0.2,
     validation_fraction: float = 0.05,
     strict: bool = False,
+    root: Path | None = None,
+    unlabelled: Sequence[str | Path] = (),
+    unseen: int = 0,
 ) -> Dataset:
     """Loads `source` with its pictures decoded at each of `sizes`.
 
-    source: "embedded", "fashion_mnist", or the path of an image folder, a CSV or a Parquet manifest
+    source: "embedded", "fashion_mnist", a protocol's name, or the path of an image folder, a CSV or Parquet manifest,
+        or a container (.npz)
     cache:  folder of decoded pictures, shared by all sources
     query_fraction: share of each class drawn as queries where the source has no split
     validation_fraction: share of train held out, by `seed` too
     strict: a picture that cannot be used is an error, not an entry in `skipped`
+    root:   folder of the protocols' data sets; otherwise TWINHASH_DATA says which
+    unlabelled: folders of pictures to learn from without labels; those whose file is a query's too are left out
+    unseen: number of classes, drawn by `seed`, that stay in gallery and query but of which train sees no picture
     Raises `InputError` that says what to do.
     """
     wanted = _check(sizes, query_fraction, validation_fraction)
-    listing = _list(source, cache)
+    listing = join_unlabelled(_list(source, cache, root, seed), unlabelled)
     if not listing.names:
         _judge(listing, listing.skipped, strict)
     encode_labels(listing, np.arange(len(listing.names)))  # to fail before hours of decoding
@@ -54,26 +64,29 @@ def load(
     skipped = listing.skipped + pictures.skipped
     _judge(listing, skipped, strict)
     classes, labels = encode_labels(listing, pictures.kept)
-    parts, protocol = split(listing, pictures.kept, classes, labels, seed, query_fraction, validation_fraction)
+    own = split(listing, pictures.kept, classes, labels, seed, query_fraction, validation_fraction, unseen)
+    own = own._replace(unlabelled=_without_leaks(own, pictures.digests))
     names = tuple(listing.names[i] for i in pictures.kept)
+    content = hashlib.sha256(b"".join(pictures.digests)).hexdigest()
+    arrays = [labels, own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabelled])]
     return Dataset(
         name=listing.name,
         classes=classes,
-        protocol=protocol,
         labels=labels,
         names=names,
-        **parts,
+        **own._asdict(),
         pixels=pictures.pixels,
         skipped=skipped,
-        fingerprint=_fingerprint([classes, names, pictures.content], [labels, *parts.values()]),
+        fingerprint=_fingerprint([classes, names, content], arrays),
+        cut=listing.cut,
     )
 
 
-def native_size(source: str) -> int:
+def native_size(source: str, root: Path | None = None) -> int:
     """Median shorter side, in pixels, of up to 200 of the source's pictures, from their headers."""
     if source in embedded.SOURCES:
         return embedded.EDGE
-    listing, reason = _list(source, Path()), "none"
+    listing, reason = _list(source, Path(), root, 0), "none"
     sides = []
     for i in np.unique(np.linspace(0, max(0, len(listing.names) - 1), min(SAMPLE, len(listing.names)), dtype=int)):
         try:
@@ -102,9 +115,20 @@ def _check(sizes: Iterable[int], query_fraction: float, validation_fraction: flo
     return wanted
 
 
-def _list(source: str, cache: Path) -> Listing:
+def _without_leaks(own: Split, digests: Sequence[bytes]) -> Indices:
+    """The pictures without labels, less copies of queries: what a query is to find must not be taught by itself."""
+    queries = {digests[i] for i in own.query}
+    leaks = np.array([digests[i] in queries for i in own.unlabelled], bool)
+    if leaks.any():
+        log.warning("left out %d pictures without labels that are copies of queries", leaks.sum())
+    return own.unlabelled[~leaks]
+
+
+def _list(source: str, cache: Path, root: Path | None, seed: int) -> Listing:
     if make := embedded.SOURCES.get(source):
         return make(cache)
+    if source in PROTOCOLS:
+        return list_protocol(source, root, seed)
     path, mode, found = Path(source), 0, f"{source}, which is neither"
     try:
         mode = path.stat().st_mode
@@ -114,8 +138,10 @@ def _list(source: str, cache: Path) -> Listing:
         return list_folder(path)
     if stat.S_ISREG(mode) and path.suffix.lower() in MANIFESTS:
         return list_manifest(path)
-    expected = f"data: {', '.join(embedded.SOURCES)}, an image folder, or a manifest ({', '.join(MANIFESTS)})"
-    raise InputError(expected, found, "Check the path.")
+    if stat.S_ISREG(mode) and path.suffix.lower() == ".npz":
+        return list_container(path)
+    expected = f"data: {', '.join(embedded.SOURCES)}, an image folder, or a manifest ({', '.join(MANIFESTS)} or .npz)"
+    raise InputError(expected, found, f"Check the path, or name a protocol: {', '.join(PROTOCOLS)}.")
 
 
 def _judge(listing: Listing, skipped: Sequence[Skipped], strict: bool) -> None:

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.dataset import GALLERY, QUERY, TRAIN, Indices, Listing
+from distill.data.dataset import GALLERY, PARTS, QUERY, TRAIN, UNLABELLED, Dataset, Indices, Listing, present
 from gallery.console import log
 from gallery.errors import InputError
+from gallery.files import write_whole
+
+
+class Split(NamedTuple):
+    """Sorted indices into the pictures kept, the classes held out, and the protocol in words, as in `Dataset`."""
+
+    train: Indices
+    validation: Indices
+    gallery: Indices
+    query: Indices
+    unlabelled: Indices
+    unseen: tuple[str, ...]
+    protocol: str
 
 
 def encode_labels(listing: Listing, kept: Indices) -> tuple[tuple[str, ...], NDArray[Any]]:
     """The classes that occur, sorted by name unless the source orders them, and labels of the pictures kept.
 
-    int64 `[N]`, or multi-hot bool `[N, C]`.  Raises `InputError` where there is nothing to tell apart.
+    int64 `[N]` (-1 for none), or multi-hot bool `[N, C]`.  Raises `InputError` where there is nothing to tell apart.
     """
     rows = [listing.labels[i] for i in kept]
     classes = listing.classes or tuple(sorted({label for row in rows for label in row}))
-    if len(classes) < 2 or len(rows) < len(classes):
+    labelled = sum(map(bool, rows))
+    if len(classes) < 2 or labelled < len(classes):
         raise InputError(
             "at least two classes and as many pictures",
-            f"{len(classes)} classes, {len(rows)} pictures in {listing.name}",
+            f"{len(classes)} classes, {labelled} pictures in {listing.name}",
             "Point --data at pictures sorted by class.",
         )
     place = {name: i for i, name in enumerate(classes)}
     if not listing.multi:
-        return classes, np.array([place[row[0]] for row in rows], np.int64)
+        return classes, np.array([place[row[0]] if row else -1 for row in rows], np.int64)
     hot = np.zeros((len(rows), len(classes)), bool)
     hot[[i for i, row in enumerate(rows) for _ in row], [place[name] for row in rows for name in row]] = True
     return classes, hot
@@ -43,30 +60,78 @@ def split(
     seed: int,
     query_fraction: float,
     validation_fraction: float,
-) -> tuple[dict[str, Indices], str]:
-    """Indices of train, validation, gallery and query into the pictures kept, each sorted; and the protocol in words.
+    unseen: int = 0,
+) -> Split:
+    """Takes the source's split or draws one, takes `unseen` classes out of train, and holds out the validation slice.
 
-    Takes the source's split or draws one, then holds out the validation slice of train: class by
-    class where pictures have one label each.  A class's draw depends on the seed, its name and its own pictures, so
-    that other classes may come and go.  Raises `InputError` for a part that is empty.
+    Draws class by class where pictures have one label each.  A class's draw depends on the seed, its name and its own
+    pictures, so that other classes may come and go.  Raises `InputError` for a part that is empty.
     """
-    everything = np.arange(len(kept))
-    parts = [listing.parts[i] for i in kept]
-    if any(parts):
-        _check_apart(listing)
-        train, gallery, query = (everything[[part in p for p in parts]] for part in (TRAIN, GALLERY, QUERY))
-        gallery, told = (gallery if len(gallery) else train), listing.origin
-    else:
-        query = _draw(_groups(everything, classes, labels), query_fraction, seed)
-        train = gallery = np.setdiff1d(everything, query)
-        whom = "all pictures" if listing.multi else "each class"
-        told = f"{query_fraction:.0%} of {whom} drawn as queries by seed {seed}"
+    train, gallery, query, told = _parts(listing, kept, classes, labels, seed, query_fraction)
+    _compare(listing, {TRAIN: len(train), GALLERY: len(gallery), QUERY: len(query)})
+    if listing.multi:  # without a label there is nothing to learn, and nothing to find
+        labelled = [part[labels[part].any(1)] for part in (query, train)]
+        fewer = [len(part) - len(own) for part, own in zip((query, train), labelled, strict=True)]
+        told += f", less {fewer[0]} queries and {fewer[1]} of train without a label" if any(fewer) else ""
+        query, train = labelled
+    hidden = _unseen(present(labels[train], len(classes)), unseen, seed)
+    if unseen:
+        told += f", {unseen} classes held out of train by seed {seed}"
+        train = train[~(labels[train][:, hidden].any(1) if listing.multi else np.isin(labels[train], hidden))]
     _check_parts(listing.name, classes, labels, train, gallery, query)
     validation = _draw(_groups(train, classes, labels), validation_fraction, seed + 1, dither=True)
     sizes = f"{len(train)} train" + (" = gallery" if np.array_equal(train, gallery) else f", {len(gallery)} gallery")
     told += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation by seed {seed}."
-    fitted = np.setdiff1d(train, validation)
-    return {"train": fitted, "validation": validation, "gallery": gallery, "query": query}, told
+    unlabelled = np.flatnonzero([UNLABELLED in listing.parts[i] for i in kept])
+    names = tuple(classes[c] for c in hidden)
+    return Split(np.setdiff1d(train, validation), validation, gallery, query, unlabelled, names, told)
+
+
+def save_split(data: Dataset, path: Path) -> Path:
+    """Writes the parts of each picture as a CSV of the columns name, labels and parts, whole or not at all."""
+    parts: list[list[str]] = [[] for _ in data.names]
+    for part in (TRAIN, "validation", GALLERY, QUERY, UNLABELLED):
+        for i in getattr(data, part):
+            parts[i].append(part)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["name", "labels", "parts"])
+    for name, label, own in zip(data.names, data.labels, parts, strict=True):
+        chosen = np.flatnonzero(label) if data.labels.ndim == 2 else [label] if label >= 0 else []
+        table.writerow([name, ";".join(data.classes[c] for c in chosen), ";".join(own)])
+    return write_whole(path, text.getvalue())
+
+
+def _parts(
+    listing: Listing, kept: Indices, classes: tuple[str, ...], labels: NDArray[Any], seed: int, query_fraction: float
+) -> tuple[Indices, Indices, Indices, str]:
+    """Train, gallery and query as the source has them, or drawn; and who did that."""
+    parts = [listing.parts[i] for i in kept]
+    if any(part - {UNLABELLED} for part in parts):
+        _check_apart(listing)
+        train, gallery, query = (np.flatnonzero([part in p for p in parts]) for part in PARTS)
+        return train, (gallery if len(gallery) else train), query, listing.origin
+    labelled = np.flatnonzero([not part for part in parts])
+    query = _draw(_groups(labelled, classes, labels), query_fraction, seed)
+    train = np.setdiff1d(labelled, query)
+    whom = "all pictures" if listing.multi else "each class"
+    return train, train, query, f"{query_fraction:.0%} of {whom} drawn as queries by seed {seed}"
+
+
+def _compare(listing: Listing, found: Mapping[str, int]) -> None:
+    published = dict(zip(PARTS, listing.published, strict=False))
+    if wrong := [part for part in published if published[part] not in (None, found[part])]:
+        differ = ", ".join(f"{found[part]} {part} pictures here, {published[part]} published" for part in wrong)
+        log.warning("%s is not as published: %s", listing.name, differ)
+
+
+def _unseen(in_train: NDArray[np.bool_], count: int, seed: int) -> Indices:
+    """So many of the classes present, in order; raises `InputError` where fewer than two would be left."""
+    there = np.flatnonzero(in_train)
+    if count and not 0 < count <= len(there) - 2:
+        found = f"{count} of the {len(there)} in train"
+        raise InputError("so few unseen classes that two are left to learn", found, "Hold out fewer.")
+    return np.sort(np.random.default_rng([seed, zlib.crc32(b"unseen")]).permutation(there)[:count])
 
 
 def _groups(chosen: Indices, classes: tuple[str, ...], labels: NDArray[Any]) -> dict[str, Indices]:
@@ -109,13 +174,9 @@ def _check_parts(
         if not len(members):
             fix = "Mark some, or leave the split out to have one drawn (which takes two pictures of a class)."
             raise InputError(f"{part} pictures in {name}", "none", fix)
-    if _present(labels[train], len(classes)).sum() < 2:
+    if present(labels[train], len(classes)).sum() < 2:
         raise InputError(f"at least two classes among the train pictures of {name}", "one", "Add pictures of others.")
-    lost = _present(labels[query], len(classes)) & ~_present(labels[gallery], len(classes))
+    lost = present(labels[query], len(classes)) & ~present(labels[gallery], len(classes))
     if lost.any():
         few = ", ".join(classes[c] for c in np.flatnonzero(lost)[:5])
         log.warning("%d classes are queried but not in the gallery (%s): they cannot be found", lost.sum(), few)
-
-
-def _present(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
-    return np.asarray(labels.any(0) if labels.ndim == 2 else np.bincount(labels, minlength=count) > 0)

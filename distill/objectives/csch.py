@@ -2,12 +2,15 @@
 
 "Central Similarity Consistency Hashing for Asymmetric Image Retrieval", Computational Visual Media, 2024.
 The released code leaves out the paper's sign and stop-gradient in the instance term and redraws tie bits on every
-call; here both are as the paper's figure has them.
+call; here the default of both is as the paper's figure has them, and the released form can be asked for.
+
+h_q: logits of the student (query side), h_g: of the teacher (gallery side), both `[B, bits]`; t: centers `[C, bits]`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +21,9 @@ from torch import Tensor
 from distill.centers import Centers
 
 SCALE, MARGIN = 8.0, 0.2
+ROOM = 0.5  # a logit this far from zero is beyond what quantization moves, in units of a bit's spread
+
+Instance = Literal["sign", "raw", "cosine", "joint"]
 
 
 def center_targets(labels: NDArray[np.int64] | NDArray[np.bool_], centers: Centers) -> NDArray[np.int8]:
@@ -42,8 +48,8 @@ def center_consistency(
 
     L = -log  e^{s(cos(h,p) - m)} / (e^{s(cos(h,p) - m)} + sum_{c not in y} e^{s cos(h,t_c)})
 
-    logits h `[B, bits]`; target p `[B, bits]`; centers t `[C, bits]`; positive `[B, C]` bool, the classes y of each
-    picture.  With one label a picture, p = t_y.
+    logits h `[B, bits]`; target p `[B, bits]`; positive `[B, C]` bool, the classes y of each picture.  With one label
+    a picture, p = t_y.
     """
     h = F.normalize(logits, dim=1)
     own = scale * ((h * F.normalize(target, dim=1)).sum(1, keepdim=True) - margin)
@@ -51,9 +57,64 @@ def center_consistency(
     return (torch.logsumexp(torch.cat([own, others], 1), 1) - own[:, 0]).mean()
 
 
-def instance_consistency(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean (h_q - sign(h_g))^2 over batch and bits; the teacher `[B, bits]` is a target, without gradient."""
-    return F.mse_loss(student, torch.where(teacher > 0, 1.0, -1.0).to(student.dtype).detach())
+def instance_consistency(student: Tensor, teacher: Tensor, form: Instance = "sign") -> Tensor:
+    """The student's agreement with the teacher, picture by picture; the mean over batch and bits.
+
+    sign    (h_q - sign(h_g))^2, the paper's figure        raw    (h_q - h_g)^2, the teacher a target
+    cosine  1 - cos(h_q, h_g), a mean over the batch       joint  (h_q - h_g)^2 with gradient into both: as released
+    """
+    if form == "joint":
+        return F.mse_loss(student, teacher)
+    target = teacher.detach()
+    if form == "cosine":
+        return (1 - F.cosine_similarity(student, target, dim=1)).mean()
+    return F.mse_loss(student, signs(target) if form == "sign" else target)
+
+
+def similarity_consistency(student: Tensor, teacher: Tensor, centers: Tensor, scale: float = SCALE) -> Tensor:
+    """KL( softmax(s cos(h_g, t)) || softmax(s cos(h_q, t)) ), mean over the batch: to whom else a picture is alike.
+
+    The class similarities that CSCH computes for its center term and never compares (as CSD, CVPR 2022, on centers).
+    """
+    words = F.normalize(centers, dim=1).T
+    taught = (scale * F.normalize(teacher.detach(), dim=1) @ words).log_softmax(1)
+    learned = (scale * F.normalize(student, dim=1) @ words).log_softmax(1)
+    return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+
+
+def rank_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """The order of the batch in each picture's eyes: mean over i and all j, k with g_ij > g_ik of
+    max(0, (g_ij - g_ik) - (q_ij - q_ik)),  g_ij = cos(b_i, b_j),  q_ij = cos(h_q_i, b_j),  b = sign(h_g).
+
+    The student's queries must keep the gallery codes of a batch at least as far apart as the teacher's own do (after
+    D3still, CVPR 2024, whose pairwise differences are of real-valued embeddings).
+    """
+    codes = F.normalize(signs(teacher.detach()), dim=1)
+    own, asked = codes @ codes.T, F.normalize(student, dim=1) @ codes.T
+    wanted = own[:, :, None] - own[:, None, :]
+    behind = F.relu(wanted - (asked[:, :, None] - asked[:, None, :]))
+    ordered = wanted > 0
+    return (behind * ordered).sum() / ordered.sum().clamp(min=1)
+
+
+def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean over i != j of (cos(h_q_i, h_q_j) - cos(h_g_i, h_g_j))^2 (RAML, WACV 2023, its symmetric term).
+
+    Invariant to a rotation of the student's space: alone it says nothing of where the gallery's codes are.
+    """
+    q, g = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
+    off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
+    return ((q @ q.T - g @ g.T)[off] ** 2).mean()
+
+
+def margin_room(student: Tensor, room: float = ROOM) -> Tensor:
+    """mean max(0, room - |h_q|): bits far enough from zero that quantization cannot turn them."""
+    return F.relu(room - student.abs()).mean()
+
+
+def signs(logits: Tensor) -> Tensor:
+    """The code as +-1 floats; a logit of zero is a bit that is not set."""
+    return torch.where(logits > 0, 1.0, -1.0).to(logits.dtype)
 
 
 def _tie_bits(label_set: NDArray[np.bool_], bits: int) -> NDArray[np.int8]:

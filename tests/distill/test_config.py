@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from distill.config import Fit, Learning, Start, StudentFit, load_yaml, resolve, to_yaml
+from distill.config import Learning, Start, StudentFit, TeacherFit, load_yaml, resolve, to_yaml
 from gallery.errors import InputError
 
 VIT = Start(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -56,10 +56,33 @@ def test_auto_follows_pictures_device_and_weights() -> None:
 
 
 def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
-    asked = Learning(teacher_size=96, student_size=80, teacher_fit=Fit(epochs=1, lr=0.5, crop=0.7),
+    asked = Learning(teacher_size=96, student_size=80, teacher_fit=TeacherFit(epochs=1, lr=0.5, crop=0.7, mode="full"),
                      student_fit=StudentFit(epochs=2, lr=0.25, crop=0.6, views=3))  # fmt: skip
     plan = resolve(asked, VIT, CNN, picture_size=28, gpu=False)
     assert plan.reasons == ()
     assert (plan.teacher_size, plan.student_size, plan.views) == (96, 80, 3)
     assert (plan.teacher_epochs, plan.teacher_lr, plan.teacher_crop) == (1, 0.5, 0.7)
     assert (plan.student_epochs, plan.student_lr, plan.student_crop) == (2, 0.25, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "fix"),
+    [
+        (Learning(student_fit=StudentFit(center_weight=0, instance_weight=0, relation_weight=1)), CNN, "center_weight"),
+        (Learning(student_fit=StudentFit(center_weight=0, instance_weight=0, margin_weight=1)), CNN, "instance_weight"),
+        (Learning(student_fit=StudentFit(instance="joint")), CNN, "--schedule simultaneous"),
+        (Learning(schedule="simultaneous", gallery=Path("x")), CNN, "--schedule staged"),
+        (Learning(schedule="simultaneous", teacher_fit=TeacherFit(mode="quick")), CNN, "--schedule staged"),
+        (Learning(schedule="simultaneous", unlabelled=("x",)), CNN, "--schedule staged"),
+        (Learning(teacher_fit=TeacherFit(mode="quick")), VIT, "mode full"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_with_its_fix(asked: Learning, start: Start, fix: str) -> None:
+    with pytest.raises(InputError, match=fix):
+        resolve(asked, start, CNN, picture_size=64, gpu=False)
+
+
+@pytest.mark.parametrize("term", ["center_weight", "instance_weight", "similarity_weight", "rank_weight"])
+def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> None:
+    terms = StudentFit(**{"center_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
+    assert resolve(Learning(student_fit=terms), CNN, CNN, picture_size=64, gpu=False).reasons

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,42 +22,77 @@ import torch
 from torch import Tensor, nn
 
 from distill import engine
-from distill.engine import Schedule, fit, forward, read_journal
+from distill.engine import Learner, Schedule, features, fit, forward, limit_threads, read_journal
+from distill.journal import Journal, to_tensorboard
+from gallery.errors import InputError, MissingBackend
 
-SCHEDULE = Schedule(epochs=3, batch=8, lr=0.01, weight_decay=0.05, warmup=0.1, clip=1.0, seed=3)
+SCHEDULE = Schedule(epochs=3, batch=8, warmup=0.1, clip=1.0, seed=3)
 ROWS = np.arange(40)
+DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the loop may catch it."""
 
 
-def net() -> nn.Module:
+def net(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def train(model: nn.Module, folder: Path, die_at: int | None = None, key: str = "k") -> list[int]:
-    data = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
-    seen: list[int] = []
+def chaotic(model: nn.Module) -> float:
+    """A validation that any other bit in the weights would change."""
+    return round(sum(float(p.double().sum()) for p in model.state_dict().values()) * 1e4 % 1, 4)
 
-    def objective(rows: np.ndarray, generator: torch.Generator, step: int) -> tuple[Tensor, Tensor]:
-        if step == die_at:
-            raise Killed
-        seen.extend(rows.tolist())
-        x = data[rows] + 0.1 * torch.randn(len(rows), 6, generator=generator)
-        y = (data[rows, 0] > 0).long()
-        out = model(x)
-        return nn.functional.cross_entropy(out, y), (out.argmax(1) == y).float().mean()
 
-    (folder / "work").mkdir(exist_ok=True)
-    fit("teacher", model, objective, ROWS, SCHEDULE, lambda: 0.5, folder / "work", key)
-    return seen
+def noisy(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return DATA[rows] + 0.1 * torch.randn(len(rows), 6, generator=generator), (DATA[rows, 0] > 0).long()
+
+
+def train(
+    models: list[nn.Module],
+    folder: Path,
+    schedule: Schedule = SCHEDULE,
+    tick: Callable[[], object] = lambda: None,
+    key: str = "k",
+    validate: Callable[[], float | None] | None = None,
+    prepare: engine.Prepare = noisy,
+    **learner: Any,
+) -> list[nn.Module]:
+    """Fits `models` by one loss: each its own, and the second the first's answers too."""
+
+    def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        tick()
+        outs = [model(batch[0]) for model in models]
+        loss = torch.stack([nn.functional.cross_entropy(out, batch[1]) for out in outs]).sum()
+        if len(models) == 2:
+            loss = loss + (outs[1] - outs[0].detach()).square().mean()
+        return loss, (outs[0].argmax(1) == batch[1]).float().mean()
+
+    (folder / "work").mkdir(exist_ok=True, parents=True)
+    learners = [Learner(f"n{i}", m, **{"lr": 0.01, "weight_decay": 0.05, **learner}) for i, m in enumerate(models)]
+    validate = validate or (lambda: chaotic(models[-1]))
+    fit("teacher", learners, prepare, objective, ROWS, schedule, validate, folder / "work", key)
+    return models
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def lines(folder: Path) -> list[tuple[Any, ...]]:
+    return [(p.stage, p.step, p.epoch, p.loss, p.accuracy, p.validation) for p in read_journal(folder / "train.jsonl")]
 
 
 def test_it_learns_and_sees_every_picture_once_an_epoch(tmp_path: Path) -> None:
-    seen = train(net(), tmp_path)
+    seen: list[int] = []
+
+    def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seen.extend(rows.tolist())
+        return noisy(rows, generator)
+
+    train([net()], tmp_path, prepare=prepare)
     assert sorted(seen[:40]) == list(range(40))
     assert seen[:40] != seen[40:80]
     points = read_journal(tmp_path / "train.jsonl")
@@ -56,53 +100,234 @@ def test_it_learns_and_sees_every_picture_once_an_epoch(tmp_path: Path) -> None:
     assert [p.step for p in points if p.validation is not None] == [5, 10, 15]
 
 
-@pytest.mark.parametrize("die_at", [0, 3, 5, 7, 14])
-@pytest.mark.parametrize("every_s", [0.0, 1e9])
-def test_killed_anywhere_it_ends_bit_for_bit_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int, every_s: float
+class Bomb:
+    """Goes off at the `at`-th event: before or after any write or deletion, or in a step."""
+
+    def __init__(self, at: int | None) -> None:
+        self.left = count() if at is None else iter(range(at))
+
+    def __call__(self) -> None:
+        if next(self.left, None) is None:
+            raise Killed
+
+    def wrap(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            self()
+            result = original(*args, **options)
+            self()
+            return result
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    def set(self, monkeypatch: pytest.MonkeyPatch) -> Bomb:
+        for owner, name in ((engine, "save_state"), (Journal, "_write"), (Path, "unlink")):
+            self.wrap(monkeypatch, owner, name)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("ema", "patience", "learners", "every_s"),
+    [(0, 0, 1, 0), (0, 1, 1, 1e9), (0, 2, 2, 0), (0.7, 0, 2, 1e9), (0.7, 1, 1, 0), (0.7, 1, 2, 1e9)],
+)
+def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float, patience: int, learners: int, every_s: float
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
-    whole, broken = tmp_path / "a", tmp_path / "b"
-    whole.mkdir(), broken.mkdir()
-    unbroken = net()
-    train(unbroken, whole)
-    with pytest.raises(Killed):
-        train(net(), broken, die_at)
-    resumed = net()
-    train(resumed, broken)
-    for name, value in unbroken.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-    steps = [p.step for p in read_journal(broken / "train.jsonl")]
-    assert steps == sorted(set(steps)) == [p.step for p in read_journal(whole / "train.jsonl")]
+    schedule = replace(SCHEDULE, epochs=4, batch=20, ema=ema, patience=patience)
+    unbroken = train([net(i) for i in range(learners)], tmp_path / "whole", schedule)
+    for moment in count():
+        folder = tmp_path / str(moment)
+        with monkeypatch.context() as patch:
+            try:
+                train([net(i) for i in range(learners)], folder, schedule, Bomb(moment).set(patch))
+                break
+            except Killed:
+                pass
+        resumed = train([net(i) for i in range(learners)], folder, schedule)
+        assert all(map(same, unbroken, resumed)), moment
+        assert lines(folder) == lines(tmp_path / "whole"), moment
+        assert not (folder / "work" / "teacher.best.safetensors").exists()
+    assert moment > 15  # the bomb ran out of moments, not the test
+
+
+def test_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    schedule = replace(SCHEDULE, epochs=6, ema=0.7, patience=2)
+    first = train([net()], tmp_path, schedule)
+    before = lines(tmp_path)
+    again = train([net(5)], tmp_path, schedule, tick=lambda: pytest.fail("a step was done"))
+    assert same(first[0], again[0])
+    assert lines(tmp_path) == before
 
 
 def test_a_checkpoint_of_something_else_is_not_taken_up(tmp_path: Path) -> None:
-    train(net(), tmp_path, key="one data set")
-    assert len(train(net(), tmp_path, key="another")) == 120
+    steps: list[int] = []
+    train([net()], tmp_path, key="one data set")
+    train([net()], tmp_path, key="another", tick=lambda: steps.append(1))
+    assert len(steps) == 15
 
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        train(net(), tmp_path, die_at=7)
+        train([net()], tmp_path, tick=Bomb(7))
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"stage": "teach')
-    train(net(), tmp_path)
+    assert read_journal(tmp_path / "train.jsonl")[-1].step == 7
+    train([net()], tmp_path)
     assert [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()][-1] == 15
 
 
 def test_the_global_random_state_is_left_alone(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    train(net(), tmp_path)
+    train([net()], tmp_path, replace(SCHEDULE, ema=0.5, patience=1))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.7])
+def test_a_learner_nothing_reaches_trains_as_if_alone(tmp_path: Path, ema: float) -> None:
+    schedule = replace(SCHEDULE, ema=ema)
+    alone = train([net(0)], tmp_path / "a", schedule)
+    beside = train([net(0), net(1)], tmp_path / "b", schedule)
+    assert same(alone[0], beside[0])
+    assert not same(train([net(1)], tmp_path / "c", schedule)[0], beside[1])
+
+
+def test_the_average_is_that_of_its_definition_and_is_what_validation_sees(tmp_path: Path) -> None:
+    model, trail, plain, seen = net(), [], net(), []
+    train([plain], tmp_path / "plain", tick=lambda: trail.append(plain[0].weight.detach().clone()))
+    trail = [*trail[1:], plain[0].weight.detach()]  # after each step
+    schedule = replace(SCHEDULE, ema=0.7)
+    train([model], tmp_path / "ema", schedule, validate=lambda: seen.append(model[0].weight.detach().clone()))
+    slow, judged = trail[0].double(), []
+    for step, weight in enumerate(trail):
+        slow = 0.7 * slow + 0.3 * weight.double()
+        judged += [slow] if step % 5 == 4 else []
+    assert torch.allclose(model[0].weight.double(), slow, atol=1e-6)
+    assert not torch.allclose(model[0].weight, plain[0].weight, atol=1e-3)
+    assert all(torch.allclose(a.double(), b, atol=1e-6) for a, b in zip(seen, judged, strict=True))
+    assert not model.training
+
+
+def test_patience_stops_and_takes_the_best_weights(tmp_path: Path) -> None:
+    script = iter([0.0, 0.1, 0.5, 0.4, 0.5, 0.9])  # before the first epoch, then after each; a tie is no gain
+    model, trail = net(), []
+
+    def validate() -> float:
+        trail.append(net())
+        trail[-1].load_state_dict(model.state_dict())
+        return next(script)
+
+    train([model], tmp_path, replace(SCHEDULE, epochs=5, patience=2), validate=validate)
+    assert [p.validation for p in read_journal(tmp_path / "train.jsonl") if p.validation] == [0.1, 0.5, 0.4, 0.5]
+    assert same(model, trail[2])
+    assert not same(model, trail[4])
+
+
+def test_patience_without_validation_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--validation-fraction"):
+        train([net()], tmp_path, replace(SCHEDULE, patience=2), pytest.fail, validate=lambda: None)
+
+
+def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = net(), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.backbone(x))
+
+    def moved(folder: str, **learner: float) -> dict[str, float]:
+        model = Net()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        schedule = Schedule(epochs=1, batch=40, warmup=0, clip=1e9, seed=0)  # one step, at the peak rate
+        train([model], tmp_path / folder, schedule, **learner)
+        return {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
+
+    by = moved("a", lr=1e-3, head_lr=1e-2, weight_decay=0.0)  # AdamW's first step is one rate long
+    assert by["head.weight"] == pytest.approx(1e-2, rel=1e-2)
+    assert by["head.bias"] == pytest.approx(1e-2, rel=1e-2)
+    assert by["backbone.3.weight"] == pytest.approx(1e-3, rel=1e-2)
+    decayed = moved("b", lr=1e-3, weight_decay=100.0)
+    assert decayed["backbone.1.weight"] == pytest.approx(1e-3, rel=1e-2)  # a norm of ones would have lost 0.1
+    assert decayed["backbone.3.weight"] > 5e-3
 
 
 def test_rate_warms_up_then_falls_to_zero_along_a_cosine() -> None:
     rates = [SCHEDULE.rate(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.001)
-    assert rates[9] == pytest.approx(0.01)
-    assert rates[55] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
-    assert rates[-1] < 1e-5
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert rates[-1] < 1e-3
     assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_the_next_batch_is_prepared_beside_the_step_and_only_the_next(tmp_path: Path) -> None:
+    begun, used, threads = [threading.Event() for _ in range(17)], count(), set()
+
+    def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        threads.add(threading.get_ident())
+        next(event for event in begun if not event.is_set()).set()
+        return noisy(rows, generator)
+
+    def step() -> None:
+        done = next(used)
+        assert done == 14 or begun[done + 1].wait(30)
+        assert not begun[done + 2].is_set()
+
+    train([net()], tmp_path, prepare=prepare, tick=step)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def workers() -> list[threading.Thread]:
+    """Threads of preparation that live on."""
+    found = [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    for thread in found:
+        thread.join(10)
+    return [thread for thread in found if thread.is_alive()]
+
+
+def test_an_error_in_preparation_comes_out_as_it_is(tmp_path: Path) -> None:
+    calls, steps = count(), []
+
+    def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if next(calls) == 3:
+            raise InputError("a picture", "noise", "Look again.")
+        return noisy(rows, generator)
+
+    with pytest.raises(InputError, match="Look again"):
+        train([net()], tmp_path, prepare=prepare, tick=lambda: steps.append(1))
+    assert len(steps) == 3
+    assert not workers()
+
+
+def test_an_interrupt_while_waiting_ends_the_loop_and_its_thread(tmp_path: Path) -> None:
+    def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # the loop waits meanwhile
+        return noisy(rows, generator)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train([net()], tmp_path, prepare=prepare)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not workers()
+
+
+def test_the_time_spent_waiting_is_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()  # a second passes between any two looks at it
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    train([net()], tmp_path, Schedule(epochs=2, batch=2, warmup=0, clip=1, seed=0))
+    assert [p.waited for p in read_journal(tmp_path / "train.jsonl")] == [2.0] * 20  # 2 steps a line
+    old = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    del old["waited"]
+    (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")
+    assert read_journal(tmp_path / "old.jsonl")[0].waited == 0
 
 
 def test_forward_keeps_the_head_in_fp32() -> None:
@@ -110,6 +335,38 @@ def test_forward_keeps_the_head_in_fp32() -> None:
 
     model = build("vit_tiny_patch16_224", 32, 16, seed=0).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    logits = forward(model, torch.device("cpu"))(images)
-    assert logits.dtype == torch.float32
+    logits = forward(model)(images)
+    assert logits.dtype == features(model)(images).dtype == torch.float32
+    assert torch.equal(logits, model.head(features(model)(images)))
     assert torch.allclose(logits, model(images), atol=0.05 * model(images).abs().max().item())
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        assert limit_threads() == torch.get_num_threads() == 2
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+        assert limit_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_journal_becomes_tensorboard_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train([net()], tmp_path)
+    to_tensorboard(tmp_path / "train.jsonl", tmp_path / "events")
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    points = read_journal(tmp_path / "train.jsonl")
+    losses = [(e.step, pytest.approx(e.value, abs=1e-6)) for e in events.Scalars("teacher/loss")]
+    assert [(p.step, p.loss) for p in points] == losses
+    assert [e.step for e in events.Scalars("teacher/validation")] == [5, 10, 15]
+
+
+def test_without_tensorboard_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingBackend, match="twinhash\\[tensorboard\\]"):
+        to_tensorboard(tmp_path / "train.jsonl", tmp_path / "events")

@@ -94,10 +94,10 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     net, optimizer = one()
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    save_state(tmp_path / "s", net, optimizer, 7, "key")
+    save_state(tmp_path / "s", {"net": net, "opt": optimizer}, 7, "key")
     other, other_optimizer = one()
-    assert load_state(tmp_path / "s", other, other_optimizer, "another key") == 0
-    assert load_state(tmp_path / "s", other, other_optimizer, "key") == 7
+    assert load_state(tmp_path / "s", {"net": other, "opt": other_optimizer}, "another key") == 0
+    assert load_state(tmp_path / "s", {"net": other, "opt": other_optimizer}, "key") == 7
     for model, opt in ((net, optimizer), (other, other_optimizer)):
         opt.zero_grad()
         model(torch.full((1, 3), 2.0)).sum().backward()

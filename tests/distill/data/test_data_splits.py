@@ -31,7 +31,8 @@ def splits(
 ) -> tuple[Any, dict[str, Any], str]:
     kept = np.arange(len(source.names))
     classes, labels = encode_labels(source, kept)
-    return labels, *split(source, kept, classes, labels, seed, query, validation)
+    own = split(source, kept, classes, labels, seed, query, validation)
+    return labels, {part: getattr(own, part) for part in ("train", "validation", "gallery", "query")}, own.protocol
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,195 @@
+"""CSCH as its authors released it, beside ours: the same backbones, weights, pictures and student steps."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cell import Cell, measure
+from distill.config import Learning, Model, StudentFit, TeacherFit
+from gallery.console import log
+from gallery.files import write_json, write_whole
+
+RESULTS = Path(__file__).with_name("results")
+COLUMNS = {
+    "student_gallery": "student->gallery", "teacher_teacher": "teacher->teacher", "student_student": "student->student",
+    "student_gallery_unseen": "student->gallery, unseen classes", "teacher_teacher_unseen": "teacher->teacher, unseen",
+    "student_gallery_seen": "student->gallery, seen classes", "agreement": "bits agreed", "fragile": "fragile bits",
+}  # fmt: skip
+BASE = "csch, staged"  # the row whose teacher and gallery the other staged rows are students of
+RELEASED = "csch-released"
+
+# What each row changes; `terms` are the student's.
+ROWS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "csch, simultaneous": {"schedule": "simultaneous"},
+    "labels only": {"terms": {"instance_weight": 0.0}},
+    "instance only": {"terms": {"center_weight": 0.0}},
+    RELEASED: {
+        "schedule": "simultaneous", "centers": "csch", "assignment": "released", "terms": {"instance": "joint"},
+    },
+    "raw": {"terms": {"instance": "raw"}},
+    "cosine": {"terms": {"instance": "cosine", "instance_weight": 20.0}},
+    "+ similarity": {"terms": {"similarity_weight": 1.0}},
+    "+ rank": {"terms": {"rank_weight": 10.0}},
+    "+ relation": {"terms": {"relation_weight": 10.0}},
+    "+ margin": {"terms": {"margin_weight": 2.0}},
+    "fresh crops": {"terms": {"views": 0}},
+    "unlabelled, a quarter": {"terms": {"unlabelled_share": 0.25}},
+    "unlabelled, their share": {"terms": {"unlabelled_share": "auto"}},
+    "unlabelled, half": {"terms": {"unlabelled_share": 0.5}},
+    "unlabelled, half, instance only": {"terms": {"unlabelled_share": 0.5, "center_weight": 0.0}},
+}  # fmt: skip
+
+
+class Table(Model):
+    """A table of rows by data, bits and seeds."""
+
+    data: tuple[str, ...]
+    bits: tuple[int, ...]
+    rows: tuple[str, ...]
+    """Of those in benchmarks/csch.py."""
+    name: str
+    """Of the files in benchmarks/results."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    unseen: int = 0
+    """Classes without labels."""
+    teacher: str = "mobilenetv2"
+    student: str = "mobilenetv3_small"
+    size: int = 96
+    """Side of both networks' input, pixels."""
+    epochs: int = 8
+    """Of the teacher, of the student, and of both at once."""
+    runs: Path = Path("runs/bench")
+    """Run folders of the cells; the tables share them."""
+
+    def run(self) -> None:
+        """Measures all cells, the finished ones read back, and writes the results, the table and the plot."""
+        cells = []
+        for seed, bits, data, row in itertools.product(self.seeds, self.bits, self.data, self.rows):
+            log.info("[%s, %d bits, seed %d] %s", data, bits, seed, row)
+            if row != BASE and "schedule" not in ROWS[row]:
+                self.measure(data, bits, seed, BASE)
+            cell = self.measure(data, bits, seed, row)
+            log.info("  student->gallery %.4f, teacher->teacher %.4f", cell.student_gallery, cell.teacher_teacher)
+            cells.append(cell)
+            write(self, cells)
+
+    def measure(self, data: str, bits: int, seed: int, row: str) -> Cell:
+        """One cell."""
+        key = data, bits, seed, row
+        return measure(row, self.learning(*key), self.folder(*key), self.runs / "cache")
+
+    def folder(self, data: str, bits: int, seed: int, row: str) -> Path:
+        """The run folder of one cell."""
+        networks = f"{self.teacher}-{self.student}-{self.size}-{self.epochs}"
+        what = f"{Path(data).stem}-{self.unseen}-{networks}-{bits}-{seed}-{row}"
+        return self.runs / re.sub(r"[^\w+-]+", "_", what)
+
+    def learning(self, data: str, bits: int, seed: int, row: str) -> Learning:
+        """The configuration of one cell."""
+        changes = dict(ROWS[row])
+        terms = {"unlabelled_share": 0.0, "epochs": self.epochs, **changes.pop("terms", {})}
+        if row != BASE and "schedule" not in changes:
+            changes["gallery"] = self.folder(data, bits, seed, BASE)
+        return Learning(
+            teacher=self.teacher, student=self.student, data=data, bits=bits, seed=seed, teacher_size=self.size,
+            student_size=self.size, unseen=self.unseen, teacher_fit=TeacherFit(mode="full", epochs=self.epochs),
+            student_fit=StudentFit(**terms), **changes,
+        )  # fmt: skip
+
+
+class Csch(Table):
+    """CSCH as released, ours in both schedules, labels only and instance only: four cells."""
+
+    data: tuple[str, ...] = ("imagenet20", "ucmerced")
+    bits: tuple[int, ...] = (16, 32, 64)
+    rows: tuple[str, ...] = (BASE, "csch, simultaneous", "labels only", "instance only", RELEASED)
+    name: str = "csch"
+
+
+class Terms(Table):
+    """Which terms of the student's loss earn their place, and whether stored views cost anything."""
+
+    data: tuple[str, ...] = ("imagenet20",)
+    bits: tuple[int, ...] = (64,)
+    rows: tuple[str, ...] = (
+        BASE, "labels only", "instance only", "raw", "cosine", "+ similarity", "+ rank", "+ relation", "+ margin",
+        "fresh crops", "unlabelled, a quarter", "unlabelled, half",
+    )  # fmt: skip
+    name: str = "terms"
+
+
+class Unseen(Table):
+    """Classes without labels: the student sees their gallery pictures, in several mixes, or does not."""
+
+    data: tuple[str, ...] = ("ucmerced",)
+    bits: tuple[int, ...] = (64,)
+    rows: tuple[str, ...] = (
+        BASE, "labels only", "unlabelled, a quarter", "unlabelled, their share", "unlabelled, half",
+        "unlabelled, half, instance only",
+    )  # fmt: skip
+    unseen: int = 6
+    name: str = "unseen"
+
+
+def write(table: Table, cells: Sequence[Cell]) -> None:
+    """`<name>.json`, `<name>.md` and `<name>.svg` in `benchmarks/results`."""
+    from mobile_eval.machine import describe
+
+    options = table.model_dump(mode="json", exclude={"runs"})
+    record = {"command": f"python benchmarks/run.py {table.name}", "options": options,
+              "machine": describe().model_dump(), "cells": [cell.model_dump() for cell in cells]}  # fmt: skip
+    write_json(RESULTS / f"{table.name}.json", record)
+    write_whole(RESULTS / f"{table.name}.md", "\n".join(markdown(cells)) + "\n")
+    _plot(cells, RESULTS / f"{table.name}.svg")
+
+
+def markdown(cells: Sequence[Cell]) -> Iterator[str]:
+    """A table: means, and half of the distance between the largest and the smallest, over seeds."""
+    columns = [name for name in COLUMNS if all(getattr(cell, name) is not None for cell in cells)]
+    yield f"| data | bits | row | {' | '.join(COLUMNS[name] for name in columns)} | seeds | steps | seconds |"
+    yield "|---" * (len(columns) + 6) + "|"
+    for data, bits, row in sorted({(cell.data, cell.bits, cell.row) for cell in cells}, key=_order):
+        own = [cell for cell in cells if (cell.data, cell.bits, cell.row) == (data, bits, row)]
+        figures = " | ".join(_spread([getattr(cell, name) for cell in own]) for name in columns)
+        seconds = np.mean([sum(cell.seconds.values()) for cell in own])
+        yield f"| {data} | {bits} | {row} | {figures} | {len(own)} | {own[0].student_steps} | {seconds:.0f} |"
+
+
+def _order(key: tuple[str, int, str]) -> tuple[str, int, int]:
+    return key[0], key[1], list(ROWS).index(key[2])
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+
+
+def _plot(cells: Sequence[Cell], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same figures give the same file
+    import matplotlib.pyplot as plt
+
+    sets = list(dict.fromkeys(cell.data for cell in cells))
+    figure, axes = plt.subplots(1, len(sets), figsize=(5 * len(sets), 4), squeeze=False, layout="constrained")
+    for axis, data in zip(axes[0], sets, strict=True):
+        for row in dict.fromkeys(cell.row for cell in cells):
+            own = [cell for cell in cells if cell.data == data and cell.row == row]
+            bits = sorted({cell.bits for cell in own})
+            values = [[c.student_gallery for c in own if c.bits == b] for b in bits]
+            mean = np.array([np.mean(v) for v in values])
+            reach = np.array([[m - min(v), max(v) - m] for m, v in zip(mean, values, strict=True)]).T
+            axis.errorbar([str(b) for b in bits], mean, reach.reshape(2, -1), label=row, marker="o", capsize=3)
+        axis.set(title=data, xlabel="bits", ylabel="student->gallery mAP")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+

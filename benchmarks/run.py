@@ -1,0 +1,38 @@
+"""Every comparison this project makes, one command each; a benchmark that was stopped goes on where it was.
+
+    python benchmarks/run.py csch      # CSCH as released beside ours: a file of results, a table and a plot
+    python benchmarks/run.py terms     # which terms of the student's loss earn their place
+    python benchmarks/run.py unseen    # classes without labels
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from benchmarks.csch import Csch, Terms, Unseen
+from gallery.console import log, show_log
+from gallery.errors import EXIT_BAD_INPUT, TwinhashError
+
+
+def main() -> int:
+    """Runs one benchmark and returns the exit code."""
+    import tyro
+
+    tables = {"csch": Csch, "terms": Terms, "unseen": Unseen}
+    command = tyro.extras.subcommand_cli_from_dict(tables, description=__doc__)
+    show_log()
+    try:
+        command.run()
+    except TwinhashError as error:
+        log.error("Error: %s", error)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

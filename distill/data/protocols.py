@@ -1,0 +1,33 @@
+"""The published protocols by name, read from a data root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from distill.data.dataset import Listing
+from distill.data.drawn import CIFAR_PROTOCOLS, list_cifar10, list_imagenet20, list_ucmerced
+from distill.data.homes import CIFAR10, IMAGENET20, UCMERCED, Home
+from distill.data.lists import list_published
+from distill.data.published import PUBLISHED
+
+VARIABLE = "TWINHASH_DATA"
+PROTOCOLS: dict[str, tuple[Home, Callable[[str, Path, int], Listing]]] = {
+    **dict.fromkeys(CIFAR_PROTOCOLS, (CIFAR10, list_cifar10)),
+    **{name: (spec.home, list_published) for name, spec in PUBLISHED.items()},
+    **dict.fromkeys(("ucmerced", "ucmerced_multi"), (UCMERCED, list_ucmerced)),
+    "imagenet20": (IMAGENET20, list_imagenet20),
+}
+
+
+def list_protocol(name: str, root: Path | None, seed: int) -> Listing:
+    """Lists the pictures of a protocol from below `root`, or below the folder in TWINHASH_DATA.
+
+    Raises `InputError` that says what to download, where to put it, and under which licence.
+    """
+    home, make = PROTOCOLS[name]
+    folder = root or os.environ.get(VARIABLE)
+    if not folder:
+        raise home.absent("<data root>", f"no data root: neither --root nor {VARIABLE} is given")
+    return make(name, Path(folder), seed)

@@ -1,0 +1,99 @@
+"""What a network learns from: the pictures through its own lens, and the words their labels are drawn to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.centers import Centers
+from distill.engine import forward
+from distill.models import HashNet
+from distill.objectives.csch import center_consistency, center_targets
+from distill.views import Lens
+from gallery.encode import encode
+
+ENCODE_BATCH = 128
+Logits = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Look = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Pictures, their labels, and a center a class.
+
+    labels: of all pictures, int `[N]` (-1 for a picture without, or of a class without a center) or multi-hot bool
+    `[N, C]`; train, validation: indices into them, all labelled
+    """
+
+    lens: Lens
+    labels: NDArray[Any]
+    centers: Centers
+    train: Indices
+    validation: Indices
+
+    @cached_property
+    def words(self) -> Tensor:
+        """Centers `[C, bits]` float32 on the device."""
+        return torch.from_numpy(self.centers.astype(np.float32)).to(self.lens.device)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """The word each picture of train and validation is drawn to, float32 `[N, bits]`; zeros for the others."""
+        taught = np.concatenate([self.train, self.validation])
+        targets = np.zeros((len(self.labels), self.centers.shape[1]), np.float32)
+        targets[taught] = center_targets(self.labels[taught], self.centers)
+        return torch.from_numpy(targets).to(self.lens.device)
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """The classes of each picture, bool `[N, C]`."""
+        hot = self.labels if self.labels.ndim == 2 else self.labels[:, None] == np.arange(len(self.centers))
+        return torch.from_numpy(np.ascontiguousarray(hot)).to(self.lens.device)
+
+    def center_loss(self, logits: Tensor, index: Indices) -> Tensor:
+        """CSCH's center consistency of `logits` `[B, bits]` for the pictures at `index`."""
+        return center_consistency(logits, self.targets[index], self.words, self.positive[index])
+
+    def accuracy(self, logits: Tensor, index: Indices) -> Tensor:
+        """The share of `logits` whose nearest center belongs to a class of theirs."""
+        nearest = (F.normalize(logits, dim=1) @ self.words.T).argmax(1)
+        return self.positive[index, nearest].float().mean()
+
+    def validator(self, net: HashNet) -> Callable[[], float | None]:
+        """A function that measures `accuracy` on the validation pictures, uncropped; None where there are none."""
+        run = forward(net)
+
+        def validate() -> float | None:
+            if not len(self.validation):
+                return None
+            net.eval()
+            with torch.inference_mode():
+                parts = np.array_split(self.validation, -(-len(self.validation) // ENCODE_BATCH))
+                right = [self.accuracy(run(self.lens.look(part)), part) * len(part) for part in parts]
+                return round(float(sum(right)) / len(self.validation), 4)
+
+        return validate
+
+
+def look_at(
+    run: Look, net: HashNet, lens: Lens, index: Indices, folder: Path, label: str, key: str, crops: Tensor | None = None
+) -> Logits:
+    """What `run`, a function of `net`, says of pictures or of one crop of each (`[len(index), 4]`); resumable."""
+    net.eval()
+
+    def encoder(rows: Indices) -> Logits:
+        with torch.inference_mode():
+            out = run(lens.look(index[rows], None if crops is None else crops[rows]))
+        return out.float().cpu().numpy()
+
+    return encode(encoder, np.arange(len(index)), folder, ENCODE_BATCH, label, key=key)

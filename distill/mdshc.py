@@ -1,0 +1,96 @@
+"""MDSHC's hash centers (Wang et al., CVPR 2023): words pushed apart one by one until the Gilbert-Varshamov distance.
+
+Each word b minimises its mean product with the others, H, subject to H b <= bits - 2 d and b in {-1, 1}^bits.  The
+last is the box [-1, 1]^bits cut with the sphere |b|^2 = bits, and lp-box ADMM solves that; sign(b) is the candidate.
+Unlike the released code, the words of a block of 16 are solved together (then judged one after the other), in 600
+steps instead of 10,000: 3 s for 100 classes, 20 s for 1,000.
+"""
+
+from __future__ import annotations
+
+import warnings
+from math import comb, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.errors import InputError
+
+Signs = NDArray[np.int8]
+SWEEPS, VISITS, MOST = 20, 2000, 2000  # sweeps over the classes, visits of a class in all (or one sweep), classes
+BLOCK, STEPS = 16, 600
+RHO, GROWTH, GAMMA = 1e-5, 1.025, (1 + sqrt(5)) / 2  # 160 steps at the released 1.09 stop 1 to 2 bits short
+
+
+def gilbert_varshamov(classes: int, bits: int) -> int:
+    """The smallest d with sum_{j<d} C(bits, j) >= 2^bits / classes: greedy choice alone reaches this distance."""
+    distance = ball = 0
+    while ball * classes < 2**bits:
+        ball, distance = ball + comb(bits, distance), distance + 1
+    return distance
+
+
+def optimised(start: Signs, generator: np.random.Generator) -> Signs:
+    """The best set met from `start` `[classes, bits]` on: largest minimum distance, then score mean + min - variance.
+
+    Warns if the Gilbert-Varshamov distance is not reached; raises `InputError` for more than 2,000 classes.
+    """
+    if len(start) > MOST:
+        raise InputError(f"at most {MOST} classes for mdshc", str(len(start)), "Use construction auto.")
+    target, words = gilbert_varshamov(*start.shape), start.copy()
+    best = words.copy()
+    for _ in range(min(SWEEPS, max(1, VISITS // len(words)))):
+        if separation(best)[0] >= target:
+            return best
+        for first in range(0, len(words), BLOCK):
+            rows = np.arange(first, min(first + BLOCK, len(words)))
+            for row, word in zip(rows, _lp_box_admm(words, rows, target, generator), strict=True):
+                others = np.delete(words, row, 0)
+                if any(new > old for new, old in zip(_scores(word, others), _scores(words[row], others), strict=True)):
+                    words[row] = word
+        best = max(best, words.copy(), key=separation)
+    if (reached := separation(best)[0]) < target:
+        warnings.warn(f"MDSHC stopped at distance {reached:g} of {target}; construction auto gives more", stacklevel=2)
+    return best
+
+
+def separation(words: Signs) -> tuple[float, float]:
+    """The minimum distance of a set, and its score: mean + minimum - variance of all distances."""
+    gram = words.astype(np.float32) @ words.T.astype(np.float32)
+    distances = (words.shape[1] - gram[np.triu_indices(len(words), 1)]) / 2
+    return float(distances.min()), float(distances.mean() + distances.min() - distances.var())
+
+
+def _scores(word: Signs, others: Signs) -> tuple[float, float]:
+    distances = (len(word) - others.astype(np.int32) @ word) / 2
+    return float(distances.min()), float(distances.mean() + distances.min() - distances.var())
+
+
+def _lp_box_admm(words: Signs, rows: NDArray[np.int64], target: int, generator: np.random.Generator) -> Signs:
+    """Candidates `[rows, bits]`, each against all words but its own (whose column is left out of every product).
+
+    The own word b leaves 2I + H'H by a rank-one step: inverse of (A - b b') = P + P b b' P / (1 - b' P b), P = 1/A.
+    """
+    everyone, bits = words.astype(np.float64), words.shape[1]
+    own, mine = np.arange(len(rows)), everyone[rows]
+    inverse = np.linalg.inv(2 * np.eye(bits) + everyone.T @ everyone)
+    lean = mine @ inverse
+    lean_scale = 1 / (1 - (lean * mine).sum(1, keepdims=True))
+    pull = (everyone.sum(0) - mine) / (len(words) - 1)
+    limit = np.full((len(rows), len(words)), float(bits - 2 * target))
+    limit[own, rows] = 0
+    box, ball, slack = mine, mine, np.zeros_like(limit)
+    y_box, y_ball, y_slack = (generator.random(shape) for shape in (mine.shape, mine.shape, limit.shape))
+    y_slack[own, rows] = 0
+    rho = RHO
+    for _ in range(STEPS):
+        side = box + ball - (y_box + y_ball + pull) / rho + (limit - slack - y_slack / rho) @ everyone
+        b = side @ inverse + lean * lean_scale * (side * lean).sum(1, keepdims=True)
+        product = b @ everyone.T
+        product[own, rows] = 0
+        box, ball = np.clip(b + y_box / rho, -1, 1), b + y_ball / rho
+        ball *= sqrt(bits) / np.linalg.norm(ball, axis=1, keepdims=True)
+        slack = np.maximum(0, limit - product - y_slack / rho)
+        y_box, y_ball = y_box + GAMMA * rho * (b - box), y_ball + GAMMA * rho * (b - ball)
+        y_slack, rho = y_slack + GAMMA * rho * (product + slack - limit), rho * GROWTH
+    return np.where(b > 0, 1, -1).astype(np.int8)

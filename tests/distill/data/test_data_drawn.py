@@ -1,0 +1,199 @@
+"""Protocols whose splits are drawn here, from sets in their true layouts and from containers."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_pictures import encoded, pack, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.data import Dataset, load, native_size
+from distill.data.decode import to_square
+from distill.data.drawn import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, draw
+from gallery.errors import CorruptFile, InputError
+
+SCENES = ("agricultural", "airplane", "beach")
+TABLE = "IMAGE\\LABEL\tfield\tsand\twater\n"
+
+
+def opened(name: str, root: Path, seed: int = 1, **options: Any) -> Dataset:
+    return load(name, [28], root / "cache", seed=seed, root=root, **options)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 20), min_size=1), st.integers(0, 9), st.integers(0, 9))
+def test_draw(sizes: dict[str, int], queries: int, train: int) -> None:
+    groups = [group for group, size in sizes.items() for _ in range(size)]
+    parts = draw(groups, 5, queries, train, frozenset({"train"}))
+    for group, size in sizes.items():
+        own = Counter(part for place, (part,) in zip(groups, map(tuple, parts), strict=True) if place == group)
+        wanted = {"query": min(queries, size), "train": min(train, max(0, size - queries))}
+        assert own == Counter({**wanted, "gallery": size - sum(wanted.values())})
+    alone = draw(["x"] * 8, 5, queries, train)
+    assert draw(["x"] * 8 + ["y"] * 5, 5, queries, train)[:8] == alone  # other classes change nothing
+    assert all(part in ({"query"}, {"train", "gallery"}) for part in draw(groups, 5, queries, None))
+
+
+def cifar(root: Path, records: int = 200) -> Path:
+    """The binary version, smaller: a label byte, then 32 x 32 red, green and blue bytes."""
+    folder = root / "cifar10" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta.txt").write_text("\n".join(CIFAR_CLASSES))
+    for batch, name in enumerate(CIFAR_BATCHES):
+        raw = b""
+        for i in range(records):
+            tinted = np.array(photo(batch * records + i).resize((32, 32)))
+            tinted[..., 2] //= 2  # or channels could be swapped without being seen
+            raw += bytes([i % 10]) + tinted.transpose(2, 0, 1).tobytes()
+        (folder / f"{name}.bin").write_bytes(raw)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "sizes"),
+    [("cifar10", (20, 30), (300, 700)), ("cifar10-1", (20, 30), (300, 1000)), ("cifar10-2", (20, 100), (1000, 1000))],
+)
+def test_cifar10_binary(
+    tmp_path: Path, name: str, counts: tuple[int, int], sizes: tuple[int, int],
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    published = CIFAR_PROTOCOLS[name][2:]
+    monkeypatch.setitem(CIFAR_PROTOCOLS, name, (*counts, *published))  # 120 pictures a class here, not 6,000
+    data = opened(name, cifar(tmp_path))
+    assert (len(data.train) + len(data.validation), len(data.gallery), len(data.query)) == (*sizes, 200)
+    assert np.isin(data.train, data.gallery).all() == (name != "cifar10")
+    assert np.bincount(data.labels[data.query]).tolist() == [20] * 10
+    assert data.classes == CIFAR_CLASSES
+    k = data.names.index("data_batch_2/00007")
+    assert data.labels[k] == 7
+    tinted = np.array(photo(207).resize((32, 32)))
+    tinted[..., 2] //= 2
+    np.testing.assert_array_equal(load(name, [32], tmp_path / "cache", seed=1, root=tmp_path).pixels[32][k], tinted)
+    assert f"20 queries and {counts[1]} of train a class drawn here by seed 1 (in the literature" in data.protocol
+    differ = zip(sizes, ("train", "gallery"), published[1], strict=False)
+    assert ", ".join(f"{here} {part} pictures here, {there} published" for here, part, there in differ) in caplog.text
+    assert native_size(name, tmp_path) == 32
+    assert not np.array_equal(opened(name, tmp_path, seed=2).query, data.query)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (None, "No such file"),
+        (b"\0" * 3072, "cannot reshape"),
+        (b"\x0a" * 3073, r"labels below 10 in .*; found 10"),
+    ],
+)
+def test_damaged_cifar10(tmp_path: Path, damage: bytes | None, words: str) -> None:
+    path = cifar(tmp_path, 1) / "cifar10" / "cifar-10-batches-bin" / "data_batch_3.bin"
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with pytest.raises(CorruptFile, match=f"(?s){words}.*Unpack it again"):
+        opened("cifar10", tmp_path)
+
+
+def ucmerced(root: Path, multi: bool = False) -> Path:
+    table = TABLE
+    for k, scene in enumerate(SCENES):
+        folder = root / "ucmerced" / "UCMerced_LandUse" / "Images" / scene
+        folder.mkdir(parents=True)
+        for i in range(25):
+            (folder / f"{scene}{i:02d}.tif").write_bytes(encoded(100 * k + i, "TIFF"))
+            table += f"{scene}{i:02d}\t{k % 2}\t{i % 2}\t1\n"
+    if multi:
+        (root / "ucmerced" / "LandUse_Multilabeled.txt").write_text(table)
+    return root
+
+
+def test_ucmerced_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = opened("ucmerced", ucmerced(tmp_path, multi=True), strict=True)
+    assert data.classes == SCENES
+    assert (len(data.query), len(data.gallery)) == (60, 15)
+    np.testing.assert_array_equal(np.union1d(data.train, data.validation), data.gallery)
+    assert "20 queries a scene class drawn here by seed 1 (in the literature mAP@all): 15 train = gal" in data.protocol
+    assert "15 train pictures here, 1680 published" in caplog.text
+    k = data.names.index("beach/beach07.tif")
+    np.testing.assert_array_equal(data.pixels[28][k], to_square(photo(207), 28))
+    several = opened("ucmerced_multi", tmp_path)
+    assert several.classes == ("field", "sand", "water")
+    assert several.labels[several.names.index("airplane/airplane03.tif")].tolist() == [True, True, True]
+    assert several.labels[several.names.index("airplane/airplane04.tif")].tolist() == [True, False, True]
+    assert [several.names[i] for i in several.query] == [data.names[i] for i in data.query]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, "No such file.*multilabels.zip"),
+        (TABLE, r"labels of agricultural/agricultural00\.tif"),
+        (TABLE + "beach00\t1\t0\n", "3 labels of 0 or 1 for 'beach00'"),
+        (TABLE + "beach00 1 0 1\n", "separated by tabs"),
+        (TABLE + "beach00\t1\t0\t5\n", "3 labels of 0 or 1 for 'beach00'"),
+        ("", r"labels of agricultural/agricultural00\.tif"),
+    ],
+)
+def test_multi_labels_that_cannot_be_read(tmp_path: Path, rows: str | None, words: str) -> None:
+    ucmerced(tmp_path)
+    if rows is not None:
+        (tmp_path / "ucmerced" / "LandUse_Multilabeled.txt").write_text(rows)
+    with pytest.raises(InputError, match=words):
+        opened("ucmerced_multi", tmp_path)
+
+
+def test_ucmerced_packed(tmp_path: Path) -> None:
+    pictures = [encoded(100 * k + i) for k in range(3) for i in range(25)]
+    pack(
+        tmp_path / "ucmerced" / "ucmerced_128.npz", pictures,
+        names=np.array([f"{scene}{i:02d}" for scene in SCENES for i in range(25)], "S19"),
+        labels=np.repeat(np.arange(3, dtype=np.uint8), 25), classes=np.array(SCENES),
+        multilabels=np.eye(2, dtype=np.uint8)[np.arange(75) % 2], multilabel_classes=np.array(["x", "y"]),
+    )  # fmt: skip
+    packed = opened("ucmerced", tmp_path)
+    unpacked = opened("ucmerced", ucmerced(tmp_path / "other"))
+    same = [[data.names[i].split("/")[-1].removesuffix(".tif") for i in data.query] for data in (packed, unpacked)]
+    assert same[0] == same[1]
+    multi = opened("ucmerced_multi", tmp_path)
+    assert multi.labels.tolist() == [[i % 2 == 0, i % 2 == 1] for i in range(75)]
+    np.testing.assert_array_equal(multi.query, packed.query)
+
+
+def test_imagenet20(tmp_path: Path) -> None:
+    for part, count, start in (("database", 240, 0), ("query", 6, 500)):
+        pack(
+            tmp_path / "imagenet20_160" / f"imagenet20_160_{part}.npz", [encoded(start + i) for i in range(count)],
+            names=np.array([f"{part}{i}" for i in range(count)], "S28"),
+            labels=(np.arange(count) % 2).astype(np.uint8), classes=np.array(["tench", "gas pump"]),
+        )  # fmt: skip
+    data = opened("imagenet20", tmp_path)
+    assert data.classes == ("tench", "gas pump")
+    assert {data.names[i] for i in data.query} == {f"query{i}" for i in range(6)}
+    assert {data.names[i] for i in data.gallery} == {f"database{i}" for i in range(240)}
+    learned = np.union1d(data.train, data.validation)
+    assert np.isin(learned, data.gallery).all()
+    assert np.bincount(data.labels[learned]).tolist() == [100, 100]
+    assert "not a published protocol, 100 of train a class drawn here by seed 1" in data.protocol
+    np.testing.assert_array_equal(data.pixels[28][data.names.index("query5")], to_square(photo(505), 28))
+
+
+@pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "classes", "sizes"),
+    [
+        ("ucmerced", 21, (1680, 1680, 420)),
+        ("ucmerced_multi", 17, (1680, 1680, 420)),
+        ("imagenet20", 20, (2000, 4900, 1000)),
+        ("cifar10", 10, (5000, None, 1000)),
+    ],
+)
+def test_real_sets(tmp_path: Path, name: str, classes: int, sizes: tuple[int | None, ...]) -> None:
+    data = load(name, [8], tmp_path / "cache", seed=0, strict=True)
+    assert len(data.classes) == len(data.seen) == classes
+    found = (len(data.train) + len(data.validation), len(data.gallery), len(data.query))
+    assert found == tuple(size or len(data.names) - 6000 for size in sizes)
+    if data.labels.ndim == 1:
+        assert len(set(np.bincount(data.labels[data.query]))) == 1

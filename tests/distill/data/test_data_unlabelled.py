@@ -1,0 +1,173 @@
+"""Pictures without labels, classes held out of train, and the file that says who was what."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_pictures import MakeFolder, encoded, pack, photo
+
+from distill.data import Dataset, load, save_split
+from distill.data.decode import to_square
+from gallery.errors import InputError
+
+LABELLED = {"a": 20, "b": 20, "c": 20}
+PARTS = ("train", "validation", "gallery", "query")
+
+
+def opened(root: Path, **options: Any) -> Dataset:
+    return load(str(root), [8], root.parent / "cache", seed=4, **options)
+
+
+def test_they_come_after_the_labelled_ones_and_change_no_split(make_folder: MakeFolder) -> None:
+    root, more = make_folder(LABELLED), make_folder({"": 3, "deep/down": 4}, "more", width=30)
+    alone, both = opened(root), opened(root, unlabelled=[more])
+    assert (len(alone.unlabelled), alone.unlabelled.dtype) == (0, np.int64)
+    assert both.names[:60] == alone.names
+    assert both.names[60:63] == tuple(f"unlabelled/more/00{i}.png" for i in range(3))
+    assert both.unlabelled.tolist() == list(range(60, 67))
+    assert both.labels.tolist() == [*alone.labels, *[-1] * 7]
+    assert all(np.array_equal(getattr(both, part), getattr(alone, part)) for part in PARTS)
+    assert both.protocol == alone.protocol
+    assert len(both.pixels[8]) == 67
+    assert {alone.fingerprint, opened(root, unlabelled=()).fingerprint} == {alone.fingerprint}
+    np.testing.assert_array_equal(both.seen, [0, 1, 2])
+
+
+def test_their_contents_are_in_the_fingerprint(make_folder: MakeFolder) -> None:
+    root, more = make_folder(LABELLED), make_folder({"": 3}, "more", width=30)
+    first = opened(root, unlabelled=[str(more)])
+    (more / "001.png").write_bytes(encoded(5))
+    assert opened(root, unlabelled=[more]).fingerprint != first.fingerprint != opened(root).fingerprint
+    np.testing.assert_array_equal(opened(root, unlabelled=[more]).pixels[8][61], to_square(photo(5), 8))
+
+
+def test_a_file_is_taken_once(make_folder: MakeFolder, caplog: pytest.LogCaptureFixture) -> None:
+    root, more = make_folder(LABELLED), make_folder({"x": 3}, "more", width=30)
+    os.link(root / "a" / "000.png", more / "hard.png")
+    (more / "soft.png").symlink_to(root / "b" / "000.png")
+    (more / "self.png").symlink_to(more / "x" / "000.png")
+    with caplog.at_level(logging.INFO, "twinhash"):
+        both = opened(root, unlabelled=[more, more / "x", root])
+    assert len(both.unlabelled) == 3
+    assert "60 that are listed already" in caplog.text
+    assert opened(more.parent / "pictures", unlabelled=[more.parent / "pictures"]).unlabelled.size == 0
+
+
+def test_copies_of_queries_are_left_out(make_folder: MakeFolder, caplog: pytest.LogCaptureFixture) -> None:
+    root, more = make_folder(LABELLED), make_folder({"": 2}, "more", width=30)
+    plain = opened(root)
+    asked, learned = plain.names[plain.query[0]], plain.names[plain.train[0]]
+    shutil.copy(root / asked, more / "leak.png")
+    shutil.copy(root / learned, more / "harmless.png")
+    both = opened(root, unlabelled=[more])
+    assert [both.names[i].split("/")[-1] for i in both.unlabelled] == ["000.png", "001.png", "harmless.png"]
+    assert "left out 1 pictures without labels that are copies of queries" in caplog.text
+
+
+def test_copies_of_queries_in_a_container(tmp_path: Path, make_folder: MakeFolder) -> None:
+    pictures = [encoded(i) for i in range(20)]
+    path = pack(tmp_path / "c.npz", pictures, labels=np.arange(20) % 2, classes=np.array(["x", "y"]))
+    more = make_folder({"": 0}, "more", width=30)
+    for i, raw in enumerate(pictures):
+        (more / f"{i:02d}.png").write_bytes(raw)
+    both = opened(path, unlabelled=[more])
+    assert len(both.query) == 4
+    assert {int(both.names[i][-6:-4]) for i in both.unlabelled} == set(range(20)) - set(both.query)
+
+
+def test_multi_label_sets_get_empty_rows(make_folder: MakeFolder) -> None:
+    root, more = make_folder(LABELLED), make_folder({"": 3}, "more", width=30)
+    rows = [f"{s}/{i:03d}.png,{s};{'abc'[i % 3]}" for s in "abc" for i in range(20)]
+    (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
+    both = opened(root / "m.csv", unlabelled=[more])
+    assert both.labels.shape == (63, 3)
+    assert both.labels.any(1).tolist() == [True] * 60 + [False] * 3
+    assert both.unlabelled.tolist() == [60, 61, 62]
+    assert "without a label" not in both.protocol
+    assert not np.isin(both.unlabelled, np.concatenate([getattr(both, part) for part in PARTS])).any()
+
+
+def test_broken_ones_are_on_record(make_folder: MakeFolder) -> None:
+    root, more = make_folder(LABELLED), make_folder({"": 3}, "more", width=30)
+    (more / "001.png").write_bytes(b"x")
+    (more / "gone.png").symlink_to("nowhere")
+    (more / "lost.png").symlink_to("nowhere")
+    data = opened(root, unlabelled=[more])
+    assert [skip.name for skip in data.skipped] == [f"unlabelled/more/{n}.png" for n in ("001", "gone", "lost")]
+    assert len(data.unlabelled) == 2
+    with pytest.raises(InputError, match="3 of 65 that cannot be used"):
+        opened(root, unlabelled=[more], strict=True)
+
+
+def test_what_is_no_folder(make_folder: MakeFolder) -> None:
+    with pytest.raises(InputError, match="a folder of pictures without labels at nowhere"):
+        opened(make_folder(LABELLED), unlabelled=["nowhere"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_unseen_classes(make_folder: MakeFolder, seed: int) -> None:
+    root = make_folder(dict.fromkeys("abcdefg", 10))
+    plain, held = (load(str(root), [8], root.parent / "cache", seed=seed, unseen=k) for k in (0, 3))
+    assert plain.unseen == ()
+    assert len(set(held.unseen)) == 3 == 7 - len(held.seen)
+    assert held.classes == plain.classes
+    assert [held.classes[c] for c in held.seen] == [c for c in held.classes if c not in held.unseen]
+    for part in ("train", "validation"):
+        assert not {held.classes[c] for c in held.labels[getattr(held, part)]} & set(held.unseen)
+    for part in ("gallery", "query"):
+        np.testing.assert_array_equal(getattr(held, part), getattr(plain, part))
+    left = {i for i in plain.gallery if held.classes[held.labels[i]] not in held.unseen}
+    assert {*held.train, *held.validation} == left
+    assert f"3 classes held out of train by seed {seed}: 32 train, 56 gallery, 14 query" in held.protocol
+    assert held.fingerprint != plain.fingerprint
+
+
+def test_which_are_unseen_depends_on_the_seed(make_folder: MakeFolder) -> None:
+    root = make_folder(dict.fromkeys("abcdefg", 4))
+    drawn = {load(str(root), [8], root.parent / "cache", seed=seed, unseen=3).unseen for seed in range(8)}
+    assert len(drawn) > 3
+
+
+def test_unseen_classes_of_multi_label_pictures(make_folder: MakeFolder) -> None:
+    root = make_folder(dict.fromkeys("abcd", 20))
+    rows = [f"{s}/{i:03d}.png,{s};{'abcd'[i % 4]}" for s in "abcd" for i in range(20)]
+    (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
+    data = opened(root / "m.csv", unseen=1)
+    hidden = data.classes.index(data.unseen[0])
+    assert not data.labels[np.union1d(data.train, data.validation), hidden].any()
+    assert data.labels[data.gallery, hidden].any()
+    assert data.seen.tolist() == [c for c in range(4) if c != hidden]
+
+
+@pytest.mark.parametrize("unseen", [-1, 2, 3])
+def test_too_many_unseen_classes(make_folder: MakeFolder, unseen: int) -> None:
+    with pytest.raises(InputError, match=rf"two are left to learn; found {unseen} of the 3 in train"):
+        opened(make_folder(LABELLED), unseen=unseen)
+
+
+def test_the_split_as_a_file(make_folder: MakeFolder) -> None:
+    root, more = make_folder({"a": 20, 'c, "d"': 20, "e": 20}), make_folder({"": 2}, "more", width=30)
+    data = opened(root, unlabelled=[more], unseen=1)
+    path = save_split(data, root.parent / "run" / "split.csv")
+    with path.open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["name"] for row in table] == list(data.names)
+    assert [row["labels"] for row in table] == [data.classes[c] if c >= 0 else "" for c in data.labels]
+    for part in (*PARTS, "unlabelled"):
+        assert [i for i, row in enumerate(table) if part in row["parts"].split(";")] == getattr(data, part).tolist()
+    rows = [f"a/{i:03d}.png,{'x;y' if i % 2 else 'y'}" for i in range(20)]
+    (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
+    text = save_split(opened(root / "m.csv"), path).read_text().splitlines()
+    assert text[:1] + [line.rsplit(",", 1)[0] for line in text[1:]] == ["name,labels,parts", *rows]
+
+
+def test_the_embedded_fingerprint_stays(tmp_path: Path) -> None:
+    found = load("embedded", [28], tmp_path, seed=0).fingerprint
+    assert found == "2a1220e3eacde1e70a973b73ca030977ffe833737c5b24d348b3b073d27ac2af"

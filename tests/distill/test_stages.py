@@ -1,0 +1,197 @@
+"""Every way of learning that the command offers, on a few real pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill import stages
+from distill.config import Learning, StudentFit, TeacherFit
+from distill.course import Course, begin
+from distill.data import load
+from distill.engine import read_journal
+from distill.models import build
+from distill.runfolder import open_run
+from gallery.codes import pack
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+
+BITS, SIZE, EACH = 16, 32, 20
+TEACHER = TeacherFit(mode="full", epochs=1, batch=16)
+STUDENT = StudentFit(epochs=1, batch=16, views=2)
+Learn = Callable[..., tuple[Course, stages.Networks]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of twenty, and beside them a folder without labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    data = load("embedded", {32}, folder / "cache", seed=0)
+    for label in (0, 1, 8, 9):
+        for place, i in enumerate(data.query[data.labels[data.query] == label][: EACH + 5]):
+            home = folder / ("labelled" if place < EACH else "loose") / data.classes[label].replace("/", "-")
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.pixels[32][i]).save(home / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of "pretrained" weights: the network as it happens to begin."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "resnet10t.safetensors"
+    save_file(build("resnet10t", SIZE, BITS, seed=7).backbone.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
+
+    def run(name: str = "run", **changes: Any) -> tuple[Course, stages.Networks]:
+        small = {"teacher": "resnet10t", "student": "mobilenetv3_small", "teacher_size": SIZE, "student_size": SIZE,
+                 "data": str(pictures / "labelled"), "bits": BITS, "teacher_fit": TEACHER, "student_fit": STUDENT}
+        with open_run(tmp_path / name) as folder:
+            course = begin(folder, Learning(**{**small, **changes}), tmp_path / "cache")
+            return course, stages.learn(course)
+
+    return run
+
+
+def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
+
+
+def codes(course: Course, networks: stages.Networks) -> np.ndarray:
+    return pack(course.cells(networks).student_queries)
+
+
+def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn) -> None:
+    _, staged = learn("staged")
+    course, at_once = learn("at once", schedule="simultaneous")
+    assert same(staged.teacher, at_once.teacher)
+    assert not same(staged.student, at_once.student)
+    assert np.array_equal(staged.gallery.codes(), at_once.gallery.codes())
+    assert {p.stage for p in read_journal(course.run.folder / "train.jsonl")} == {"pair"}
+    assert course.run.done("student")
+
+
+def test_the_released_joint_form_moves_the_teacher(learn: Learn) -> None:
+    _, alone = learn("alone")
+    joint = STUDENT.model_copy(update={"instance": "joint"})
+    _, released = learn("released", schedule="simultaneous", student_fit=joint)
+    assert not same(alone.teacher, released.teacher)
+
+
+def test_a_new_student_for_an_old_gallery(learn: Learn, tmp_path: Path) -> None:
+    _, old = learn("old")
+    course, new = learn("new", gallery=tmp_path / "old", student="mobilenetv2")
+    assert new.space == old.space
+    assert same(new.teacher, old.teacher)
+    assert np.array_equal(course.centers, np.load(tmp_path / "old" / "centers.npy"))
+    assert "teacher" not in course.run.seconds
+    assert json.loads((course.run.folder / "codespace.json").read_text())["id"] == old.space.id
+
+
+def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None:
+    learn("old")
+    (tmp_path / "old" / "teacher.safetensors").unlink()
+    fit = STUDENT.model_copy(update={"center_weight": 0.0, "epochs": 25})
+    course, networks = learn("new", gallery=tmp_path / "old", student="resnet10t", student_fit=fit)
+    cells = course.cells(networks)
+    assert networks.teacher is None
+    assert cells.teacher_queries is None
+    wanted = np.unpackbits(networks.gallery.codes(), axis=1)
+    got = np.unpackbits(pack(cells.student_gallery), axis=1)
+    assert (wanted == got).mean() > 0.75  # it has nothing else to learn from
+
+
+def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tmp_path: Path) -> None:
+    learn("old")
+    shutil.copytree(pictures / "labelled", tmp_path / "fewer")
+    next((tmp_path / "fewer").rglob("*.png")).unlink()
+    with pytest.raises(InputError, match="the pictures of the gallery"):
+        learn("new", gallery=tmp_path / "old", data=str(tmp_path / "fewer"))
+    with pytest.raises(InputError, match="--bits 16"):
+        learn("newer", gallery=tmp_path / "old", bits=32)
+    with pytest.raises(CorruptFile, match=r"codespace\.json"):
+        learn("newest", gallery=tmp_path / "nowhere")
+
+
+def test_a_gallery_whose_teacher_was_exchanged_is_refused(learn: Learn, tmp_path: Path) -> None:
+    learn("old")
+    learn("other", seed=1)
+    shutil.copy(tmp_path / "other" / "teacher.safetensors", tmp_path / "old" / "teacher.safetensors")
+    with pytest.raises(CodeSpaceMismatch, match="another"):
+        learn("new", gallery=tmp_path / "old")
+
+
+def test_quick_trains_the_head_alone_and_head_first_goes_on_from_it(learn: Learn, weights: Path) -> None:
+    begun = build("resnet10t", SIZE, BITS, seed=7).backbone
+    course, quick = learn("quick", teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "quick"}))
+    assert same(quick.teacher.backbone, begun)
+    steps = [p.step for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "teacher"]
+    assert steps[-1] == 30 * (len(course.data.train) // 16)
+    course, both = learn("both", teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "head_first"}))
+    assert not same(both.teacher.backbone, begun)
+    for name, counted in both.teacher.backbone.named_buffers():  # batch norms keep what pretraining has counted
+        assert torch.equal(counted, begun.get_buffer(name)), name
+    assert next(p.stage for p in read_journal(course.run.folder / "train.jsonl")) == "head"
+
+
+def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pictures: Path) -> None:
+    loose = (str(pictures / "loose"),)
+    course, with_them = learn("with", unlabelled=loose)
+    assert len(course.data.unlabelled) == 20
+    index, spare = stages._pupils(course, with_them.teacher)
+    assert np.array_equal(index[: len(course.data.train)], course.data.train)
+    assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
+    assert spare == round(16 * 20 / (20 + len(course.data.train)))
+    labels_only = STUDENT.model_copy(update={"instance_weight": 0.0})
+    _, without = learn("without", student_fit=labels_only)
+    _, ignored = learn("ignored", student_fit=labels_only, unlabelled=loose)
+    assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
+
+
+def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Learn) -> None:
+    course, networks = learn("unseen", unseen=1)
+    assert len(course.classes) == len(course.centers) == 3
+    assert networks.space.classes == course.classes
+    assert set(course.labels[course.data.train]) == {0, 1, 2}
+    assert -1 in course.labels[course.data.gallery]
+    index, spare = stages._pupils(course, networks.teacher)
+    assert spare > 0
+    assert set(course.labels[index[len(course.data.train) :]]) == {-1}
+    assert course.center_map(networks)["classes"] == course.classes
+
+
+def test_fresh_crops_are_shown_to_the_teacher_each_time(learn: Learn) -> None:
+    course, networks = learn("online", student_fit=STUDENT.model_copy(update={"views": 0}))
+    assert "views" not in course.run.seconds
+    assert codes(course, networks).shape == (len(course.data.query), BITS // 8)
+
+
+@pytest.mark.parametrize("how", ["hungarian", "quadratic", "released"])
+def test_assigned_centers_are_the_ones_that_are_saved(learn: Learn, weights: Path, how: str) -> None:
+    made = {"centers": "bernoulli", "teacher_weights": weights}
+    plain, _ = learn("plain", assignment="none", **made)
+    course, networks = learn("assigned", assignment=how, **made)
+    assert {tuple(row) for row in course.centers} == {tuple(row) for row in plain.centers}
+    assert networks.space.centers_sha256 != ""
+    assert np.array_equal(np.load(course.run.folder / "centers.npy"), course.centers)
+
+
+def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> None:
+    fit = STUDENT.model_copy(update={"epochs": 12, "ema": 0.5, "patience": 1, "lr": 1e-6})
+    course, _ = learn("patient", student_fit=fit, validation_fraction=0.2)
+    points = [p for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "student"]
+    assert len([p for p in points if p.validation is not None]) < 12
