@@ -3,18 +3,22 @@
     python benchmarks/run.py csch      # CSCH as released beside ours: a file of results, a table and a plot
     python benchmarks/run.py terms     # which terms of the student's loss earn their place
     python benchmarks/run.py unseen    # classes without labels
+    python benchmarks/run.py views     # what stored views save, and whether the loader keeps up
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.csch import Csch, Terms, Unseen
+from benchmarks.views import Views
 from gallery.console import log, show_log
 from gallery.errors import EXIT_BAD_INPUT, TwinhashError
 
@@ -23,8 +27,8 @@ def main() -> int:
     """Runs one benchmark and returns the exit code."""
     import tyro
 
-    tables = {"csch": Csch, "terms": Terms, "unseen": Unseen}
-    command = tyro.extras.subcommand_cli_from_dict(tables, description=__doc__)
+    commands: dict[str, Callable[..., Any]] = {"csch": Csch, "terms": Terms, "unseen": Unseen, "views": Views}
+    command = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     show_log()
     try:
         command.run()

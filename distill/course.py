@@ -15,7 +15,15 @@ from torch import Tensor
 
 from distill import data
 from distill import weights as weights_of
-from distill.assignment import QUADRATIC_MOST, assign, class_means, class_similarity, equidistant, gram_correlation
+from distill.assignment import (
+    QUADRATIC_MOST,
+    Assignment,
+    assign,
+    class_means,
+    class_similarity,
+    equidistant,
+    gram_correlation,
+)
 from distill.centers import Centers, hash_centers
 from distill.config import Fit, Learning, Model, Resolved, Start, resolve
 from distill.data import Dataset
@@ -119,16 +127,23 @@ class Course:
             if folder and (folder / codespace.FILE).exists():
                 return codespace.load(folder)[1]
         learning = self.learning
-        words = hash_centers(len(self.classes), learning.bits, learning.seed, learning.centers)
-        how = learning.assignment
-        if how == "auto":
-            alike = len(words) <= learning.bits  # then all distances are about bits / 2, and there is little to choose
-            how = "none" if alike or len(words) > QUADRATIC_MOST or self.plan.teacher.random else "quadratic"
+        words, how = hash_centers(len(self.classes), learning.bits, learning.seed, learning.centers), self.assignment
         if how == "none":
             return words
         role: Role = "student" if how == "released" else "teacher"
         log.info("  assigning centers to classes by the features of the %s (%s)", role, how)
         return words[assign(words, how, self._features(role), self._positive(self.data.train), learning.seed)]
+
+    @property
+    def assignment(self) -> Assignment:
+        """How centers are assigned to classes: left to us, quadratically, unless there is little to choose.
+
+        With no more classes than bits, all distances are about bits / 2; random features know no classes.
+        """
+        if self.learning.assignment != "auto":
+            return self.learning.assignment
+        worth_it = self.learning.bits < len(self.classes) <= QUADRATIC_MOST and not self.plan.teacher.random
+        return "quadratic" if worth_it else "none"
 
     def _features(self, role: Role) -> NDArray[np.float32]:
         """A pretrained backbone's features of the training pictures, `[len(train), D]`."""
@@ -253,7 +268,8 @@ class Course:
             "distance": tuple(map(tuple, ((words.shape[1] - words @ words.T) // 2).tolist())),
             "similarity": tuple(map(tuple, class_similarity(means).round(3).tolist())),
             "similarity_of": "the teacher's codes of the gallery",
-            "construction": self.learning.centers, "assignment": self.learning.assignment,
+            "construction": "of the earlier run" if self.learning.gallery else self.learning.centers,
+            "assignment": "of the earlier run" if self.learning.gallery else self.assignment,
             "correlation": None if equidistant(words) else gram_correlation(words, means),
         }  # fmt: skip
 

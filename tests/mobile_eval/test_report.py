@@ -290,3 +290,30 @@ def test_a_long_curve_is_thinned_to_means_and_its_plot_stays_inside() -> None:
             assert len(points) > 1
             assert all(plots.LEFT <= x <= plots.WIDTH - plots.RIGHT for x, _ in points)
             assert all(plots.TOP <= y <= plots.HEIGHT - plots.BOTTOM for _, y in points)
+
+
+def test_the_center_map_shows_every_entry_and_escapes_names(tmp_path: Path) -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    from mobile_eval.results import CenterMap
+
+    distance = ((0, 8, 6), (8, 0, 7), (6, 7, 0))
+    shown = CenterMap(
+        classes=("cat", "<b>dog</b>", "cow"), distance=distance, similarity=((1, 0.5, 0), (0.5, 1, 0.25), (0, 0.25, 1)),
+        similarity_of="features", construction="auto", assignment="quadratic", correlation=0.31,
+    )  # fmt: skip
+    page = write_html(results(center_map=shown), tmp_path / "r.html").read_text()
+    assert "6 to 8 bits between two classes" in page
+    assert "0.31" in page
+    assert "&lt;b&gt;dog&lt;/b&gt;" in page
+    image = Image.open(io.BytesIO(base64.b64decode(plots.heatmap(distance).split(",")[1]))).convert("RGB")
+    assert image.size == (3, 3)
+    dark = [sum(image.getpixel((x, y))) for y, x in ((0, 1), (1, 2), (0, 2), (0, 0))]
+    assert dark == sorted(dark)  # 8, 7, 6, 0 bits: the larger, the darker
+    assert len(set(dark)) == 4
+    alike = shown.model_copy(update={"distance": ((0, 8), (8, 0)), "correlation": None})
+    page = write_html(results(center_map=alike), tmp_path / "s.html").read_text()
+    assert "no assignment could be better" in page

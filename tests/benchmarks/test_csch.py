@@ -1,0 +1,71 @@
+"""The tables: cells are learned once, every row is what it says, and figures are means over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import csch
+from benchmarks.cell import Cell
+from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Table, Terms, Unseen, markdown
+from distill.data import load
+
+
+def cell(row: str = BASE, seed: int = 0, product: float = 0.5, **changes: object) -> Cell:
+    facts = {"row": row, "data": "d", "bits": 64, "seed": seed, "center_distance": 32, "teacher_teacher": 0.75,
+             "student_gallery": product, "student_student": 0.25, "student_gallery_retrieved": 0.5,
+             "teacher_teacher_unseen": None, "student_gallery_unseen": None, "student_gallery_seen": None,
+             "agreement": 0.875, "fragile": 0.0625, "student_steps": 10, "seconds": {"student": 2.0}, "protocol": "p"}
+    return Cell.model_validate({**facts, **changes})  # fmt: skip
+
+
+def test_the_table_has_means_and_spreads_over_seeds_in_the_order_of_the_rows() -> None:
+    cells = [cell("labels only", 0, 0.25), cell(seed=0, product=0.5), cell(seed=1, product=0.75), cell("raw", 0)]
+    head, _, *lines = markdown(cells)
+    assert "unseen" not in head
+    assert [line.split(" | ")[2] for line in lines] == [BASE, "labels only", "raw"]
+    assert "0.625 ± 0.125" in lines[0]
+    assert lines[0].count("|") == head.count("|")
+    assert "unseen" in next(iter(markdown([cell(student_gallery_unseen=0.5)])))
+
+
+@pytest.mark.parametrize("table", [Csch(), Terms(), Unseen()])
+def test_rows_change_what_they_say_and_nothing_else(table: Table) -> None:
+    base = table.learning("imagenet20", 64, 0, BASE).model_dump()
+    for row in table.rows:
+        other = table.learning("imagenet20", 64, 0, row).model_dump()
+        changed = {key for key in base if base[key] != other[key]} - {"gallery"}
+        assert changed <= {"student_fit", *ROWS[row]}, row
+        assert (other["gallery"] is None) == (row == BASE or "schedule" in ROWS[row])
+        terms = {key for key in base["student_fit"] if base["student_fit"][key] != other["student_fit"][key]}
+        assert terms == {k for k, v in ROWS[row].get("terms", {}).items() if v != base["student_fit"][k]}, row
+    folders = {table.folder("d", bits, seed, row) for bits in (16, 64) for seed in (0, 1) for row in table.rows}
+    assert len(folders) == 4 * len(table.rows)
+
+
+def test_a_table_is_learned_written_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
+    monkeypatch.setattr(csch, "RESULTS", tmp_path / "results")
+    data = load("embedded", {32}, tmp_path / "cache", seed=0)
+    for label in (0, 1, 8):
+        for i in data.query[data.labels[data.query] == label][:90]:
+            home = tmp_path / "in" / str(label)
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.pixels[32][i]).save(home / f"{i}.png")
+    rows = (BASE, RELEASED, "labels only")
+    options = {"data": (str(tmp_path / "in"),), "bits": (16,), "seeds": (0,), "rows": rows, "teacher": "resnet10t",
+               "student": "resnet10t", "size": 32, "epochs": 2, "runs": tmp_path / "runs", "name": "small", "unseen": 1}
+    Table(**options).run()
+    record = Cell.model_validate_json(next((tmp_path / "runs").glob("*labels*/cell.json")).read_text())
+    assert 0 < record.student_gallery <= 1
+    assert record.student_gallery_unseen is not None
+    assert record.student_steps == 2 * 2
+    for kind in ("json", "md", "svg"):
+        assert (tmp_path / "results" / f"small.{kind}").stat().st_size > 100
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("cell.json")}
+    assert len(before) == 3
+    Table(**options).run()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("cell.json")}
