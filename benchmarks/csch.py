@@ -24,7 +24,7 @@ COLUMNS = {
 BASE = "csch, staged"  # the row whose teacher and gallery the other staged rows are students of
 RELEASED = "csch-released"
 
-# What each row changes; `terms` are the student's.
+# What each row changes; `terms` are the student's, `teaching` is the teacher's, who is another one then.
 ROWS: dict[str, dict[str, Any]] = {
     BASE: {},
     "csch, simultaneous": {"schedule": "simultaneous"},
@@ -33,6 +33,9 @@ ROWS: dict[str, dict[str, Any]] = {
     RELEASED: {
         "schedule": "simultaneous", "centers": "csch", "assignment": "released", "terms": {"instance": "joint"},
     },
+    **{f"{mode}, rate {rate:g}": {"teaching": {"mode": mode, "lr": rate}, "terms": {"epochs": 1, "views": 1}}
+       for mode in ("full", "head_first") for rate in (1e-3, 3e-4, 1e-4)},
+    "quick": {"teaching": {"mode": "quick"}, "terms": {"epochs": 1}},
     "raw": {"terms": {"instance": "raw"}},
     "cosine": {"terms": {"instance": "cosine", "instance_weight": 20.0}},
     "+ similarity": {"terms": {"similarity_weight": 1.0}},
@@ -73,7 +76,7 @@ class Table(Model):
         cells = []
         for seed, bits, data, row in itertools.product(self.seeds, self.bits, self.data, self.rows):
             log.info("[%s, %d bits, seed %d] %s", data, bits, seed, row)
-            if row != BASE and "schedule" not in ROWS[row]:
+            if self.borrows(row):
                 self.measure(data, bits, seed, BASE)
             cell = self.measure(data, bits, seed, row)
             log.info("  student->gallery %.4f, teacher->teacher %.4f", cell.student_gallery, cell.teacher_teacher)
@@ -91,15 +94,20 @@ class Table(Model):
         what = f"{Path(data).stem}-{self.unseen}-{networks}-{bits}-{seed}-{row}"
         return self.runs / re.sub(r"[^\w+-]+", "_", what)
 
+    def borrows(self, row: str) -> bool:
+        """Whether a row is a student of the base row's teacher."""
+        return row != BASE and not {"schedule", "teaching"} & ROWS[row].keys()
+
     def learning(self, data: str, bits: int, seed: int, row: str) -> Learning:
         """The configuration of one cell."""
         changes = dict(ROWS[row])
         terms = {"unlabelled_share": 0.0, "epochs": self.epochs, **changes.pop("terms", {})}
-        if row != BASE and "schedule" not in changes:
+        teaching = {"mode": "full", "epochs": self.epochs, **changes.pop("teaching", {})}
+        if self.borrows(row):
             changes["gallery"] = self.folder(data, bits, seed, BASE)
         return Learning(
             teacher=self.teacher, student=self.student, data=data, bits=bits, seed=seed, teacher_size=self.size,
-            student_size=self.size, unseen=self.unseen, teacher_fit=TeacherFit(mode="full", epochs=self.epochs),
+            student_size=self.size, unseen=self.unseen, teacher_fit=TeacherFit(**teaching),
             student_fit=StudentFit(**terms), **changes,
         )  # fmt: skip
 
@@ -111,6 +119,15 @@ class Csch(Table):
     bits: tuple[int, ...] = (16, 32, 64)
     rows: tuple[str, ...] = (BASE, "csch, simultaneous", "labels only", "instance only", RELEASED)
     name: str = "csch"
+
+
+class Teachers(Table):
+    """The teacher's modes and rates; its student is trained for one epoch only."""
+
+    data: tuple[str, ...] = ("imagenet20", "ucmerced")
+    bits: tuple[int, ...] = (64,)
+    rows: tuple[str, ...] = tuple(row for row, changes in ROWS.items() if "teaching" in changes)
+    name: str = "teachers"
 
 
 class Terms(Table):

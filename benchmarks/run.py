@@ -1,6 +1,7 @@
 """Every comparison this project makes, one command each; a benchmark that was stopped goes on where it was.
 
     python benchmarks/run.py csch      # CSCH as released beside ours: a file of results, a table and a plot
+    python benchmarks/run.py teachers  # modes and rates of the teacher
     python benchmarks/run.py terms     # which terms of the student's loss earn their place
     python benchmarks/run.py unseen    # classes without labels
     python benchmarks/run.py views     # what stored views save, and whether the loader keeps up
@@ -17,7 +18,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.csch import Csch, Terms, Unseen
+from benchmarks.csch import Csch, Teachers, Terms, Unseen
 from benchmarks.views import Views
 from gallery.console import log, show_log
 from gallery.errors import EXIT_BAD_INPUT, TwinhashError
@@ -27,7 +28,8 @@ def main() -> int:
     """Runs one benchmark and returns the exit code."""
     import tyro
 
-    commands: dict[str, Callable[..., Any]] = {"csch": Csch, "terms": Terms, "unseen": Unseen, "views": Views}
+    tables: tuple[Callable[..., Any], ...] = (Csch, Teachers, Terms, Unseen, Views)
+    commands = {table.__name__.lower(): table for table in tables}
     command = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     show_log()
     try:

@@ -78,6 +78,11 @@ class StudentFit(Fit):
     unlabelled_share: AutoFloat = "auto"
     """Share of a batch taken from pictures without labels: the rest of the gallery, and --unlabelled."""
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether any term looks at what the teacher said."""
+        return bool(self.instance_weight or self.similarity_weight or self.rank_weight or self.relation_weight)
+
 
 class Learning(Model):
     """What is learned, from what, and how."""

@@ -80,7 +80,7 @@ def _existing(course: Course, folder: Path) -> tuple[HashNet | None, CodeSpace, 
 def _pair(course: Course) -> None:
     """Teacher and student trained at once; the stages that follow find both done."""
     run, plan, learning, fit = course.run, course.plan, course.learning, course.learning.teacher_fit
-    if run.done("teacher"):
+    if run.done("teacher") and run.done("student"):
         return
     with run.stage("teacher", f"training {plan.teacher.name} and {plan.student.name} at once"):
         nets = {role: course.beginning(role) for role in ("teacher", "student")}
@@ -92,7 +92,7 @@ def _pair(course: Course) -> None:
         )  # fmt: skip
         _save_teacher(course, nets["teacher"])
         _save_student(course, nets["student"])
-    run.finish("student")
+        run.finish("student")
 
 
 def _teacher(course: Course) -> tuple[HashNet, CodeSpace]:
@@ -170,7 +170,8 @@ def _student(course: Course, teacher: HashNet | None, space: CodeSpace, gallery_
             prepare = from_teacher(course.student_lesson, teacher, course.teacher_lesson, plan.student_crop,
                                    index[len(course.data.train):], spare)  # fmt: skip
         else:
-            with run.stage("views", f"showing the teacher {plan.views} views of {len(index)} pictures"):
+            asked = f"showing the teacher {plan.views} views of {len(index)} pictures"
+            with run.stage("views", asked if terms.asks_teacher else "of pictures, of which the teacher is not asked"):
                 views = _taught(course, teacher, index, space, gallery_logits)
             prepare = from_views(course.student_lesson, views, spare)
         what = f"distilling {plan.student.name} at {plan.student_size} px, {plan.student.source}"
@@ -198,7 +199,7 @@ def _pupils(course: Course, teacher: HashNet | None) -> tuple[Indices, int]:
     all_alike = min(LARGEST_SHARE, len(others) / (len(others) + len(data.train)))
     share = all_alike if fit.unlabelled_share == "auto" else float(fit.unlabelled_share)
     batch = min(fit.batch, len(data.train))
-    spare = min(round(share * batch), batch - 2) if len(others) and fit.instance_weight else 0
+    spare = min(round(share * batch), batch - 2) if len(others) and fit.asks_teacher else 0
     return np.concatenate([data.train, others if spare else others[:0]]), spare
 
 
@@ -212,7 +213,9 @@ def _taught(
     crops = stored(len(index), max(1, plan.views), plan.student_crop, course.learning.seed)
     logits = []
     for view in range(len(crops)):
-        if teacher is None or (view == 0 and known.min() >= 0):  # stored codes hold for every crop where they are all
+        if not course.learning.student_fit.asks_teacher:
+            logits.append(np.zeros((len(index), space.bits), np.float32))
+        elif teacher is None or (view == 0 and known.min() >= 0):  # stored codes hold for every crop where they are all
             logits.append(gallery_logits[known])
         else:
             logits.append(course.logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))

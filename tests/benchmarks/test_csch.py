@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import csch
 from benchmarks.cell import Cell
-from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Table, Terms, Unseen, markdown
+from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Table, Teachers, Terms, Unseen, markdown
 from distill.data import load
 
 
@@ -31,14 +31,15 @@ def test_the_table_has_means_and_spreads_over_seeds_in_the_order_of_the_rows() -
     assert "unseen" in next(iter(markdown([cell(student_gallery_unseen=0.5)])))
 
 
-@pytest.mark.parametrize("table", [Csch(), Terms(), Unseen()])
+@pytest.mark.parametrize("table", [Csch(), Teachers(), Terms(), Unseen()])
 def test_rows_change_what_they_say_and_nothing_else(table: Table) -> None:
     base = table.learning("imagenet20", 64, 0, BASE).model_dump()
     for row in table.rows:
         other = table.learning("imagenet20", 64, 0, row).model_dump()
         changed = {key for key in base if base[key] != other[key]} - {"gallery"}
-        assert changed <= {"student_fit", *ROWS[row]}, row
-        assert (other["gallery"] is None) == (row == BASE or "schedule" in ROWS[row])
+        assert changed <= {"student_fit", "teacher_fit", *ROWS[row]}, row
+        assert (changed & {"teacher_fit"} != set()) <= ("teaching" in ROWS[row]), row
+        assert (other["gallery"] is None) == (row == BASE or bool({"schedule", "teaching"} & ROWS[row].keys()))
         terms = {key for key in base["student_fit"] if base["student_fit"][key] != other["student_fit"][key]}
         assert terms == {k for k, v in ROWS[row].get("terms", {}).items() if v != base["student_fit"][k]}, row
     folders = {table.folder("d", bits, seed, row) for bits in (16, 64) for seed in (0, 1) for row in table.rows}

@@ -85,6 +85,19 @@ def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn
     assert course.run.done("student")
 
 
+@pytest.mark.parametrize("lost", ["teacher", "student"])
+def test_a_kill_between_the_two_records_of_a_pair_trains_neither_alone(learn: Learn, tmp_path: Path, lost: str) -> None:
+    _, before = learn(schedule="simultaneous")
+    record = tmp_path / "run" / "stages.json"
+    stages_done = json.loads(record.read_text())
+    del stages_done[lost]
+    record.write_text(json.dumps(stages_done))
+    course, after = learn(schedule="simultaneous")
+    assert same(before.student, after.student)
+    assert same(before.teacher, after.teacher)
+    assert {p.stage for p in read_journal(course.run.folder / "train.jsonl")} == {"pair"}
+
+
 def test_the_released_joint_form_moves_the_teacher(learn: Learn) -> None:
     _, alone = learn("alone")
     joint = STUDENT.model_copy(update={"instance": "joint"})
@@ -157,7 +170,8 @@ def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pi
     assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
     assert spare == round(16 * 20 / (20 + len(course.data.train)))
     labels_only = STUDENT.model_copy(update={"instance_weight": 0.0})
-    _, without = learn("without", student_fit=labels_only)
+    course, without = learn("without", student_fit=labels_only)
+    assert not list(course.run.work.glob("view-*"))  # and nothing to ask the teacher
     _, ignored = learn("ignored", student_fit=labels_only, unlabelled=loose)
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
 
