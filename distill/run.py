@@ -58,7 +58,8 @@ class Command(Learning):
     @property
     def title(self) -> str:
         """The name of the run folder."""
-        return self.name or f"{self.teacher}-{self.student}-{Path(self.data).stem}-{self.bits}"
+        teacher = self.gallery.resolve().name if self.gallery else self.teacher
+        return self.name or f"{teacher}-{self.student}-{Path(self.data).stem}-{self.bits}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -170,8 +170,8 @@ def _student(course: Course, teacher: HashNet | None, space: CodeSpace, gallery_
             prepare = from_teacher(course.student_lesson, teacher, course.teacher_lesson, plan.student_crop,
                                    index[len(course.data.train):], spare)  # fmt: skip
         else:
-            asked = f"showing the teacher {plan.views} views of {len(index)} pictures"
-            with run.stage("views", asked if terms.asks_teacher else "of pictures, of which the teacher is not asked"):
+            whom = "no teacher" if not terms.asks_teacher else "the teacher" if teacher else "the gallery's codes"
+            with run.stage("views", f"asking {whom} about {plan.views} views of {len(index)} pictures"):
                 views = _taught(course, teacher, index, space, gallery_logits)
             prepare = from_views(course.student_lesson, views, spare)
         what = f"distilling {plan.student.name} at {plan.student_size} px, {plan.student.source}"
