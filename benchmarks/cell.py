@@ -47,10 +47,13 @@ def measure(row: str, learning: Learning, folder: Path, cache: Path) -> Cell:
     """Learns what `learning` says in `folder`, resuming, and measures it; a cell that was measured is read back."""
     from distill import stages
     from distill.course import begin
+    from distill.engine import keep_freed_memory, limit_threads
     from distill.runfolder import open_run
 
     if (folder / RECORD).exists():
         return Cell.model_validate_json((folder / RECORD).read_text())
+    limit_threads()
+    keep_freed_memory()
     with open_run(folder) as run:
         run.require_same("config", learning)
         course = begin(run, learning, cache)

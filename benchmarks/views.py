@@ -39,11 +39,12 @@ class Views(Model):
     def run(self) -> None:
         """Writes `benchmarks/results/<name>.json`."""
         from distill.course import begin
-        from distill.engine import limit_threads
+        from distill.engine import keep_freed_memory, limit_threads
         from distill.runfolder import open_run
         from mobile_eval.machine import describe
 
         limit_threads()
+        keep_freed_memory()
         learning = Learning(data=self.data, teacher=self.teacher, student=self.student, teacher_size=self.teacher_size,
                             student_size=self.student_size, validation_fraction=0.0)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, open_run(Path(folder) / "run") as run:

@@ -6,8 +6,10 @@ Nothing random is kept between steps: the order of an epoch and the crops of a s
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,8 @@ from distill.models import HashNet
 from gallery.console import log, track
 from gallery.errors import InputError
 
-__all__ = ["Learner", "Schedule", "features", "fit", "forward", "limit_threads", "read_journal"]
+__all__ = ["Learner", "Schedule", "features", "fit", "forward", "keep_freed_memory", "limit_threads", "read_journal"]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 CHECKPOINT_EVERY_S = 120.0
 BETAS = (0.9, 0.99)  # of AdamW: runs of a few hundred steps have no use for a memory of a thousand
 
@@ -152,6 +155,17 @@ def limit_threads() -> int:
     threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads)
     return threads
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what one step frees for the next, where it would give large blocks back and fetch them anew.
+
+    Measured on 2 cores: MobileNetV2 and EfficientNet-lite2 train 1.2 times faster, crops are made 2 times faster.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _draws(

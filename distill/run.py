@@ -86,12 +86,13 @@ def tell(run: Run, command: Command) -> int:
     """The whole road, stage by stage; what an earlier process finished is read back."""
     from distill import stages
     from distill.course import begin
-    from distill.engine import limit_threads
+    from distill.engine import keep_freed_memory, limit_threads
     from distill.journal import to_tensorboard
     from export.forms import check_forms
     from mobile_eval import report
 
     limit_threads()
+    keep_freed_memory()
     check_forms(command.forms)
     changed = run.require_same("config", command, but=("forms", "gate", "name", "runs", "strict", "tensorboard"))
     run.forget(*({"export", "prove"} if "forms" in changed else {"prove"} if changed - {"tensorboard"} else ()))
