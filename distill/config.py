@@ -50,7 +50,7 @@ class TeacherFit(Fit):
     """How the teacher is trained."""
 
     mode: TeacherMode | Literal["auto"] = "auto"
-    """quick: the hash head alone, on stored features; full: all layers; head_first: quick, then all layers."""
+    """quick: the hash head alone, on stored features; full: all layers; head_first: quick, then all layers slowly."""
     head_epochs: int = Field(30, ge=1)
     """Passes over the stored features."""
     head_lr: float = Field(3e-3, gt=0)
@@ -182,7 +182,8 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     epochs = (max(3, 6 * 32**2 // teacher_size**2) if slow else 30) if teacher.random else 8
     epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # little training from nothing has no use for hard views
-    lr = 3e-4 if teacher.transformer else 1e-3
+    mode = auto("teacher mode", fit.mode, "full" if teacher.random else "head_first", start[teacher.random])
+    lr = (3e-4 if teacher.transformer else 1e-3) * (0.3 if mode == "head_first" else 1.0)
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start = start[student.random]
     return Resolved(
@@ -192,11 +193,11 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
         student_size=student_size,
         teacher_epochs=epochs,
         student_epochs=auto("student epochs", distil.epochs, 15 if student.random else 10, student_start),
-        teacher_lr=auto("teacher rate", fit.lr, lr, family),
+        teacher_lr=auto("teacher rate", fit.lr, lr, f"{family}, {mode}"),
         student_lr=auto("student rate", distil.lr, 2e-3 if student.random else 1e-3, student_start),
         teacher_crop=auto("teacher crop", fit.crop, crop, f"{start[teacher.random]}, {epochs} epochs"),
         student_crop=auto("student crop", distil.crop, 0.3, "as measured best"),
-        teacher_mode=auto("teacher mode", fit.mode, "full", start[teacher.random]),
+        teacher_mode=mode,
         views=auto(
             "views", distil.views, 2 if slow else 8, "one look costs the teacher " + ("much" if slow else "little")
         ),

@@ -47,7 +47,10 @@ def test_auto_follows_pictures_device_and_weights() -> None:
     gpu = resolve(Learning(), CNN, CNN, picture_size=600, gpu=True)
     assert (small.teacher_size, small.student_size) == (28, 64)  # two patches of 14; a convolutional network
     assert (large.teacher_size, gpu.teacher_size) == (128, 224)
-    assert small.teacher_lr < large.teacher_lr
+    assert (small.teacher_mode, large.teacher_mode) == ("full", "head_first")  # random weights; pretrained ones
+    whole = resolve(Learning(teacher_fit=TeacherFit(mode="full")), CNN, CNN, picture_size=600, gpu=False)
+    assert large.teacher_lr < whole.teacher_lr
+    assert small.teacher_lr < whole.teacher_lr
     assert small.views < large.views
     assert resolve(Learning(), CNN, CNN, picture_size=100, gpu=False).teacher_size == 112
     reasons = "\n".join(small.reasons)
