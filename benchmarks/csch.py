@@ -59,6 +59,8 @@ class Table(Model):
     """Of those in benchmarks/csch.py."""
     name: str
     """Of the files in benchmarks/results."""
+    figure: str = "student_gallery"
+    """The figure of a cell that is plotted."""
     seeds: tuple[int, ...] = (0, 1, 2)
     unseen: int = 0
     """Classes without labels."""
@@ -128,6 +130,7 @@ class Teachers(Table):
     bits: tuple[int, ...] = (64,)
     rows: tuple[str, ...] = tuple(row for row, changes in ROWS.items() if "teaching" in changes)
     name: str = "teachers"
+    figure: str = "teacher_teacher"
 
 
 class Terms(Table):
@@ -153,6 +156,7 @@ class Unseen(Table):
     )  # fmt: skip
     unseen: int = 6
     name: str = "unseen"
+    figure: str = "student_gallery_unseen"
 
 
 def write(table: Table, cells: Sequence[Cell]) -> None:
@@ -164,7 +168,7 @@ def write(table: Table, cells: Sequence[Cell]) -> None:
               "machine": describe().model_dump(), "cells": [cell.model_dump() for cell in cells]}  # fmt: skip
     write_json(RESULTS / f"{table.name}.json", record)
     write_whole(RESULTS / f"{table.name}.md", "\n".join(markdown(cells)) + "\n")
-    _plot(cells, RESULTS / f"{table.name}.svg")
+    _plot(cells, table.figure, RESULTS / f"{table.name}.svg")
 
 
 def markdown(cells: Sequence[Cell]) -> Iterator[str]:
@@ -187,26 +191,28 @@ def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
 
 
-def _plot(cells: Sequence[Cell], path: Path) -> None:
+def _plot(cells: Sequence[Cell], measure: str, path: Path) -> None:
+    """Rows from top to bottom, one mark for each length of code: the mean, and the range over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same figures give the same file
+    matplotlib.rcParams |= {"svg.hashsalt": path.stem, "svg.fonttype": "none"}  # the same figures give the same file
     import matplotlib.pyplot as plt
 
-    sets = list(dict.fromkeys(cell.data for cell in cells))
-    figure, axes = plt.subplots(1, len(sets), figsize=(5 * len(sets), 4), squeeze=False, layout="constrained")
+    sets, lengths = ([*dict.fromkeys(getattr(cell, name) for cell in cells)] for name in ("data", "bits"))
+    rows = sorted({cell.row for cell in cells}, key=[*ROWS].index, reverse=True)
+    size = (1.5 + 4.5 * len(sets), 1.2 + 0.35 * len(rows))
+    figure, axes = plt.subplots(1, len(sets), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for axis, data in zip(axes[0], sets, strict=True):
-        for row in dict.fromkeys(cell.row for cell in cells):
-            own = [cell for cell in cells if cell.data == data and cell.row == row]
-            bits = sorted({cell.bits for cell in own})
-            values = [[c.student_gallery for c in own if c.bits == b] for b in bits]
-            mean = np.array([np.mean(v) for v in values])
-            reach = np.array([[m - min(v), max(v) - m] for m, v in zip(mean, values, strict=True)]).T
-            axis.errorbar([str(b) for b in bits], mean, reach.reshape(2, -1), label=row, marker="o", capsize=3)
-        axis.set(title=data, xlabel="bits", ylabel="student->gallery mAP")
+        for bits in sorted(lengths):
+            own = [[getattr(c, measure) for c in cells if (c.row, c.data, c.bits) == (row, data, bits)] for row in rows]
+            places = [place for place, values in enumerate(own) if values]
+            means = [float(np.mean(values)) for values in own if values]
+            reach = [[mean - min(v), max(v) - mean] for mean, v in zip(means, filter(None, own), strict=True)]
+            axis.errorbar(means, places, xerr=np.reshape(reach, (-1, 2)).T, fmt="o", capsize=3, label=f"{bits} bits")
+        axis.set(title=data, xlabel=COLUMNS[measure] + " mAP")
+        axis.set_yticks(range(len(rows)), rows)
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-
