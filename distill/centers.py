@@ -52,9 +52,16 @@ def hash_centers(classes: int, bits: int, seed: int = 0, construction: Construct
         raise InputError(f"at most {2**bits} classes for {bits} bits", str(classes), "Use more bits.")
     if construction not in MAKERS:
         raise InputError(f"a construction of {get_args(Construction)}", construction, "Choose one of them.")
-    centers = MAKERS[construction](classes, bits, np.random.default_rng(seed))
+    centers = _enlivened(MAKERS[construction](classes, bits, np.random.default_rng(seed)))
     if len(np.unique(np.packbits(centers > 0, axis=1), axis=0)) < classes:
         raise _unfit(construction, classes, bits, f"two of {classes} words that agree in all {bits} bits")
+    return centers
+
+
+def _enlivened(centers: Centers) -> Centers:
+    """One class turned in every bit that was the same for all: it only moves away from the others."""
+    dead = np.flatnonzero(np.abs(centers.sum(0, dtype=int)) == len(centers))
+    centers[np.arange(len(dead)) % len(centers), dead] *= -1
     return centers
 
 

@@ -76,7 +76,8 @@ class StudentFit(Fit):
     margin_weight: float = Field(0.0, ge=0)
     """Away from zero: room for quantization."""
     unlabelled_share: AutoFloat = "auto"
-    """Share of a batch taken from pictures without labels: the rest of the gallery, and --unlabelled."""
+    """Share of a batch taken from pictures without labels, which are the rest of the gallery and --unlabelled; "auto":
+    twice their share of all pictures, at most half."""
 
     @property
     def asks_teacher(self) -> bool:
@@ -183,6 +184,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # little training from nothing has no use for hard views
     mode = auto("teacher mode", fit.mode, "full" if teacher.random else "head_first", start[teacher.random])
+    # Head first wants a third of the rate: measured on convolutional networks (benchmarks/results/teachers.md).
     lr = (3e-4 if teacher.transformer else 1e-3) * (0.3 if mode == "head_first" else 1.0)
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start = start[student.random]
@@ -196,7 +198,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
         teacher_lr=auto("teacher rate", fit.lr, lr, f"{family}, {mode}"),
         student_lr=auto("student rate", distil.lr, 2e-3 if student.random else 1e-3, student_start),
         teacher_crop=auto("teacher crop", fit.crop, crop, f"{start[teacher.random]}, {epochs} epochs"),
-        student_crop=auto("student crop", distil.crop, 0.3, "as measured best"),
+        student_crop=auto("student crop", distil.crop, 0.3, "a default, not compared with others"),
         teacher_mode=mode,
         views=auto(
             "views", distil.views, 2 if slow else 8, "one look costs the teacher " + ("much" if slow else "little")

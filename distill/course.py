@@ -28,9 +28,9 @@ from distill.centers import Centers, hash_centers
 from distill.config import Fit, Learning, Model, Resolved, Start, resolve
 from distill.data import Dataset
 from distill.engine import Schedule, features, forward, read_journal
-from distill.lesson import Indices, Lesson, Logits, Look, look_at
+from distill.lesson import Indices, Lesson, Logits, Look, look_at, multi_hot
 from distill.models import HashNet, build
-from distill.parallel import first_here, is_first
+from distill.parallel import first_here
 from distill.runfolder import Run
 from distill.views import Lens
 from gallery import codespace
@@ -86,10 +86,10 @@ def settle(run: Run, learning: Learning, picture_size: int) -> Resolved:
 def begin(run: Run, learning: Learning, cache: Path) -> Course:
     """Settles the plan and reads the pictures; `cache` is the folder of decoded ones."""
     plan = settle(run, learning, data.native_size(learning.data, learning.root))
-    with run.stage("data", f"reading {learning.data}"), first_here():
+    with run.stage("data", f"reading {learning.data}"), first_here() as first:
         sizes = {plan.teacher_size, plan.student_size}
         pictures = data.load(learning.data, sizes, cache, **learning.model_dump(include=DATA_OPTIONS))
-        if is_first():
+        if first:
             data.save_split(pictures, run.folder / "split.csv")
     return Course(run, learning, plan, pictures)
 
@@ -152,8 +152,7 @@ class Course:
 
     def _positive(self, index: Indices) -> NDArray[np.bool_]:
         """The classes of pictures, `[len(index), C]`."""
-        own = self.labels[index]
-        return own if own.ndim == 2 else own[:, None] == np.arange(len(self.classes))
+        return multi_hot(self.labels[index], len(self.classes))
 
     def side(self, role: Role) -> tuple[Start, int]:
         """Where a network begins, and the side of its input."""
@@ -246,14 +245,16 @@ class Course:
         )
 
     def portraits(self, networks: Networks) -> Iterator[dict[str, Any]]:
-        """The networks in figures, for the record."""
+        """The networks at hand in figures, for the record."""
         steps = {point.stage: point.step for point in read_journal(self.run.folder / "train.jsonl")}
         sides: tuple[tuple[Role, HashNet | None], ...] = ("teacher", networks.teacher), ("student", networks.student)
         for role, net in sides:
+            if net is None:
+                continue
             start, size = self.side(role)
             yield {
                 "role": role, "name": start.name, "size": size, "weights": start.source, "random": start.random,
-                "parameters": sum(p.numel() for p in net.parameters()) if net else 0,
+                "parameters": sum(p.numel() for p in net.parameters()),
                 "seconds": self.run.seconds.get(role, 0.0), "steps": steps.get(role, steps.get("pair", 0)),
             }  # fmt: skip
 

@@ -57,8 +57,7 @@ class Lesson:
     @cached_property
     def positive(self) -> Tensor:
         """The classes of each picture, bool `[N, C]`."""
-        hot = self.labels if self.labels.ndim == 2 else self.labels[:, None] == np.arange(len(self.centers))
-        return torch.from_numpy(np.ascontiguousarray(hot)).to(self.lens.device)
+        return torch.from_numpy(multi_hot(self.labels, len(self.centers))).to(self.lens.device)
 
     def center_loss(self, logits: Tensor, index: Indices) -> Tensor:
         """CSCH's center consistency of `logits` `[B, bits]` for the pictures at `index`."""
@@ -83,6 +82,11 @@ class Lesson:
                 return round(float(sum(right)) / len(self.validation), 4)
 
         return validate
+
+
+def multi_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:
+    """The classes of each picture, `[N, C]`, of labels that are int `[N]` (-1 for none) or multi-hot already."""
+    return labels if labels.ndim == 2 else labels[:, None] == np.arange(classes)
 
 
 def look_at(

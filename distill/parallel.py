@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Rows = TypeVar("Rows", Tensor, NDArray[Any])
 
+_apart = False  # whether what the processes did together has ended
 PATIENCE = timedelta(hours=12)  # the first process works alone for whole stages while the others wait
 
 
@@ -55,18 +56,23 @@ def leave() -> None:
     """Ends what the processes do together: from here on each is alone, and need not wait for the others."""
     import torch
 
+    global _apart
+    _apart = True
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    os.environ["WORLD_SIZE"] = "1"
 
 
 def rank() -> int:
-    """This process's place among all, from 0."""
-    return int(os.environ.get("RANK", 0))
+    """This process's place among all that torchrun has started, from 0."""
+    return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
 
 
 def world() -> int:
     """How many processes train together."""
+    return 1 if _apart else _started()
+
+
+def _started() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -103,7 +109,7 @@ def first_here() -> Iterator[bool]:
     if is_first():
         try:
             yield True
-        except Exception:
+        except Exception:  # whatever it was: the others must not wait for it
             share(0.0)
             raise
         share(1.0)

@@ -138,7 +138,7 @@ def prove(course: Course, networks: Networks, manifest: Manifest, command: Comma
     if not run.done("prove"):
         with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
             cells, pixels = course.cells(networks), data.pixels[course.plan.student_size]
-            alone = command.student_fit.instance != "joint"
+            alone = command.gallery is None and command.student_fit.instance != "joint"  # of an earlier run: unknown
             asked = pixels[data.query], data.labels[data.query]
             queries = Queries(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)
             codes = pack(cells.student_gallery)

@@ -21,11 +21,14 @@ from distill.views import stored
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
+from gallery.console import log
 from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import sha256_of
 from gallery.index import LanceGallery, create_gallery, open_gallery
 
-LARGEST_SHARE = 0.5  # of a batch, for pictures without labels
+LARGEST_SHARE = 0.5  # of a batch, for pictures without labels; half costs the seen classes nothing (unseen.md)
+MOST_OTHERS = 4  # times the pictures of train: more would cost the teacher looks that the student seldom takes
+HEAD_BYTES = 1 << 30  # of stored features; fewer views where all would not fit
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,11 @@ def _head(course: Course, net: HashNet) -> None:
     """The hash head on stored features of stored views: seconds, once the features are there."""
     plan, fit, train = course.plan, course.learning.teacher_fit, course.data.train
     lens, run = course.lens("teacher"), features(net)
-    crops = stored(len(train), max(1, plan.views), plan.teacher_crop, course.learning.seed)
-    seen = [course.look(run, net, lens, train, f"teacher features {v}", f"pretrained {v}", crops[v] if v else None)
-            for v in range(len(crops))]  # fmt: skip
+    seen = [course.look(run, net, lens, train, "teacher features 0", "pretrained 0")]
+    views = max(1, min(plan.views, HEAD_BYTES // seen[0].nbytes))
+    crops = stored(len(train), views, plan.teacher_crop, course.learning.seed)
+    seen += [course.look(run, net, lens, train, f"teacher features {v}", f"pretrained {v}", crops[v])
+             for v in range(1, views)]  # fmt: skip
     stage = "teacher" if plan.teacher_mode == "quick" else "head"
     schedule = replace(course.schedule(fit, fit.head_epochs), ema=0.0, patience=0)
     rates, key = (fit.head_lr, fit.weight_decay), course.data.fingerprint
@@ -188,7 +193,8 @@ def _student(course: Course, teacher: HashNet | None, space: CodeSpace, gallery_
 def _pupils(course: Course, teacher: HashNet | None) -> tuple[Indices, int]:
     """The pictures the student learns from, those of train first, and how many of a batch are from the others.
 
-    The others have no label, or none that is used: all of the gallery but the validation pictures, and --unlabelled.
+    The others have no label, or none that is used: the gallery but for the validation pictures, and --unlabelled; at
+    most `MOST_OTHERS` times as many as those of train.
     """
     data, fit = course.data, course.learning.student_fit
     others = np.setdiff1d(data.gallery, np.concatenate([data.train, data.validation]))
@@ -196,8 +202,13 @@ def _pupils(course: Course, teacher: HashNet | None) -> tuple[Indices, int]:
         fix = "Mark them as gallery too, or put teacher.safetensors beside its codes."
         raise InputError("training pictures that the gallery has codes of", "some that it has none of", fix)
     others = np.concatenate([others, data.unlabelled]) if teacher else others
-    all_alike = min(LARGEST_SHARE, len(others) / (len(others) + len(data.train)))
-    share = all_alike if fit.unlabelled_share == "auto" else float(fit.unlabelled_share)
+    if len(others) > (most := MOST_OTHERS * len(data.train)):
+        log.info("  %d of %d pictures without labels teach the student", most, len(others))
+        others = np.sort(np.random.default_rng(course.learning.seed).choice(others, most, replace=False))
+    if teacher is None and not course.plan.views:
+        raise InputError("stored views for stored codes", "0", "Choose --student-fit.views of at least 1.")
+    twice = min(LARGEST_SHARE, 2 * len(others) / (len(others) + len(data.train)))
+    share = twice if fit.unlabelled_share == "auto" else float(fit.unlabelled_share)
     batch = min(fit.batch, len(data.train))
     spare = min(round(share * batch), batch - 2) if len(others) and fit.asks_teacher else 0
     return np.concatenate([data.train, others if spare else others[:0]]), spare
@@ -209,14 +220,16 @@ def _taught(
     """Stored views of the pictures at `index`; the first is the whole picture, known where that is in the gallery."""
     plan, place = course.plan, {picture: row for row, picture in enumerate(course.data.gallery.tolist())}
     rows = [place.get(picture, -1) for picture in index.tolist()]
-    known = np.array(rows)
+    known, new = np.array(rows), np.flatnonzero(np.array(rows) < 0)
     crops = stored(len(index), max(1, plan.views), plan.student_crop, course.learning.seed)
     logits = []
     for view in range(len(crops)):
         if not course.learning.student_fit.asks_teacher:
             logits.append(np.zeros((len(index), space.bits), np.float32))
-        elif teacher is None or (view == 0 and known.min() >= 0):  # stored codes hold for every crop where they are all
+        elif teacher is None or view == 0:  # without a teacher, the gallery's codes hold for every crop
             logits.append(gallery_logits[known])
+            if len(new) and teacher:
+                logits[-1][new] = course.logits("teacher", teacher, index[new], "view 0", space.id)
         else:
             logits.append(course.logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))
     return Views(index, crops, torch.from_numpy(np.stack(logits)))

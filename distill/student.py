@@ -104,7 +104,8 @@ def train_student(
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, index = run(batch.images), batch.index[: batch.labelled]
-        loss = student_loss(terms, lesson, logits, batch.taught(), index)
+        taught = batch.taught() if terms.asks_teacher else logits.detach()
+        loss = student_loss(terms, lesson, logits, taught, index)
         return loss, lesson.accuracy(logits[: len(index)].detach(), index)
 
     rows, learner = np.arange(len(lesson.train)), Learner("student", net, *rates)

@@ -10,7 +10,6 @@ h_q: logits of the student (query side), h_g: of the teacher (gallery side), bot
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.centers import Centers
+from distill.config import Instance
 
 SCALE, MARGIN = 8.0, 0.2
-ROOM = 0.5  # a logit this far from zero is beyond what quantization moves, in units of a bit's spread
-
-Instance = Literal["sign", "raw", "cosine", "joint"]
+ROOM = 0.5  # from zero, in units of a bit's spread
 
 
 def center_targets(labels: NDArray[np.int64] | NDArray[np.bool_], centers: Centers) -> NDArray[np.int8]:
@@ -108,7 +106,7 @@ def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def margin_room(student: Tensor, room: float = ROOM) -> Tensor:
-    """mean max(0, room - |h_q|): bits far enough from zero that quantization cannot turn them."""
+    """mean max(0, room - |h_q|): bits pushed away from zero, where quantization turns them."""
     return F.relu(room - student.abs()).mean()
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill import mdshc
-from distill.centers import MAKERS, hadamard, hash_centers, min_distance
+from distill.centers import MAKERS, Construction, hadamard, hash_centers, min_distance
 from gallery.codes import pack
 from gallery.errors import InputError
 
@@ -40,7 +40,7 @@ def test_hadamard_says_when_it_knows_no_construction() -> None:
 
 
 @pytest.mark.parametrize(("classes", "bits", "least"), [
-    (100, 16, 6), (100, 24, 10), (100, 32, 14), (100, 48, 22), (100, 64, 32), (100, 128, 64),  # issue 3
+    (100, 16, 6), (100, 24, 10), (100, 32, 14), (100, 48, 22), (100, 64, 32), (100, 128, 64),
     (10, 16, 8), (10, 24, 12), (10, 32, 17), (10, 48, 26), (10, 64, 35), (10, 128, 70),
     (20, 16, 8), (21, 16, 8), (21, 32, 16), (21, 64, 33), (64, 64, 32), (80, 16, 6), (80, 48, 24), (100, 40, 18),
     (100, 56, 26), (200, 16, 6), (200, 24, 8), (200, 32, 13), (200, 48, 21), (200, 64, 28), (200, 128, 64),
@@ -53,6 +53,15 @@ def test_distances(classes: int, bits: int, least: int) -> None:
     assert set(np.unique(centers)) == {-1, 1}
     assert min_distance(centers) == slow_min_distance(centers)
     assert least <= min_distance(centers) <= plotkin(classes, bits)
+
+
+@pytest.mark.parametrize("construction", ["auto", "bernoulli", "csch"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_leave_no_bit_dead(classes: int, construction: Construction) -> None:
+    for bits in (16, 24, 64):
+        centers = hash_centers(classes, bits, construction=construction)
+        assert np.abs(centers.sum(0, dtype=int)).max() < classes
+        assert min_distance(centers) == slow_min_distance(centers)
 
 
 @settings(max_examples=40, deadline=None)
@@ -130,7 +139,7 @@ def test_the_sampler_reaches_what_the_literature_reports(classes: int, bits: int
 
 @pytest.mark.parametrize(("classes", "bits", "target"), [(100, 16, 4), (100, 32, 10), (100, 48, 17), (10, 64, 28)])
 def test_mdshc_reaches_its_target(classes: int, bits: int, target: int) -> None:
-    assert mdshc.gilbert_varshamov(classes, bits) == target  # as methods.md computed from the released get_margin
+    assert mdshc.gilbert_varshamov(classes, bits) == target  # as the released get_margin has it
     assert slow_min_distance(hash_centers(classes, bits, construction="mdshc")) >= target
 
 

@@ -302,6 +302,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         pytest.fail("it started")
 
 
+def test_a_rank_that_is_not_torchruns_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert parallel.rank() == 0
+    assert parallel.is_first()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with parallel.start():

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from distill import stages
+from distill.assignment import assign
 from distill.config import Learning, StudentFit, TeacherFit
 from distill.course import Course, begin
 from distill.data import load
@@ -21,6 +22,7 @@ from distill.engine import read_journal
 from distill.models import build
 from distill.runfolder import open_run
 from gallery.codes import pack
+from gallery.codespace import hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 
 BITS, SIZE, EACH = 16, 32, 20
@@ -122,10 +124,18 @@ def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None
     course, networks = learn("new", gallery=tmp_path / "old", student="resnet10t", student_fit=fit)
     cells = course.cells(networks)
     assert networks.teacher is None
+    assert [portrait["role"] for portrait in course.portraits(networks)] == ["student"]
     assert cells.teacher_queries is None
     wanted = np.unpackbits(networks.gallery.codes(), axis=1)
     got = np.unpackbits(pack(cells.student_gallery), axis=1)
     assert (wanted == got).mean() > 0.75  # it has nothing else to learn from
+
+
+def test_stored_codes_need_stored_views(learn: Learn, tmp_path: Path) -> None:
+    learn("old")
+    (tmp_path / "old" / "teacher.safetensors").unlink()
+    with pytest.raises(InputError, match="views of at least 1"):
+        learn("new", gallery=tmp_path / "old", student_fit=STUDENT.model_copy(update={"views": 0}))
 
 
 def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tmp_path: Path) -> None:
@@ -168,12 +178,35 @@ def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pi
     index, spare = stages._pupils(course, with_them.teacher)
     assert np.array_equal(index[: len(course.data.train)], course.data.train)
     assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
-    assert spare == round(16 * 20 / (20 + len(course.data.train)))
+    assert spare == round(16 * 2 * 20 / (20 + len(course.data.train)))
     labels_only = STUDENT.model_copy(update={"instance_weight": 0.0})
     course, without = learn("without", student_fit=labels_only)
     assert not list(course.run.work.glob("view-*"))  # and nothing to ask the teacher
     _, ignored = learn("ignored", student_fit=labels_only, unlabelled=loose)
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
+
+
+def test_the_pictures_without_labels_are_bounded(learn: Learn, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    course, networks = learn(unlabelled=(str(pictures / "loose"),))
+    monkeypatch.setattr(stages, "MOST_OTHERS", 0)
+    assert len(stages._pupils(course, networks.teacher)[0]) == len(course.data.train)
+
+
+def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures: Path) -> None:
+    course, networks = learn(unlabelled=(str(pictures / "loose"),))
+    looked_at = np.load(course.run.work / "view-0" / "00000.npy")
+    assert len(looked_at) == len(course.data.unlabelled)  # the others are in the gallery
+    index, _ = stages._pupils(course, networks.teacher)
+    gallery = course.logits("teacher", networks.teacher, course.data.gallery, "gallery", networks.space.id)
+    taught = stages._taught(course, networks.teacher, index, networks.space, gallery).logits[0].numpy()
+    fresh = course.logits("teacher", networks.teacher, index, "all anew", networks.space.id)
+    assert np.allclose(taught, fresh, atol=1e-4)
+
+
+def test_stored_features_stay_within_their_room(learn: Learn, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "HEAD_BYTES", 1)
+    course, _ = learn(teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "quick"}))
+    assert [path.name for path in course.run.work.glob("teacher-features-*")] == ["teacher-features-0"]
 
 
 def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Learn) -> None:
@@ -200,7 +233,10 @@ def test_assigned_centers_are_the_ones_that_are_saved(learn: Learn, weights: Pat
     plain, _ = learn("plain", assignment="none", **made)
     course, networks = learn("assigned", assignment=how, **made)
     assert {tuple(row) for row in course.centers} == {tuple(row) for row in plain.centers}
-    assert networks.space.centers_sha256 != ""
+    features = course._features("student" if how == "released" else "teacher")
+    order = assign(plain.centers, how, features, course._positive(course.data.train), course.learning.seed)
+    assert np.array_equal(course.centers, plain.centers[order])
+    assert networks.space.centers_sha256 == hash_centers(np.load(course.run.folder / "centers.npy"))
     assert np.array_equal(np.load(course.run.folder / "centers.npy"), course.centers)
 
 
