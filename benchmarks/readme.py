@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.csch import spread
 from gallery.files import write_whole
 from mobile_eval import results, words
 from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, FileRow, Results
@@ -31,7 +32,8 @@ def keep(run: Path) -> Path:
 def render() -> str:
     """The block between the markers of README.md."""
     roads = [results.load(path) for path in sorted(RESULTS.glob("road-*.json"))]
-    return "\n\n".join([*map(_road, roads), _metric(json.loads((RESULTS / "metric.json").read_text()))])
+    records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "metric")]
+    return "\n\n".join([*map(_road, roads), _csch(records[0]), _metric(records[1])])
 
 
 def with_block(readme: str) -> str:
@@ -59,6 +61,25 @@ Verdict: {"passed" if r.verdict.passed else "failed"}.
 | file | size | bits flipped | mAP in the gallery | p50 on that host |
 |---|---|---|---|---|
 {rows}"""
+
+
+def _csch(c: dict[str, Any]) -> str:
+    """Student->gallery of every row, by data and length of code: the mean over seeds, and half the range."""
+    values: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for cell in c["cells"]:
+        values.setdefault((cell["data"], cell["bits"]), {}).setdefault(cell["row"], []).append(cell["student_gallery"])
+    rows = c["options"]["rows"]
+    table = [f"| {data}, {bits} bits | " + " | ".join(spread(own[row]) for row in rows) + " |"
+             for (data, bits), own in sorted(values.items())]  # fmt: skip
+    o = c["options"]
+    return f"""Beside CSCH as its authors released it (`{c["command"]}`): {o["teacher"]} and {o["student"]} at \
+{o["size"]} px from pretrained weights, {o["epochs"]} epochs each, the same steps in every row, \
+{len(o["seeds"])} seeds; tie-aware mAP of student->gallery. All four cells, seconds and protocols: \
+`benchmarks/results/csch.md` and `.json`.
+
+| | {" | ".join(rows)} |
+|{"---|" * (len(rows) + 1)}
+""" + "\n".join(table)
 
 
 def _metric(m: dict[str, Any]) -> str:

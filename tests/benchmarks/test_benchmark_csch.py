@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import csch
 from benchmarks.cell import Cell
-from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Table, Teachers, Terms, Unseen, markdown
+from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Table, Teachers, Terms, Unseen, compared, markdown
 from distill.data import load
 
 
@@ -70,3 +70,15 @@ def test_a_table_is_learned_written_and_read_back(tmp_path: Path, monkeypatch: p
     assert len(before) == 3
     Table(**options).run()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("cell.json")}
+
+
+def test_a_row_is_compared_with_the_reference_and_the_spread_over_seeds() -> None:
+    near, far, other = "raw", "labels only", "+ rank"
+    made = {BASE: (0.60, 0.62), near: (0.60, 0.63), far: (0.50, 0.51), other: (0.7,)}
+    cells = [cell(row, seed, product) for row, own in made.items() for seed, product in enumerate(own)]
+    assert list(compared(cells, "student_gallery", BASE)) == [
+        f"- d, 64 bits: labels only is -0.105 from {BASE} in student->gallery: "
+        "more than the spread over seeds (0.010).",
+        f"- d, 64 bits: raw is +0.005 from {BASE} in student->gallery: within the spread.",
+    ]  # a row of one seed is compared with nothing
+    assert list(compared(cells, "student_gallery", RELEASED)) == []
