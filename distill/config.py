@@ -85,6 +85,16 @@ class StudentFit(Fit):
         return bool(self.instance_weight or self.similarity_weight or self.rank_weight or self.relation_weight)
 
 
+class RoundedFit(Model):
+    """How the student is made ready for 8-bit arithmetic, once it is trained: its biases learn to make up for it."""
+
+    epochs: int = Field(2, ge=0)
+    """Passes over the gallery's pictures; 0: none, the 8-bit files are calibrated only."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    batch: int = Field(64, ge=2)
+
+
 class Learning(Model):
     """What is learned, from what, and how."""
 

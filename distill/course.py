@@ -47,6 +47,7 @@ Role = Literal["teacher", "student"]
 DATA_OPTIONS = {"seed", "query_fraction", "validation_fraction", "strict", "root", "unlabelled", "unseen"}
 MAPPED = 64  # classes whose centers the report shows
 GOLDEN = 8  # pictures of the bundle with known codes
+CALIBRATION = 256  # pictures that 8-bit ranges are taken from, and as many at most to choose layers on
 
 
 class Began(Model):
@@ -227,6 +228,15 @@ class Course:
         """Logits `[len(index), bits]` of pictures, or of one crop of each; the student's in fp32, as in its files."""
         return self.look(forward(net) if role == "teacher" else net, net, self.lens(role), index, label, key, crops)
 
+    def calibration(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Pictures to quantize by, uint8 `[n, S, S, 3]`: of those the student has seen, and of those it has not.
+
+        Never queries; without a validation slice both are from train, where an 8-bit network looks better than it is.
+        """
+        pixels, train = self.data.pixels[self.plan.student_size], self.data.train
+        held = self.data.validation if len(self.data.validation) else train[1:]
+        return np.asarray(pixels[_spread(train, CALIBRATION)]), np.asarray(pixels[_spread(held, CALIBRATION)])
+
     def golden(self, student: HashNet) -> tuple[NDArray[np.uint8], Codes, Logits]:
         """A few queries with the float student's codes and logits: the bundle's own test."""
         index = self.data.query[:: max(1, len(self.data.query) // GOLDEN)][:GOLDEN]
@@ -286,3 +296,8 @@ class Course:
                 "accuracy": tuple(p.accuracy for p in own),
                 "validation": tuple((p.step, p.validation) for p in own if p.validation is not None),
             }
+
+
+def _spread(index: Indices, count: int) -> Indices:
+    """At most `count` of them, evenly spaced."""
+    return index[:: -(-len(index) // count)]

@@ -10,9 +10,11 @@ Stopped or killed, the same command goes on where it was.  Exit codes: 0 passed,
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +25,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from distill import parallel
-from distill.config import Learning
+from distill.config import Learning, RoundedFit
 from distill.runfolder import Run, open_run
 from export.artifact import DEFAULT_FORMS
 from gallery.console import log, show_log
 from gallery.errors import EXIT_BAD_INPUT, TwinhashError
+from gallery.files import write_json
 from mobile_eval import gate, results
 from mobile_eval.results import Limits, Results
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 
 EXIT_PASSED, EXIT_INTERRUPTED = 0, 130
+QUANTIZATION = "quantization.json"
 
 
 class Command(Learning):
@@ -46,6 +50,8 @@ class Command(Learning):
 
     forms: tuple[str, ...] = DEFAULT_FORMS
     """What to export: format-precision."""
+    rounded: RoundedFit = RoundedFit()
+    """How the student is made ready for 8-bit arithmetic (forms "...-int8")."""
     gate: Limits = Limits()
     """What a file may lose before the run fails."""
     tensorboard: bool = False
@@ -94,8 +100,10 @@ def tell(run: Run, command: Command) -> int:
     limit_threads()
     keep_freed_memory()
     check_forms(command.forms)
-    changed = run.require_same("config", command, but=("forms", "gate", "name", "runs", "strict", "tensorboard"))
-    run.forget(*({"export", "prove"} if "forms" in changed else {"prove"} if changed - {"tensorboard"} else ()))
+    free = "forms", "gate", "name", "rounded", "runs", "strict", "tensorboard"
+    changed = run.require_same("config", command, but=free)
+    files = changed & {"forms", "rounded"}
+    run.forget(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
 
     course = begin(run, command, command.runs / "cache")
     networks = stages.learn(course)
@@ -115,15 +123,21 @@ def tell(run: Run, command: Command) -> int:
 
 def ship(course: Course, networks: Networks, command: Command) -> Manifest:
     """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
+    from distill.stages import adapt
     from export.bundle import open_bundle, write_bundle
     from export.forms import export_all
+    from export.quantize import simulate
 
-    run, plan = course.run, course.plan
+    run, plan, student = course.run, course.plan, networks.student
     if not run.done("export"):
         with run.stage("export", f"writing {', '.join(command.forms)}"):
             preprocessing, space = course.preprocessing(plan.student, plan.student_size), networks.space
-            made = export_all(networks.student, preprocessing, space.id, plan.student.name, command.forms, run.work)
-            write_bundle(run.folder / "bundle", made, space, course.centers, *course.golden(networks.student))
+            learn = partial(adapt, course, student, fit=command.rounded)
+            quantized, nets = simulate(student, preprocessing, *course.calibration(), command.forms, learn)
+            words = (quantized.float_layers, nets, quantized.calibration) if quantized else ()
+            made = export_all(student, preprocessing, space.id, plan.student.name, command.forms, run.work, *words)
+            write_bundle(run.folder / "bundle", made, space, course.centers, *course.golden(student))
+            write_json(run.folder / QUANTIZATION, quantized.record() if quantized else None)
     return open_bundle(run.folder / "bundle")
 
 
@@ -162,7 +176,7 @@ def summarise(
     from distill.centers import min_distance
     from mobile_eval.machine import describe
 
-    data = course.data
+    data, chosen = course.data, course.run.folder / QUANTIZATION
     protocol = results.Protocol(
         dataset=data.name, sentence=data.protocol, classes=len(data.classes), train=len(data.train),
         validation=len(data.validation), gallery=len(data.gallery), query=len(data.query), seed=command.seed,
@@ -183,6 +197,7 @@ def summarise(
         limits=command.gate,
         verdict=gate.check(proof.files, command.gate, proof.cells, command.strict),
         center_map=results.CenterMap(**course.center_map(networks)),
+        quantization=json.loads(chosen.read_text()) if chosen.exists() else None,
         curves=tuple(results.Curve(**curve) for curve in course.curves()),
         grid=grid,
         skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),

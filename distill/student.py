@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.config import StudentFit
 from distill.engine import Learner, Schedule, fit, forward
@@ -110,6 +110,29 @@ def train_student(
 
     rows, learner = np.arange(len(lesson.train)), Learner("student", net, *rates)
     fit("student", [learner], prepare, objective, rows, schedule, lesson.validator(net), folder, key)
+
+
+def train_rounded(
+    net: nn.Module, student: HashNet, lesson: Lesson, index: Indices, schedule: Schedule, lr: float, crop: float,
+    folder: Path, key: str,
+) -> None:  # fmt: skip
+    """Trains what may be trained of `net`, the student under simulated rounding, to say what the float student says.
+
+    Instance consistency in its raw form (`csch.instance_consistency`) on fresh crops, with the float student as the
+    teacher: it needs no labels, and so all pictures of `index` will do.
+    """
+
+    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        return lesson.lens.look(mine(index[rows]), mine(draw(len(rows), crop, generator)))
+
+    def objective(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            expected = student(images)
+        found = net.eval()(images)  # a batch norm that could not be folded stays as it will be shipped
+        return csch.instance_consistency(found, expected, "raw"), ((found > 0) == (expected > 0)).float().mean()
+
+    fit("rounded", [Learner("rounded", net, lr, 0.0)], prepare, objective, np.arange(len(index)), schedule,
+        lambda: None, folder, key)  # fmt: skip
 
 
 def train_pair(

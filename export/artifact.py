@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.card import Card
+from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
 
 DEFAULT_FORMS = (
@@ -13,7 +15,18 @@ DEFAULT_FORMS = (
     "litert-fp32", "litert-fp16", "litert-int8-weights",
     "coreml-fp16", "coreml-int8-weights",
 )  # fmt: skip
+FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
 SMALL_WEIGHTS = 2048  # numbers; int8-weights leaves smaller tensors float: depthwise kernels, squeeze-excite gates
+
+
+def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
+    """Raises `InputError` unless every layer that shall stay float is one of the network's."""
+    if wrong := sorted(set(float_layers) - set(known)):
+        raise InputError(
+            "names of the network's convolutions and linear layers to leave float",
+            ", ".join(wrong),
+            f"Take them from the network's named_modules(), e.g. {next(iter(known), 'none')}.",
+        )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,19 @@ from gallery.files import sha256_of, size_of, whole, write_json
 MANIFEST, GOLDEN, README, VERSION = "manifest.json", "golden.json", "README.md", 1
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml"}
+APPS = {  # what the bundle's README says of each file is what tests/export/test_apps.py did with it
+    "onnx": (
+        "queryEncoder.ts",
+        "TypeScript for ONNX Runtime Web: type-checked (TypeScript 7.0.2, strict), and run under Node with "
+        "onnxruntime-web 1.30.0 (WebAssembly). `pixelsOf`, which needs a browser, was only type-checked",
+    ),
+    "litert": (
+        "QueryEncoder.kt",
+        "Kotlin for LiteRT on Android: compiled with Kotlin 2.4.20, and run on a desktop JVM with stand-ins for "
+        "Android's classes and for LiteRT, which repeated its recorded answers. Not run on a device",
+    ),
+    "coreml": ("QueryEncoder.swift", "Swift for Core ML: parsed, but not compiled here: **untested**"),
+}
 _REFUSED = {"form": str, "reason": str}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
 
@@ -74,6 +87,7 @@ def write_bundle(
             (shutil.copytree if artifact.path.is_dir() else shutil.copy)(artifact.path, draft / artifact.path.name)
         codespace.save(draft, space, centers)
         _write_golden(draft, golden)
+        _write_apps(draft, artifacts)
         (draft / README).write_text(_readme(artifacts, space), "utf-8")
         write_json(draft / MANIFEST, _record(draft, artifacts, refused, space))
         open_bundle(draft)
@@ -151,14 +165,27 @@ def _picture(place: int) -> str:
     return f"golden/{place:03}.png"
 
 
+def _write_apps(folder: Path, artifacts: Sequence[Artifact]) -> None:
+    (folder / "apps").mkdir()
+    for name, _ in _apps(artifacts):
+        shutil.copyfile(Path(__file__).parent / "apps" / name, folder / "apps" / name)
+
+
+def _apps(artifacts: Sequence[Artifact]) -> list[tuple[str, str]]:
+    """The app code for the formats that are there: its name, and what was done with it."""
+    formats = {artifact.format for artifact in artifacts}
+    return [app for format, app in APPS.items() if format in formats]
+
+
 def _readme(artifacts: Sequence[Artifact], space: CodeSpace) -> str:
     rows = [f"| `{a.path.name}` | {a.format} | {a.card.precision} | {a.bytes / 1e6:.1f} MB |" for a in artifacts]
+    apps = [f"- `apps/{name}`, {checked}." for name, checked in _apps(artifacts)]
     onnx = next((a.path.name for a in artifacts if a.format == "onnx"), "query-fp32.onnx")
     card = artifacts[0].card
     text = Template(Path(__file__).with_name("bundle_readme.md").read_text("utf-8"))
     return text.substitute(
         files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=card.size,
-        resize=card.resize, student=card.student, onnx=onnx,
+        resize=card.resize, student=card.student, onnx=onnx, apps="\n".join(apps),
     )  # fmt: skip
 
 
@@ -231,6 +258,6 @@ def _check_bytes(path: Path, name: str, entry: dict[str, Any]) -> None:
 
 def _model(path: Path, entry: dict[str, Any]) -> Artifact:
     card = read_card(path)
-    if dataclasses.asdict(card) != entry["card"]:
+    if Card.from_json(json.dumps(entry["card"]), MANIFEST) != card:
         raise CorruptFile(f"the manifest's card in {path.name}", card.to_json(), "Restore the bundle.")
     return Artifact(path, entry["format"], card, entry["sha256"], entry["bytes"])

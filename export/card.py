@@ -10,6 +10,7 @@ from gallery.errors import CodeSpaceMismatch, CorruptFile
 
 KEY = "twinhash.card"
 VERSION = 1
+ANY_SIZE = "NHWC uint8, resized inside"  # the file follows the rule itself, `size` is what it makes
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,10 @@ class Card:
 
     precision: what the weights and activations are, e.g. "fp32", "fp16", "int8-weights"
     size:      side of the square input, pixels
-    layout:    "NHWC uint8" (Core ML: "image"); colour_order: "RGB"
+    layout:    "NHWC uint8" (Core ML: "image"; with the resize inside: `ANY_SIZE`); colour_order: "RGB"
     resize:    the rule that makes the input from a decoded, upright picture
+    calibration: what 8-bit activations were chosen by, in words
+    float_layers: dotted names of the network's layers whose weights were left as they were, whatever the precision
     """
 
     code_space: str
@@ -33,6 +36,8 @@ class Card:
     bit_rule: str = "logit > 0"
     bit_order: str = "little"
     version: int = VERSION
+    float_layers: tuple[str, ...] = ()
+    calibration: str = ""
 
     def to_json(self) -> str:
         """One line of JSON, the form that is embedded under `KEY`."""
@@ -44,6 +49,7 @@ class Card:
         if not text:
             raise CodeSpaceMismatch(f"a Twinhash card in {where}", "none", "Export the file with Twinhash.")
         try:
-            return Card(**json.loads(text))
-        except (ValueError, TypeError) as error:
+            fields = json.loads(text)
+            return Card(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
+        except (ValueError, TypeError, AttributeError) as error:
             raise CorruptFile(f"a readable card in {where}", str(error), "Export the file again.") from error

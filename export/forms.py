@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from torch import nn
 
 from export import to_coreml, to_litert, to_onnx
-from export.artifact import Artifact, Refused
-from export.card import Card
+from export.artifact import FLOAT, Artifact, Refused, check_layers
+from export.card import ANY_SIZE, Card
+from export.int8 import shipped
 from export.query_model import QueryModel, deployable
 from export.quiet import quiet
 from gallery.codespace import Preprocessing
@@ -25,12 +28,14 @@ class Format(Protocol):
     SUFFIX: str
     LAYOUT: str
     PRECISIONS: tuple[str, ...]
+    INTEGERS: dict[str, bool]  # how it wants an 8-bit convolution said: see export/int8.py
 
     def convert(self, model: QueryModel) -> Any: ...
 
     def write(self, program: Any, card: Card, path: Path) -> Artifact: ...
 
 
+STATIC = ("int8", "int8-calibrated")  # 8-bit activations too, after quantization-aware distillation or without
 FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml)}
 
 
@@ -45,29 +50,63 @@ def check_forms(forms: Sequence[str]) -> None:
 
 
 def export_all(
-    net: nn.Module, preprocessing: Preprocessing, space_id: str, student: str, forms: Sequence[str], folder: Path
-) -> list[Artifact | Refused]:
+    net: nn.Module, preprocessing: Preprocessing, space_id: str, student: str, forms: Sequence[str], folder: Path,
+    float_layers: Sequence[str] = (), simulated: Mapping[str, nn.Module] = MappingProxyType({}), calibration: str = "",
+    resize_inside: bool = False,
+) -> list[Artifact | Refused]:  # fmt: skip
     """Writes `folder/query-<precision>.<suffix>` for each form, in the order given.
 
-    net: normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
-    A form whose converter raises is a `Refused` row with the reason; a form that does not exist, or a network that
-    cannot be folded, is an `InputError`; a full disk stays an `OSError`.
+    net:           normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
+    float_layers:  dotted names of the convolutions and linear layers whose weights no precision shall quantize
+    simulated:     for each of the precisions `STATIC`, the network with simulated 8-bit layers (`export.quantize`)
+    calibration:   how these were chosen, for the card
+    resize_inside: ONNX files take pictures of any one size `[B, H, W, 3]` and follow the resize rule themselves
+    A form whose converter raises is a `Refused` row with the reason; a form that does not exist, a layer that does
+    not, or a network that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
     """
     check_forms(forms)
+    _check_rule(preprocessing, resize_inside)
     model = QueryModel(deployable(net, preprocessing.size), preprocessing)
-    programs: dict[str, Any] = {}
+    check_layers(float_layers, [name for name, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
+    programs: dict[tuple[str, str], Any] = {}
     rows = []
     for form in track(forms, "export", len(forms)):
         format, precision = _parsed(form)
-        card = Card(space_id, model.bits, student, precision, model.size, preprocessing.resize, format.LAYOUT)
-        rows.append(_made(format, card, model, programs, folder / f"query-{precision}{format.SUFFIX}"))
+        layout = ANY_SIZE if resize_inside and format is FORMATS["onnx"] else format.LAYOUT
+        card = Card(
+            space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
+            float_layers=() if precision in FLOAT else tuple(float_layers),
+            calibration=calibration if precision in STATIC else "",
+        )  # fmt: skip
+        make = partial(_program, format, model, simulated.get(precision), precision, preprocessing)
+        rows.append(_made(format, card, make, programs, folder / f"query-{precision}{format.SUFFIX}"))
     return rows
 
 
-def _made(format: Format, card: Card, model: QueryModel, programs: dict[str, Any], path: Path) -> Artifact | Refused:
-    if format.FORMAT not in programs:
-        programs[format.FORMAT] = _attempt(lambda: format.convert(model))
-    program = programs[format.FORMAT]
+def _program(
+    format: Format, model: QueryModel, simulated: nn.Module | None, precision: str, preprocessing: Preprocessing
+) -> Any:
+    """The format's own form of the network, of which the precision's weights are made."""
+    if precision not in STATIC:
+        return format.convert(model)
+    if simulated is None:
+        raise ValueError("no pictures to calibrate it by")
+    return format.convert(QueryModel(shipped(simulated, **format.INTEGERS), preprocessing))
+
+
+def _check_rule(preprocessing: Preprocessing, resize_inside: bool) -> None:
+    rule = Preprocessing.resize
+    if resize_inside and preprocessing.resize != rule:
+        raise InputError(f"the rule {rule!r} to resize inside the file", preprocessing.resize, "Resize outside.")
+
+
+def _made(
+    format: Format, card: Card, make: Callable[[], Any], programs: dict[tuple[str, str], Any], path: Path
+) -> Artifact | Refused:
+    key = format.FORMAT, card.precision if card.precision in STATIC else ""
+    if key not in programs:
+        programs[key] = _attempt(make)
+    program = programs[key]
     made = program if isinstance(program, Exception) else _attempt(lambda: format.write(program, card, path))
     if isinstance(made, Exception):
         form = f"{format.FORMAT}-{card.precision}"
@@ -81,7 +120,7 @@ def _attempt(step: Any) -> Any:
     try:
         with quiet():
             return step()
-    except OSError:
+    except (OSError, InputError):
         raise
     except Exception as error:  # noqa: BLE001  (the row says why)
         log.debug("export failed", exc_info=error)

@@ -73,7 +73,8 @@ class QueryModel(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(image.permute(0, 3, 1, 2).float())
+        # contiguous: as a channels-last view it drew a Gather over all channels into the ONNX graph, 5 % of its time
+        logits = self.logits(image.permute(0, 3, 1, 2).contiguous().float())
         return self.packed(logits).to(torch.uint8), logits
 
     def logits(self, pixels: Tensor) -> Tensor:

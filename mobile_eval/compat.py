@@ -19,7 +19,7 @@ from gallery.files import sha256_of, size_of
 from gallery.index import GalleryIndex
 from gallery.metrics import RetrievalScore, mean_average_precision
 from mobile_eval import latency
-from mobile_eval.results import FileRow, Limits, Worst
+from mobile_eval.results import MARGIN_BINS, MARGIN_STEP, FileRow, Limits, Worst
 from mobile_eval.runtimes import Runtime
 
 CHUNK = 64  # pictures a call: bounds the memory of engines that batch, and moves the progress bar
@@ -122,6 +122,7 @@ def compare(codes: Codes, logits: Logits, against: Reference) -> dict[str, Any]:
         "flips_beyond_tolerance": int((flipped & (np.abs(against.logits) > against.tolerance)).sum()),
         "predicted_flip_rate": predicted_flip_rate(against.logits, logits - against.logits),
         "worst": worst_queries(flipped),
+        "margins": margins(logits, float(against.logits.std())),
         "map": score,
         "map_drop": against.map - score,
     }
@@ -141,6 +142,13 @@ def predicted_flip_rate(logits: Logits, error: Logits) -> float:
     if not np.isfinite(slip).all() or window == 0:  # a window of zero: every error is zero too
         return float(slip.sum())
     return float(slip[size <= window].sum() / (2 * window * size.size))
+
+
+def margins(logits: Logits, unit: float) -> tuple[int, ...]:
+    """How many logits lie how far from zero, in bins of `MARGIN_STEP` units; the last bin is open."""
+    places = np.nan_to_num(np.abs(logits).ravel() / (MARGIN_STEP * (unit or 1.0)), nan=0)
+    counts = np.bincount(np.minimum(places, MARGIN_BINS - 1).astype(int), minlength=MARGIN_BINS)
+    return tuple(counts.tolist())
 
 
 def worst_queries(flipped: NDArray[np.bool_], count: int = WORST) -> tuple[Worst, ...]:

@@ -1,4 +1,4 @@
-"""Training curves as small SVG plots: positions are computed here, the template draws them.  Matrices as images."""
+"""Curves as small SVG plots: positions are computed here, the template draws them.  Matrices as images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobile_eval.results import Curve
+from mobile_eval.results import MARGIN_STEP, Curve, FileRow
 
 MAX_POINTS = 240  # a curve; more cannot be seen at the width it is drawn
 LIGHT, DARK = (244, 240, 228), (24, 54, 92)  # of heat maps, RGB
@@ -45,6 +45,19 @@ def of_curve(curve: Curve) -> list[Plot]:
     return plots
 
 
+def of_margins(rows: Sequence[FileRow]) -> Plot | None:
+    """Shares of the logits by their distance from zero, of the first float file and of the last 8-bit one."""
+    ran = [row for row in rows if row.margins]
+    pair = [row for row in ran if row.is_float][:1] + [row for row in ran if row.precision.startswith("int8")][-1:]
+    if len(pair) < 2:
+        return None
+    series = {
+        row.form: [((place + 0.5) * MARGIN_STEP, count / sum(row.margins)) for place, count in enumerate(row.margins)]
+        for row in pair
+    }
+    return _plot("share of all logits", series, second=pair[1].form)
+
+
 def heatmap(matrix: Sequence[Sequence[float]]) -> str:
     """A square matrix as a data: URI, one pixel an entry: light where it is least, dark where it is largest."""
     import base64
@@ -68,7 +81,7 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, flo
     return [(float(x), float(y)) for x, y in (points[i : i + stretch].mean(0) for i in range(0, len(points), stretch))]
 
 
-def _plot(title: str, series: dict[str, list[tuple[float, float]]]) -> Plot:
+def _plot(title: str, series: dict[str, list[tuple[float, float]]], second: str = "validation accuracy") -> Plot:
     points = [point for line in series.values() for point in line if math.isfinite(point[1])] or [(0.0, 0.0)]
     right, top = max(x for x, _ in points) or 1.0, max(y for _, y in points)
     low = min(0.0, min(y for _, y in points))
@@ -80,17 +93,17 @@ def _plot(title: str, series: dict[str, list[tuple[float, float]]]) -> Plot:
             round(HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP), 1),
         )
 
-    lines = tuple(_line(name, [place(*p) for p in line if math.isfinite(p[1])]) for name, line in series.items())
+    placed = {name: [place(*point) for point in line if math.isfinite(point[1])] for name, line in series.items()}
+    lines = tuple(_line(name, line, name == second) for name, line in placed.items())
     x_ticks = tuple((place(x, low)[0], f"{x:,.0f}") for x in (0.0, right / 2, right))
     y_ticks = tuple((place(0, y)[1], f"{y:.3g}") for y in (low, (low + high) / 2, high))
     return Plot(title, lines, x_ticks, y_ticks)
 
 
-def _line(name: str, placed: list[tuple[float, float]]) -> Line:
-    validation = name.startswith("validation")
+def _line(name: str, placed: list[tuple[float, float]], second: bool) -> Line:
     return Line(
         name,
-        "validation" if validation else "training",
+        "validation" if second else "training",
         " ".join(f"{x},{y}" for x, y in placed),
-        tuple(placed) if validation else (),
+        tuple(placed) if second else (),
     )

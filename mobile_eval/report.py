@@ -46,6 +46,7 @@ def write_html(results: Results, path: Path) -> Path:
             r=results,
             curves=[(curve.stage, plots.of_curve(curve)) for curve in results.curves],
             failures=failures,
+            margins=plots.of_margins(results.files),
             meaning=MEANING,
             product=STUDENT_GALLERY,
             box=plots,

@@ -15,6 +15,7 @@ from gallery.files import write_whole
 SCHEMA_VERSION = 1
 TEACHER_TEACHER, STUDENT_GALLERY = "teacher->teacher", "student->gallery"
 STUDENT_STUDENT, TEACHER_ALONE = "student->student", "teacher alone"
+MARGIN_BINS, MARGIN_STEP = 24, 1 / 8  # of `FileRow.margins`; the step in standard deviations
 DATA_URI = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"  # can neither fetch nor inject anything
 
 
@@ -76,6 +77,7 @@ class FileRow(Record):
     reason:    why it did not run, with the error's type; empty when it ran
     flips_beyond_tolerance: bits that differ although |float logit| exceeds the tolerance of `Limits`
     predicted_flip_rate:    what the file's logit error alone explains (`compat.predicted_flip_rate`)
+    margins:   how many logits lie how far from zero, in bins of an eighth of the float student's standard deviation
     map_drop:  mAP of the float student minus that of the file
     *_ms:      milliseconds on this host for one picture at a time; never to be read as a phone's
     """
@@ -95,6 +97,7 @@ class FileRow(Record):
     flips_beyond_tolerance: int | None = None
     predicted_flip_rate: float | None = None
     worst: tuple[Worst, ...] = ()
+    margins: tuple[int, ...] = ()
     map: float | None = None
     map_drop: float | None = None
     load_ms: float | None = None
@@ -179,6 +182,29 @@ class CenterMap(Record):
     correlation: float | None
 
 
+class LayerRow(Record):
+    """What one layer alone does when it is 8-bit.
+
+    mode: "weights", or "int8" for its activations too; flips: share of bits that turn; error: mean |change of a logit|;
+    kept: whether it was left as it was for that reason
+    """
+
+    layer: str
+    mode: Literal["weights", "int8"]
+    flips: float
+    error: float
+    kept: bool
+
+
+class Quantization(Record):
+    """How the layers that become 8-bit were chosen.  flips: share of bits that turn in the end, by mode; layers: worst
+    first, those of the weights before those of the activations."""
+
+    calibration: str
+    flips: dict[str, float]
+    layers: tuple[LayerRow, ...]
+
+
 class Tile(Record):
     """A thumbnail as a data: URI; label: its class names; distance, right: to the query, whether they share a class."""
 
@@ -234,6 +260,7 @@ class Results(Record):
     verdict: Verdict
     curves: tuple[Curve, ...] = ()
     center_map: CenterMap | None = None
+    quantization: Quantization | None = None
     grid: tuple[GridRow, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     seconds: dict[str, float]

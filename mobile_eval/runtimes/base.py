@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from export.card import Card
+from export.card import ANY_SIZE, Card
 from gallery.codes import Codes
 from gallery.errors import CorruptFile, InputError
 
@@ -38,8 +38,11 @@ class Runtime(ABC):
     timed: bool = True
 
     def run(self, images: Images) -> Outputs:
-        """uint8 RGB pictures `[N, S, S, 3]` of the card's size, any N; raises `InputError` for anything else."""
-        check_images(images, self.card.size)
+        """uint8 RGB pictures `[N, S, S, 3]` of the card's size, any N; raises `InputError` for anything else.
+
+        A file that resizes inside takes `[N, H, W, 3]`.
+        """
+        check_images(images, self.card)
         if 0 < len(images) <= self.batch:
             return self._run(images)
         parts = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
@@ -55,24 +58,27 @@ class Runtime(ABC):
         """Between 1 and `batch` pictures."""
 
 
-def check_images(images: Images, size: int) -> None:
-    """Raises `InputError` unless `images` is uint8 `[N, size, size, 3]`."""
-    if images.ndim == 4 and images.shape[1:] == (size, size, 3) and images.dtype == np.uint8:
+def check_images(images: Images, card: Card) -> None:
+    """Raises `InputError` unless `images` is uint8 `[N, S, S, 3]`, or any size where the file resizes inside."""
+    height, width = images.shape[1:3] if card.layout == ANY_SIZE and images.ndim == 4 else (card.size, card.size)
+    if images.ndim == 4 and images.shape[1:] == (height, width, 3) and height * width and images.dtype == np.uint8:
         return
-    fix = f"Resize to {size} x {size} pixels by the rule on the card."
+    fix = f"Resize to {card.size} x {card.size} pixels by the rule on the card."
     if images.ndim == 3:
         fix = "Add the batch dimension: images[None]."
     elif images.dtype != np.uint8:
         fix = "Pass the decoded pixels, 0..255; the file normalises them itself."
     elif images.ndim == 4 and images.shape[1] == 3:
         fix = "Put the channels last: images.transpose(0, 2, 3, 1)."
-    raise InputError(f"uint8 pictures [N, {size}, {size}, 3]", f"{images.dtype} {list(images.shape)}", fix)
+    sides = "H, W" if card.layout == ANY_SIZE else f"{card.size}, {card.size}"
+    raise InputError(f"uint8 pictures [N, {sides}, 3]", f"{images.dtype} {list(images.shape)}", fix)
 
 
 def check_tensors(card: Card, path: Path, image: Any, codes: Any, logits: Any) -> None:
     """Raises `CorruptFile` unless the file's shapes are those of its card; batch dimensions are not compared."""
     found = [tuple(shape[1:]) for shape in (image, codes, logits)]
-    expected = [(card.size, card.size, 3), (card.bits // 8,), (card.bits,)]
+    sides = ("height", "width") if card.layout == ANY_SIZE else (card.size, card.size)
+    expected = [(*sides, 3), (card.bits // 8,), (card.bits,)]
     if found != expected:
         what = f"image, codes and logits of shapes {expected} in {path.name}"
         raise CorruptFile(what, str(found), "Export it again.")

@@ -108,6 +108,21 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
     return F.pad(x, backwards, mode, constant_val)
 
 
+def quantize(input: Tensor, scale: Number, zero_point: Number = 0, axis: int = 0, output_dtype: str = "") -> Tensor:
+    """round(x / scale) + zero_point, ties to even; the caller cuts it to the declared type's range."""
+    return torch.round(input.double() / _along(scale, axis, input)) + _along(zero_point, axis, input)
+
+
+def dequantize(input: Tensor, scale: Number, zero_point: Number = 0, axis: int = 0) -> Tensor:
+    return (input.double() - _along(zero_point, axis, input)) * _along(scale, axis, input)
+
+
+def _along(numbers: Number, axis: int, x: Tensor) -> Tensor:
+    """One number for all of `x`, or one for each of its slices along `axis`."""
+    found = torch.as_tensor(numbers, dtype=torch.float64)
+    return found.view([-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]) if found.ndim else found
+
+
 def greater(x: Number, y: Number) -> Tensor:
     return torch.as_tensor(x > y)
 
@@ -131,7 +146,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     op.__name__: op
     for op in (
         cast, conv, linear, batch_norm, max_pool, avg_pool, reduce_mean, reduce_sum, clip, thresholded_relu,
-        sigmoid_hard, gelu, reshape, expand_dims, squeeze, transpose, pad, greater,
+        sigmoid_hard, gelu, reshape, expand_dims, squeeze, transpose, pad, greater, quantize, dequantize,
     )
 } | {
     "relu": lambda x: F.relu(x),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from PIL import Image
 
 from distill import stages
 from distill.assignment import assign
-from distill.config import Learning, StudentFit, TeacherFit
+from distill.config import Learning, RoundedFit, StudentFit, TeacherFit
 from distill.course import Course, begin
 from distill.data import load
 from distill.engine import read_journal
 from distill.models import build
 from distill.runfolder import open_run
+from export.int8 import layers
+from export.quantize import quantize
+from export.query_model import deployable
 from gallery.codes import pack
 from gallery.codespace import hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
@@ -245,3 +249,50 @@ def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> 
     course, _ = learn("patient", student_fit=fit, validation_fraction=0.2)
     points = [p for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "student"]
     assert len([p for p in points if p.validation is not None]) < 12
+
+
+def test_biases_learn_to_make_up_for_8_bit(learn: Learn) -> None:
+    course, networks = learn(student_fit=STUDENT.model_copy(update={"epochs": 4}))
+    before = quantized(course, networks)
+    net = copy.deepcopy(before)
+    stages.adapt(course, networks.student, net, RoundedFit(epochs=4, batch=16))
+    pictures = course.student_lesson.lens.look(course.data.query)
+    with torch.no_grad():
+        expected, plain, adapted = (one.eval()(pictures) for one in (networks.student, before, net))
+    assert (adapted - expected).square().mean() < (plain - expected).square().mean()
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    assert moved
+    assert all(name.endswith("bias") for name in moved)
+    again = copy.deepcopy(before)
+    stages.adapt(course, networks.student, again, RoundedFit(epochs=4, batch=16))  # read back from its checkpoint
+    assert same(net, again)
+
+
+def test_biases_that_learn_nothing_stay_as_they_were(learn: Learn, caplog: pytest.LogCaptureFixture) -> None:
+    course, networks = learn()
+    before = quantized(course, networks)
+    net = copy.deepcopy(before)
+    stages.adapt(course, networks.student, net, RoundedFit(epochs=1, batch=16, lr=10.0))  # they fly apart
+    assert same(net, before)
+    assert "no better" in caplog.text
+
+
+def quantized(course: Course, networks: stages.Networks) -> torch.nn.Module:
+    """The student in 8-bit wherever that can be, and with its activations cut too early."""
+    preprocessing = course.preprocessing(course.plan.student, SIZE)
+    made = quantize(deployable(networks.student, SIZE), preprocessing, *course.calibration()).net
+    for layer in layers(made).values():
+        layer.mode = "int8"
+        layer.output.low, layer.output.high = 0.5 * layer.output.low, 0.5 * layer.output.high
+    return made
+
+
+def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:
+    course, _ = learn()
+    pixels = course.data.pixels[SIZE]
+    seen, held = course.calibration()
+    assert np.array_equal(seen, pixels[course.data.train])
+    assert np.array_equal(held, pixels[course.data.validation])
+    course, _ = learn("unwatched", validation_fraction=0.0)
+    seen, held = course.calibration()
+    assert len(seen) == len(held) + 1  # both are of train, for want of others

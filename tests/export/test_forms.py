@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from students import IMAGENET, SIZE, Shipped, pictures
+from numpy.typing import NDArray
+from PIL import Image
+from students import IMAGENET, SIZE, Shipped, Student, pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.data.decode import read, to_square
 from export import to_coreml, to_litert, to_onnx
 from export.artifact import DEFAULT_FORMS, SMALL_WEIGHTS, Artifact, Refused
-from export.card import KEY, Card
+from export.card import ANY_SIZE, KEY, Card
 from export.cards import read_card
 from export.forms import FORMATS, export_all
 from export.query_model import QueryModel, deployable
@@ -29,7 +35,7 @@ from mobile_eval.runtimes import open_model
 
 ROOT = Path(__file__).parents[2]
 # Flipped bits of all 6,144, measured: v3 fp16 0.00-0.07 %, int8 0.16 %; lite fp16 0.05 %, int8 0.77 %.
-FLIPS = {"fp32": 0.0, "fp16": 0.003, "int8-weights": 0.015}
+FLIPS = {"fp32": 0.0, "fp16": 0.003, "int8-weights": 0.015, "int8-dynamic": 0.02}
 
 
 def compared(shipped: Shipped, form: str) -> tuple[np.ndarray, np.ndarray]:
@@ -181,6 +187,123 @@ def test_core_ml_takes_an_image_and_its_numbers_have_the_declared_types(shipped:
         assert spec.specificationVersion == 7  # iOS 16, macOS 13
 
 
+LEFT = ("backbone.blocks.3.0.conv_pwl", "backbone.conv_head", "head.0")
+
+
+@pytest.fixture(scope="module")
+def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """Three layers left float, one of them the hash head; ONNX resizes inside."""
+    forms = [
+        "onnx-int8-weights",
+        "litert-int8-weights",
+        "litert-int8-dynamic",
+        "coreml-int8-weights",
+    ]
+    folder = tmp_path_factory.mktemp("partly")
+    made = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder, float_layers=LEFT, resize_inside=True)
+    files = {one.form: one for one in made if isinstance(one, Artifact)}
+    assert set(files) == set(forms), made
+    return Shipped(v3, files)
+
+
+def float_weights(artifact: Artifact) -> list[NDArray[Any]]:
+    """Every float array of a file that is large enough to be quantized, output channels first."""
+    if artifact.format == "onnx":
+        import onnx
+
+        arrays = [onnx.numpy_helper.to_array(t) for t in onnx.load(artifact.path).graph.initializer]
+    elif artifact.format == "litert":
+        from ai_edge_litert.tools.flatbuffer_utils import read_model
+
+        model = read_model(str(artifact.path))
+        stored = [(t, model.buffers[t.buffer].data) for t in model.subgraphs[0].tensors if t.type == 0]  # float32
+        arrays = [np.frombuffer(bytes(data), np.float32).reshape(t.shape) for t, data in stored if data is not None]
+        arrays = [array.transpose(0, 3, 1, 2) for array in arrays if array.ndim == 4]
+    else:
+        from mobile_eval.runtimes.mil import _load
+
+        operations = _load(artifact.path).operations
+        arrays = [op.outputs[0].val for op in operations if op.op_type == "const" and np.ndim(op.outputs[0].val) == 4]
+    return [a for a in arrays if a.dtype.kind == "f" and a.size >= SMALL_WEIGHTS]
+
+
+def test_layers_left_float_keep_their_weights_in_every_format(partly: Shipped) -> None:
+    """By value: of all the weights large enough to be quantized, exactly those layers' are in the file as floats."""
+    net = deployable(partly.student.net, SIZE)
+    expected = sorted((net.get_submodule(name).weight.numpy() for name in LEFT), key=np.size)
+    for form, artifact in partly.files.items():
+        assert artifact.card.float_layers == LEFT
+        assert read_card(artifact.path) == artifact.card
+        found = sorted(float_weights(artifact), key=np.size)
+        assert [a.shape for a in found] == [a.shape for a in expected], form
+        for mine, original in zip(found, expected, strict=True):
+            assert np.abs(mine - original).max() <= (1e-3 if artifact.format == "coreml" else 0)
+
+
+def test_what_is_left_float_changes_the_logits_alike_in_every_format(partly: Shipped, shipped: Shipped) -> None:
+    onnx, litert, coreml = (compared(partly, f"{name}-int8-weights")[0] for name in ("onnx", "litert", "coreml"))
+    assert np.abs(onnx - litert).max() < 1e-5
+    assert np.abs(onnx - coreml).max() < 0.01
+    exact = partly.student.logits
+    assert np.abs(onnx - exact).mean() < 0.9 * np.abs(compared(shipped, "onnx-int8-weights")[0] - exact).mean()
+
+
+def test_dynamic_integers_keep_most_bits(partly: Shipped) -> None:
+    check_codes(partly, "litert-int8-dynamic")
+
+
+@pytest.mark.parametrize("form", ["onnx-int8-weights", "litert-int8-weights", "coreml-int8-weights"])
+def test_a_layer_that_does_not_exist_is_refused(form: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"conv\b.*left|wrong\.name"):
+        export_all(small(), IMAGENET, "s" * 16, "small", [form], tmp_path, float_layers=["conv", "wrong.name"])
+    format = FORMATS[form.split("-")[0]]
+    card = Card("s" * 16, 64, "small", "int8-weights", SIZE, "any", float_layers=("wrong.name",))
+    with quiet():
+        program = format.convert(QueryModel(deployable(small(), SIZE), IMAGENET))
+    with pytest.raises(InputError, match=r"wrong\.name"):
+        format.write(program, card, tmp_path / f"a{format.SUFFIX}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_of_older_files_is_read_and_a_new_one_repeats_itself() -> None:
+    card = Card("s" * 16, 64, "small", "int8-weights", SIZE, "any", float_layers=("a.b", "c"))
+    assert Card.from_json(card.to_json(), "here") == card
+    old = {key: value for key, value in json.loads(card.to_json()).items() if key != "float_layers"}
+    assert Card.from_json(json.dumps(old), "here").float_layers == ()
+
+
+def photographs(count: int) -> list[Image.Image]:
+    folder = os.environ.get("TWINHASH_DATA")
+    if not folder:
+        pytest.skip("TWINHASH_DATA is not set")
+    with np.load(Path(folder, "coco256", "coco256.npz"), allow_pickle=False) as kept:
+        data, ends = kept["data"], kept["offsets"]
+        return [read(data[ends[i] : ends[i + 1]].tobytes())[0] for i in range(count)]
+
+
+def test_the_resize_inside_is_the_resize_outside(partly: Shipped) -> None:
+    """Real photographs, and strips of odd sizes: of the codes' bits at most 0.5 % differ."""
+    runtime = open_model(partly.files["onnx-int8-weights"].path)
+    assert runtime.card.layout == ANY_SIZE
+    whole = photographs(48)
+    sizes = [(31, 77), (32, 32), (20, 25), (61, 35), (35, 61), (33, 32), (400, 39)]
+    whole += [picture.resize(size) for picture, size in zip(whole, sizes, strict=False)]
+    inside = np.concatenate([runtime.run(np.asarray(picture)[None]).logits for picture in whole])
+    outside = runtime.run(np.stack([to_square(picture, SIZE) for picture in whole])).logits
+    assert np.mean((inside > 0) != (outside > 0)) <= 0.005
+    assert np.abs(inside - outside).max() < 0.1
+    batch = np.stack([np.asarray(whole[0]), np.asarray(whole[0])[::-1]])
+    assert np.abs(runtime.run(batch).logits[0] - inside[0]).max() < 1e-5
+    with pytest.raises(InputError, match="H, W"):
+        runtime.run(np.zeros((1, 0, 9, 3), np.uint8))
+
+
+def test_another_rule_is_not_resized_inside(tmp_path: Path) -> None:
+    other = dataclasses.replace(IMAGENET, resize="squashed")
+    with pytest.raises(InputError, match="squashed"):
+        export_all(small(), other, "s" * 16, "small", ["onnx-fp32"], tmp_path, resize_inside=True)
+
+
 class Small(nn.Module):
     """Three layers: enough for every converter, quick to convert twice."""
 
@@ -196,6 +319,37 @@ def small(kind: type[nn.Module] = Small) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return kind().eval()
+
+
+class Deep(Small):
+    """With a depthwise layer large enough to be quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(32, 128, 5, 1, 2, groups=32)
+        self.head = nn.Linear(128, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.depthwise(F.hardswish(self.norm(self.conv(x))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [6, 4])
+def test_a_palette_has_so_many_values_and_no_depthwise_layer(bits: int, tmp_path: Path) -> None:
+    from mobile_eval.runtimes.mil import _load
+
+    net, images = small(Deep), pictures(4, seed=1)[0]
+    forms = ["coreml-fp16", f"coreml-palette{bits}"]
+    exact, table = export_all(net, IMAGENET, "s" * 16, "deep", forms, tmp_path)
+    assert isinstance(exact, Artifact)
+    assert isinstance(table, Artifact), table
+    stored = [op for op in _load(table.path).operations if op.op_type == "constexpr_lut_to_dense"]
+    assert [op.outputs[0].shape for op in stored] == [(64, 128)]
+    weights = stored[0].materialized_val_inference()
+    assert 2 ** (bits - 1) < len(np.unique(weights)) <= 2**bits
+    head = net.get_submodule("head").weight.detach().numpy()
+    assert 0 < np.abs(weights - head).mean() < np.ptp(head) / 2**bits
+    before, after = (open_model(one.path).run(images).logits for one in (exact, table))
+    assert 0 < np.abs(before - after).max() < 0.5 * np.abs(before).max()
 
 
 def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mobile_eval.gate import check
 from mobile_eval.results import (
+    MARGIN_BINS,
     STUDENT_GALLERY,
     STUDENT_STUDENT,
     TEACHER_ALONE,
@@ -14,10 +15,12 @@ from mobile_eval.results import (
     Curve,
     FileRow,
     GridRow,
+    LayerRow,
     Limits,
     Machine,
     Network,
     Protocol,
+    Quantization,
     Results,
     Skipped,
     Tile,
@@ -42,6 +45,7 @@ def ran(form: str = "onnx-fp32", **changes: Any) -> FileRow:
         "flips_beyond_tolerance": 0,
         "predicted_flip_rate": 0.0002,
         "worst": (Worst(query=731, flipped=3),),
+        "margins": (1,) * MARGIN_BINS,
         "map": 0.7011,
         "map_drop": 0.0004,
         "load_ms": 41.0,
@@ -119,6 +123,14 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
                 loss=(3.0, 2.0, 1.5),
                 accuracy=(0.1, 0.5, 0.6),
                 validation=((3, 0.55),),
+            ),
+        ),
+        "quantization": Quantization(
+            calibration=f"ranges of 256 {label}",
+            flips={"weights": 0.0021, "int8": 0.0107},
+            layers=(
+                LayerRow(layer=f"first {label}", mode="weights", flips=0.0031, error=0.051, kept=True),
+                LayerRow(layer=f"other {label}", mode="int8", flips=0.0007, error=0.004, kept=False),
             ),
         ),
         "grid": (GridRow(query=tile, hits=hits),),

@@ -18,7 +18,7 @@ from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
 from mobile_eval import compat
 from mobile_eval.gate import check
-from mobile_eval.results import Limits, Worst
+from mobile_eval.results import MARGIN_BINS, Limits, Worst
 
 BITS, SIZE, QUERIES = 16, 8, 130  # more queries than one chunk, and not a multiple of it
 SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3))
@@ -294,3 +294,14 @@ def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: 
 def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
     with pytest.raises(InputError, match="float-student logits"):
         compat.reference(numbered(5), logits, np.zeros(5, int), Gallery())
+
+
+def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
+    logits = np.array([[0.0, -0.12, 0.13, 2.9, -30.0, np.nan]], np.float32)
+    counts = compat.margins(logits, unit=1.0)
+    assert (len(counts), sum(counts)) == (MARGIN_BINS, 6)
+    assert counts[0] == 3  # 0, -0.12, and what is not a number
+    assert counts[1] == 1
+    assert counts[MARGIN_BINS - 1] == 2
+    assert compat.margins(2 * logits, unit=2.0) == counts
+    assert sum(compat.margins(np.zeros((3, 8), np.float32), unit=0.0)) == 24

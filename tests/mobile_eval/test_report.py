@@ -317,3 +317,24 @@ def test_the_center_map_shows_every_entry_and_escapes_names(tmp_path: Path) -> N
     alike = shown.model_copy(update={"distance": ((0, 8), (8, 0)), "correlation": None})
     page = write_html(results(center_map=alike), tmp_path / "s.html").read_text()
     assert "no assignment could be better" in page
+
+
+def test_the_layers_taken_back_are_shown_and_names_escaped(tmp_path: Path) -> None:
+    page = write_html(results("<b>layer</b>"), tmp_path / "r.html").read_text()
+    assert "<b>layer</b>" not in page
+    section = page[page.index("8-bit layers") : page.index("What a search returns")]
+    assert section.count("taken back</td>") == 1
+    assert "0.310%" in section
+    assert "litert-int8-weights" in section  # the margins of an 8-bit file beside a float one
+    assert "8-bit layers" not in write_html(results(quantization=None), tmp_path / "s.html").read_text()
+
+
+def test_the_plot_of_margins_is_of_one_float_file_and_one_8_bit_file() -> None:
+    made = {"onnx-fp32": (3, 1), "onnx-int8-weights": (1, 1), "litert-int8": (1, 3)}
+    rows = [ran(form, margins=margins) for form, margins in made.items()]
+    plot = plots.of_margins(rows)
+    assert plot is not None
+    assert [(line.name, line.kind) for line in plot.lines] == [("onnx-fp32", "training"), ("litert-int8", "validation")]
+    assert plot.y_ticks[-1][1] == "0.75"
+    assert plots.of_margins(rows[:1]) is None
+    assert plots.of_margins(()) is None

@@ -139,7 +139,62 @@ def test_an_operation_gives_torchs_numbers(case: str, tmp_path: Path) -> None:
 
 
 def test_every_operation_was_exercised() -> None:
-    assert {name for name, _ in CASES.values()} | {"cast"} == set(mil_ops.OPS)
+    assert {name for name, _ in CASES.values()} | {"cast", "quantize", "dequantize"} == set(mil_ops.OPS)
+
+
+class Integers(nn.Module):
+    """A convolution of int8 weights between activations on 8-bit grids, in the words of torch's converters."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        import torch.ao.quantization.fx._decomposed  # declares torch.ops.quantized_decomposed
+
+        self.kind, self.conv = kind, nn.Conv2d(3, 8, 3, 2, 1)
+        steps = self.conv.weight.detach().abs().amax((1, 2, 3)) / 127
+        self.register_buffer("whole", torch.round(self.conv.weight.detach() / steps.view(-1, 1, 1, 1)).to(torch.int8))
+        self.register_buffer("steps", steps)
+        self.register_buffer("zeros", torch.zeros(8, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        words: Any = torch.ops.quantized_decomposed
+        weight = words.dequantize_per_channel(self.whole, self.steps, self.zeros, 0, -127, 127, torch.int8)
+        inner = self.on_grid((x - 127.5) / 42.5, 0.02, -7)  # -2.4..2.7, so both ends are cut
+        return self.on_grid(F.conv2d(inner, weight, self.conv.bias, 2, 1), 0.013, 3)
+
+    def on_grid(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        words: Any = torch.ops.quantized_decomposed
+        low = -128 if self.kind == torch.int8 else 0
+        grid = scale, zero_point + 128 + low, low, low + 255, self.kind
+        return words.dequantize_per_tensor(words.quantize_per_tensor(x, *grid), *grid)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8])
+def test_integers_give_torchs_numbers(kind: torch.dtype, tmp_path: Path) -> None:
+    import coremltools as ct
+
+    net, images = Integers(kind).eval(), pictures()
+    image = ct.ImageType("image", (1, 3, SIZE, SIZE), color_layout=ct.colorlayout.RGB)
+    with quiet(), torch.no_grad():
+        exported = torch.export.export(net, (torch.zeros(1, 3, SIZE, SIZE),)).run_decompositions({})
+        ct.convert(
+            exported, convert_to="mlprogram", inputs=[image], outputs=[ct.TensorType("y", dtype=np.float32)],
+            compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17, skip_model_load=True,
+        ).save(str(tmp_path / "a.mlpackage"))  # fmt: skip
+        expected = net(torch.from_numpy(images).permute(0, 3, 1, 2).float()).numpy()
+    program = Program(tmp_path / "a.mlpackage")
+    assert {"quantize", "dequantize", "conv"} <= operations(program)
+    found = program.run(images)["y"]
+    assert len(np.unique(found)) > 50
+    assert np.mean(found != expected) < 0.002  # a sum between two steps may go either way
+    assert np.abs(found - expected).max() < 0.0131
+
+
+def test_one_grid_for_each_slice() -> None:
+    x = torch.tensor([[0.5, 1.5, -2.5], [3.0, -1.0, 400.0]])
+    steps, zeros = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 5.0])
+    whole = mil_ops.quantize(x, steps, zeros, axis=0)
+    assert whole.tolist() == [[0, 2, -2], [7, 5, 205]]  # ties to even: 1.5 -> 2, 0.5 -> 0, -0.5 -> 0
+    assert mil_ops.dequantize(whole, steps, zeros, axis=-2).tolist() == [[0, 2, -2], [4, 0, 400]]
 
 
 def halves(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:

@@ -1,0 +1,179 @@
+import CoreGraphics
+import CoreML
+import CoreVideo
+import Foundation
+
+/// The fields of the card that are used here.
+public struct Card: Decodable {
+    public let codeSpace: String
+    public let bits: Int
+    public let size: Int
+    let resize: String
+    let layout: String
+    let colourOrder: String
+    let bitOrder: String
+    let version: Int
+}
+
+/// `code`: bits/8 bytes, bit j in byte j/8 at place j%8.  `logits`: the numbers whose signs they are.
+public struct Encoded {
+    public let code: [UInt8]
+    public let logits: [Float]
+}
+
+/// `id`: the row in the gallery.  `distance`: the number of differing bits.
+public struct Neighbour: Equatable {
+    public let id: Int
+    public let distance: Int
+}
+
+public struct QueryEncoderError: LocalizedError {
+    public let errorDescription: String?
+
+    init(_ message: String) {
+        errorDescription = message
+    }
+}
+
+/// A picture to its Twinhash code, by Core ML (iOS 16, macOS 13).
+///
+///     let url = Bundle.main.url(forResource: "query-fp16", withExtension: "mlmodelc")!  // Xcode compiles the package
+///     let encoder = try QueryEncoder(contentsOf: url, space: spaceOfTheGallery)
+///     let hits = try nearest(to: encoder.encode(image).code, in: gallery, count: 10)
+public final class QueryEncoder {
+    public let card: Card
+    private let model: MLModel
+
+    /// Opens a compiled model; throws unless it carries a card and its code space is `space`.
+    public init(contentsOf url: URL, space: String, configuration: MLModelConfiguration = .init()) throws {
+        model = try MLModel(contentsOf: url, configuration: configuration)
+        let entries = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String]
+        guard let text = entries?["twinhash.card"] else { throw QueryEncoderError("no Twinhash card in this model") }
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        card = try decoder.decode(Card.self, from: Data(text.utf8))
+        try check(card, space)
+    }
+
+    /// The code of an upright picture (a `CGImage` knows no orientation: apply that of its file first).
+    public func encode(_ picture: CGImage) throws -> Encoded {
+        let image = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(picture, card.size), card.size))
+        let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["image": image]))
+        guard let codes = output.featureValue(for: "codes")?.multiArrayValue,
+              let logits = output.featureValue(for: "logits")?.multiArrayValue
+        else { throw QueryEncoderError("a model without codes and logits") }
+        let bytes = MLShapedArray<Int32>(codes).scalars.map { UInt8(truncatingIfNeeded: $0) }
+        return Encoded(code: bytes, logits: MLShapedArray<Float>(logits).scalars)
+    }
+}
+
+private func check(_ card: Card, _ space: String) throws {
+    guard card.codeSpace == space else {
+        throw QueryEncoderError(
+            "the model speaks code space \(card.codeSpace), the gallery \(space): ship the gallery's model")
+    }
+    let said = [card.resize, card.layout, card.colourOrder, card.bitOrder, String(card.version)]
+    let understood = ["shorter side to size (bilinear, antialiased), centre crop", "image", "RGB", "little", "1"]
+    guard said == understood else {
+        throw QueryEncoderError("the model wants \(said), this code does \(understood): update the code")
+    }
+}
+
+/// The `count` nearest rows of a gallery of packed codes, row after row, by (distance, id).
+public func nearest(to code: [UInt8], in gallery: [UInt8], count: Int) throws -> [Neighbour] {
+    guard count > 0, !code.isEmpty, gallery.count % code.count == 0 else {
+        throw QueryEncoderError("count = \(count), or rows that are not \(code.count) bytes")
+    }
+    var best: [Neighbour] = []
+    for id in 0..<gallery.count / code.count {
+        var distance = 0
+        for i in 0..<code.count { distance += (code[i] ^ gallery[id * code.count + i]).nonzeroBitCount }
+        if best.count == count, distance >= best[count - 1].distance { continue }
+        let place = best.firstIndex { $0.distance > distance } ?? best.count
+        best.insert(Neighbour(id: id, distance: distance), at: place)
+        if best.count > count { best.removeLast() }
+    }
+    return best
+}
+
+/// The card's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer one
+/// cropped.  The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
+/// (Core Graphics and Vision scale by filters of their own.)
+func toSquare(_ picture: CGImage, _ size: Int) throws -> [UInt8] {
+    let (width, height) = (picture.width, picture.height)
+    let pixels = try rgba(picture)
+    let columns = taps(width, max(size, Int(Double(size * width) / Double(height))), size)
+    let rows = taps(height, max(size, Int(Double(size * height) / Double(width))), size)
+    var narrow = [UInt8](repeating: 0, count: 3 * size * height)
+    for y in rows[0].start..<rows[size - 1].start + rows[size - 1].weights.count {
+        for i in 0..<3 * size {
+            narrow[3 * size * y + i] = columns[i / 3].weigh(pixels, 4 * width * y + i % 3, 4)
+        }
+    }
+    return (0..<3 * size * size).map { rows[$0 / (3 * size)].weigh(narrow, $0 % (3 * size), 3 * size) }
+}
+
+/// Four bytes a pixel, as the server reads a picture: its colour profile ignored, transparency laid on white.
+private func rgba(_ picture: CGImage) throws -> [UInt8] {
+    let (width, height) = (picture.width, picture.height)
+    var pixels = [UInt8](repeating: 0, count: 4 * width * height)
+    let drawn = pixels.withUnsafeMutableBytes { memory -> Bool in
+        guard let plain = CGColorSpace(name: CGColorSpace.sRGB), let context = CGContext(
+            data: memory.baseAddress, width: width, height: height, bitsPerComponent: 8, bytesPerRow: 4 * width,
+            space: plain, bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)
+        else { return false }
+        let whole = CGRect(x: 0, y: 0, width: width, height: height)
+        context.setFillColor(red: 1, green: 1, blue: 1, alpha: 1)
+        context.fill(whole)
+        context.draw(picture.copy(colorSpace: plain) ?? picture, in: whole) // grey has no RGB to keep: it is converted
+        return true
+    }
+    guard drawn else { throw QueryEncoderError("no bitmap of \(width) x \(height) pixels") }
+    return pixels
+}
+
+private struct Taps {
+    let start: Int
+    let weights: [Int]
+
+    func weigh(_ from: [UInt8], _ offset: Int, _ step: Int) -> UInt8 {
+        var sum = 1 << 21
+        for i in 0..<weights.count { sum += weights[i] * Int(from[offset + (start + i) * step]) }
+        return UInt8(sum >> 22)
+    }
+}
+
+/// For the middle `size` of `output` pixels, the input pixels that each is made of, and their weights * 2^22.
+private func taps(_ input: Int, _ output: Int, _ size: Int) -> [Taps] {
+    let scale = Double(input) / Double(output)
+    let reach = max(scale, 1)
+    let half = (output - size) >> 1
+    let first = half + (half & (output - size) & 1) // a half goes to the even side
+    return (0..<size).map { i in
+        let centre = (Double(first + i) + 0.5) * scale
+        let start = max(Int(centre - reach + 0.5), 0)
+        let end = min(Int(centre + reach + 0.5), input)
+        let tent = (start..<end).map { max(1 - abs((Double($0) - centre + 0.5) * (1 / reach)), 0) }
+        let total = tent.reduce(0, +)
+        return Taps(start: start, weights: tent.map { Int(0.5 + $0 / total * Double(1 << 22)) })
+    }
+}
+
+private func pixelBuffer(_ rgb: [UInt8], _ size: Int) throws -> CVPixelBuffer {
+    var made: CVPixelBuffer?
+    CVPixelBufferCreate(nil, size, size, kCVPixelFormatType_32BGRA, nil, &made)
+    guard let buffer = made, CVPixelBufferLockBaseAddress(buffer, []) == kCVReturnSuccess else {
+        throw QueryEncoderError("no pixel buffer of \(size) x \(size)")
+    }
+    defer { CVPixelBufferUnlockBaseAddress(buffer, []) }
+    guard let memory = CVPixelBufferGetBaseAddress(buffer) else { throw QueryEncoderError("a pixel buffer elsewhere") }
+    let stride = CVPixelBufferGetBytesPerRow(buffer)
+    for pixel in 0..<size * size {
+        let place = pixel / size * stride + pixel % size * 4
+        let (red, green, blue) = (rgb[3 * pixel], rgb[3 * pixel + 1], rgb[3 * pixel + 2])
+        for (i, value) in [blue, green, red, 255].enumerated() {
+            memory.storeBytes(of: value, toByteOffset: place + i, as: UInt8.self)
+        }
+    }
+    return buffer
+}

@@ -1,0 +1,163 @@
+/**
+ * A picture to its Twinhash code, by ONNX Runtime Web (npm: onnxruntime-web).
+ *
+ *     const manifest = await (await fetch("bundle/manifest.json")).text();
+ *     const model = await (await fetch("bundle/query-fp32.onnx")).arrayBuffer();
+ *     const encoder = await QueryEncoder.open(manifest, "query-fp32.onnx", model, spaceOfTheGallery);
+ *     const { code } = await encoder.encode(await pixelsOf(file));
+ *     const hits = nearest(code, gallery, 10);
+ *
+ * ONNX Runtime Web does not hand out a model's metadata, so the card is that of manifest.json, which counts only for
+ * the bytes whose SHA-256 stands beside it.  Checking it takes `crypto.subtle`: https, or localhost.
+ */
+import { InferenceSession, Tensor } from "onnxruntime-web";
+
+/** The fields of the card that are used here. */
+export interface Card {
+  readonly code_space: string;
+  readonly bits: number;
+  readonly size: number;
+  readonly resize: string;
+  readonly layout: string;
+  readonly colour_order: string;
+  readonly bit_order: string;
+  readonly version: number;
+}
+
+/** An upright picture, four bytes a pixel: red, green, blue, and one that is ignored.  An ImageData is one. */
+export interface Pixels {
+  readonly data: Uint8Array | Uint8ClampedArray;
+  readonly width: number;
+  readonly height: number;
+}
+
+/** `code`: bits/8 bytes, bit j in byte j/8 at place j%8.  `logits`: the numbers whose signs they are. */
+export interface Encoded {
+  readonly code: Uint8Array;
+  readonly logits: Float32Array;
+}
+
+/** `id`: the row in the gallery.  `distance`: the number of differing bits. */
+export interface Neighbour {
+  readonly id: number;
+  readonly distance: number;
+}
+
+const UNDERSTOOD = {
+  resize: "shorter side to size (bilinear, antialiased), centre crop",
+  layout: "NHWC uint8", colour_order: "RGB", bit_order: "little", version: 1,
+} as const;
+
+export class QueryEncoder {
+  private constructor(readonly card: Card, private readonly session: InferenceSession) {}
+
+  /** Opens the bundle's file `name`; throws unless its bytes are the manifest's and its code space is the gallery's. */
+  static async open(manifest: string, name: string, model: ArrayBuffer, space: string): Promise<QueryEncoder> {
+    const entry = JSON.parse(manifest).files[name];
+    if (!entry?.card) throw new Error(`${name} has no card in manifest.json: take both from one bundle`);
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", model));
+    const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    if (found !== entry.sha256) {
+      throw new Error(`${name} has SHA-256 ${found}, not manifest.json's ${entry.sha256}: load both again`);
+    }
+    check(entry.card, name, space);
+    return new QueryEncoder(entry.card, await InferenceSession.create(model));
+  }
+
+  async encode(picture: Pixels): Promise<Encoded> {
+    const { size } = this.card;
+    const image = new Tensor("uint8", toSquare(picture, size), [1, size, size, 3]);
+    const { codes, logits } = await this.session.run({ image });
+    return { code: codes.data as Uint8Array, logits: logits.data as Float32Array };
+  }
+}
+
+function check(card: Card, name: string, space: string): void {
+  if (card.code_space !== space) {
+    throw new Error(`${name} speaks code space ${card.code_space}, the gallery ${space}: ship the gallery's model`);
+  }
+  for (const [field, value] of Object.entries(UNDERSTOOD)) {
+    const said = card[field as keyof Card];
+    if (said !== value) throw new Error(`${name} wants ${field} "${said}", this code does "${value}": update it`);
+  }
+}
+
+/** The `k` nearest rows of a gallery of packed codes, row after row, by (distance, id). */
+export function nearest(code: Uint8Array, gallery: Uint8Array, k: number): Neighbour[] {
+  if (k < 1 || gallery.length % code.length) throw new Error(`k = ${k}, or rows that are not ${code.length} bytes`);
+  const best: Neighbour[] = [];
+  for (let id = 0; id * code.length < gallery.length; id++) {
+    let distance = 0;
+    for (let i = 0; i < code.length; i++) distance += POPCOUNT[code[i] ^ gallery[id * code.length + i]];
+    if (best.length === k && distance >= best[k - 1].distance) continue;
+    let place = best.length;
+    while (place > 0 && best[place - 1].distance > distance) place--;
+    best.splice(place, 0, { id, distance });
+    if (best.length > k) best.pop();
+  }
+  return best;
+}
+
+const POPCOUNT = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll("0", "").length);
+
+/**
+ * The pixels of a picture file, as the server reads them: EXIF orientation applied, colour profile ignored,
+ * transparency laid on white.  In a browser or a worker.
+ */
+export async function pixelsOf(file: Blob): Promise<ImageData> {
+  const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+  const { width, height } = bitmap;
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  if (!context) throw new Error("no 2D canvas here");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return context.getImageData(0, 0, width, height);
+}
+
+/**
+ * The card's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer
+ * one cropped.  The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
+ * (A canvas would scale by a filter of the browser's choice.)
+ */
+export function toSquare({ data, width, height }: Pixels, size: number): Uint8Array {
+  if (!width || data.length !== 4 * width * height) {
+    throw new Error(`${data.length} bytes are not ${width} x ${height} pixels of four bytes`);
+  }
+  const columns = taps(width, Math.max(size, Math.floor((size * width) / height)), size);
+  const rows = taps(height, Math.max(size, Math.floor((size * height) / width)), size);
+  const narrow = new Uint8Array(3 * size * height);
+  for (let y = rows[0].start; y < rows[size - 1].start + rows[size - 1].weights.length; y++) {
+    for (let i = 0; i < 3 * size; i++) {
+      narrow[3 * size * y + i] = weigh(columns[Math.floor(i / 3)], data, 4 * width * y + (i % 3), 4);
+    }
+  }
+  const square = new Uint8Array(3 * size * size);
+  return square.map((_, i) => weigh(rows[Math.floor(i / (3 * size))], narrow, i % (3 * size), 3 * size));
+}
+
+interface Taps {
+  readonly start: number;
+  readonly weights: Int32Array;
+}
+
+/** For the middle `size` of `output` pixels, the input pixels that each is made of, and their weights * 2^22. */
+function taps(input: number, output: number, size: number): Taps[] {
+  const scale = input / output, reach = Math.max(scale, 1);
+  const half = (output - size) >> 1, first = half + (half & (output - size) & 1); // a half goes to the even side
+  return Array.from({ length: size }, (_, i) => {
+    const centre = (first + i + 0.5) * scale;
+    const start = Math.max(Math.trunc(centre - reach + 0.5), 0);
+    const length = Math.min(Math.trunc(centre + reach + 0.5), input) - start;
+    const tent = Array.from({ length }, (_, j) => Math.max(1 - Math.abs((start + j - centre + 0.5) * (1 / reach)), 0));
+    const total = tent.reduce((sum, weight) => sum + weight, 0);
+    return { start, weights: Int32Array.from(tent, (weight) => Math.trunc(0.5 + (weight / total) * 2 ** 22)) };
+  });
+}
+
+function weigh({ start, weights }: Taps, from: ArrayLike<number>, offset: number, step: number): number {
+  let sum = 1 << 21;
+  for (let i = 0; i < weights.length; i++) sum += weights[i] * from[offset + (start + i) * step];
+  return sum >> 22;
+}

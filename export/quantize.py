@@ -1,0 +1,175 @@
+"""Which layers become 8-bit: each is measured alone, and the worst are left as they are."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.artifact import FLOAT
+from export.int8 import ANYTHING, Int8Conv, Mode, layers, set_mode, simulated, watched
+from export.query_model import deployable
+from gallery.codespace import Preprocessing
+from gallery.console import log
+from gallery.errors import InputError
+
+Pixels = NDArray[np.uint8]
+BATCH = 32
+# Share of the bits that may turn on pictures held out, for which layers are taken back; and how many of these.
+ENOUGH: dict[Mode, float] = {"weights": 0.003, "int8": 0.012}
+MOST: dict[Mode, float] = {"weights": 0.3, "int8": 0.5}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer alone on its grid.
+
+    mode: "weights", or "int8" for its activations too; flips: share of bits that turn; error: mean |change of a logit|;
+    kept: whether the layer was taken back for it
+    """
+
+    layer: str
+    mode: Mode
+    flips: float
+    error: float
+    kept: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A network with simulated 8-bit layers, each in the mode it is to be shipped in, and how that came about.
+
+    sensitivities: worst first, of the weights and then of the activations
+    flips: share of the bits that turn on the pictures held out, with the weights alone and with all
+    """
+
+    net: nn.Module
+    sensitivities: tuple[Sensitivity, ...]
+    flips: dict[Mode, float]
+    calibration: str
+
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Layers whose weights stay float: in every file with 8-bit weights."""
+        return tuple(one.layer for one in self.sensitivities if one.mode == "weights" and one.kept)
+
+    def record(self) -> dict[str, Any]:
+        """All but the network, for a file of results."""
+        rows = [dataclasses.asdict(one) for one in self.sensitivities]
+        return {"calibration": self.calibration, "flips": self.flips, "layers": rows}
+
+
+def quantize(net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels) -> Quantized:
+    """Simulates `net` (folded; normalised float32 to logits) in 8-bit, without any training.
+
+    seen: pictures `[n, S, S, 3]` that the ranges are taken from; held: those that the layers are chosen on, best such
+    as the network has not learned by heart, where nearly every logit is far from zero and nothing turns.
+    Layers whose output is one pixel (squeeze-excite gates, what is behind the pooling) keep float activations: they
+    cost next to nothing.  Raises `InputError` without pictures.
+    """
+    if not len(seen) or not len(held):
+        raise InputError("pictures to take the ranges from", "none", "Give some of those the app will ask about.")
+    made, pictures = simulated(net), normalised(held, preprocessing)
+    spatial = _calibrate(made, normalised(seen, preprocessing))
+    expected, chosen = logits(made, pictures), list(layers(made))
+    found: list[Sensitivity] = []
+    flips: dict[Mode, float] = {}
+    modes: tuple[Mode, ...] = ("weights", "int8")
+    for mode in modes:
+        ranked = _ranked(made, pictures, expected, chosen, mode)
+        count, flips[mode] = _settle(made, pictures, expected, [one.layer for one in ranked], mode)
+        found += [Sensitivity(one.layer, mode, one.flips, one.error, place < count) for place, one in enumerate(ranked)]
+        chosen = [one.layer for one in found if not one.kept and one.layer in spatial]
+        log.info("  %s: %d of %d layers taken back, %.2f%% of bits turn", mode, count, len(ranked), 100 * flips[mode])
+    return Quantized(made, tuple(found), flips, f"ranges of {len(seen)} pictures, layers chosen on {len(held)}")
+
+
+def simulate(
+    net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, forms: Sequence[str],
+    adapt: Callable[[nn.Module], None],
+) -> tuple[Quantized | None, dict[str, nn.Module]]:  # fmt: skip
+    """What `export.forms.export_all` needs for 8-bit `forms`: the choice of layers, and a network for each precision.
+
+    net: as trained; adapt: trains a simulated network in place to make up for the rounding, for the precision "int8"
+    """
+    if all(form.partition("-")[2] in FLOAT for form in forms):
+        return None, {}
+    quantized = quantize(deployable(net, preprocessing.size), preprocessing, seen, held)
+    simulated = {"int8-calibrated": quantized.net}
+    if any(form.endswith("-int8") for form in forms):
+        simulated["int8"] = copy.deepcopy(quantized.net)
+        adapt(simulated["int8"])
+    return quantized, simulated
+
+
+def normalised(pixels: Pixels, preprocessing: Preprocessing) -> list[Tensor]:
+    """Batches of normalised pictures `[B, 3, S, S]`."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    batches = [torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
+    return [(batch.permute(0, 3, 1, 2) / 255 - mean) / std for batch in batches]
+
+
+@torch.no_grad()
+def logits(net: nn.Module, pictures: Sequence[Tensor]) -> Tensor:
+    """Logits `[n, bits]`, in eval mode."""
+    net.eval()
+    return torch.cat([net(batch) for batch in pictures])
+
+
+def flipped(found: Tensor, expected: Tensor) -> float:
+    """Share of bits that differ."""
+    return float(((found > 0) != (expected > 0)).double().mean())
+
+
+def _calibrate(net: nn.Module, pictures: Sequence[Tensor]) -> set[str]:
+    """Sets all ranges, and returns the layers whose output has more than one pixel."""
+    own, spatial = layers(net), set()
+    set_mode(net, "observe")
+    with watched(net) as curved:
+        logits(net, pictures)
+    for name, layer in own.items():
+        layer.input.settle(ANYTHING)
+        layer.output.settle(curved.get(name, ANYTHING))
+        if layer.pixels > 1:
+            spatial.add(name)
+    set_mode(net, "float")
+    return spatial
+
+
+def _ranked(
+    net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: Mode
+) -> list[Sensitivity]:
+    """What each layer alone does to the logits, worst first; by the error, which is finer than a count of bits."""
+    own, found = layers(net), []
+    before = {name: layer.mode for name, layer in own.items()}
+    set_mode(net, "float")
+    for name in names:
+        own[name].mode = mode
+        changed = logits(net, pictures)
+        found.append(Sensitivity(name, mode, flipped(changed, expected), float((changed - expected).abs().mean())))
+        own[name].mode = "float"
+    for name, layer in own.items():
+        layer.mode = before[name]
+    return sorted(found, key=lambda one: -one.error)
+
+
+def _settle(
+    net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, ranked: Sequence[str], mode: Mode
+) -> tuple[int, float]:
+    """Puts all layers in `mode` and takes back the worst until few enough bits turn: how many, and what is left."""
+    own: dict[str, Int8Conv] = layers(net)
+    before = {name: own[name].mode for name in ranked}
+    for name in ranked:
+        own[name].mode = mode
+    flips, count = flipped(logits(net, pictures), expected), 0
+    while flips > ENOUGH[mode] and count < int(MOST[mode] * len(ranked)):
+        own[ranked[count]].mode = before[ranked[count]]
+        flips, count = flipped(logits(net, pictures), expected), count + 1
+    return count, flips

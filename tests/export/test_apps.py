@@ -1,0 +1,293 @@
+"""The bundle's app code does on its own runtimes what Twinhash does here.
+
+TypeScript runs with ONNX Runtime Web under Node; Kotlin runs on a JVM, where a stand-in repeats LiteRT's recorded
+answers; Swift, for which no registry has a compiler, is only parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from students import BITS, SIZE, Shipped
+
+from distill.data.decode import _to_rgb, to_square
+from export.bundle import APPS, open_bundle, write_bundle
+from export.card import KEY
+from gallery.codes import pack, unpack
+from gallery.codespace import Preprocessing
+from gallery.files import sha256_of
+from mobile_eval.runtimes import Outputs, open_model
+
+HERE = Path(__file__).with_name("apps")
+GOLDEN, ODD = 5, 25  # golden pictures; a side for squares that no model takes
+WEB = {"onnxruntime-web": "1.30.0", "typescript": "7.0.2"}
+KOTLIN = {"kotlin-compiler": "2.4.20"}
+OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "E403")
+SIDES = [(100, 77), (77, 100), (33, 32), (35, 32), (32, 37), (20, 15), (9, 23), (7, 150), (640, 479), (1, 1)]
+MODELS = ("onnx-fp32", "onnx-fp16", "onnx-int8-weights", "litert-fp32", "litert-int8-weights", "coreml-int8-weights")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder with a bundle, pictures as RGBA bytes, a gallery and three queries; and the pictures' squares.
+
+    on_white: the square of a translucent picture, which is the last one, laid on white
+    """
+
+    folder: Path
+    bundle: Path
+    space: str
+    squares: dict[int, NDArray[np.uint8]]
+    on_white: NDArray[np.uint8]
+
+    def images(self) -> NDArray[np.uint8]:
+        """The squares that the models take, in the order of their numbers."""
+        return np.stack([square for square in self.squares.values() if len(square) == SIZE])
+
+
+Answers = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def case(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder, student = tmp_path_factory.mktemp("apps"), shipped.student
+    logits = student.logits[:GOLDEN]
+    made = [shipped.files[form] for form in MODELS]
+    write_bundle(folder / "bundle", made, student.space, student.centers, student.images[:GOLDEN], pack(logits), logits)
+    squares, on_white = write_pictures(folder / "pictures", student.images[:GOLDEN])
+    rng = np.random.default_rng(5)
+    queries, gallery = (rng.integers(0, 256, (rows, BITS // 8), np.uint8) for rows in (3, 400))
+    gallery[100:160] = gallery[:60]  # ties: equal rows, and few distances for many rows
+    gallery[7], gallery[300:310], gallery[399] = queries[0], queries[1], ~queries[0]
+    (folder / "queries.bin").write_bytes(queries.tobytes())
+    (folder / "gallery.bin").write_bytes(gallery.tobytes())
+    return Case(folder, folder / "bundle", student.space.id, squares, on_white)
+
+
+def write_pictures(folder: Path, golden: NDArray[np.uint8]) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.uint8]]:
+    """`<number>-<width>-<height>-<size>.rgba`: golden pictures, noise of many shapes, and translucent noise."""
+    folder.mkdir()
+    rng = np.random.default_rng(4)
+    noise = [(rng.integers(0, 256, (h, w, 4), np.uint8), size) for w, h in SIDES for size in (SIZE, ODD)]
+    for rgba, _ in noise:
+        rgba[..., 3] = 255
+    translucent = rng.integers(0, 256, (60, 70, 4), np.uint8)
+    opaque = [np.concatenate([image, np.full((SIZE, SIZE, 1), 255, np.uint8)], axis=2) for image in golden]
+    squares = {}
+    for number, (rgba, size) in enumerate([*((image, SIZE) for image in opaque), *noise, (translucent, ODD)]):
+        height, width = rgba.shape[:2]
+        (folder / f"{number}-{width}-{height}-{size}.rgba").write_bytes(rgba.tobytes())
+        squares[number] = to_square(Image.fromarray(rgba[..., :3]), size)
+    return squares, to_square(_to_rgb(Image.fromarray(translucent)), ODD)
+
+
+def installed(config: pytest.Config, packages: dict[str, str]) -> Path:
+    """A folder whose node_modules holds the packages, kept in pytest's cache; skips where they cannot be had."""
+    assert config.cache is not None
+    folder, wanted = config.cache.mkdir("-".join(packages)), json.dumps({"private": True, "dependencies": packages})
+    if (folder / "done").is_file() and (folder / "done").read_text() == wanted:
+        return folder
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    (folder / "package.json").write_text(wanted)
+    quick = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    quick += ["--fetch-retries=0", "--fetch-timeout=60000"]
+    run = subprocess.run(["npm", "install", *quick], cwd=folder, capture_output=True, text=True)
+    if run.returncode and any(code in run.stderr for code in OFFLINE):
+        pytest.skip(f"npm's registry cannot be reached for {', '.join(packages)}")
+    assert run.returncode == 0, run.stderr
+    (folder / "done").write_text(wanted)
+    return folder
+
+
+def answers(command: Sequence[str | Path], case: Case, cwd: Path) -> Answers:
+    run = subprocess.run(
+        [*command, case.folder, case.bundle, case.space], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(line.split(" ", 1) for line in run.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def web(case: Case, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """The TypeScript of the bundle, type-checked, compiled and run."""
+    if shutil.which("node") is None:
+        pytest.skip("Node is not installed")
+    folder = tmp_path_factory.mktemp("web")
+    packages = installed(pytestconfig, WEB) / "node_modules"
+    (folder / "node_modules").symlink_to(packages)
+    shutil.copy(case.bundle / "apps" / "queryEncoder.ts", folder)
+    shutil.copy(HERE / "drive.mjs", folder)
+    strict = ["--strict", "--noUnusedLocals", "--noUnusedParameters", "--noImplicitReturns", "--types", ""]
+    modern = ["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom"]
+    compiler = ["node", packages / "typescript" / "bin" / "tsc", *strict, *modern, "queryEncoder.ts"]
+    check = subprocess.run(compiler, cwd=folder, capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout
+    return answers(["node", "drive.mjs"], case, folder)
+
+
+@pytest.fixture(scope="module")
+def android(case: Case, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """The Kotlin of the bundle, compiled without a warning, and run with stand-ins for Android and LiteRT."""
+    if shutil.which("java") is None:
+        pytest.skip("Java is not installed")
+    library = installed(pytestconfig, KOTLIN) / "node_modules" / "kotlin-compiler" / "lib"
+    folder = tmp_path_factory.mktemp("android")
+    for file in case.bundle.glob("*.tflite"):
+        record(file, case)
+    sources = [case.bundle / "apps" / "QueryEncoder.kt", *sorted(HERE.glob("*.kt"))]
+    java = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]
+    compiler = [*java, library / "kotlin-compiler.jar", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", "-Werror"]
+    standard = library / "kotlin-stdlib.jar"
+    options = ["-no-stdlib", "-no-reflect", "-cp", standard, "-d", "out", *sources]
+    check = subprocess.run([*compiler, *options], cwd=folder, capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+    return answers([*java, f"out:{standard}", "DriveKt"], case, folder)
+
+
+def record(file: Path, case: Case) -> None:
+    """What LiteRT says about the squares, asked by the names the app uses: picture, codes, logits, and the next."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    signature = Interpreter(str(file)).get_signature_runner()
+    rows = b""
+    for image in case.images():
+        said = signature(image=image[None])
+        rows += image.tobytes() + said["codes"].tobytes() + said["logits"].tobytes()
+    (case.folder / f"{file.name}.answers").write_bytes(rows)
+
+
+@pytest.fixture(params=["web", "android"])
+def language(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def ran(language: str, request: pytest.FixtureRequest) -> Answers:
+    found: Answers = request.getfixturevalue(language)
+    return found
+
+
+def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, shipped: Shipped, tmp_path: Path) -> None:
+    student, logits = shipped.student, shipped.student.logits[:1]
+    for formats in (["onnx"], ["litert"], ["coreml"], ["coreml", "onnx"]):
+        made = [shipped.files[f"{name}-int8-weights"] for name in formats]
+        folder = tmp_path / "-".join(formats)
+        write_bundle(folder, made, student.space, student.centers, student.images[:1], pack(logits), logits)
+        names = {APPS[name][0] for name in formats}
+        assert {path.name for path in (folder / "apps").iterdir()} == names
+        readme = (folder / "README.md").read_text()
+        assert {name for name, _ in APPS.values() if f"apps/{name}" in readme} == names
+        listed = json.loads((folder / "manifest.json").read_text())["files"]
+        for name in names:
+            assert listed[f"apps/{name}"]["sha256"] == sha256_of(folder / "apps" / name)
+    open_bundle(case.bundle)
+
+
+def test_the_readme_claims_what_is_tested_here(case: Case) -> None:
+    text = " ".join((case.bundle / "README.md").read_text().split())
+    assert f"onnxruntime-web {WEB['onnxruntime-web']}" in text
+    assert f"TypeScript {WEB['typescript']}, strict" in text
+    assert f"Kotlin {KOTLIN['kotlin-compiler']}" in text
+    assert "`apps/QueryEncoder.swift`, Swift for Core ML: parsed, but not compiled here: **untested**" in text
+
+
+def said_by(ran: Answers, name: str) -> Outputs:
+    """The codes and logits of one model for every picture, in order."""
+    numbers = sorted(int(key.split(":")[2]) for key in ran if key.startswith(f"code:{name}:"))
+    codes = [np.frombuffer(bytes.fromhex(ran[f"code:{name}:{number}"]), np.uint8) for number in numbers]
+    logits = [np.array(ran[f"logits:{name}:{number}"].split(","), np.float32) for number in numbers]
+    return Outputs(np.stack(codes), np.stack(logits))
+
+
+def test_golden_pictures_give_their_codes(ran: Answers, language: str, case: Case) -> None:
+    golden = json.loads((case.bundle / "golden.json").read_text())
+    logits = np.array([row["logits"] for row in golden])
+    codes = said_by(ran, "query-fp32" + {"web": ".onnx", "android": ".tflite"}[language]).codes[:GOLDEN]
+    expected = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in golden])
+    flipped = unpack(codes) != unpack(expected)
+    assert not flipped[np.abs(logits) > 1e-3].any()
+    assert (np.abs(logits) > 1e-3).mean() > 0.99
+
+
+def test_every_model_says_what_it_says_here(ran: Answers, language: str, case: Case) -> None:
+    images, suffix, count = case.images(), *{"web": (".onnx", 3), "android": (".tflite", 2)}[language]
+    files = [file.path for file in open_bundle(case.bundle).files if file.path.suffix == suffix]
+    assert len(files) == count
+    for file in files:
+        expected, found = open_model(file).run(images), said_by(ran, file.name)
+        assert np.allclose(found.logits, expected.logits, atol=0.02 if "fp16" in file.name else 2e-4)
+        assert np.array_equal(found.codes, pack(found.logits))
+
+
+def test_squares_are_the_servers_to_the_last_bit(ran: Answers, language: str, case: Case) -> None:
+    translucent = GOLDEN + 2 * len(SIDES)
+    assert translucent == max(case.squares)
+    for number, square in case.squares.items():
+        on_white = language == "android" and number == translucent  # on the web pixelsOf has laid it on white before
+        assert ran[f"square:{number}"] == (case.on_white if on_white else square).tobytes().hex(), number
+
+
+def test_neighbours_come_by_distance_then_by_row(ran: Answers, case: Case) -> None:
+    queries, gallery = (
+        np.frombuffer((case.folder / f"{name}.bin").read_bytes(), np.uint8).reshape(-1, BITS // 8)
+        for name in ("queries", "gallery")
+    )
+    tied = 0
+    for row, query in enumerate(queries):
+        distances = (np.unpackbits(gallery, axis=1) != np.unpackbits(query)).sum(axis=1)
+        order = np.lexsort((np.arange(len(gallery)), distances))
+        tied += 10 - len(set(distances[order[:10]]))
+        for k in (1, 10, 1000):
+            assert ran[f"nearest:{row}:{k}"] == ",".join(f"{i}:{distances[i]}" for i in order[:k])
+    assert tied
+    assert ran["nearest:0:1"] == "7:0"
+    assert ran["nearest:0:1000"].endswith("399:64")
+
+
+def test_what_does_not_fit_is_refused_with_both_sides(ran: Answers, case: Case) -> None:
+    assert case.space in ran["refused:foreign"]
+    assert "f" * 16 in ran["refused:foreign"]
+    assert Preprocessing.resize in ran["refused:rule"]
+    assert "card" in ran["refused:cardless"]
+    assert "k = 0" in ran["refused:k"]
+    assert "8 bytes" in ran["refused:rows"]
+    assert all(message for key, message in ran.items() if key.startswith("refused:"))
+
+
+def test_the_card_of_the_web_counts_only_for_the_bytes_it_was_signed_for(web: Answers, case: Case) -> None:
+    (name, *_) = sorted(path.name for path in case.bundle.glob("*.onnx"))
+    for what in ("damaged", "sha256"):
+        assert name in web[f"refused:{what}"]
+        assert "SHA-256" in web[f"refused:{what}"]
+    assert "0" * 64 in web["refused:sha256"]
+    assert "other.onnx" in web["refused:stranger"]
+    assert "README.md" in web["refused:README.md"]
+    assert "12 bytes" in web["refused:pixels"]
+
+
+def test_what_is_no_tflite_file_is_refused_on_android(android: Answers) -> None:
+    assert "tflite" in android["refused:damaged"]
+    assert "tflite" in android["refused:noise"]
+
+
+def test_the_swift_parses_and_names_what_the_package_holds(case: Case, shipped: Shipped) -> None:
+    parser = pytest.importorskip("tree_sitter")
+    grammar = pytest.importorskip("tree_sitter_swift")
+    source = (case.bundle / "apps" / "QueryEncoder.swift").read_bytes()
+    swift = parser.Parser(parser.Language(grammar.language()))
+    assert not swift.parse(source).root_node.has_error
+    assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
+    card = shipped.files["coreml-int8-weights"].card
+    rules = [card.resize, card.layout, card.colour_order, card.bit_order, str(card.version)]
+    for word in [KEY, *rules, "image", "codes", "logits"]:
+        assert f'"{word}"'.encode() in source, word

@@ -1,0 +1,102 @@
+"""Files with 8-bit activations, executed: they say what the simulation says, in integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from students import IMAGENET, Student, pictures
+from torch import nn
+
+from export import quantize as q
+from export.artifact import Artifact, Refused
+from export.forms import STATIC, export_all
+from export.int8 import layers
+from gallery.codes import pack
+from gallery.files import size_of
+from mobile_eval.runtimes import open_model
+
+FORMATS = ("onnx", "litert", "coreml")
+
+
+@pytest.fixture(scope="module")
+def made(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> tuple[q.Quantized, dict[str, Artifact]]:
+    forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "int8-calibrated")]
+    seen, held = pictures(64, seed=4)[0], pictures(32, seed=5)[0]
+    quantized, simulated = q.simulate(v3.net, IMAGENET, seen, held, forms, pytest.fail)
+    assert quantized is not None
+    rows = export_all(
+        v3.net, IMAGENET, v3.space.id, v3.name, forms, tmp_path_factory.mktemp("static"),
+        quantized.float_layers, simulated, quantized.calibration,
+    )  # fmt: skip
+    files = {row.form: row for row in rows if isinstance(row, Artifact)}
+    assert set(files) == set(forms), rows
+    return quantized, files
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_file_says_what_was_simulated(
+    made: tuple[q.Quantized, dict[str, Artifact]], v3: Student, format: str
+) -> None:
+    quantized, files = made
+    expected = q.logits(quantized.net, q.normalised(v3.images, IMAGENET)).numpy()
+    found = open_model(files[f"{format}-int8-calibrated"].path).run(v3.images)
+    assert np.array_equal(found.codes, pack(found.logits))
+    assert ((found.logits > 0) != (expected > 0)).mean() < 0.01
+    assert ((found.logits > 0) != (v3.logits > 0)).mean() < 0.03
+    assert np.abs(found.logits - v3.logits).max() > 1e-3  # it is not the float network
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_card_says_how_and_the_file_is_smaller(
+    made: tuple[q.Quantized, dict[str, Artifact]], format: str
+) -> None:
+    quantized, files = made
+    card = files[f"{format}-int8-calibrated"].card
+    assert card.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
+    assert card.float_layers == quantized.float_layers
+    assert files[f"{format}-fp16"].card.calibration == ""
+    assert size_of(files[f"{format}-int8-calibrated"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
+
+
+def test_integers_are_what_the_engines_get(made: tuple[q.Quantized, dict[str, Artifact]]) -> None:
+    import onnx
+
+    quantized, files = made
+    wanted = [layer.mode for layer in layers(quantized.net).values()].count("int8")
+    assert wanted > 10
+    graph = onnx.load(str(files["onnx-int8-calibrated"].path)).graph
+    whole = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert sum(node.op_type == "Conv" and set(node.input[:2]) <= whole for node in graph.node) == wanted
+    assert tflite_integer_convolutions(files["litert-int8-calibrated"]) == wanted
+
+
+def tflite_integer_convolutions(file: Artifact) -> int:
+    """Convolutions of the file whose input is an int8 tensor."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.path.read_bytes(), 0))
+    graph = model.subgraphs[0]
+    kinds = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D}
+    inputs = [
+        graph.tensors[operator.inputs[0]].type
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode in kinds
+    ]
+    return inputs.count(schema.TensorType.INT8)
+
+
+def test_without_a_simulated_network_the_row_says_so(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("none")
+    rows = export_all(v3.net, IMAGENET, v3.space.id, v3.name, ["onnx-int8"], folder)
+    assert rows == [Refused("onnx-int8", "ValueError: no pictures to calibrate it by")]
+
+
+def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:
+    seen, held = pictures(8, seed=4)[0], pictures(8, seed=5)[0]
+    assert q.simulate(v3.net, IMAGENET, seen[:0], held[:0], ["onnx-fp32", "coreml-fp16"], pytest.fail) == (None, {})
+    asked: list[nn.Module] = []
+    quantized, nets = q.simulate(v3.net, IMAGENET, seen, held, ["litert-int8", "onnx-fp32"], asked.append)
+    assert quantized is not None
+    assert set(nets) == set(STATIC)
+    assert asked == [nets["int8"]]
+    assert nets["int8"] is not nets["int8-calibrated"]
