@@ -95,8 +95,8 @@ def _plot(title: str, series: dict[str, list[tuple[float, float]]], second: str 
 
     placed = {name: [place(*point) for point in line if math.isfinite(point[1])] for name, line in series.items()}
     lines = tuple(_line(name, line, name == second) for name, line in placed.items())
-    x_ticks = tuple((place(x, low)[0], f"{x:,.0f}") for x in (0.0, right / 2, right))
-    y_ticks = tuple((place(0, y)[1], f"{y:.3g}") for y in (low, (low + high) / 2, high))
+    x_ticks = tuple((place(x, low)[0], f"{x:,.{0 if right >= 10 else 1}f}") for x in (0.0, right / 2, right))
+    y_ticks = tuple((place(0, y)[1], f"{y:.{2 if abs(y) < 1 else 3}g}") for y in (low, (low + high) / 2, high))
     return Plot(title, lines, x_ticks, y_ticks)
 
 
