@@ -44,7 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ margin": {"terms": {"margin_weight": 2.0}},
     "fresh crops": {"terms": {"views": 0}},
     "unlabelled, a quarter": {"terms": {"unlabelled_share": 0.25}},
-    "unlabelled, their share": {"terms": {"unlabelled_share": "auto"}},
+    "unlabelled, their share": {"terms": {"unlabelled_share": 0.2963}},  # of UC Merced, 6 of 21 classes unseen
     "unlabelled, half": {"terms": {"unlabelled_share": 0.5}},
     "unlabelled, half, instance only": {"terms": {"unlabelled_share": 0.5, "center_weight": 0.0}},
 }  # fmt: skip
@@ -176,8 +176,9 @@ def write(table: Table, cells: Sequence[Cell]) -> None:
     record = {"command": f"python benchmarks/run.py {table.name}", "options": options,
               "machine": describe().model_dump(), "cells": [cell.model_dump() for cell in cells]}  # fmt: skip
     write_json(RESULTS / f"{table.name}.json", record)
-    lines = [*markdown(cells), "", table.note, "", *compared(cells, table.figure, table.reference)]
-    write_whole(RESULTS / f"{table.name}.md", "\n".join(lines).replace("\n\n\n", "\n").rstrip() + "\n")
+    sentences = "\n".join(compared(cells, table.figure, table.reference))
+    parts = "\n".join(markdown(cells)), "Seconds are the wall's, whatever else the machine did.", table.note, sentences
+    write_whole(RESULTS / f"{table.name}.md", "\n\n".join(filter(None, parts)) + "\n")
     _plot(cells, table.figure, RESULTS / f"{table.name}.svg")
 
 

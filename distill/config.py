@@ -88,8 +88,8 @@ class StudentFit(Fit):
 class RoundedFit(Model):
     """How the student is made ready for 8-bit arithmetic, once it is trained: its biases learn to make up for it."""
 
-    epochs: int = Field(2, ge=0)
-    """Passes over the gallery's pictures; 0: none, the 8-bit files are calibrated only."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the pictures of train and gallery."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     batch: int = Field(64, ge=2)

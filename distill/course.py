@@ -228,18 +228,22 @@ class Course:
         """Logits `[len(index), bits]` of pictures, or of one crop of each; the student's in fp32, as in its files."""
         return self.look(forward(net) if role == "teacher" else net, net, self.lens(role), index, label, key, crops)
 
-    def calibration(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Pictures to quantize by, uint8 `[n, S, S, 3]`: of those the student has seen, and of those it has not.
+    @property
+    def held(self) -> Indices:
+        """Pictures to choose an 8-bit network by: those of validation, never queries.
 
-        Never queries; without a validation slice both are from train, where an 8-bit network looks better than it is.
+        Where there are none, those of train, on which such a network looks better than it is.
         """
-        pixels, train = self.data.pixels[self.plan.student_size], self.data.train
-        held = self.data.validation if len(self.data.validation) else train[1:]
-        return np.asarray(pixels[_spread(train, CALIBRATION)]), np.asarray(pixels[_spread(held, CALIBRATION)])
+        return _spread(self.data.validation if len(self.data.validation) else self.data.train[1:], CALIBRATION)
+
+    def calibration(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Pictures to quantize by, uint8 `[n, S, S, 3]`: of those the student has seen, and `held`."""
+        pixels = self.data.pixels[self.plan.student_size]
+        return np.asarray(pixels[_spread(self.data.train, CALIBRATION)]), np.asarray(pixels[self.held])
 
     def golden(self, student: HashNet) -> tuple[NDArray[np.uint8], Codes, Logits]:
         """A few queries with the float student's codes and logits: the bundle's own test."""
-        index = self.data.query[:: max(1, len(self.data.query) // GOLDEN)][:GOLDEN]
+        index = _spread(self.data.query, GOLDEN)
         with torch.inference_mode():
             logits = student(self.student_lesson.lens.look(index)).float().cpu().numpy()
         return np.asarray(self.data.pixels[self.plan.student_size][index]), pack(logits), logits

@@ -85,7 +85,7 @@ class Learner:
 
 Batch = Any
 Prepare = Callable[[NDArray[np.int64], torch.Generator], Batch]  # rows and this step's generator -> what a step needs
-Objective = Callable[[Any], tuple[Tensor, Tensor]]  # -> (loss, share of rows nearest to their own center)
+Objective = Callable[[Any], tuple[Tensor, Tensor]]  # -> (loss, what is right: of rows, or of bits)
 
 
 def fit(

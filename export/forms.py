@@ -57,7 +57,7 @@ def export_all(
     """Writes `folder/query-<precision>.<suffix>` for each form, in the order given.
 
     net:           normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
-    float_layers:  dotted names of the convolutions and linear layers whose weights no precision shall quantize
+    float_layers:  dotted names, in the folded network, of convolutions and linear layers that no precision quantizes
     simulated:     for each of the precisions `STATIC`, the network with simulated 8-bit layers (`export.quantize`)
     calibration:   how these were chosen, for the card
     resize_inside: ONNX files take pictures of any one size `[B, H, W, 3]` and follow the resize rule themselves
@@ -67,7 +67,7 @@ def export_all(
     check_forms(forms)
     _check_rule(preprocessing, resize_inside)
     model = QueryModel(deployable(net, preprocessing.size), preprocessing)
-    check_layers(float_layers, [name for name, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
+    check_layers(float_layers, [n for n, m in model.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
     programs: dict[tuple[str, str], Any] = {}
     rows = []
     for form in track(forms, "export", len(forms)):
@@ -120,7 +120,7 @@ def _attempt(step: Any) -> Any:
     try:
         with quiet():
             return step()
-    except (OSError, InputError):
+    except OSError:
         raise
     except Exception as error:  # noqa: BLE001  (the row says why)
         log.debug("export failed", exc_info=error)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.artifact import FLOAT
+from export.artifact import FLOAT, SMALL_WEIGHTS
 from export.int8 import ANYTHING, Int8Conv, Mode, layers, set_mode, simulated, watched
 from export.query_model import deployable
 from gallery.codespace import Preprocessing
@@ -72,13 +72,15 @@ def quantize(net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: P
     seen: pictures `[n, S, S, 3]` that the ranges are taken from; held: those that the layers are chosen on, best such
     as the network has not learned by heart, where nearly every logit is far from zero and nothing turns.
     Layers whose output is one pixel (squeeze-excite gates, what is behind the pooling) keep float activations: they
-    cost next to nothing.  Raises `InputError` without pictures.
+    cost next to nothing.  Weights of fewer than `SMALL_WEIGHTS` numbers are float unless their activations are 8-bit.
+    Raises `InputError` without pictures.
     """
     if not len(seen) or not len(held):
         raise InputError("pictures to take the ranges from", "none", "Give some of those the app will ask about.")
     made, pictures = simulated(net), normalised(held, preprocessing)
     spatial = _calibrate(made, normalised(seen, preprocessing))
-    expected, chosen = logits(made, pictures), list(layers(made))
+    expected = logits(made, pictures)
+    chosen = [name for name, layer in layers(made).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
     found: list[Sensitivity] = []
     flips: dict[Mode, float] = {}
     modes: tuple[Mode, ...] = ("weights", "int8")
@@ -86,7 +88,7 @@ def quantize(net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: P
         ranked = _ranked(made, pictures, expected, chosen, mode)
         count, flips[mode] = _settle(made, pictures, expected, [one.layer for one in ranked], mode)
         found += [Sensitivity(one.layer, mode, one.flips, one.error, place < count) for place, one in enumerate(ranked)]
-        chosen = [one.layer for one in found if not one.kept and one.layer in spatial]
+        chosen = [name for name in spatial if name not in {one.layer for one in found if one.kept}]
         log.info("  %s: %d of %d layers taken back, %.2f%% of bits turn", mode, count, len(ranked), 100 * flips[mode])
     return Quantized(made, tuple(found), flips, f"ranges of {len(seen)} pictures, layers chosen on {len(held)}")
 
@@ -128,19 +130,17 @@ def flipped(found: Tensor, expected: Tensor) -> float:
     return float(((found > 0) != (expected > 0)).double().mean())
 
 
-def _calibrate(net: nn.Module, pictures: Sequence[Tensor]) -> set[str]:
+def _calibrate(net: nn.Module, pictures: Sequence[Tensor]) -> list[str]:
     """Sets all ranges, and returns the layers whose output has more than one pixel."""
-    own, spatial = layers(net), set()
+    own = layers(net)
     set_mode(net, "observe")
     with watched(net) as curved:
         logits(net, pictures)
     for name, layer in own.items():
         layer.input.settle(ANYTHING)
         layer.output.settle(curved.get(name, ANYTHING))
-        if layer.pixels > 1:
-            spatial.add(name)
     set_mode(net, "float")
-    return spatial
+    return [name for name, layer in own.items() if layer.pixels > 1]
 
 
 def _ranked(

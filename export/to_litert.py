@@ -1,4 +1,4 @@
-"""LiteRT (.tflite): one float32 conversion of batch 1; the other precisions are rewrites of its weights."""
+"""LiteRT (.tflite), batch 1: a float32 conversion, and one with integer layers; the rest are rewrites of weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def to_litert(model: QueryModel, card: Card, path: Path) -> Artifact:
 
 
 def convert(model: QueryModel) -> bytes:
-    """The float32 file.  A module of its own gives the signature its names: image, codes, logits."""
+    """The file with float32 weights, and integer layers where the model has them.
+
+    A module of its own gives the signature its names: image, codes, logits.
+    """
     import litert_torch
 
     integers = any(isinstance(module, ShippedConv) for module in model.modules())

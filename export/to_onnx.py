@@ -125,7 +125,7 @@ def _resize_inside(graph: GraphProto, size: int) -> None:
     """Puts the rule of `Preprocessing.resize` behind the transpose of the pixels, in whole numbers like Pillow's.
 
     The sides become size * side / shorter, rounded down; the crop starts at half of what is over, ties to even.
-    ONNX Runtime's antialiased resize of uint8 is a port of Pillow's: 0.1 % of the pixels differ, by 1 or 2 of 255.
+    ONNX Runtime's antialiased resize of uint8 is a port of Pillow's: 0.02 % of the pixels differ, by 1 or 2 of 255.
     """
     import onnx
 

@@ -33,3 +33,7 @@ class MissingBackend(TwinhashError):
 
 class RunLocked(TwinhashError):
     """Another process is working in this run folder."""
+
+
+class DeviceLost(TwinhashError):
+    """A place where files run that is gone: unplugged, killed, out of reach."""

@@ -79,7 +79,10 @@ class FileRow(Record):
     predicted_flip_rate:    what the file's logit error alone explains (`compat.predicted_flip_rate`)
     margins:   how many logits lie how far from zero, in bins of an eighth of the float student's standard deviation
     map_drop:  mAP of the float student minus that of the file
-    *_ms:      milliseconds on this host for one picture at a time; never to be read as a phone's
+    device:    where it ran; conditions: what is known of that place: processor, governor, temperature
+    *_ms:      milliseconds there for one picture at a time; those of a host or an emulator are no phone's
+    peak_memory_mb: most resident memory that opening and running the file added, 10**6 bytes
+    instructions:   executed ARM instructions for one picture, counted under emulation; no time
     """
 
     form: str
@@ -88,6 +91,7 @@ class FileRow(Record):
     path: str
     status: Literal["ran", "not run", "failed"]
     reason: str = ""
+    device: str = "host"
     engine: str = ""
     bytes: int = 0
     sha256: str = ""
@@ -107,6 +111,9 @@ class FileRow(Record):
     p99_ms: float | None = None
     samples: int | None = None
     threads: int | None = None
+    peak_memory_mb: float | None = None
+    instructions: int | None = None
+    conditions: dict[str, str] = {}
 
     @property
     def is_float(self) -> bool:

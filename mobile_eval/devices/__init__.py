@@ -1,0 +1,1 @@
+"""Where shipped files run: one file a place."""
