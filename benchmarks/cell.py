@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from gallery.files import write_json
 
 if TYPE_CHECKING:
     from distill.course import Cells, Course
+    from distill.stages import Networks
 
 RECORD = "cell.json"
 
@@ -45,23 +48,29 @@ class Cell(Model):
 
 def measure(row: str, learning: Learning, folder: Path, cache: Path) -> Cell:
     """Learns what `learning` says in `folder`, resuming, and measures it; a cell that was measured is read back."""
+    if (folder / RECORD).exists():
+        return Cell.model_validate_json((folder / RECORD).read_text())
+    with learned(learning, folder, cache) as (course, networks):
+        cell = _score(row, course, course.cells(networks), networks.gallery.codes())
+        write_json(folder / RECORD, cell.model_dump())
+        shutil.rmtree(course.run.work)
+    return cell
+
+
+@contextmanager
+def learned(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[Course, Networks]]:
+    """The networks that `learning` makes in the run folder `folder`, which stays locked for as long."""
     from distill import stages
     from distill.course import begin
     from distill.engine import keep_freed_memory, limit_threads
     from distill.runfolder import open_run
 
-    if (folder / RECORD).exists():
-        return Cell.model_validate_json((folder / RECORD).read_text())
     limit_threads()
     keep_freed_memory()
     with open_run(folder) as run:
         run.require_same("config", learning)
         course = begin(run, learning, cache)
-        networks = stages.learn(course)
-        cell = _score(row, course, course.cells(networks), networks.gallery.codes())
-        write_json(folder / RECORD, cell.model_dump())
-        shutil.rmtree(run.work)
-    return cell
+        yield course, stages.learn(course)
 
 
 def _score(row: str, course: Course, cells: Cells, gallery: NDArray[np.uint8]) -> Cell:

@@ -4,6 +4,7 @@
     python benchmarks/run.py teachers  # modes and rates of the teacher
     python benchmarks/run.py terms     # which terms of the student's loss earn their place
     python benchmarks/run.py unseen    # classes without labels
+    python benchmarks/run.py export    # every form of two students: size, bits turned, mAP, latency, memory
     python benchmarks/run.py views     # what stored views save, and whether the loader keeps up
 """
 
@@ -19,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.csch import Csch, Teachers, Terms, Unseen
+from benchmarks.export import Export
 from benchmarks.views import Views
 from gallery.console import log, show_log
 from gallery.errors import EXIT_BAD_INPUT, TwinhashError
@@ -28,7 +30,7 @@ def main() -> int:
     """Runs one benchmark and returns the exit code."""
     import tyro
 
-    tables: tuple[Callable[..., Any], ...] = (Csch, Teachers, Terms, Unseen, Views)
+    tables: tuple[Callable[..., Any], ...] = (Csch, Teachers, Terms, Unseen, Export, Views)
     commands = {table.__name__.lower(): table for table in tables}
     command = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     show_log()

@@ -23,6 +23,13 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            error.args = (_said(error),)  # what the command line prints; pydantic leaves it empty
+            raise
+
 
 class Fit(Model):
     """How a network is trained."""
@@ -266,12 +273,15 @@ def load_yaml(path: Path, kind: type[Model]) -> Any:
     try:
         return kind.model_validate(yaml.safe_load(path.read_text()) or {})
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
-        raise InputError(f"a valid configuration in {path}", found, "Correct or remove these keys.") from error
+        raise InputError(f"a valid configuration in {path}", _said(error), "Correct or remove these keys.") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"a readable configuration in {path}", str(error), "Restore it, or use another run folder."
         ) from error
+
+
+def _said(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
 
 
 def to_yaml(config: BaseModel) -> str:

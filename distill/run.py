@@ -50,6 +50,8 @@ class Command(Learning):
 
     forms: tuple[str, ...] = DEFAULT_FORMS
     """What to export: format-precision."""
+    resize_inside: bool = False
+    """ONNX files take pictures of any size and resize them themselves."""
     rounded: RoundedFit = RoundedFit()
     """How the student is made ready for 8-bit arithmetic (forms "...-int8")."""
     gate: Limits = Limits()
@@ -100,9 +102,9 @@ def tell(run: Run, command: Command) -> int:
     limit_threads()
     keep_freed_memory()
     check_forms(command.forms)
-    free = "forms", "gate", "name", "rounded", "runs", "strict", "tensorboard"
+    free = "forms", "gate", "name", "resize_inside", "rounded", "runs", "strict", "tensorboard"
     changed = run.require_same("config", command, but=free)
-    files = changed & {"forms", "rounded"}
+    files = changed & {"forms", "resize_inside", "rounded"}
     run.forget(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
 
     course = begin(run, command, command.runs / "cache")
@@ -124,20 +126,20 @@ def tell(run: Run, command: Command) -> int:
 def ship(course: Course, networks: Networks, command: Command) -> Manifest:
     """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
     from distill.stages import adapt
-    from export.bundle import open_bundle, write_bundle
-    from export.forms import export_all
-    from export.quantize import simulate
+    from export.bundle import open_bundle
+    from export.ship import Student
+    from export.ship import ship as write
 
-    run, plan, student = course.run, course.plan, networks.student
+    run, plan, net = course.run, course.plan, networks.student
     if not run.done("export"):
         with run.stage("export", f"writing {', '.join(command.forms)}"):
-            preprocessing, space = course.preprocessing(plan.student, plan.student_size), networks.space
-            learn = partial(adapt, course, student, fit=command.rounded)
-            quantized, nets = simulate(student, preprocessing, *course.calibration(), command.forms, learn)
-            words = (quantized.float_layers, nets, quantized.calibration) if quantized else ()
-            made = export_all(student, preprocessing, space.id, plan.student.name, command.forms, run.work, *words)
-            write_bundle(run.folder / "bundle", made, space, course.centers, *course.golden(student))
-            write_json(run.folder / QUANTIZATION, quantized.record() if quantized else None)
+            student = Student(
+                net, plan.student.name, course.preprocessing(plan.student, plan.student_size),
+                networks.space, course.centers, course.calibration(), course.golden(net),
+                partial(adapt, course, net, fit=command.rounded),
+            )  # fmt: skip
+            _, chosen = write(student, command.forms, run.folder / "bundle", command.resize_inside)
+            write_json(run.folder / QUANTIZATION, chosen)
     return open_bundle(run.folder / "bundle")
 
 

@@ -95,7 +95,8 @@ class Run:
         if not path.exists():
             write_whole(path, to_yaml(value))
             return set()
-        new, old = value.model_dump(mode="json"), yaml.safe_load(path.read_text()) or {}
+        new, old = value.model_dump(mode="json"), type(value).model_construct().model_dump(mode="json")
+        old |= yaml.safe_load(path.read_text()) or {}  # a folder of an earlier version had what are the defaults now
         changed = {key for key in new if new[key] != old.get(key)}
         if fixed := sorted(changed - set(but)):
             raise InputError(

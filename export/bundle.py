@@ -26,20 +26,28 @@ from gallery.files import sha256_of, size_of, whole, write_json
 
 MANIFEST, GOLDEN, README, VERSION = "manifest.json", "golden.json", "README.md", 1
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
-FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml"}
-APPS = {  # what the bundle's README says of each file is what tests/export/test_apps.py did with it
-    "onnx": (
+FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
+APPS = (  # format, file, and what the bundle's README says of each is what tests/export/test_apps.py did with it
+    (
+        "onnx",
         "queryEncoder.ts",
         "TypeScript for ONNX Runtime Web: type-checked (TypeScript 7.0.2, strict), and run under Node with "
         "onnxruntime-web 1.30.0 (WebAssembly). `pixelsOf`, which needs a browser, was only type-checked",
     ),
-    "litert": (
+    (
+        "litert",
         "QueryEncoder.kt",
         "Kotlin for LiteRT on Android: compiled with Kotlin 2.4.20, and run on a desktop JVM with stand-ins for "
         "Android's classes and for LiteRT, which repeated its recorded answers. Not run on a device",
     ),
-    "coreml": ("QueryEncoder.swift", "Swift for Core ML: parsed, but not compiled here: **untested**"),
-}
+    ("coreml", "QueryEncoder.swift", "Swift for Core ML: parsed, but not compiled here: **untested**"),
+    (
+        "coreml",
+        "run_on_mac.py",
+        "Python for a Mac with coremltools: the golden codes and the latency of each compute unit, as a JSON that "
+        "`mobile_eval/run.py import` takes in. All but the prediction itself was run, off macOS",
+    ),
+)
 _REFUSED = {"form": str, "reason": str}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
 
@@ -174,7 +182,7 @@ def _write_apps(folder: Path, artifacts: Sequence[Artifact]) -> None:
 def _apps(artifacts: Sequence[Artifact]) -> list[tuple[str, str]]:
     """The app code for the formats that are there: its name, and what was done with it."""
     formats = {artifact.format for artifact in artifacts}
-    return [app for format, app in APPS.items() if format in formats]
+    return [(name, checked) for format, name, checked in APPS if format in formats]
 
 
 def _readme(artifacts: Sequence[Artifact], space: CodeSpace) -> str:

@@ -10,10 +10,10 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
-from export import to_coreml, to_litert, to_onnx
+from export import to_coreai, to_coreml, to_litert, to_onnx
 from export.artifact import FLOAT, Artifact, Refused, check_layers
 from export.card import ANY_SIZE, Card
-from export.int8 import shipped
+from export.int8 import ranged, shipped
 from export.query_model import QueryModel, deployable
 from export.quiet import quiet
 from gallery.codespace import Preprocessing
@@ -36,7 +36,8 @@ class Format(Protocol):
 
 
 STATIC = ("int8", "int8-calibrated")  # 8-bit activations too, after quantization-aware distillation or without
-FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml)}
+WIDE = "int8x16"  # 16-bit activations, by the ranges of "int8-calibrated"
+FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
 
 
 def check_forms(forms: Sequence[str]) -> None:
@@ -58,7 +59,8 @@ def export_all(
 
     net:           normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
     float_layers:  dotted names, in the folded network, of convolutions and linear layers that no precision quantizes
-    simulated:     for each of the precisions `STATIC`, the network with simulated 8-bit layers (`export.quantize`)
+    simulated:     networks of `export.quantize.simulate` by precision: for `STATIC` with simulated 8-bit layers, whose
+                   ranges "int8x16" takes too; for "int8-weights" with weights rounded together, or else to the nearest
     calibration:   how these were chosen, for the card
     resize_inside: ONNX files take pictures of any one size `[B, H, W, 3]` and follow the resize rule themselves
     A form whose converter raises is a `Refused` row with the reason; a form that does not exist, a layer that does
@@ -76,10 +78,12 @@ def export_all(
         card = Card(
             space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
             float_layers=() if precision in FLOAT else tuple(float_layers),
-            calibration=calibration if precision in STATIC else "",
+            calibration=calibration if precision in (*STATIC, WIDE) else "",
         )  # fmt: skip
-        make = partial(_program, format, model, simulated.get(precision), precision, preprocessing)
-        rows.append(_made(format, card, make, programs, folder / f"query-{precision}{format.SUFFIX}"))
+        given = simulated.get("int8-calibrated" if precision == WIDE else precision)
+        make = partial(_program, format, model, given, precision, preprocessing)
+        key = "" if given is None else precision
+        rows.append(_made(format, card, make, programs, key, folder / f"query-{precision}{format.SUFFIX}"))
     return rows
 
 
@@ -87,11 +91,17 @@ def _program(
     format: Format, model: QueryModel, simulated: nn.Module | None, precision: str, preprocessing: Preprocessing
 ) -> Any:
     """The format's own form of the network, of which the precision's weights are made."""
-    if precision not in STATIC:
-        return format.convert(model)
-    if simulated is None:
+    if simulated is not None:
+        return format.convert(QueryModel(_ready(simulated, format, precision), preprocessing))
+    if precision in (*STATIC, WIDE):
         raise ValueError("no pictures to calibrate it by")
-    return format.convert(QueryModel(shipped(simulated, **format.INTEGERS), preprocessing))
+    return format.convert(model)
+
+
+def _ready(simulated: nn.Module, format: Format, precision: str) -> nn.Module:
+    if precision in STATIC:
+        return shipped(simulated, **format.INTEGERS)
+    return ranged(simulated) if precision == WIDE else simulated
 
 
 def _check_rule(preprocessing: Preprocessing, resize_inside: bool) -> None:
@@ -101,12 +111,12 @@ def _check_rule(preprocessing: Preprocessing, resize_inside: bool) -> None:
 
 
 def _made(
-    format: Format, card: Card, make: Callable[[], Any], programs: dict[tuple[str, str], Any], path: Path
+    format: Format, card: Card, make: Callable[[], Any], programs: dict[tuple[str, str], Any], key: str, path: Path
 ) -> Artifact | Refused:
-    key = format.FORMAT, card.precision if card.precision in STATIC else ""
-    if key not in programs:
-        programs[key] = _attempt(make)
-    program = programs[key]
+    """key: of the network that the precision is made of; the float one is "", and shared."""
+    if (format.FORMAT, key) not in programs:
+        programs[format.FORMAT, key] = _attempt(make)
+    program = programs[format.FORMAT, key]
     made = program if isinstance(program, Exception) else _attempt(lambda: format.write(program, card, path))
     if isinstance(made, Exception):
         form = f"{format.FORMAT}-{card.precision}"

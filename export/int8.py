@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.artifact import SMALL_WEIGHTS
+
 Mode = Literal["float", "observe", "weights", "int8"]
 LEVELS, LARGEST = 255, 127  # steps of an activation's range; the largest weight: symmetric, so that zero is exact
 CLIPPED = 1e-4  # share of an activation's values beyond either end of its range; none: a third more bits turn
@@ -72,11 +74,11 @@ class Steps:
         return Steps(conv.stride, 0 if same else conv.padding, conv.dilation, conv.kernel_size, conv.groups, same)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = F.pad(x, self._sides(x)) if self.same else x
+        x = F.pad(x, self.sides(x)) if self.same else x
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def _sides(self, x: Tensor) -> list[int]:
-        """As many pixels as the last step needs, the odd one at the end; width before height."""
+    def sides(self, x: Tensor) -> list[int]:
+        """The padding of "same": as many pixels as the last step needs, the odd one at the end; width before height."""
         sides: list[int] = []
         for axis in (1, 0):
             size, step = x.shape[2 + axis], self.stride[axis]
@@ -91,18 +93,22 @@ class Int8Conv(nn.Module):
 
     Activations have one grid each, weights one for each output channel; gradients pass through the rounding
     (straight-through, none where a value is cut).  `mode` says how much of that happens.
+    rounded: the weights on their grid, where they were chosen together (`export.rounding`); else each is the nearest
     """
+
+    rounded: Tensor | None
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv, self.steps, self.pixels = conv, Steps.of(conv), 0
         self.mode: Mode = "float"
         self.input, self.output = Range(), Range()
+        self.register_buffer("rounded", None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "observe":
             self.input.observe(x)
-        weight = self.conv.weight if self.mode in ("float", "observe") else self._weight()
+        weight = self.conv.weight if self.mode in ("float", "observe") else self.on_grid()
         y = self.steps(self._on_grid(self.input, x), weight, self.conv.bias)
         if self.mode == "observe":
             self.output.observe(y)
@@ -116,7 +122,10 @@ class Int8Conv(nn.Module):
         room = 0 if bias is None else bias.detach().abs() / (self.input.scale * 2**SUM_BITS)
         return torch.maximum(steps, torch.as_tensor(room, dtype=steps.dtype)).clamp(min=torch.finfo(steps.dtype).tiny)
 
-    def _weight(self) -> Tensor:
+    def on_grid(self) -> Tensor:
+        """The weights as 8-bit arithmetic sees them."""
+        if self.rounded is not None:
+            return self.rounded
         steps = self.scales()
         zeros = torch.zeros_like(steps, dtype=torch.int32)
         weight: Tensor = torch.fake_quantize_per_channel_affine(self.conv.weight, steps, zeros, 0, -LARGEST, LARGEST)
@@ -145,7 +154,7 @@ class ShippedConv(nn.Module):
 
         self.steps, self.bias, self.stored, self.shift = made.steps, made.conv.bias, stored, 128 if signed else 0
         self.ranges = [(grid.scale, grid.zero_point - self.shift) for grid in (made.input, made.output)]
-        weight, scales = made.conv.weight.detach(), made.scales()
+        weight, scales = made.on_grid().detach(), made.scales()
         whole = torch.round(weight / scales.view(-1, 1, 1, 1)).clamp(-LARGEST, LARGEST).to(torch.int8)
         self.register_buffer("weight", whole if stored else weight)
         self.register_buffer("scales", scales)
@@ -187,10 +196,31 @@ def set_mode(net: nn.Module, mode: Mode) -> None:
 
 
 def shipped(net: nn.Module, stored: bool, signed: bool) -> nn.Module:
-    """A copy of a simulated network as converters take it; layers in mode "float" stay plain convolutions."""
+    """A copy of a simulated network as converters take it; layers that are not in mode "int8" are plain ones."""
     made = copy.deepcopy(net)
     for name, layer in layers(made).items():
-        made.set_submodule(name, ShippedConv(layer, stored, signed) if layer.mode == "int8" else layer.conv)
+        if layer.mode == "int8":
+            made.set_submodule(name, ShippedConv(layer, stored, signed))
+    return unwrapped(made)
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """A copy of a simulated network of plain convolutions, their weights on the grid unless in mode "float"."""
+    made = copy.deepcopy(net)
+    for name, layer in layers(made).items():
+        if layer.mode != "float":
+            layer.conv.weight = nn.Parameter(layer.on_grid().detach(), requires_grad=False)
+        made.set_submodule(name, layer.conv)
+    return made.eval()
+
+
+def ranged(net: nn.Module) -> nn.Module:
+    """A copy of a simulated network in mode "float", for what needs its ranges alone; large weights on their grid."""
+    made = copy.deepcopy(net)
+    for layer in layers(made).values():
+        if layer.mode != "float" and layer.conv.weight.numel() >= SMALL_WEIGHTS:
+            layer.conv.weight = nn.Parameter(layer.on_grid().detach(), requires_grad=False)
+        layer.mode = "float"
     return made.eval()
 
 

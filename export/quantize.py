@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,41 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.artifact import FLOAT, SMALL_WEIGHTS
-from export.int8 import ANYTHING, Int8Conv, Mode, layers, set_mode, simulated, watched
+from export.int8 import ANYTHING, Int8Conv, Mode, layers, set_mode, simulated, unwrapped, watched
 from export.query_model import deployable
+from export.rounding import round_weights
 from gallery.codespace import Preprocessing
 from gallery.console import log
 from gallery.errors import InputError
 
 Pixels = NDArray[np.uint8]
 BATCH = 32
-# Share of the bits that may turn on pictures held out, for which layers are taken back; and how many of these.
-ENOUGH: dict[Mode, float] = {"weights": 0.003, "int8": 0.012}
-MOST: dict[Mode, float] = {"weights": 0.3, "int8": 0.5}
+MOST: dict[Mode, float] = {"weights": 0.3, "int8": 0.5}  # share of the layers that are taken back, at most
+
+
+class Harm(NamedTuple):
+    """What rounding does to logits.
+
+    flips: share of the bits that turn; noise: mean squared change over the variance of the logits
+    A network that is sure of itself turns few bits, but those of the queries that are at the edge between two classes:
+    UC Merced lost 0.0045 of its mAP to 0.46 % and 0.0042, imagenet20 no more to 1.3 % and 0.0044.
+    """
+
+    flips: float
+    noise: float
+
+    @staticmethod
+    def of(found: Tensor, expected: Tensor) -> Harm:
+        """That of logits `[n, bits]` against those expected."""
+        return Harm(flipped(found, expected), float((found - expected).square().mean() / expected.var()))
+
+    def within(self, most: Harm) -> bool:
+        """Whether it is no more than that, in both."""
+        return self.flips <= most.flips and self.noise <= most.noise
+
+
+# What may remain, on pictures held out; for more of it, layers are taken back.
+ENOUGH: dict[Mode, Harm] = {"weights": Harm(0.003, 0.0002), "int8": Harm(0.01, 0.002)}
 
 
 @dataclass(frozen=True)
@@ -46,11 +70,13 @@ class Sensitivity:
 class Quantized:
     """A network with simulated 8-bit layers, each in the mode it is to be shipped in, and how that came about.
 
+    stored: the network without simulation, its larger weights on their grids but for those of `float_layers`
     sensitivities: worst first, of the weights and then of the activations
     flips: share of the bits that turn on the pictures held out, with the weights alone and with all
     """
 
     net: nn.Module
+    stored: nn.Module
     sensitivities: tuple[Sensitivity, ...]
     flips: dict[Mode, float]
     calibration: str
@@ -77,20 +103,18 @@ def quantize(net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: P
     """
     if not len(seen) or not len(held):
         raise InputError("pictures to take the ranges from", "none", "Give some of those the app will ask about.")
-    made, pictures = simulated(net), normalised(held, preprocessing)
-    spatial = _calibrate(made, normalised(seen, preprocessing))
+    made, familiar, pictures = simulated(net), normalised(seen, preprocessing), normalised(held, preprocessing)
+    spatial = _calibrate(made, familiar)
     expected = logits(made, pictures)
-    chosen = [name for name, layer in layers(made).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
-    found: list[Sensitivity] = []
-    flips: dict[Mode, float] = {}
-    modes: tuple[Mode, ...] = ("weights", "int8")
-    for mode in modes:
-        ranked = _ranked(made, pictures, expected, chosen, mode)
-        count, flips[mode] = _settle(made, pictures, expected, [one.layer for one in ranked], mode)
-        found += [Sensitivity(one.layer, mode, one.flips, one.error, place < count) for place, one in enumerate(ranked)]
-        chosen = [name for name in spatial if name not in {one.layer for one in found if one.kept}]
-        log.info("  %s: %d of %d layers taken back, %.2f%% of bits turn", mode, count, len(ranked), 100 * flips[mode])
-    return Quantized(made, tuple(found), flips, f"ranges of {len(seen)} pictures, layers chosen on {len(held)}")
+    large = [name for name, layer in layers(made).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
+    _round(made, familiar, large)
+    found, flips = _chosen(made, pictures, expected, large, "weights")
+    stored = unwrapped(made)
+    _round(made, familiar, [name for name in spatial if name not in large])
+    left = {one.layer for one in found if one.kept}
+    others, turned = _chosen(made, pictures, expected, [name for name in spatial if name not in left], "int8")
+    calibration = f"ranges of {len(seen)} pictures, layers chosen on {len(held)}"
+    return Quantized(made, stored, (*found, *others), {"weights": flips, "int8": turned}, calibration)
 
 
 def simulate(
@@ -104,11 +128,29 @@ def simulate(
     if all(form.partition("-")[2] in FLOAT for form in forms):
         return None, {}
     quantized = quantize(deployable(net, preprocessing.size), preprocessing, seen, held)
-    simulated = {"int8-calibrated": quantized.net}
+    simulated = {"int8-weights": quantized.stored, "int8-calibrated": quantized.net}
     if any(form.endswith("-int8") for form in forms):
         simulated["int8"] = copy.deepcopy(quantized.net)
         adapt(simulated["int8"])
     return quantized, simulated
+
+
+def _round(net: nn.Module, pictures: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Chooses the 8-bit weights of layers together, and leaves each in the mode that it is in."""
+    before = {name: layer.mode for name, layer in layers(net).items()}
+    round_weights(net, pictures, names)
+    for name, layer in layers(net).items():
+        layer.mode = before[name]
+
+
+def _chosen(
+    net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: Mode
+) -> tuple[list[Sensitivity], float]:
+    """Puts as many of the layers in `mode` as they bear: what each does alone, and the share of bits that turn."""
+    ranked = _ranked(net, pictures, expected, names, mode)
+    count, flips = _settle(net, pictures, expected, [one.layer for one in ranked], mode)
+    log.info("  %s: %d of %d layers taken back, %.2f%% of bits turn", mode, count, len(ranked), 100 * flips)
+    return [dataclasses.replace(one, kept=place < count) for place, one in enumerate(ranked)], flips
 
 
 def normalised(pixels: Pixels, preprocessing: Preprocessing) -> list[Tensor]:
@@ -168,8 +210,8 @@ def _settle(
     before = {name: own[name].mode for name in ranked}
     for name in ranked:
         own[name].mode = mode
-    flips, count = flipped(logits(net, pictures), expected), 0
-    while flips > ENOUGH[mode] and count < int(MOST[mode] * len(ranked)):
+    harm, count = Harm.of(logits(net, pictures), expected), 0
+    while not harm.within(ENOUGH[mode]) and count < int(MOST[mode] * len(ranked)):
         own[ranked[count]].mode = before[ranked[count]]
-        flips, count = flipped(logits(net, pictures), expected), count + 1
-    return count, flips
+        harm, count = Harm.of(logits(net, pictures), expected), count + 1
+    return count, harm.flips

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,23 @@ from torch import Tensor, nn
 
 from export.artifact import SMALL_WEIGHTS, Artifact, check_layers
 from export.card import KEY, Card
-from export.int8 import ShippedConv
+from export.int8 import Range, ShippedConv, layers
 from export.query_model import QueryModel
 from gallery.files import write_whole
 
 FORMAT, SUFFIX, LAYOUT = "litert", ".tflite", "NHWC uint8"
-PRECISIONS = ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8", "int8-calibrated")
+PRECISIONS = ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8", "int8-calibrated", "int8x16")
 INTEGERS = {"stored": False, "signed": True}
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_ROOM = 4  # times a range's larger end is the end of its int16 grid: the range leaves out the rarest values
+
+
+@dataclass(frozen=True)
+class Program:
+    """A converted file; ranges: what goes into and comes out of the layers that "int8x16" calculates in int16."""
+
+    data: bytes
+    ranges: dict[str, tuple[Range, Range]]
 
 
 def _rule(algorithm: str, smallest: int, dynamic: bool = False, **weights: Any) -> dict[str, Any]:
@@ -42,6 +53,7 @@ _RULES = {
     "int8-weights": _rule("min_max_uniform_quantize", SMALL_WEIGHTS, **_CHANNELWISE),
     "int8-dynamic": _rule("min_max_uniform_quantize", SMALL_WEIGHTS, True, **_CHANNELWISE),
 }
+_INT16 = {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "INT"}
 
 
 def to_litert(model: QueryModel, card: Card, path: Path) -> Artifact:
@@ -49,7 +61,7 @@ def to_litert(model: QueryModel, card: Card, path: Path) -> Artifact:
     return write(convert(model), card, path)
 
 
-def convert(model: QueryModel) -> bytes:
+def convert(model: QueryModel) -> Program:
     """The file with float32 weights, and integer layers where the model has them.
 
     A module of its own gives the signature its names: image, codes, logits.
@@ -62,7 +74,17 @@ def convert(model: QueryModel) -> bytes:
     )
     with tempfile.TemporaryDirectory() as folder:
         edge.export(f"{folder}/float.tflite")
-        return Path(folder, "float.tflite").read_bytes()
+        return Program(Path(folder, "float.tflite").read_bytes(), _ranges(model))
+
+
+def _ranges(model: QueryModel) -> dict[str, tuple[Range, Range]]:
+    """Of the simulated layers whose weights "int8-weights" rounds: so that no bit turns that does not turn there.
+
+    The int8 weights of smaller layers, most of them depthwise, turned 3.2 % of a trained MobileNetV3-small's bits
+    instead of 0.85 %.
+    """
+    large = {n: m for n, m in layers(model.net).items() if m.pixels > 1 and m.conv.weight.numel() >= SMALL_WEIGHTS}
+    return {name: (layer.input, layer.output) for name, layer in large.items()}
 
 
 def _folding() -> Any:
@@ -74,9 +96,9 @@ def _folding() -> Any:
     return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(static))
 
 
-def write(program: bytes, card: Card, path: Path) -> Artifact:
+def write(program: Program, card: Card, path: Path) -> Artifact:
     """Stores the weights at `card.precision`, embeds the card, and writes the file."""
-    stored = program if card.precision == "fp32" else _quantized(program, card)
+    stored = program.data if card.precision == "fp32" else _quantized(program, card)
     write_whole(path, _with_card(stored, card))
     return Artifact.of(path, FORMAT, card)
 
@@ -103,47 +125,70 @@ class _Named(nn.Module):
         return {"codes": self.query.packed(logits).to(torch.uint8), "logits": logits}
 
 
-def _quantized(program: bytes, card: Card) -> bytes:
+def _quantized(program: Program, card: Card) -> bytes:
     """The file with the weights of `card.precision`; in "int8-dynamic" the last layer, the hash head, stays float."""
     from ai_edge_quantizer.quantizer import Quantizer
 
-    operations = _weighted_operations(program)
+    operations = _weighted_operations(program.data)
     left = _operations_of(operations, card.float_layers)
     if card.precision == "int8-dynamic":
-        left.append(operations[-1])
-    quantizer = Quantizer(bytearray(program))
-    exceptions = [
-        {"regex": f"^{re.escape(name)};$", "operation": "*", "algorithm_key": "no_quantize", "op_config": {}}
-        for name in left
-    ]
-    quantizer.load_quantization_recipe([_RULES.get(card.precision, _RULES["int8-weights"]), *exceptions])
-    return bytes(quantizer.quantize().quantized_model)
+        left.append(list(operations)[-1])
+    rules = [_RULES.get(card.precision, _RULES["int8-weights"])]
+    rules += [_only(name, "no_quantize", {}) for name in left]
+    ends: dict[str, dict[str, Any]] | None = None
+    if card.precision == "int8x16":
+        ranges = {name: both for name, both in program.ranges.items() if name not in card.float_layers}
+        more, ends = _sixteen_bits(operations, ranges)
+        rules += more
+    quantizer = Quantizer(bytearray(program.data))
+    quantizer.load_quantization_recipe(rules)
+    return bytes(quantizer.quantize(ends).quantized_model)
 
 
-def _weighted_operations(program: bytes) -> list[str]:
-    """The names of what convolutions and linear layers put out, in the order of the graph."""
+def _only(operation: str, algorithm: str, config: dict[str, Any]) -> dict[str, Any]:
+    """A rule for one operation, by the name of what it puts out."""
+    return {"regex": f"^{re.escape(operation)};$", "operation": "*", "algorithm_key": algorithm, "op_config": config}
+
+
+def _sixteen_bits(
+    operations: dict[str, str], ranges: dict[str, tuple[Range, Range]]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Rules for int8 weights between int16 activations, and the ends of these, symmetric, by tensor."""
+    config = _rule("", 0, True, **_CHANNELWISE)["op_config"] | {"activation_tensor_config": _INT16}
+    rules, ends = [], defaultdict[str, float](float)
+    for layer, both in ranges.items():
+        for operation in _operations_of(operations, [layer]):
+            rules.append(_only(operation, "min_max_uniform_quantize", config))
+            for tensor, grid in zip((operations[operation], operation), both, strict=True):
+                ends[tensor] = max(ends[tensor], _ROOM * max(-grid.low, grid.high))
+    grids = {tensor: np.array([-end, end], np.float32) for tensor, end in ends.items()}
+    return rules, {tensor: {"min": grid[:1], "max": grid[1:]} for tensor, grid in grids.items()}
+
+
+def _weighted_operations(program: bytes) -> dict[str, str]:
+    """What convolutions and linear layers put out, in the order of the graph, and what goes in; by name."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {getattr(schema.BuiltinOperator, name) for name in _WEIGHTED}
     model = schema.Model.GetRootAs(program, 0)
     graph = model.Subgraphs(0)
     operations = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-    return [
-        graph.Tensors(operation.Outputs(0)).Name().decode()
+    return {
+        graph.Tensors(operation.Outputs(0)).Name().decode(): graph.Tensors(operation.Inputs(0)).Name().decode()
         for operation in operations
         if model.OperatorCodes(operation.OpcodeIndex()).BuiltinCode() in kinds
-    ]
+    }
 
 
-def _operations_of(operations: list[str], layers: Sequence[str]) -> list[str]:
+def _operations_of(operations: Iterable[str], wanted: Sequence[str]) -> list[str]:
     """Those whose names hold the layer's path: litert_torch writes "a.b.Class_name/a.b.Class_name;1" of its modules."""
     found, known = [], []
     for operation in operations:
         scopes = [scope for scope in operation.split(";") if "/" in scope]
         paths = {".".join(re.sub(r".*\._?[^._]+_", "", part) for part in scope.split("/")[2:]) for scope in scopes}
         known += sorted(paths)
-        found += [operation] * bool(paths & set(layers))
-    check_layers(layers, known)
+        found += [operation] * bool(paths & set(wanted))
+    check_layers(wanted, known)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tyro
 from pydantic import ValidationError
 
 from distill.config import Learning, Start, StudentFit, TeacherFit, load_yaml, resolve, to_yaml
@@ -89,3 +90,11 @@ def test_what_cannot_be_learned_is_refused_with_its_fix(asked: Learning, start: 
 def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> None:
     terms = StudentFit(**{"center_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
     assert resolve(Learning(student_fit=terms), CNN, CNN, picture_size=64, gpu=False).reasons
+
+
+def test_a_value_out_of_range_is_told_by_its_key_and_not_by_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tyro.cli(Learning, args=["--student-fit.batch", "1"])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert ended.value.code == 2
+    assert "student-fit: batch: input should be greater than or equal to 2" in said

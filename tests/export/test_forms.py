@@ -34,7 +34,7 @@ from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
 
 ROOT = Path(__file__).parents[2]
-# Flipped bits of all 6,144, measured: v3 fp16 0.00-0.07 %, int8 0.16 %; lite fp16 0.05 %, int8 0.77 %.
+# Flipped bits of all 6,144, measured: fp16 0.00-0.07 %, int8 0.16 %.
 FLIPS = {"fp32": 0.0, "fp16": 0.003, "int8-weights": 0.015, "int8-dynamic": 0.02}
 
 
@@ -48,12 +48,6 @@ def compared(shipped: Shipped, form: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("form", [*DEFAULT_FORMS, "coreml-fp32"])
 def test_mobilenetv3_keeps_its_codes(shipped: Shipped, form: str) -> None:
     check_codes(shipped, form)
-
-
-@pytest.mark.parametrize("form", ["onnx-fp32", "onnx-int8-weights", "litert-fp32", "litert-int8-weights",
-                                  "coreml-fp16", "coreml-int8-weights"])  # fmt: skip
-def test_efficientnet_lite_keeps_its_codes(lite: Shipped, form: str) -> None:
-    check_codes(lite, form)
 
 
 def check_codes(shipped: Shipped, form: str) -> None:
@@ -450,14 +444,3 @@ def test_a_file_without_a_card_is_never_trusted(tmp_path: Path, shipped: Shipped
     for path in (tmp_path / "a.onnx", bare):
         with pytest.raises(CodeSpaceMismatch, match="card"):
             read_card(path)
-
-
-def test_cards_are_read_without_torch_or_tensorflow(shipped: Shipped) -> None:
-    paths = [str(shipped.files[form].path) for form in ("onnx-fp32", "litert-int8-weights")]
-    code = (
-        "import sys, json, dataclasses, pathlib; from export.cards import read_card\n"
-        "print(json.dumps([dataclasses.asdict(read_card(pathlib.Path(p))) for p in sys.argv[1:]]))\n"
-        "assert not {'torch', 'tensorflow', 'ai_edge_litert'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert [Card(**card).precision for card in json.loads(done.stdout)] == ["fp32", "int8-weights"]

@@ -8,7 +8,7 @@ from students import IMAGENET, Student, pictures
 from torch import nn
 
 from export import quantize as q
-from export.artifact import Artifact, Refused
+from export.artifact import SMALL_WEIGHTS, Artifact, Refused
 from export.forms import STATIC, export_all
 from export.int8 import layers
 from gallery.codes import pack
@@ -21,6 +21,7 @@ FORMATS = ("onnx", "litert", "coreml")
 @pytest.fixture(scope="module")
 def made(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> tuple[q.Quantized, dict[str, Artifact]]:
     forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "int8-calibrated")]
+    forms += ["litert-int8-weights", "litert-int8x16"]
     seen, held = pictures(64, seed=4)[0], pictures(32, seed=5)[0]
     quantized, simulated = q.simulate(v3.net, IMAGENET, seen, held, forms, pytest.fail)
     assert quantized is not None
@@ -47,9 +48,7 @@ def test_the_file_says_what_was_simulated(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_card_says_how_and_the_file_is_smaller(
-    made: tuple[q.Quantized, dict[str, Artifact]], format: str
-) -> None:
+def test_the_card_says_how_and_the_file_is_smaller(made: tuple[q.Quantized, dict[str, Artifact]], format: str) -> None:
     quantized, files = made
     card = files[f"{format}-int8-calibrated"].card
     assert card.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
@@ -70,8 +69,24 @@ def test_integers_are_what_the_engines_get(made: tuple[q.Quantized, dict[str, Ar
     assert tflite_integer_convolutions(files["litert-int8-calibrated"]) == wanted
 
 
-def tflite_integer_convolutions(file: Artifact) -> int:
-    """Convolutions of the file whose input is an int8 tensor."""
+def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
+    made: tuple[q.Quantized, dict[str, Artifact]], v3: Student
+) -> None:
+    quantized, files = made
+    own, left = layers(quantized.net), quantized.float_layers
+    wide = [n for n, m in own.items() if m.pixels > 1 and m.conv.weight.numel() >= SMALL_WEIGHTS and n not in left]
+    assert tflite_integer_convolutions(files["litert-int8x16"], "INT16") == len(wide) > 10
+    assert tflite_integer_convolutions(files["litert-int8-weights"], "INT16") == 0
+    weights, both = (open_model(files[f"litert-{name}"].path).run(v3.images) for name in ("int8-weights", "int8x16"))
+    assert np.array_equal(both.codes, pack(both.logits))
+    assert 0 < np.abs(both.logits - weights.logits).mean() < 0.005
+    assert ((both.logits > 0) != (weights.logits > 0)).mean() < 0.003
+    assert files["litert-int8x16"].card.calibration == quantized.calibration
+    assert all(layer.mode != "float" for layer in own.values() if layer.pixels > 1)  # the copy was told, not this one
+
+
+def tflite_integer_convolutions(file: Artifact, kind: str = "INT8") -> int:
+    """Convolutions of the file whose input is a tensor of that type."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.path.read_bytes(), 0))
@@ -82,13 +97,14 @@ def tflite_integer_convolutions(file: Artifact) -> int:
         for operator in graph.operators
         if model.operatorCodes[operator.opcodeIndex].builtinCode in kinds
     ]
-    return inputs.count(schema.TensorType.INT8)
+    return inputs.count(getattr(schema.TensorType, kind))
 
 
 def test_without_a_simulated_network_the_row_says_so(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("none")
-    rows = export_all(v3.net, IMAGENET, v3.space.id, v3.name, ["onnx-int8"], folder)
-    assert rows == [Refused("onnx-int8", "ValueError: no pictures to calibrate it by")]
+    forms = ["onnx-int8", "litert-int8x16"]
+    rows = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder)
+    assert rows == [Refused(form, "ValueError: no pictures to calibrate it by") for form in forms]
 
 
 def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:
@@ -97,6 +113,6 @@ def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:
     asked: list[nn.Module] = []
     quantized, nets = q.simulate(v3.net, IMAGENET, seen, held, ["litert-int8", "onnx-fp32"], asked.append)
     assert quantized is not None
-    assert set(nets) == set(STATIC)
+    assert set(nets) == {"int8-weights", *STATIC}
     assert asked == [nets["int8"]]
     assert nets["int8"] is not nets["int8-calibrated"]

@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Runs this bundle's Core ML files on this Mac, by compute unit: do they give the golden codes, and how fast are they?
+
+    pip install coremltools numpy pillow
+    python apps/run_on_mac.py
+
+What it finds goes into mac.json, which Twinhash takes in: python mobile_eval/run.py import mac.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
+WARM_UPS, SAMPLES, MAX_SECONDS = 10, 200, 10.0
+TOLERANCE = 1e-3  # |golden logit| above which a bit that differs is counted apart
+Picture = NDArray[np.uint8]
+Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
+Run = Callable[[Picture], Answer]
+Golden = list[tuple[Picture, NDArray[np.uint8], NDArray[np.float32]]]
+
+
+class CoreMl:
+    """An .mlpackage as macOS runs it on a compute unit; opening compiles it."""
+
+    def __init__(self, path: Path, unit: str) -> None:
+        import coremltools
+
+        self._model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[unit])
+
+    def __call__(self, picture: Picture) -> Answer:
+        """uint8 `[S, S, 3]` to codes uint8 `[bits/8]` and logits float32 `[bits]`."""
+        found = self._model.predict({"image": Image.fromarray(picture)})
+        return np.ravel(found["codes"]).astype(np.uint8), np.ravel(found["logits"]).astype(np.float32)
+
+
+def main(arguments: Sequence[str] | None = None, open_file: Callable[[Path, str], Run] = CoreMl) -> int:
+    """Exit code 0, 1 when a file broke, 2 when there is nothing to run or nothing to run it on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", nargs="?", type=Path, default=Path(__file__).resolve().parents[1])
+    parser.add_argument("--out", type=Path, default=Path("mac.json"))
+    parser.add_argument("--units", nargs="+", choices=UNITS, default=UNITS)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    options = parser.parse_args(arguments)
+    if open_file is CoreMl and platform.system() != "Darwin":
+        return _refused(f"Core ML runs on macOS; this is {platform.system()}.")
+    if find_spec("coremltools") is None:
+        return _refused("coremltools is missing: pip install coremltools")
+    try:
+        files, golden = read_bundle(options.bundle)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _refused(f"{options.bundle} is no Twinhash bundle with Core ML files: {error}")
+    rows = []
+    for path, sha256 in files.items():
+        for unit in options.units:
+            rows.append(
+                {
+                    "file": path.name,
+                    "sha256": sha256,
+                    "unit": unit,
+                    **check(path, unit, golden, open_file, options.samples),
+                }
+            )
+            print(_line(rows[-1]), flush=True)
+    options.out.write_text(json.dumps({"run_on_mac": 1, "machine": machine(), "rows": rows}, indent=1) + "\n")
+    return int(any("error" in row for row in rows))
+
+
+def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
+    """The Core ML files with their checksums, and the golden pictures with codes and logits."""
+    listed = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
+    files = {folder / name: entry["sha256"] for name, entry in listed.items() if entry.get("format") == "coreml"}
+    if not files:
+        raise ValueError("none is listed in manifest.json")
+    for path, sha256 in files.items():
+        if digest(path) != sha256:
+            raise ValueError(f"{path.name} is not what manifest.json says")
+    golden = [
+        (
+            np.asarray(Image.open(folder / row["file"]).convert("RGB")),
+            np.frombuffer(bytes.fromhex(row["code"]), np.uint8),
+            np.array(row["logits"], np.float32),
+        )
+        for row in json.loads((folder / "golden.json").read_text("utf-8"))
+    ]
+    return files, golden
+
+
+def digest(folder: Path) -> str:
+    """The manifest's checksum of a package: SHA-256 over the sorted names of its files and their SHA-256."""
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        line = f"{file.relative_to(folder).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+        total.update(line.encode())
+    return total.hexdigest()
+
+
+def check(path: Path, unit: str, golden: Golden, open_file: Callable[[Path, str], Run], samples: int) -> dict[str, Any]:
+    """What one file does on one compute unit, or the error it broke with."""
+    try:
+        start = time.perf_counter()
+        run = open_file(path, unit)
+        load_ms = 1e3 * (time.perf_counter() - start)
+        first, taken = timed(lambda: run(golden[0][0]), samples)
+        return {"load_ms": load_ms, "first_ms": first, "samples_ms": taken, **compared(run, golden)}
+    except Exception as error:  # noqa: BLE001 - Core ML raises whatever it likes; the other rows must still be made
+        return {"error": f"{type(error).__name__}: {error}"[:1000]}
+
+
+def compared(run: Run, golden: Golden) -> dict[str, Any]:
+    """The bits of the golden codes that differ, those beyond the tolerance among them, and the largest logit error."""
+    answers = [run(picture) for picture, _, _ in golden]
+    codes, logits = np.stack([code for code, _ in answers]), np.stack([row for _, row in answers])
+    right, sure = np.stack([code for _, code, _ in golden]), np.stack([row for _, _, row in golden])
+    flipped = np.unpackbits(codes ^ right, axis=1, bitorder="little").astype(bool)
+    return {
+        "bits_compared": flipped.size,
+        "bits_flipped": int(flipped.sum()),
+        "flips_beyond_tolerance": int((flipped & (np.abs(sure) > TOLERANCE)).sum()),
+        "largest_logit_error": float(np.abs(logits - sure).max()),
+    }
+
+
+def timed(call: Callable[[], Any], samples: int) -> tuple[float, list[float]]:
+    """Milliseconds of the very first call, and of those after the warm-up."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+
+    first = once()
+    for _ in range(WARM_UPS):
+        once()
+    taken, end = [once()], time.perf_counter() + MAX_SECONDS
+    while len(taken) < samples and time.perf_counter() < end:
+        taken.append(once())
+    return first, taken
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were taken on."""
+    return {
+        "name": _said("sysctl", "-n", "hw.model") or platform.machine(),
+        "chip": _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor(),
+        "macos": platform.mac_ver()[0],
+        "coremltools": version("coremltools"),
+        "thermal": _said("pmset", "-g", "therm"),
+    }
+
+
+def _said(*command: str) -> str:
+    try:
+        return " ".join(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split())[:200]
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _line(row: dict[str, Any]) -> str:
+    name = f"{row['file']:32} {row['unit']:12}"
+    if "error" in row:
+        return f"{name} {row['error']}"
+    flips = f"{row['bits_flipped']} of {row['bits_compared']} bits differ"
+    beyond = f"{row['flips_beyond_tolerance']} where |logit| > {TOLERANCE:g}"
+    return f"{name} {flips}, {beyond}; median {np.median(row['samples_ms']):.2f} ms"
+
+
+def _refused(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,275 @@
+"""From a student to files that ship: exported again, made of a network of your own, or verified.
+
+    python export/run.py runs/mine --formats onnx litert --precisions fp32 int8
+    python export/run.py --student-weights mine.safetensors --student mobilenetv3_small_100 --size 224 \\
+        --space runs/mine --pictures photos/ --out mine-bundle
+    python export/run.py verify runs/mine/bundle
+
+The first two write a bundle; the last checks one: that names, sizes, checksums and code space are as the manifest says,
+and that every file returns the golden pictures' codes (`verify --help`).
+Exit codes: 0 all is well, 1 a file does not return its codes, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+# A script's own folder comes first on the path, where its modules would hide packages of the same name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
+
+import tyro
+from pydantic import ConfigDict
+
+from distill.config import Learning, Model, RoundedFit, load_yaml
+from export.artifact import DEFAULT_FORMS, FLOAT
+from gallery.console import log, show_log
+from gallery.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_GATE_FAILED,
+    EXIT_PASSED,
+    CorruptFile,
+    InputError,
+    TwinhashError,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from export.ship import Student
+
+EXIT_INTERRUPTED = 130
+GOLDEN = 8
+NEEDED = "student_weights", "space", "pictures", "out"  # of a network of the user's
+OWN = {*NEEDED, "student", "size", "mean", "std"} - {"out"}
+
+
+class Export(Model):
+    """Write a bundle of a finished run's student, or of a network of your own."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """A finished run folder of distill/run.py; its networks, results and own bundle stay as they are."""
+    formats: tuple[str, ...] = ("onnx", "litert", "coreml")
+    """onnx, litert, coreml, coreai."""
+    precisions: tuple[str, ...] = ()
+    """fp32, fp16, int8-weights, int8, int8-calibrated, palette6, ...: each is made in the formats that have it; by
+    default those that a run makes."""
+    out: Path | None = None
+    """The bundle's folder, made anew; by default RUN/export."""
+    resize_inside: bool = False
+    """ONNX files take pictures of any size and resize them themselves."""
+    student_weights: Path | None = None
+    """A network of your own, safetensors: a student of a run, or timm's with as many outputs as the code has bits."""
+    student: str | None = None
+    """Its timm name, or a short one; a run's student knows its own."""
+    size: int | None = None
+    """The side of its square input, pixels; likewise."""
+    space: Path | None = None
+    """The folder with codespace.json and centers.npy that its codes belong to: a run, a bundle."""
+    pictures: Path | None = None
+    """A folder of pictures such as the app will ask about: golden ones, and those that 8-bit layers are chosen by."""
+    mean: tuple[float, float, float] | None = None
+    """What its input is normalised by, on pixels scaled to 0..1; by default as timm has it for that name."""
+    std: tuple[float, float, float] | None = None
+    """Likewise."""
+
+
+class Verify(Model):
+    """Check a bundle: every name, byte and card against its manifest, then every file against the golden codes.
+
+    A bit that differs from the golden code has turned.  In an fp32 file none may turn, unless both logits are within
+    0.001 of zero; in an fp16 file none, unless both are within a tenth of the logits' standard deviation.  Of a
+    quantized file's bits 2 % may turn, and three standard deviations more, since the pictures are few; a broken one
+    turns tens of percent.  Whether a file is good enough, all queries tell: see the report of its run.
+    """
+
+    bundle: tyro.conf.Positional[Path]
+    """Its folder."""
+    strict: bool = False
+    """A file that cannot be run here is an error (exit code 2)."""
+
+
+class Finished(Learning):
+    """What a run's config.yaml says that matters here."""
+
+    model_config = ConfigDict(extra="ignore")
+    rounded: RoundedFit = RoundedFit()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    show_log()
+    try:
+        if words[:1] == ["verify"]:
+            return verify(tyro.cli(Verify, args=words[1:], prog="run.py verify"))
+        return export(tyro.cli(Export, args=words, description=__doc__))
+    except TwinhashError as error:
+        log.error("Error: %s", error)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        log.error("Error: %s.  Free or repair the disk and run the same command again.", error)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        log.warning("Stopped; nothing was written.")
+        return EXIT_INTERRUPTED
+
+
+def export(command: Export) -> int:
+    """Writes the bundle, and says what is in it."""
+    from distill.engine import limit_threads
+
+    own = sorted(name for name, value in command if name in OWN and value is not None)
+    if command.run and own:
+        found = f"a run and {_flags(own)}"
+        raise InputError("either a run folder or a network of your own", found, "Leave one out.")
+    missing = [] if command.run else [name for name in NEEDED if getattr(command, name) is None]
+    if missing:
+        expected = f"a run folder, or a network of your own with {_flags(NEEDED)}"
+        raise InputError(expected, f"neither: no {_flags(missing)}", "Give these, or a run folder.")
+    limit_threads()
+    forms, out = chosen(command), (command.out or Path(command.run or "", "export")).resolve()
+    check_out(out)
+    (of_run if command.run else of_weights)(command, forms, out)
+    return EXIT_PASSED
+
+
+def _flags(names: Any) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def chosen(command: Export) -> list[str]:
+    """The forms that are wanted; raises `InputError` for a precision that no chosen format has."""
+    from export.forms import FORMATS
+
+    if not command.formats or not set(command.formats) <= set(FORMATS):
+        found = ", ".join(command.formats) or "none"
+        raise InputError(f"formats among {', '.join(FORMATS)}", found, "Choose from these.")
+    formats = {name: FORMATS[name].PRECISIONS for name in dict.fromkeys(command.formats)}
+    if nowhere := [p for p in command.precisions if not any(p in known for known in formats.values())]:
+        known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in formats.items())
+        raise InputError(f"precisions that a chosen format has ({known})", ", ".join(nowhere), "Choose from these.")
+    if not command.run and "int8" in command.precisions:
+        fix = "Use int8-calibrated, which learns nothing, or distil the student by distill/run.py."
+        raise InputError("precisions that need no training", "int8, for which the biases learn", fix)
+    if command.precisions:
+        wanted = dict.fromkeys(command.precisions)
+        return [f"{name}-{precision}" for name, has in formats.items() for precision in wanted if precision in has]
+    usual = {name: [f for f in DEFAULT_FORMS if f.partition("-")[0] == name] for name in formats}
+    return [form for name, has in formats.items() for form in usual[name] or [f"{name}-{has[0]}"]]
+
+
+def check_out(out: Path) -> None:
+    """Raises `InputError` unless `out` is new, empty, or an earlier bundle that is as it was written."""
+    from export.bundle import open_bundle
+
+    if out.name == "bundle" and (out.parent / "config.yaml").exists():
+        fix = "Choose another --out, or add the forms to the run: distill/run.py --forms."
+        raise InputError("a folder of its own for the new bundle", f"{out}, the bundle its run was proved by", fix)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        open_bundle(out)
+    except (TwinhashError, OSError) as error:
+        found = f"something else: {getattr(error, 'found', error)}"
+        raise InputError(f"a new folder, or a bundle to replace, at {out}", found, "Choose another --out.") from error
+
+
+def of_run(command: Export, forms: list[str], out: Path) -> None:
+    """Exports from a finished run, with the pictures it has: its results and its own bundle stay as they are."""
+    from distill import stages, weights
+    from distill.checkpoint import load_network
+    from distill.course import begin
+    from distill.runfolder import open_run
+    from export.ship import Student
+    from gallery import codespace
+
+    folder = Path(command.run or "")
+    if not (folder / "config.yaml").is_file():
+        raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
+    asked: Finished = load_yaml(folder / "config.yaml", Finished)
+    with open_run(folder) as run:
+        needed = ("student",) if asked.gallery else ("teacher", "gallery", "student")
+        if missing := [stage for stage in needed if not run.done(stage)]:
+            place = folder.resolve()
+            fix = f"Finish it: python distill/run.py --runs {place.parent} --name {place.name}, and its other flags."
+            raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)
+        course = begin(run, asked, folder.resolve().parent / "cache")
+        net, plan = load_network(folder / "student.safetensors").to(weights.device()), course.plan
+        write(Student(
+            net, plan.student.name, course.preprocessing(plan.student, plan.student_size), codespace.load(folder)[0],
+            course.centers, course.calibration(), course.golden(net),
+            partial(stages.adapt, course, net, fit=asked.rounded),
+        ), command, forms, out)  # fmt: skip
+
+
+def of_weights(command: Export, forms: list[str], out: Path) -> None:
+    """Exports a network of the user's; its golden codes are what its float form says of the pictures."""
+    from distill.foreign import load_foreign, read_pictures, tell_nearness
+    from export.quantize import logits, normalised
+    from export.ship import Student
+    from gallery import codespace
+    from gallery.codes import pack
+    from gallery.codespace import Preprocessing
+
+    space, centers = codespace.load(Path(command.space or ""))
+    path = Path(command.student_weights or "")
+    net, start, size = load_foreign(path, command.student, command.size, space.bits)
+    seen = Preprocessing(size, command.mean or start.mean, command.std or start.std)
+    if not all(value > 0 for value in seen.std):
+        raise InputError("a --std above zero in each channel", str(seen.std), "Give what the network was trained with.")
+    pixels = read_pictures(Path(command.pictures or ""), size)
+    said = logits(net, normalised(pixels, seen)).numpy()
+    tell_nearness(pack(said), pack(centers))
+    golden = slice(None, None, -(-len(pixels) // GOLDEN))
+    write(Student(
+        net, start.name, seen, space, centers, (pixels[::2], pixels[1::2]),
+        (pixels[golden], pack(said[golden]), said[golden]), lambda _: None,
+    ), command, forms, out)  # fmt: skip
+
+
+def write(student: Student, command: Export, forms: list[str], out: Path) -> None:
+    """Writes the bundle and a line for each file."""
+    from export.ship import ship
+
+    log.info("[export] writing %s to %s", ", ".join(forms), out)
+    manifest, chosen = ship(student, forms, out, command.resize_inside)
+    rows = chosen["layers"] if chosen else []
+    inputs = sum(row["kept"] for row in rows if row["mode"] == "int8")
+    for file in manifest.files:
+        line, precision = f"  {file.form}: {file.bytes / 1e6:.2f} MB", file.card.precision
+        line += "" if precision in FLOAT else f", {len(file.card.float_layers)} layers left float"
+        log.info(line + (f", {inputs} more with float activations" if file.card.calibration else ""))
+    for one in manifest.refused:
+        log.warning("  %s: not made: %s", one.form, one.reason)
+    log.info("bundle %s", out)
+
+
+def verify(command: Verify) -> int:
+    """Checks every byte of a bundle, and then runs every file."""
+    from export.bundle import open_bundle, read_golden
+    from mobile_eval.golden import FAILED, OK, attempt
+
+    manifest, golden = open_bundle(command.bundle), read_golden(command.bundle)
+    count, bits = len(golden.images), manifest.space.bits
+    if golden.codes.shape != (count, bits // 8) or golden.logits.shape != (count, bits):
+        found = f"{8 * golden.codes.shape[1]} bits and logits {golden.logits.shape}"
+        raise CorruptFile(f"golden codes of {bits} bits in {command.bundle}", found, "Restore the bundle.")
+    log.info("%s: code space %s; names, bytes and cards are as the manifest says", command.bundle, manifest.space.id)
+    rows = [attempt(file, golden) for file in manifest.files]
+    for file, (end, why) in zip(manifest.files, rows, strict=True):
+        (log.info if end == OK else log.warning)("  %s: %s: %s", file.form, end, why)
+    for one in manifest.refused:
+        log.info("  %s: not in the bundle: %s", one.form, one.reason)
+    ends = {end for end, _ in rows}
+    if FAILED in ends:
+        return EXIT_GATE_FAILED
+    return EXIT_BAD_INPUT if command.strict and ends != {OK} else EXIT_PASSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

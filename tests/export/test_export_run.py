@@ -1,0 +1,458 @@
+"""`export/run.py` on a real run: what it writes, what it refuses, and the broken bundles that `verify` finds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from distill.checkpoint import load_network
+from distill.data import load
+from distill.foreign import load_foreign
+from distill.models import import_timm
+from export.bundle import MANIFEST, Golden, open_bundle, read_golden
+from export.card import ANY_SIZE
+from export.quantize import logits, normalised
+from gallery import codespace
+from gallery.codes import pack, unpack
+from gallery.codespace import Preprocessing
+from gallery.console import log
+from gallery.errors import InputError
+from gallery.files import sha256_of, size_of
+from mobile_eval.golden import judge
+from mobile_eval.runtimes import Outputs, open_model
+
+ROOT, PATIENCE_S, BITS = Path(__file__).parents[2], 240, 16
+SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", str(BITS), "--teacher-fit.epochs", "1",
+         "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1", "--student-fit.batch",
+         "16", "--forms", "onnx-fp32")  # fmt: skip
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    """`export/run.py`; as a script it would keep the place in front of the path that it takes when loaded."""
+    first = sys.path[0]
+    import export.run
+
+    sys.path[0] = first
+    return export.run
+
+
+@pytest.fixture
+def call(module: Any) -> Iterator[Call]:
+    """The command line in this process: exit code and what it said."""
+    said, propagate = io.StringIO(), log.propagate
+    handler = logging.StreamHandler(said)
+    log.addHandler(handler)
+
+    def run(*words: object) -> tuple[int, str]:
+        said.truncate(said.seek(0))
+        return module.main([str(word) for word in words]), said.getvalue()
+
+    yield run
+    log.removeHandler(handler)
+    log.propagate = propagate
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `in`, the pictures of four classes, and `runs/r`, a finished run."""
+    folder = tmp_path_factory.mktemp("made")
+    data = load("embedded", {32}, folder / "cache", seed=0)
+    for label, name in ((0, "shirt"), (1, "trouser"), (8, "bag"), (9, "boot")):
+        (folder / "in" / name).mkdir(parents=True)
+        for i in data.query[data.labels[data.query] == label][:20]:
+            Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
+    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--runs", str(folder / "runs"),
+               "--name", "r", *SMALL]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode in (0, 1), done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(made: Path) -> Path:
+    return made / "runs" / "r"
+
+
+@pytest.fixture
+def bundle(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run / "bundle", tmp_path / "bundle"))
+
+
+def state(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def stages(run: Path) -> dict[str, Any]:
+    """What is noted of each stage but the reading of the pictures."""
+    return {k: v for k, v in json.loads((run / "stages.json").read_text()).items() if k != "data"}
+
+
+def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: Call) -> None:
+    before, noted = state(run), stages(run)
+    code, said = call(run, "--formats", "onnx", "--precisions", "int8", "--resize-inside")
+    assert code == 0, said
+    manifest = open_bundle(run / "export")
+    (file,) = manifest.files
+    assert (file.form, file.card.layout, manifest.space) == ("onnx-int8", ANY_SIZE, codespace.load(run)[0])
+    assert f"onnx-int8: {file.bytes / 1e6:.2f} MB, {len(file.card.float_layers)} layers left float, " in said
+    assert "rounded epoch 2" in said  # its biases have learned
+    size = file.card.size
+    assert open_model(file.path).encode(np.zeros((1, size + 9, 2 * size, 3), np.uint8)).shape == (1, BITS // 8)
+    now = {name: digest for name, digest in state(run).items() if not name.startswith(("export/", "work/"))}
+    changed = {name for name in now | before if not name.startswith("work/") and now.get(name) != before.get(name)}
+    assert changed <= {".lock", "log.txt", "stages.json", "train.jsonl"}
+    assert stages(run) == noted
+    assert np.array_equal(read_golden(run / "bundle").codes, read_golden(run / "export").codes)
+    assert call("verify", run / "export")[0] == 0
+
+
+def forgotten(run: Path, *stages: str) -> None:
+    record = json.loads((run / "stages.json").read_text())
+    (run / "stages.json").write_text(json.dumps({k: v for k, v in record.items() if k not in stages}))
+
+
+@pytest.mark.parametrize("stage", ["teacher", "gallery", "student"])
+def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(
+    run: Path, call: Call, tmp_path: Path, stage: str
+) -> None:
+    other = shutil.copytree(run, tmp_path / "runs" / "other")
+    forgotten(other, stage)
+    code, said = call(other, "--formats", "onnx")
+    assert code == 2
+    assert f"no finished {stage}" in said
+    assert f"python distill/run.py --runs {tmp_path / 'runs'} --name other" in said
+
+
+def test_what_is_no_run_is_refused_and_nothing_is_made_of_it(run: Path, call: Call, tmp_path: Path) -> None:
+    for words in ((tmp_path / "none",), (run / "bundle",)):
+        code, said = call(*words)
+        assert code == 2
+        assert "config.yaml" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_use_is_left_alone(run: Path, call: Call) -> None:
+    import fcntl
+
+    with (run / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said = call(run, "--formats", "onnx", "--out", run.parent / "never")
+    assert (code, "nobody works in" in said) == (2, True)
+
+
+OUTS: dict[str, Callable[[Path], object]] = {
+    "a folder of others": lambda p: (p.mkdir(), (p / "thesis.tex").write_text("x")),
+    "a file": lambda p: p.write_text("x"),
+    "a bundle with a guest": lambda p: (shutil.move(p.parent / "bundle", p), (p / "thesis.tex").write_text("x")),
+}
+
+
+@pytest.mark.parametrize("kind", OUTS)
+def test_nothing_but_a_bundle_is_overwritten(run: Path, bundle: Path, call: Call, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    OUTS[kind](out)
+    before = sha256_of(out)
+    code, said = call(run, "--formats", "onnx", "--out", out)
+    assert (code, "Choose another --out" in said) == (2, True)
+    assert sha256_of(out) == before
+
+
+def test_the_bundle_its_run_was_proved_by_stays(run: Path, call: Call) -> None:
+    code, said = call(run, "--formats", "onnx", "--out", run / "bundle")
+    assert (code, "proved" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--formats", "tf"), "onnx"),
+        (("--precisions", "int5"), "palette4"),
+        (("--formats", "coreml", "--precisions", "int8-dynamic"), "palette6"),
+        (("--size", "64"), "--size"),
+    ],
+)
+def test_a_wish_that_no_format_can_fulfil_is_a_sentence(
+    run: Path, call: Call, words: tuple[str, ...], says: str
+) -> None:
+    code, said = call(run, *words)
+    assert (code, says in said) == (2, True)
+
+
+def test_each_format_makes_the_precisions_it_has(module: Any) -> None:
+    command = module.Export(run=Path("r"), formats=("onnx", "coreml"), precisions=("int8", "palette6"))
+    assert module.chosen(command) == ["onnx-int8", "coreml-int8", "coreml-palette6"]
+    assert module.chosen(module.Export(run=Path("r"), formats=("litert",))) == [
+        "litert-fp32", "litert-fp16", "litert-int8-weights"]  # fmt: skip
+
+
+def test_interrupted_it_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "export/run.py", str(run), "--formats", "onnx", "--out", str(tmp_path / "out")]
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, **heeding)
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        while not list(tmp_path.iterdir()):  # the draft beside the folder to be
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert (process.returncode, "Stopped" in said, "Traceback" in said) == (130, True, False)
+    assert not list(tmp_path.iterdir())
+
+
+def own(run: Path, weights: Path, *more: object) -> tuple[object, ...]:
+    """The command line for a network of the user's."""
+    return ("--student-weights", weights, "--space", run, "--pictures", run.parents[1] / "in",
+            "--formats", "onnx", "--precisions", "fp32", *more)  # fmt: skip
+
+
+PLAIN = ("--student", "mobilenetv3_small_100", "--size", 32)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """timm's own network with as many outputs as the code has bits."""
+    return saved(tmp_path_factory.mktemp("plain") / "mine.safetensors", BITS)
+
+
+def saved(path: Path, outputs: int, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        tensors = import_timm().create_model("mobilenetv3_small_100", num_classes=outputs).state_dict()
+    change(tensors)
+    save_file(tensors, path)
+    return path
+
+
+def test_a_timm_network_becomes_a_bundle_of_the_space(made: Path, run: Path, plain: Path, call: Call,
+                                                      tmp_path: Path) -> None:  # fmt: skip
+    shown = Path(shutil.copytree(made / "in", tmp_path / "in"))
+    (shown / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
+    out, mean, std = tmp_path / "out", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    words = (*own(run, plain, *PLAIN, "--out", out, "--mean", *mean, "--std", *std), "--pictures", shown)
+    code, said = call(*words)
+    assert code == 0, said
+    assert "broken.jpg" in said
+    assert "does it belong to this space" in said  # random weights speak no code
+    net = import_timm().create_model("mobilenetv3_small_100", num_classes=BITS)
+    net.load_state_dict(load_file(plain))
+    manifest, golden = open_bundle(out), read_golden(out)
+    assert manifest.space == codespace.load(run)[0]
+    expected = logits(net, normalised(golden.images, Preprocessing(32, mean, std))).numpy()
+    assert np.allclose(golden.logits, expected, atol=1e-6)
+    assert call("verify", out)[0] == 0
+
+
+def test_the_student_of_a_run_knows_its_name_and_size(module: Any, run: Path, tmp_path: Path) -> None:
+    space, _ = codespace.load(run)
+    path = run / "student.safetensors"
+    net, start, size = load_foreign(path, None, None, space.bits)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    assert start.name == "mobilenetv3_small_100"
+    assert torch.equal(net(images), load_network(path)(images))
+    save_file(load_file(path), tmp_path / "bare.safetensors")  # the same tensors, and nothing to say what they are
+    path = tmp_path / "bare.safetensors"
+    with pytest.raises(InputError, match="--student and --size"):
+        load_foreign(path, None, None, space.bits)
+    bare, *_ = load_foreign(path, "mobilenetv3_small_100", size, space.bits)
+    assert torch.equal(bare(images), net(images))
+
+
+FOREIGN: dict[str, tuple[int, Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
+    "missing": (BITS, lambda t: t.pop("conv_stem.weight"), ("1 missing (conv_stem.weight)",)),
+    "surplus": (BITS, lambda t: t.update({"extra.bias": torch.zeros(1)}), ("1 surplus (extra.bias)",)),
+    "no classifier": (0, lambda _: None, ("2 missing (classifier.bias, classifier.weight)",)),
+    "other outputs": (1000, lambda _: None, ("classifier.weight [1000, 1024] for [16, 1024]", "16 outputs")),
+    "not a number": (BITS, lambda t: t["classifier.weight"].fill_(float("nan")), ("finite",)),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_tensors_that_do_not_fit_are_named(run: Path, call: Call, tmp_path: Path, kind: str) -> None:
+    outputs, change, says = FOREIGN[kind]
+    path = saved(tmp_path / "mine.safetensors", outputs, change)
+    code, said = call(*own(run, path, *PLAIN, "--out", tmp_path / "out"))
+    assert code == 2
+    for words in says:
+        assert words in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_is_not_opened(run: Path, call: Call, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "mine.pth")
+    code, said = call(*own(run, tmp_path / "mine.pth", *PLAIN, "--out", tmp_path / "out"))
+    assert (code, "safetensors.torch.save_file" in said) == (2, True)
+
+
+def test_a_foreign_code_space_is_refused(run: Path, call: Call, tmp_path: Path) -> None:
+    space, _ = codespace.load(run)
+    other = np.random.default_rng(0).choice([-1, 1], (4, 64)).astype(np.int8)
+    codespace.save(tmp_path, replace(space, bits=64, centers_sha256=codespace.hash_centers(other)), other)
+    weights = run / "student.safetensors"
+    words = (*own(run, weights, "--out", tmp_path / "out"), "--space", tmp_path)
+    code, said = call(*words)
+    assert (code, "64 bits" in said, "with 16" in said) == (2, True, True)
+    np.save(tmp_path / "centers.npy", -other)
+    code, said = call(*words)
+    assert (code, "centers" in said) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_network_needs_is_said(run: Path, plain: Path, call: Call, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    for words, says in (
+        (("--student-weights", plain), "no --space, --pictures, --out"),
+        ((), "--student-weights, --space"),
+        ((*own(run, plain, *PLAIN, *out), "--precisions", "int8"), "int8-calibrated"),
+        (own(run, plain, *out), "--student and --size"),
+        ((*own(run, plain, *PLAIN, *out), "--size", 5000), "16 to 2048"),
+        ((*own(run, plain, *PLAIN, *out), "--std", 1, 0, 1), "above zero"),
+        ((*own(run, plain, *PLAIN, *out), "--pictures", tmp_path / "empty"), "none among 0 files"),
+        (own(run, tmp_path / "none", *PLAIN, *out), "none"),
+    ):
+        code, said = call(*words)
+        assert (code, says in said) == (2, True), said
+    assert not (tmp_path / "out").exists()
+
+
+def rewritten(bundle: Path, name: str, data: bytes) -> None:
+    """Changes a file and its entry in the manifest."""
+    (bundle / name).write_bytes(data)
+    record = json.loads((bundle / MANIFEST).read_text())
+    record["files"][name].update(sha256=hashlib.sha256(data).hexdigest(), bytes=size_of(bundle / name))
+    (bundle / MANIFEST).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def flipped_byte(bundle: Path) -> None:
+    data = bytearray((bundle / "query-fp32.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "query-fp32.onnx").write_bytes(data)
+
+
+def linked(bundle: Path) -> None:
+    shutil.move(bundle / "README.md", bundle.parent / "elsewhere")
+    (bundle / "README.md").symlink_to(bundle.parent / "elsewhere")
+
+
+def climbing(bundle: Path) -> None:
+    text = (bundle / MANIFEST).read_text()
+    (bundle / MANIFEST).write_text(text.replace('"README.md"', '"../README.md"'))
+
+
+def other_space(bundle: Path) -> None:
+    space, centers = codespace.load(bundle)
+    codespace.save(bundle, replace(space, teacher_sha256="0" * 64), centers)
+    rewritten(bundle, "codespace.json", (bundle / "codespace.json").read_bytes())
+
+
+def longer(bundle: Path) -> None:
+    text = (bundle / "golden.json").read_text().replace('"code": "', '"code": "00')
+    rewritten(bundle, "golden.json", text.encode())
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one flipped byte": (flipped_byte, "query-fp32.onnx"),
+    "an added file": (lambda b: (b / "more.onnx").write_bytes(b"x"), "more.onnx"),
+    "a link": (linked, "README.md, a link"),
+    "a name that climbs": (climbing, "../README.md"),
+    "another code space": (other_space, "codespace.json"),
+    "golden codes of another length": (longer, "golden codes of 16 bits"),
+    "nothing there": (shutil.rmtree, "manifest"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_bundle_that_is_not_what_it_says_is_exit_2(bundle: Path, call: Call, how: str) -> None:
+    breaks, says = BROKEN[how]
+    assert call("verify", bundle)[0] == 0
+    breaks(bundle)
+    code, said = call("verify", bundle)
+    assert (code, says in said) == (2, True), said
+
+
+def test_golden_codes_that_no_file_returns_are_found_by_running_them(bundle: Path, call: Call) -> None:
+    rows, golden = json.loads((bundle / "golden.json").read_text()), read_golden(bundle)
+    place = int(np.abs(golden.logits[0]).argmax())
+    bits = unpack(golden.codes)
+    bits[0, place] ^= True
+    rows[0]["code"] = pack(bits)[0].tobytes().hex()
+    rewritten(bundle, "golden.json", json.dumps(rows).encode())
+    code, said = call("verify", bundle)
+    assert (code, "onnx-fp32: FAILED: 1 of" in said) == (1, True), said
+
+
+def test_a_file_without_an_engine_is_a_row(bundle: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, said = call("verify", bundle)
+    assert (code, "onnx-fp32: not run here: MissingBackend" in said) == (0, True), said
+    assert call("verify", bundle, "--strict")[0] == 2
+
+
+def answers(turned: int, distance: float = 1.0) -> tuple[Outputs, Golden]:
+    """A file's answers to 8 pictures of 64 bits, `turned` of which are another's, from `distance` either side of 0."""
+    expected = np.random.default_rng(0).choice([-1.0, 1.0], (8, 64)).astype(np.float32)
+    expected.flat[:turned] *= distance
+    found = expected.copy()
+    found.flat[:turned] *= -1
+    return Outputs(pack(found), found), Golden(np.zeros((8, 1, 1, 3), np.uint8), pack(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "turned", "distance", "end"),
+    [
+        ("fp32", 0, 1.0, "ok"), ("fp32", 512, 0.9e-3, "ok"), ("fp32", 1, 1.1e-3, "FAILED"),
+        ("fp16", 1, 0.09, "ok"), ("fp16", 1, 0.11, "FAILED"),
+        ("int8", 19, 1.0, "ok"), ("int8", 20, 1.0, "FAILED"),
+    ],
+)  # fmt: skip
+def test_what_may_turn(module: Any, precision: str, turned: int, distance: float, end: str) -> None:
+    found, golden = answers(turned, distance)
+    assert judge(precision, found, golden)[0] == end
+
+
+def test_golden_logits_of_zero_excuse_nothing(module: Any) -> None:
+    found, golden = answers(1)
+    lying = Golden(golden.images, golden.codes, np.zeros_like(golden.logits))
+    assert judge("fp32", found, lying)[0] == "FAILED"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_is_not_a_number_fails(module: Any, precision: str) -> None:
+    found, golden = answers(0)
+    found.logits[3, 5] = np.nan
+    assert judge(precision, found, golden)[0] == "FAILED"
+
+
+@pytest.mark.parametrize(("words", "says"), [((), "--student-weights"), (("verify",), "--strict")])
+def test_help_answers_without_loading_torch(words: tuple[str, ...], says: str) -> None:
+    code = f"import runpy, sys; sys.argv = ['run.py', *{words!r}, '--help']\n" \
+           "try: runpy.run_path('export/run.py', run_name='__main__')\n" \
+           "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'scipy'} & set(sys.modules)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout

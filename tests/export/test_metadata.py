@@ -1,0 +1,140 @@
+"""Cards survive the tools of each format, and are read by a process in which no framework can be imported."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from students import Shipped
+
+from export.card import KEY, Card
+from export.cards import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_card
+from gallery.errors import CodeSpaceMismatch, CorruptFile
+
+ROOT = Path(__file__).parents[2]
+FORMS = ("onnx-fp16", "litert-int8-weights", "coreml-int8-weights")
+BLOCKED = (
+    "torch", "tensorflow", "jax", "onnx", "onnxruntime", "ai_edge_litert", "litert_torch", "flatbuffers",
+    "coremltools", "coreai", "numpy",
+)  # fmt: skip
+READER = """
+import dataclasses, json, pathlib, sys
+blocked, *paths = sys.argv[1:]
+sys.modules.update(dict.fromkeys(blocked.split(",")))  # importing any of them raises
+from export.cards import read_card
+print(json.dumps([dataclasses.asdict(read_card(pathlib.Path(path))) for path in paths]))
+"""
+
+
+def resaved(path: Path, folder: Path) -> Path:
+    """The file after its format's own library has read and written it."""
+    copied = folder / path.name
+    if path.suffix == ".onnx":
+        import onnx
+
+        onnx.save(onnx.load(path), copied)
+    elif path.suffix == ".tflite":
+        from ai_edge_litert.tools.flatbuffer_utils import read_model, write_model
+
+        write_model(read_model(str(path)), str(copied))
+    else:
+        import coremltools
+
+        coremltools.models.MLModel(str(path), skip_model_load=True).save(str(copied))
+    return copied
+
+
+def read_elsewhere(*paths: Path) -> list[Card]:
+    done = subprocess.run(
+        [sys.executable, "-c", READER, ",".join(BLOCKED), *map(str, paths)],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [Card(**card | {"float_layers": tuple(card["float_layers"])}) for card in json.loads(done.stdout)]
+
+
+def aimodel(folder: Path, card: str, program: bytes = b"program", hashed: bytes = b"program") -> Path:
+    """The three files of a Core AI asset as far as a card's reader looks."""
+    path = folder / "query-fp32.aimodel"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    (path / COREAI_ABOUT).write_text(json.dumps({"assetVersion": "2.0", COREAI_OWN: {KEY: card}}))
+    (path / COREAI_PROGRAM).write_bytes(program)
+    (path / COREAI_HASH).write_bytes(hashlib.sha256(hashed).digest())
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_card_survives_its_formats_own_tools(shipped: Shipped, form: str, tmp_path: Path) -> None:
+    artifact = shipped.files[form]
+    again = resaved(artifact.path, tmp_path)
+    assert read_card(again) == read_card(artifact.path) == artifact.card
+
+
+def test_cards_are_read_where_no_framework_can_be_imported(shipped: Shipped, tmp_path: Path) -> None:
+    onnx, litert, coreml = (shipped.files[form] for form in FORMS)
+    asset = aimodel(tmp_path, onnx.card.to_json())
+    found = read_elsewhere(onnx.path, litert.path, coreml.path, asset)
+    assert found == [onnx.card, litert.card, coreml.card, onnx.card]
+
+
+def test_a_program_that_was_not_hashed_is_corrupt_and_one_without_card_is_not_trusted(tmp_path: Path) -> None:
+    text = Card("s" * 16, 64, "small", "fp32", 32, "any").to_json()
+    with pytest.raises(CorruptFile, match=r"main\.hash"):
+        read_card(aimodel(tmp_path, text, program=b"another"))
+    with pytest.raises(CodeSpaceMismatch, match="card"):
+        read_card(aimodel(tmp_path, ""))
+    path = aimodel(tmp_path, text)
+    (path / COREAI_ABOUT).write_text("[]")
+    with pytest.raises(CorruptFile):
+        read_card(path)
+    (path / COREAI_ABOUT).unlink()
+    with pytest.raises(CorruptFile):
+        read_card(path)
+
+
+junk = st.one_of(
+    st.binary(max_size=400),
+    st.binary(max_size=400).map(lambda tail: b"\x20\x00\x00\x00TFL3" + tail),
+    st.binary(max_size=400).map(lambda tail: b"\x08\x09" + tail),
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
+)
+fields = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Card)]), values)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(junk, st.sampled_from([".onnx", ".tflite", ".mlpackage", ".aimodel"]))
+def test_junk_is_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:
+    path = tmp_path / f"junk{suffix}"
+    if suffix == ".mlpackage":
+        (path / SPEC).parent.mkdir(parents=True, exist_ok=True)
+        (path / SPEC).write_bytes(data)
+        entry = {"path": SPEC.relative_to("Data").as_posix()}
+        (path / "Manifest.json").write_text(json.dumps({"rootModelIdentifier": "a", "itemInfoEntries": {"a": entry}}))
+    elif suffix == ".aimodel":
+        path = aimodel(tmp_path, "x")
+        (path / COREAI_ABOUT).write_bytes(data)
+    else:
+        path.write_bytes(data)
+    with pytest.raises((CorruptFile, CodeSpaceMismatch), match=path.name):
+        read_card(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values | fields)
+def test_a_card_of_any_json_is_a_card_or_refused(value: object) -> None:
+    with contextlib.suppress(CorruptFile, CodeSpaceMismatch):
+        assert isinstance(Card.from_json(json.dumps(value), "here"), Card)
