@@ -16,14 +16,14 @@ from gallery.codespace import CodeSpace
 from gallery.console import track
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
 from gallery.files import sha256_of, size_of
-from gallery.index import GalleryIndex
+from gallery.index import GalleryIndex, MemoryGallery
 from gallery.metrics import RetrievalScore, mean_average_precision
 from mobile_eval import latency
-from mobile_eval.results import MARGIN_BINS, MARGIN_STEP, FileRow, Limits, Worst
+from mobile_eval.results import MARGIN_BINS, MARGIN_STEP, MOST_LISTED, Disagreement, FileRow, Limits, Worst
 from mobile_eval.runtimes import Runtime
 
 CHUNK = 64  # pictures a call: bounds the memory of engines that batch, and moves the progress bar
-WORST = 5
+WORST, NEAREST = 5, 10
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 NO_ENGINE = (MissingBackend, ImportError, NotImplementedError)  # the file may be sound; this place cannot tell
@@ -31,22 +31,43 @@ NO_ENGINE = (MissingBackend, ImportError, NotImplementedError)  # the file may b
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What every file is held against.  Made by `reference`.
+    """What every file is held against: by itself enough to count flips; with a gallery, made by `reference`.
 
-    pixels, logits, labels: the queries `[Q, S, S, 3]`, the float student's logits `[Q, bits]`, int or multi-hot labels
+    pixels, logits: the queries `[Q, S, S, 3]`, the float student's finite logits `[Q, bits]`; `InputError` otherwise
+    labels:     int or multi-hot; None where nobody knows them, and then there is no mAP
+    places:     of these queries among all that were asked; None: all of them
+    nearest:    ids `[Q, NEAREST]` of the gallery, by (distance, id) from the float student's code
     map, map_retrieved: of the float student's codes in the gallery, over the first top_k (None: all)
     """
 
     pixels: Pixels
     logits: Logits
-    labels: NDArray[Any]
     space: CodeSpace
-    gallery_codes: Codes
-    gallery_labels: NDArray[Any]
-    top_k: int | None
-    tolerance: float
-    map: float = np.nan
-    map_retrieved: float = np.nan
+    labels: NDArray[Any] | None = None
+    gallery: MemoryGallery | None = None
+    top_k: int | None = None
+    tolerance: float = Limits().tolerance
+    places: NDArray[np.int64] | None = None
+    nearest: NDArray[np.int64] | None = None
+    map: float | None = None
+    map_retrieved: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.logits.shape != (len(self.pixels), self.space.bits) or not np.isfinite(self.logits).all():
+            raise InputError(
+                f"finite float-student logits {(len(self.pixels), self.space.bits)}",
+                f"{self.logits.shape}, {int(np.isfinite(self.logits).sum())} finite",
+                "Compute them on these queries.",
+            )
+
+    def some(self, count: int) -> Reference:
+        """At most `count` of the queries, evenly spaced; what the float student scores is that of these alone."""
+        if count >= len(self.pixels):
+            return self
+        chosen = np.unique(np.linspace(0, len(self.pixels) - 1, count).round().astype(np.int64))
+        labels = None if self.labels is None else self.labels[chosen]
+        few = replace(self, pixels=self.pixels[chosen], logits=self.logits[chosen], labels=labels, places=chosen)
+        return _scored(few)
 
 
 @dataclass(frozen=True)
@@ -67,25 +88,15 @@ class Shipped:
 def reference(
     pixels: Pixels,
     logits: Logits,
-    labels: NDArray[Any],
+    labels: NDArray[Any] | None,
     gallery: GalleryIndex,
     top_k: int | None = None,
     tolerance: float = Limits().tolerance,
 ) -> Reference:
-    """Reads the gallery once and scores the float student in it.
-
-    Raises `InputError` when the logits are not one finite row of the space's bits a query.
-    """
+    """Reads the gallery once, into memory, and asks it with the float student's codes."""
+    here = MemoryGallery(gallery.space, gallery.codes(), gallery.labels(), gallery.names())
     logits = np.asarray(logits, np.float32)
-    if logits.shape != (len(pixels), gallery.space.bits) or not np.isfinite(logits).all():
-        raise InputError(
-            f"finite float-student logits {(len(pixels), gallery.space.bits)}",
-            f"{logits.shape}, {int(np.isfinite(logits).sum())} finite",
-            "Compute them on these queries.",
-        )
-    bare = Reference(pixels, logits, labels, gallery.space, gallery.codes(), gallery.labels(), top_k, tolerance)
-    score = _score(pack(logits), bare)
-    return replace(bare, map=score.map, map_retrieved=score.map_retrieved)
+    return _scored(Reference(pixels, logits, gallery.space, labels, here, top_k, tolerance))
 
 
 def check_file(
@@ -112,20 +123,43 @@ def check_file(
 
 
 def compare(codes: Codes, logits: Logits, against: Reference) -> dict[str, Any]:
-    """The flips and mAP fields of a `FileRow`, from a file's codes `[Q, bits/8]` and logits `[Q, bits]`."""
+    """The flips, neighbours and mAP fields of a `FileRow`, from a file's codes `[Q, bits/8]` and logits `[Q, bits]`."""
     flipped = unpack(codes) != (against.logits > 0)
-    score = _score(codes, against).map
-    return {
+    found: dict[str, Any] = {
         "bits_compared": flipped.size,
         "bits_flipped": int(flipped.sum()),
         "flip_rate": float(flipped.mean()),
         "flips_beyond_tolerance": int((flipped & (np.abs(against.logits) > against.tolerance)).sum()),
         "predicted_flip_rate": predicted_flip_rate(against.logits, logits - against.logits),
-        "worst": worst_queries(flipped),
+        "bit_flips": tuple(flipped.sum(axis=0).tolist()),
+        "worst": worst_queries(flipped, against.places),
         "margins": margins(logits, float(against.logits.std())),
-        "map": score,
-        "map_drop": against.map - score,
     }
+    if against.gallery is not None and against.nearest is not None:
+        found["neighbours_kept"] = neighbours_kept(against.nearest, _nearest(codes, against.gallery))
+    if (score := _score(codes, against)) is not None and against.map is not None:
+        found |= {"map": score.map, "map_drop": against.map - score.map}
+    return found
+
+
+def compare_hosts(
+    codes: Codes, logits: Logits, host_codes: Codes, host_logits: Logits, against: Reference
+) -> dict[str, Any]:
+    """The fields of a `FileRow` that hold a file's answers somewhere against the same file's on the host."""
+    differ = unpack(codes) != unpack(host_codes)
+    beyond = differ & ~(np.abs(host_logits) <= against.tolerance)  # a logit that is not a number is no excuse
+    first = [(int(q), int(b)) for q, b in np.argwhere(beyond)[:MOST_LISTED]]
+    disagreements = tuple(
+        Disagreement(query=_place(against.places, q), bit=b, logit=float(logits[q, b]), host=float(host_logits[q, b]))
+        for q, b in first
+    )
+    found = {"host_flips": int(differ.sum()), "host_flips_beyond": int(beyond.sum())}
+    return {**found, "disagreements": disagreements}
+
+
+def neighbours_kept(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
+    """The share of ids in `before`, `[Q, k]` and none twice in a row, that are in the same row of `after`."""
+    return float((before[:, :, None] == after[:, None, :]).any(axis=2).mean())
 
 
 def predicted_flip_rate(logits: Logits, error: Logits) -> float:
@@ -146,16 +180,30 @@ def predicted_flip_rate(logits: Logits, error: Logits) -> float:
 
 def margins(logits: Logits, unit: float) -> tuple[int, ...]:
     """How many logits lie how far from zero, in bins of `MARGIN_STEP` units; the last bin is open."""
-    places = np.nan_to_num(np.abs(logits).ravel() / (MARGIN_STEP * (unit or 1.0)), nan=0)
+    with np.errstate(over="ignore"):  # of a broken file
+        places = np.nan_to_num(np.abs(logits).ravel() / (MARGIN_STEP * (unit or 1.0)), nan=0)
     counts = np.bincount(np.minimum(places, MARGIN_BINS - 1).astype(int), minlength=MARGIN_BINS)
     return tuple(counts.tolist())
 
 
-def worst_queries(flipped: NDArray[np.bool_], count: int = WORST) -> tuple[Worst, ...]:
+def worst_queries(
+    flipped: NDArray[np.bool_], places: NDArray[np.int64] | None = None, count: int = WORST
+) -> tuple[Worst, ...]:
     """The queries with most flipped bits of bool `[Q, bits]`, worst first, earlier query first among equals."""
     per_query = flipped.sum(axis=1)
     order = np.argsort(-per_query, kind="stable")[:count]
-    return tuple(Worst(query=int(q), flipped=int(per_query[q])) for q in order if per_query[q])
+    return tuple(Worst(query=_place(places, q), flipped=int(per_query[q])) for q in order if per_query[q])
+
+
+def require(card: Card, form: str, against: Reference) -> None:
+    """Raises `CodeSpaceMismatch` for a file of another code space, `InputError` for one of another size."""
+    against.space.require(card.code_space, "the gallery", form)
+    if card.size != against.pixels.shape[1]:
+        raise InputError(
+            f"queries of {card.size} pixels, as the card of {form} says",
+            f"{against.pixels.shape[1]} pixels",
+            "Resize the queries by the card's rule.",
+        )
 
 
 def _identity(file: Shipped) -> dict[str, Any]:
@@ -175,23 +223,13 @@ def _ran(
     max_seconds: float,
 ) -> FileRow:
     runtime, load_ms = latency.timed(lambda: open_model(path))
-    _require(runtime.card, row.form, against)
+    require(runtime.card, row.form, against)
     figures: dict[str, Any] = {}
     if runtime.timed:
         taken = latency.measure(runtime.run, against.pixels[:1], samples, max_seconds)
         figures = {**vars(taken), "load_ms": load_ms, "threads": latency.THREADS}
     figures |= compare(*_run(runtime, row.form, against), against)
     return row.model_copy(update={"status": "ran", "engine": runtime.engine, **figures})
-
-
-def _require(card: Card, form: str, against: Reference) -> None:
-    against.space.require(card.code_space, "the gallery", form)
-    if card.size != against.pixels.shape[1]:
-        raise InputError(
-            f"queries of {card.size} pixels, as the card of {form} says",
-            f"{against.pixels.shape[1]} pixels",
-            "Resize the queries by the card's rule.",
-        )
 
 
 def _run(runtime: Runtime, form: str, against: Reference) -> tuple[Codes, Logits]:
@@ -204,5 +242,27 @@ def _run(runtime: Runtime, form: str, against: Reference) -> tuple[Codes, Logits
     return codes, logits
 
 
-def _score(codes: Codes, against: Reference) -> RetrievalScore:
-    return mean_average_precision(codes, against.gallery_codes, against.labels, against.gallery_labels, against.top_k)
+def _scored(bare: Reference) -> Reference:
+    """With what the float student finds in the gallery."""
+    if bare.gallery is None:
+        return bare
+    codes = pack(bare.logits)
+    nearest, score = _nearest(codes, bare.gallery), _score(codes, bare)
+    if score is None:
+        return replace(bare, nearest=nearest)
+    return replace(bare, nearest=nearest, map=score.map, map_retrieved=score.map_retrieved)
+
+
+def _score(codes: Codes, against: Reference) -> RetrievalScore | None:
+    gallery, labels = against.gallery, against.labels
+    if gallery is None or labels is None:
+        return None
+    return mean_average_precision(codes, gallery.codes(), labels, gallery.labels(), against.top_k)
+
+
+def _nearest(codes: Codes, gallery: MemoryGallery) -> NDArray[np.int64]:
+    return gallery.search(codes, NEAREST).ids
+
+
+def _place(places: NDArray[np.int64] | None, query: int | np.int64) -> int:
+    return int(query if places is None else places[query])

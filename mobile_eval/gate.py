@@ -9,18 +9,26 @@ from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED
 from mobile_eval.results import STUDENT_GALLERY, TEACHER_TEACHER, Cell, FileRow, Limits, Verdict, ratio
 
 
-def check(rows: Sequence[FileRow], limits: Limits, cells: Sequence[Cell] = (), strict: bool = False) -> Verdict:
-    """Passes when something ran and nothing failed.
+def check(
+    rows: Sequence[FileRow],
+    limits: Limits,
+    cells: Sequence[Cell] = (),
+    strict: bool = False,
+    notes: Sequence[str] = (),
+) -> Verdict:
+    """Passes when some file's codes were compared and nothing failed.
 
-    A file with no engine here becomes a note; `strict` refuses those too.  Whatever is not a number fails.
+    A file with no engine somewhere becomes a note, beside the `notes` given; `strict` refuses those too.  What was not
+    measured is not judged; whatever was and is not a number fails.
     """
     failures = [sentence for row in rows for sentence in row_failures(row, limits)]
-    if not any(row.status == "ran" for row in rows):
-        failures.append("no file ran, so nothing was proved")
+    if not any(row.status == "ran" and row.flip_rate is not None for row in rows):
+        failures.append("no file ran and gave codes to compare, so nothing was proved")
     failures += _cell_failures(tuple(cells), limits)
-    notes = [f"{row.form}: not run here: {row.reason}" for row in rows if row.status == "not run"]
-    passed = not failures and not (strict and notes)
-    return Verdict(passed=passed, failures=tuple(failures), notes=tuple(notes))
+    untold = [f"{who(row)}: not run: {row.reason}" for row in rows if row.status == "not run"]
+    untold += [*_untimed(rows, limits), *notes]
+    passed = not failures and not (strict and untold)
+    return Verdict(passed=passed, failures=tuple(dict.fromkeys(failures)), notes=tuple(dict.fromkeys(untold)))
 
 
 def exit_code(verdict: Verdict) -> int:
@@ -30,35 +38,54 @@ def exit_code(verdict: Verdict) -> int:
     return EXIT_GATE_FAILED if verdict.failures else EXIT_BAD_INPUT
 
 
+def who(row: FileRow) -> str:
+    """What a row is called in sentences."""
+    return f"{row.device} {row.form}"
+
+
 def row_failures(row: FileRow, limits: Limits) -> list[str]:
-    """Why this file fails, one sentence a limit; empty when it holds them or has no engine here."""
+    """Why this file fails, one sentence a limit; empty when it holds them or has no engine there."""
+    size = None if limits.size_mb is None else limits.size_mb * 1e6
+    failures = _over(row.form, "size in bytes", row.bytes, size)
     if row.status != "ran":
-        return [f"{row.form}: broke where it should run: {row.reason}"] if row.status == "failed" else []
+        broke = [f"{who(row)}: broke where it should run: {row.reason}"] if row.status == "failed" else []
+        return failures + broke
     numbers = {
         "mAP": row.map,
         "mAP drop": row.map_drop,
         "flip rate": row.flip_rate,
         "predicted flip rate": row.predicted_flip_rate,
-        "count of flips": row.flips_beyond_tolerance,
+        "p90": row.p90_ms,
     }
+    wrong = [name for name, value in numbers.items() if value is not None and not math.isfinite(value)]
     limit = limits.of(row)
-    failures = [f"{row.form}: {name} is not a number" for name, value in numbers.items() if not _number(value)]
-    failures += _over(row.form, "mAP drop", row.map_drop, limit.map_drop)
-    failures += _over(row.form, "flip rate", row.flip_rate, limit.flip_rate)
-    if row.precision == "fp32":
-        name = f"count of bits flipped beyond |logit| {limits.tolerance:g}"
-        failures += _over(row.form, name, row.flips_beyond_tolerance, limits.fp32_beyond_tolerance)
-    return failures
+    failures += [f"{who(row)}: {name} is not a number" for name in wrong]
+    failures += _over(who(row), "mAP drop", row.map_drop, limit.map_drop)
+    failures += _over(who(row), "flip rate", row.flip_rate, limit.flip_rate)
+    failures += _over(who(row), "p90 in milliseconds", row.p90_ms, limits.p90_ms.get(row.device))
+    return failures + (_fp32_failures(row, limits) if row.precision == "fp32" else [])
 
 
-def _over(form: str, name: str, value: float | None, limit: float | None) -> list[str]:
+def _fp32_failures(row: FileRow, limits: Limits) -> list[str]:
+    """All arithmetic that is as exact as fp32 gives the same bits, but where a logit is next to nothing."""
+    beyond, most = f"beyond |logit| {limits.tolerance:g}", limits.fp32_beyond_tolerance
+    student = _over(who(row), f"count of bits flipped {beyond}", row.flips_beyond_tolerance, most)
+    unlike = f"{who(row)}: disagrees with the host"
+    return student + _over(unlike, f"count of bits {beyond}", row.host_flips_beyond, most)
+
+
+def _over(name: str, what: str, value: float | None, limit: float | None) -> list[str]:
     if value is None or limit is None or not value > limit:  # NaN has its own sentence
         return []
-    return [f"{form}: {name} {value:.6g} is over the limit {limit:.6g}"]
+    return [f"{name}: {what} {value:.6g} is over the limit {limit:.6g}"]
 
 
-def _number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _untimed(rows: Sequence[FileRow], limits: Limits) -> list[str]:
+    """Limits on time that nothing was held against: a device that was not asked for, a file that is not timed there."""
+    ran = [row for row in rows if row.status == "ran" and row.device in limits.p90_ms]
+    notes = [f"{who(row)}: its p90 was not measured, though a limit is set" for row in ran if row.p90_ms is None]
+    absent = sorted(limits.p90_ms.keys() - {row.device for row in ran})
+    return notes + [f"{device}: a limit of p90 is set, and nothing ran there" for device in absent]
 
 
 def _cell_failures(cells: tuple[Cell, ...], limits: Limits) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,12 @@ class Latency:
     p99_ms: float
     samples: int
 
+    @staticmethod
+    def of(first: float, taken: Sequence[float]) -> Latency:
+        """From the milliseconds of the first call and of those after the warm-up."""
+        p50, p90, p99 = (float(value) for value in np.percentile(taken, (50, 90, 99)))
+        return Latency(first_ms=first, p50_ms=p50, p90_ms=p90, p99_ms=p99, samples=len(taken))
+
 
 def measure(run: Run, picture: NDArray[np.uint8], samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> Latency:
     """Times `run` on one picture `[1, S, S, 3]`: the first call, the warm-up, then `samples` calls.
@@ -33,9 +39,7 @@ def measure(run: Run, picture: NDArray[np.uint8], samples: int = SAMPLES, max_se
     """
     _, first = timed(lambda: run(picture))
     _sample(run, picture, WARM_UPS, max_seconds)
-    taken = _sample(run, picture, samples, max_seconds)
-    p50, p90, p99 = (float(value) for value in np.percentile(taken, (50, 90, 99)))
-    return Latency(first_ms=first, p50_ms=p50, p90_ms=p90, p99_ms=p99, samples=len(taken))
+    return Latency.of(first, _sample(run, picture, samples, max_seconds))
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:

@@ -1,4 +1,4 @@
-"""Curves as small SVG plots: positions are computed here, the template draws them.  Matrices as images."""
+"""Curves, bits and ranges: positions are computed here, the templates draw them.  Matrices as images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from mobile_eval.results import MARGIN_STEP, Curve, FileRow
 
+LEAST_DARKEST = 0.05  # of the pictures: one of 32 is no dark bit
+MAX_TICKS = 10
 MAX_POINTS = 240  # a curve; more cannot be seen at the width it is drawn
 LIGHT, DARK = (244, 240, 228), (24, 54, 92)  # of heat maps, RGB
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 180, 40, 24, 12, 8  # a plot, in SVG units
@@ -35,6 +37,28 @@ class Plot:
     y_ticks: tuple[tuple[float, str], ...]
 
 
+@dataclass(frozen=True)
+class Strip:
+    """A file's bits.
+
+    cells: (bit, pictures in which it differs, darkness 0..1) of those that ever differ; most: that of the darkest
+    """
+
+    row: FileRow
+    cells: tuple[tuple[int, int, float], ...]
+    most: tuple[int, int, float] | None
+
+
+@dataclass(frozen=True)
+class Range:
+    """From p50 to p99 with p90 between, as places 0..100 along an axis; what was not measured is where p50 is."""
+
+    row: FileRow
+    p50: float
+    p90: float
+    p99: float
+
+
 def of_curve(curve: Curve) -> list[Plot]:
     """The loss, and beside it accuracy and validation accuracy where there are any."""
     plots = [_plot("loss", {"loss": thin(curve.steps, curve.loss)})]
@@ -47,15 +71,43 @@ def of_curve(curve: Curve) -> list[Plot]:
 
 def of_margins(rows: Sequence[FileRow]) -> Plot | None:
     """Shares of the logits by their distance from zero, of the first float file and of the last 8-bit one."""
-    ran = [row for row in rows if row.margins]
+    ran = [row for row in rows if sum(row.margins)]
     pair = [row for row in ran if row.is_float][:1] + [row for row in ran if row.precision.startswith("int8")][-1:]
-    if len(pair) < 2:
-        return None
-    series = {
-        row.form: [((place + 0.5) * MARGIN_STEP, count / sum(row.margins)) for place, count in enumerate(row.margins)]
-        for row in pair
-    }
-    return _plot("share of all logits", series, second=pair[1].form)
+    return _margins(*pair) if len(pair) == 2 else None
+
+
+def each_margin(rows: Sequence[FileRow]) -> list[Plot]:
+    """The same of the first float file and of each other file, as the first device that ran it returned them."""
+    files: dict[str, FileRow] = {}
+    for row in rows:
+        if sum(row.margins):
+            files.setdefault(row.form, row)
+    first = next((row for row in files.values() if row.is_float), None)
+    return [] if first is None else [_margins(first, row) for row in files.values() if row is not first]
+
+
+def bit_strips(rows: Sequence[FileRow]) -> tuple[list[Strip], float]:
+    """A strip a row whose bits were counted, and the share of the pictures that is drawn darkest."""
+    counted = [row for row in rows if row.bit_flips]
+    darkest = max([LEAST_DARKEST, *(_share(row, max(row.bit_flips)) for row in counted)])
+    return [_strip(row, darkest) for row in counted], darkest
+
+
+def latency_ranges(rows: Sequence[FileRow]) -> tuple[list[Range], list[tuple[float, str]]]:
+    """A range a row that was timed, and the ticks (place, ms) of the logarithmic axis that they share."""
+    percentiles = [(row, _percentiles(row)) for row in rows if _known(row.p50_ms)]
+    if not percentiles:
+        return [], []
+    low, high = (math.log10(end(ms for _, three in percentiles for ms in three)) for end in (min, max))
+    low, high = low - 0.05, high + 0.05  # air at both ends
+    steps = [(n, n * 10.0**k) for k in range(math.floor(low), math.ceil(high) + 1) for n in (1, 2, 5)]
+    ticks = [(n, ms) for n, ms in steps if low <= math.log10(ms) <= high]
+    ticks = ticks if len(ticks) <= MAX_TICKS else [(n, ms) for n, ms in ticks if n == 1]
+
+    def place(ms: float) -> float:
+        return round(100 * (math.log10(ms) - low) / (high - low), 1)
+
+    return [Range(row, *map(place, three)) for row, three in percentiles], [(place(ms), f"{ms:g}") for _, ms in ticks]
 
 
 def heatmap(matrix: Sequence[Sequence[float]]) -> str:
@@ -79,6 +131,34 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, flo
     points = np.array([(x, y) for x, y in zip(steps, values, strict=False) if math.isfinite(y)]).reshape(-1, 2)
     stretch = -(-len(points) // MAX_POINTS) or 1
     return [(float(x), float(y)) for x, y in (points[i : i + stretch].mean(0) for i in range(0, len(points), stretch))]
+
+
+def _margins(first: FileRow, second: FileRow) -> Plot:
+    series = {
+        row.form: [((place + 0.5) * MARGIN_STEP, count / sum(row.margins)) for place, count in enumerate(row.margins)]
+        for row in (first, second)
+    }
+    return _plot("share of all logits", series, second=second.form)
+
+
+def _share(row: FileRow, count: int) -> float:
+    return count * len(row.bit_flips) / (row.bits_compared or math.inf)
+
+
+def _strip(row: FileRow, darkest: float) -> Strip:
+    cells = [(bit, count, round(_share(row, count) / darkest, 3)) for bit, count in enumerate(row.bit_flips)]
+    cells = [cell for cell in cells if cell[1]]
+    return Strip(row, tuple(cells), max(cells, key=lambda cell: cell[1], default=None))
+
+
+def _known(ms: float | None) -> bool:
+    return ms is not None and 0 < ms < math.inf
+
+
+def _percentiles(row: FileRow) -> tuple[float, float, float]:
+    p50 = row.p50_ms or 0.0
+    p90, p99 = (ms if ms is not None and _known(ms) else p50 for ms in (row.p90_ms, row.p99_ms))
+    return p50, p90, p99
 
 
 def _plot(title: str, series: dict[str, list[tuple[float, float]]], second: str = "validation accuracy") -> Plot:

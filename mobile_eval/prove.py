@@ -61,7 +61,7 @@ def prove(
     cells, score = four_cells(teacher, student, student_gallery, index, labels, queries.alone, cut)
     against = reference(queries.pixels, queries.student, labels, index, cut, limits.tolerance)
     rows = [check_file(_shipped(model, bundle), against, open_model) for model in manifest.files]
-    rows += [_refusal(one) for one in manifest.refused]
+    rows += [refusal(one) for one in manifest.refused]
     for row in rows:
         log.info("  %s", _line(row))
     return Proof(cells, tuple(rows), score)
@@ -79,6 +79,7 @@ def _line(row: FileRow) -> str:
     return f"{row.form}: {row.flip_rate:.3%} of bits flipped, mAP {row.map:.4f}{timing}"
 
 
-def _refusal(one: Refused) -> FileRow:
+def refusal(one: Refused) -> FileRow:
+    """The row of a form that could not be made."""
     format, _, precision = one.form.partition("-")
     return FileRow(form=one.form, format=format, precision=precision, path="", status="not run", reason=one.reason)

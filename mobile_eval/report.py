@@ -11,10 +11,11 @@ from mobile_eval.gate import row_failures
 from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_ALONE, TEACHER_TEACHER, FileRow, Results
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from rich.console import Console
     from rich.table import Table
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 MEANING = {
     TEACHER_TEACHER: "The large teacher on both sides.",
     STUDENT_GALLERY: "The product: the phone's student asks, the teacher's gallery answers.",
@@ -26,23 +27,10 @@ SKIPPED_LINES = 10  # on the terminal; the page lists them all
 
 def write_html(results: Results, path: Path) -> Path:
     """Writes the self-contained page, whole or not at all.  Every text in it is escaped: names are not trusted."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": words.number,
-        "percent": words.percent,
-        "size": words.size,
-        "count": words.count,
-        "duration": words.duration,
-        "heatmap": plots.heatmap,
-        "off_diagonal": lambda rows: [x for i, row in enumerate(rows) for j, x in enumerate(row) if i != j],
-    }
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     failures = {row.form: row_failures(row, results.limits) for row in results.files}
     return write_whole(
         path,
-        page.render(
+        page(TEMPLATE).render(
             r=results,
             curves=[(curve.stage, plots.of_curve(curve)) for curve in results.curves],
             failures=failures,
@@ -53,6 +41,22 @@ def write_html(results: Results, path: Path) -> Path:
             smallest=smallest(results),
         ),
     )
+
+
+def page(template: str) -> Template:
+    """A page of this folder, with the filters that both reports write numbers by."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "size", "count", "duration")}
+    environment.filters |= {
+        "heatmap": plots.heatmap,
+        "off_diagonal": lambda rows: [x for i, row in enumerate(rows) for j, x in enumerate(row) if i != j],
+    }
+    return environment.get_template(template)
 
 
 def smallest(results: Results) -> FileRow | None:
@@ -80,16 +84,16 @@ def print_tables(results: Results, console: Console | None = None) -> None:
 
 
 def _cells_table(results: Results) -> Table:
-    table = _table("queries->gallery", ">mAP", ">retrieved", "what it is")
+    table = table_of("queries->gallery", ">mAP", ">retrieved", "what it is")
     for cell in results.cells:
         meaning = cell.note or MEANING.get(cell.name, "")
         figures = words.number(cell.map, 4), words.number(cell.map_retrieved, 4)
-        _row(table, cell.name, *figures, meaning, style="bold" if cell.name == STUDENT_GALLERY else "")
+        add_row(table, cell.name, *figures, meaning, style="bold" if cell.name == STUDENT_GALLERY else "")
     return table
 
 
 def _files_table(results: Results) -> Table:
-    table = _table("file", ">size", ">flips", ">mAP", ">drop", ">p50 ms", ">p90", "verdict")
+    table = table_of("file", ">size", ">flips", ">mAP", ">drop", ">p50 ms", ">p90", "verdict")
     for row in results.files:
         figures = (
             words.size(row.bytes),
@@ -101,20 +105,20 @@ def _files_table(results: Results) -> Table:
         )
         failed = bool(row_failures(row, results.limits))
         verdict = "not run" if row.status == "not run" else "FAIL" if failed else "pass"
-        _row(table, row.form, *figures, verdict, style="red" if failed else "")
+        add_row(table, row.form, *figures, verdict, style="red" if failed else "")
     return table
 
 
 def _skipped_table(results: Results) -> Table:
-    table = _table(f"skipped: {len(results.skipped)}", "why")
+    table = table_of(f"skipped: {len(results.skipped)}", "why")
     for skipped in results.skipped[:SKIPPED_LINES]:
-        _row(table, skipped.path, skipped.reason)
+        add_row(table, skipped.path, skipped.reason)
     if len(results.skipped) > SKIPPED_LINES:
-        _row(table, "...", f"and {len(results.skipped) - SKIPPED_LINES} more, all of them in the report")
+        add_row(table, "...", f"and {len(results.skipped) - SKIPPED_LINES} more, all of them in the report")
     return table
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     """Columns that begin with ">" hold numbers: to the right, and never broken."""
     from rich import box
     from rich.table import Table
@@ -126,7 +130,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _row(table: Table, *texts: str, style: str = "") -> None:
+def add_row(table: Table, *texts: str, style: str = "") -> None:
     from rich.text import Text
 
     table.add_row(*(Text(words.plain(text)) for text in texts), style=style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +15,7 @@ from gallery.files import write_whole
 SCHEMA_VERSION = 1
 TEACHER_TEACHER, STUDENT_GALLERY = "teacher->teacher", "student->gallery"
 STUDENT_STUDENT, TEACHER_ALONE = "student->student", "teacher alone"
+MOST_LISTED = 50  # of `FileRow.disagreements`
 MARGIN_BINS, MARGIN_STEP = 24, 1 / 8  # of `FileRow.margins`; the step in standard deviations
 DATA_URI = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"  # can neither fetch nor inject anything
 
@@ -23,6 +24,9 @@ class Record(BaseModel):
     """Immutable, and unknown keys are refused; not-a-number survives JSON as the string "NaN"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+R = TypeVar("R", bound=Record)
 
 
 class Protocol(Record):
@@ -70,6 +74,15 @@ class Worst(Record):
     flipped: int
 
 
+class Disagreement(Record):
+    """A bit that a file gave here and not on the host: its place among the queries and in the code, both logits."""
+
+    query: int
+    bit: int
+    logit: float
+    host: float
+
+
 class FileRow(Record):
     """One shipped file, executed over all queries and held against the float student.
 
@@ -78,7 +91,12 @@ class FileRow(Record):
     flips_beyond_tolerance: bits that differ although |float logit| exceeds the tolerance of `Limits`
     predicted_flip_rate:    what the file's logit error alone explains (`compat.predicted_flip_rate`)
     margins:   how many logits lie how far from zero, in bins of an eighth of the float student's standard deviation
-    map_drop:  mAP of the float student minus that of the file
+    map, map_drop: of the file, and that of the float student minus it; over all queries: where a device was asked only
+               some, the host's figure and the difference that these make
+    bit_flips: how many queries each of the code's bits differs in
+    neighbours_kept: share of the float student's ten nearest gallery pictures that are among the file's
+    host_flips, host_flips_beyond: bits that differ from those of the same file on the host, and of these, those where
+               the host's |logit| exceeds the tolerance; disagreements: the first `MOST_LISTED` of the latter
     device:    where it ran; conditions: what is known of that place: processor, governor, temperature
     *_ms:      milliseconds there for one picture at a time; those of a host or an emulator are no phone's
     peak_memory_mb: most resident memory that opening and running the file added, 10**6 bytes
@@ -100,7 +118,12 @@ class FileRow(Record):
     flip_rate: float | None = None
     flips_beyond_tolerance: int | None = None
     predicted_flip_rate: float | None = None
+    bit_flips: tuple[int, ...] = ()
     worst: tuple[Worst, ...] = ()
+    neighbours_kept: float | None = None
+    host_flips: int | None = None
+    host_flips_beyond: int | None = None
+    disagreements: tuple[Disagreement, ...] = ()
     margins: tuple[int, ...] = ()
     map: float | None = None
     map_drop: float | None = None
@@ -141,6 +164,10 @@ class Limits(Record):
     """The |logit| above which an fp32 file must give the float student's bit."""
     fp32_beyond_tolerance: int | None = 0
     """How many bits of an fp32 file may differ beyond the tolerance (None: any)."""
+    p90_ms: dict[str, float] = {}
+    """Most milliseconds for 90 % of the pictures, by device: host 5 browser-wasm-1 20."""
+    size_mb: float | None = None
+    """Most a file may weigh, 10**6 bytes (None: any)."""
     min_ratio: float | None = None
     """Least mAP of student->gallery over teacher->teacher (None: not gated)."""
 
@@ -297,16 +324,57 @@ class Results(Record):
         return write_whole(path, self.model_dump_json(indent=1) + "\n")
 
 
+class Proof(Record):
+    """A bundle's files where they will run, held against the float student and the gallery.
+
+    asked:   in words, which pictures; queries: how many, on the host; map: of the float student, None without labels
+    files:   a row for each device and file, devices in the order asked for
+    notes:   what no row tells: a device without a file for it, a file without answers of the host to compare with
+    """
+
+    schema_version: Literal[1] = 1
+    created: str
+    command: str
+    name: str
+    code_space: str
+    bits: int
+    student: str
+    asked: str
+    queries: int
+    gallery: int | None
+    map: float | None
+    files: tuple[FileRow, ...]
+    limits: Limits
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+    grid: tuple[GridRow, ...] = ()
+    machine: Machine
+
+    def save(self, path: Path) -> Path:
+        """Writes the JSON, whole or not at all."""
+        return write_whole(path, self.model_dump_json(indent=1) + "\n")
+
+
 def load(path: Path) -> Results:
     """Reads what `Results.save` wrote; raises `CorruptFile` for anything else, naming the first field at fault."""
+    return _load(path, Results)
+
+
+def load_proof(path: Path) -> Proof:
+    """Reads what `Proof.save` wrote, likewise."""
+    return _load(path, Proof)
+
+
+def _load(path: Path, kind: type[R]) -> R:
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
     except OSError as error:
         found = str(error)
-    raise CorruptFile(f"results of schema {SCHEMA_VERSION} in {path}", found, "Run the command that wrote it again.")
+    what = f"{kind.__name__.lower()} of schema {SCHEMA_VERSION} in {path}"
+    raise CorruptFile(what, found, "Run the command that wrote it again.")
 
 
 def ratio(cells: tuple[Cell, ...]) -> float | None:

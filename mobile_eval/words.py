@@ -9,8 +9,8 @@ def plain(text: str) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Fixed digits; "-" for what was not measured, "nan" for what is not a number."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """Fixed digits; "-" for what was not measured, "nan" for what is not a number; no minus before a zero."""
+    return "-" if value is None else f"{value:z.{digits}f}"
 
 
 def percent(value: float | None) -> str:

@@ -20,13 +20,14 @@ Pixels = NDArray[np.uint8]
 class Outcome:
     """What a file returned somewhere.
 
-    codes, logits: uint8 `[n, bits/8]` and float32 `[n, bits]`, in the order of the pictures
+    codes, logits: uint8 `[n, bits/8]` and float32 `[n, bits]`, in the order of the pictures;
+                   None where a file can only be timed
     engine:        its name for tables, "ONNX Runtime 1.31.1 CPU"
     figures:       fields of `mobile_eval.results.FileRow` that were measured there: latency, memory, instructions
     """
 
-    codes: Codes
-    logits: NDArray[np.float32]
+    codes: Codes | None
+    logits: NDArray[np.float32] | None
     engine: str
     figures: dict[str, Any] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ __all__ = ["Outputs", "Runtime", "open_model"]
 
 
 def open_model(path: Path | str, threads: int = 1) -> Runtime:
-    """Opens an .onnx, .tflite or .mlpackage that carries a card.
+    """Opens an .onnx, .tflite, .mlpackage or .aimodel that carries a card.
 
     threads: how many the engine may use.
     Raises `InputError` for anything else, `CorruptFile` for a damaged file, `CodeSpaceMismatch` for one without a
@@ -19,7 +19,7 @@ def open_model(path: Path | str, threads: int = 1) -> Runtime:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError("a model file", f"nothing at {path}", "Name an .onnx, .tflite or .mlpackage file.")
+        raise InputError("a model file", f"nothing at {path}", "Name an .onnx, .tflite, .mlpackage or .aimodel file.")
     if path.suffix == ".onnx":
         from mobile_eval.runtimes.ort import OnnxRuntime
 
@@ -32,4 +32,8 @@ def open_model(path: Path | str, threads: int = 1) -> Runtime:
         from mobile_eval.runtimes.coreml import open_package
 
         return open_package(path, threads)
-    raise InputError("an .onnx, .tflite or .mlpackage file", path.name, "Name a file of the bundle.")
+    if path.suffix == ".aimodel":
+        from mobile_eval.runtimes.coreai import CoreAi
+
+        return CoreAi(path)
+    raise InputError("an .onnx, .tflite, .mlpackage or .aimodel file", path.name, "Name a file of the bundle.")

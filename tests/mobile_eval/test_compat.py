@@ -18,7 +18,7 @@ from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
 from mobile_eval import compat
 from mobile_eval.gate import check
-from mobile_eval.results import MARGIN_BINS, Limits, Worst
+from mobile_eval.results import MARGIN_BINS, MOST_LISTED, Disagreement, Limits, Worst
 
 BITS, SIZE, QUERIES = 16, 8, 130  # more queries than one chunk, and not a multiple of it
 SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3))
@@ -35,6 +35,9 @@ class Gallery:
 
     def labels(self) -> Any:
         return np.arange(40) % 2
+
+    def names(self) -> Any:
+        return [str(i) for i in range(40)]
 
 
 class Engine:
@@ -305,3 +308,87 @@ def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
     assert counts[MARGIN_BINS - 1] == 2
     assert compat.margins(2 * logits, unit=2.0) == counts
     assert sum(compat.margins(np.zeros((3, 8), np.float32), unit=0.0)) == 24
+
+
+def slow_nearest(code: Any, gallery: Any, k: int) -> list[int]:
+    """One query at a time, one gallery picture at a time, sorted by (distance, id)."""
+    bits = [np.unpackbits(one, bitorder="little") for one in gallery.codes()]
+    mine = np.unpackbits(code, bitorder="little")
+    ranked = sorted((sum(a != b for a, b in zip(mine, other, strict=True)), i) for i, other in enumerate(bits))
+    return [i for _, i in ranked[:k]]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: float) -> None:
+    """16 bits leave many of 40 pictures at the same distance: the ids must settle it."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((9, BITS)).astype(np.float32)
+    moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
+    found = compat.compare(pack(moved), moved, make_reference(logits))
+    kept = [
+        len(set(slow_nearest(a, Gallery(), 10)) & set(slow_nearest(b, Gallery(), 10)))
+        for a, b in zip(pack(logits), pack(moved), strict=True)
+    ]
+    assert found["neighbours_kept"] == pytest.approx(sum(kept) / 90)
+    per_bit = [sum((logits[q, b] > 0) != (moved[q, b] > 0) for q in range(9)) for b in range(BITS)]
+    assert found["bit_flips"] == tuple(per_bit)
+    assert sum(found["bit_flips"]) == found["bits_flipped"]
+
+
+def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
+    class Few(Gallery):
+        def codes(self) -> Any:
+            return super().codes()[:3]
+
+        def labels(self) -> Any:
+            return super().labels()[:3]
+
+        def names(self) -> Any:
+            return super().names()[:3]
+
+    logits = float_student(4)
+    assert compat.compare(pack(-logits), -logits, make_reference(logits, gallery=Few()))["neighbours_kept"] == 1.0
+
+
+def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
+    logits = float_student(6)
+    bare = compat.Reference(numbered(6), logits, SPACE)
+    unlabelled = make_reference(logits, labels=None)
+    assert (bare.map, unlabelled.map) == (None, None)
+    row = check_with(Engine(logits), tmp_path, bare)
+    assert (row.status, row.bits_flipped, row.map, row.map_drop, row.neighbours_kept) == ("ran", 0, None, None, None)
+    row = check_with(Engine(logits), tmp_path, unlabelled)
+    assert (row.bits_flipped, row.map, row.map_drop, row.neighbours_kept) == (0, None, None, 1.0)
+    assert check([row], Limits()).passed
+
+
+def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> None:
+    logits = float_student()
+    all_of_them = make_reference(logits)
+    few = all_of_them.some(5)
+    assert few.places.tolist() == [0, 32, 64, 97, 129]
+    assert np.array_equal(few.logits, logits[few.places])
+    assert np.array_equal(few.pixels, all_of_them.pixels[few.places])
+    alone = compat.reference(few.pixels, few.logits, np.arange(QUERIES)[few.places] % 2, Gallery())
+    assert few.map == alone.map != all_of_them.map
+    assert np.array_equal(few.nearest, all_of_them.nearest[few.places])
+    assert all_of_them.some(QUERIES) is all_of_them
+    moved = few.logits.copy()
+    moved[3, :4] *= -1
+    assert compat.compare(pack(moved), moved, few)["worst"] == (Worst(query=97, flipped=4),)
+
+
+def test_bits_unlike_the_hosts_are_counted_and_the_sure_ones_listed() -> None:
+    few = make_reference(np.ones((6, BITS), np.float32)).some(3)  # places 0, 2 (or 3) and 5
+    host = few.logits.copy()
+    host[1, 2], host[2, 7] = 5e-4, np.nan
+    there = np.nan_to_num(host.copy(), nan=1.0)
+    there[0, 4], there[1, 2], there[2, 7] = -1.0, -5e-4, 1.0
+    found = compat.compare_hosts(pack(there), there, pack(host), host, few)
+    assert (found["host_flips"], found["host_flips_beyond"]) == (3, 2)
+    assert found["disagreements"][0] == Disagreement(query=0, bit=4, logit=-1.0, host=1.0)
+    assert (found["disagreements"][1].query, found["disagreements"][1].bit) == (5, 7)
+    many = compat.compare_hosts(pack(-few.logits), -few.logits, pack(few.logits), few.logits, few)
+    assert many["host_flips_beyond"] == 3 * BITS
+    assert len(many["disagreements"]) == min(MOST_LISTED, 3 * BITS)

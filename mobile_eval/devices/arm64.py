@@ -1,0 +1,83 @@
+"""The ARM kernels of the real aarch64 engines, under qemu-user: their codes, and the instructions they execute.
+
+No milliseconds: an emulator's time says nothing about a device's.  The count is no time either (it knows no caches, no
+clock and no second issue port), but it repeats, and it is of the instructions that a device would execute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from export.artifact import Artifact
+from gallery.errors import InputError, MissingBackend
+from mobile_eval.devices.arm64_root import PROFILES, SETUP, default_root, emulated, environment, setup, stale
+from mobile_eval.devices.base import Outcome
+from mobile_eval.devices.process import WORKER, ProcessDevice, failed, send_worker
+
+__all__ = ["Arm64", "setup"]
+MARKS = 5
+COUNTS, MODULES = "counts.txt", "modules"  # not the repository: below /usr the emulator may see the userland instead
+
+
+class Arm64(ProcessDevice):
+    """An emulated core.
+
+    profile: "cortex-a53" (most cheap phones) or "cortex-a76" (dot products, half precision); root: of `setup`;
+    count: whether to count instructions: the least of five inferences after the first
+    """
+
+    formats = ("onnx", "litert")
+    picture_s = 30.0  # 0.1 to 0.9 s for MobileNetV3-small at 224 pixels
+
+    def __init__(self, profile: str = "cortex-a76", root: Path | None = None, count: bool = True) -> None:
+        if profile not in PROFILES:
+            raise InputError(f"one of {', '.join(PROFILES)}", profile, "Name one of them.")
+        self.profile, self.root, self.count = profile, (root or default_root()).absolute(), count
+        self.name = f"arm64-{profile}"
+
+    def prepare(self) -> None:
+        """Raises `MissingBackend` unless the userland is there and up to date."""
+        if why := stale(self.root):
+            raise MissingBackend("the ARM64 userland", why, f"Run: {SETUP}")
+        super().prepare()
+        send_worker(self.folder / MODULES)
+
+    def run(self, file: Artifact) -> Outcome:
+        """Runs the file and counts."""
+        outcome = super().run(file)
+        known = {"profile": self.profile, "emulator": f"qemu-user {_qemu()}"}
+        figures: dict[str, object] = {"conditions": known, "threads": 1}
+        if self.count:
+            figures["instructions"], multiplies, memory = least(self.folder / COUNTS)
+            known |= {"vector multiply-adds": f"{multiplies:,}", "loads and stores": f"{memory:,}"}
+        return dataclasses.replace(outcome, figures=figures)
+
+    def _start(self, arguments: list[str]) -> None:
+        counts = self.folder / COUNTS if self.count else None
+        options = ["--samples", "0", "--marks", str(MARKS if self.count else 0)]
+        command = [*emulated(self.root, self.profile, counts), *WORKER, *arguments, *options]
+        self._process(command, environment(self.root, self.folder / MODULES))
+
+
+def least(path: Path) -> tuple[int, int, int]:
+    """All instructions, vector multiply-adds, and loads and stores of the cheapest marked inference.
+
+    The file has two lines an inference, before and after it, of three running totals each.
+    """
+    lines = [[int(word) for word in line.split()] for line in path.read_text().splitlines()]
+    if len(lines) != 2 * MARKS or {len(line) for line in lines} != {3}:
+        raise failed(f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", f"Run: {SETUP}")
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    total, multiplies, memory = min([b - a for a, b in zip(*pair, strict=True)] for pair in pairs)
+    return total, multiplies, memory
+
+
+@cache
+def _qemu() -> str:
+    said = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    found = re.search(r"version (\d+\.\d+)", said)
+    return found[1] if found else "of an unknown version"

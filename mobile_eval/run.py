@@ -1,0 +1,347 @@
+"""Proof where it runs: the files of a bundle on this host, on emulated ARM cores, in a browser, on a phone, on a Mac.
+
+    python mobile_eval/run.py setup arm64 browser
+    python mobile_eval/run.py check runs/mine/bundle --device host arm64 browser
+    python mobile_eval/run.py import runs/mine/proof mac.json
+
+`check` compares every file's codes with the float student's, and elsewhere with the same file's on the host.  For a
+bundle in its run folder it asks all queries, in the run's gallery; for any other the golden pictures that came with it.
+It writes proof.html, proof.json and junit.xml.  `import` adds what other tools measured on devices that are not here.
+Exit codes: 0 passed, 1 the gate failed, 2 bad input, or with --strict something that could not be checked.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+# A script's own folder comes first on the path, where its modules would hide packages of the same name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
+
+import tyro
+from pydantic import ConfigDict, Field
+
+from distill.config import Learning, Model, load_yaml
+from gallery.console import log, show_log
+from gallery.errors import EXIT_BAD_INPUT, EXIT_PASSED, CorruptFile, InputError, TwinhashError
+from mobile_eval import gate
+from mobile_eval.results import GridRow, Limits, Proof, load_proof, now
+
+if TYPE_CHECKING:
+    from distill.course import Course
+    from export.bundle import Golden, Manifest
+    from mobile_eval.compat import Reference
+    from mobile_eval.lanes import Lane
+    from mobile_eval.retrieval import Picture
+
+EXIT_INTERRUPTED = 130
+JSON, PAGE, JUNIT = "proof.json", "proof.html", "junit.xml"
+SHOWN = 4  # queries in the grid of the worst
+
+
+class Setup(Model):
+    """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there stays."""
+
+    parts: tyro.conf.Positional[tuple[Literal["arm64", "browser"], ...]]
+    """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines."""
+
+
+class Check(Model):
+    """Run a bundle's files on devices, compare their codes, and judge them.
+
+    Devices: host; arm64 (both of arm64-cortex-a53 and arm64-cortex-a76, emulated: codes and executed instructions, no
+    time); browser (browser-wasm-1 and browser-wasm-2, of one and two threads), browser-webgpu; android, or
+    android:SERIAL where there are several; apple (on macOS by compute unit, elsewhere the reference evaluator).
+    A device that cannot be had, or goes away, is a row with the reason, and the others go on.
+    """
+
+    bundle: tyro.conf.Positional[Path]
+    """Its folder."""
+    run: Path | None = None
+    """The run of its student, for queries and labels; by default the folder it lies in, if that is one."""
+    gallery: str | None = None
+    """The gallery to search, a folder or LanceDB address; by default the run's."""
+    device: tuple[str, ...] = ("host",)
+    """Where to run the files."""
+    count: int = Field(32, ge=1)
+    """Pictures on devices other than the host, which takes all; spread evenly over the queries."""
+    samples: int = Field(200, ge=1)
+    """Timed inferences of each file, 10 s of them at most."""
+    out: Path | None = None
+    """Folder for proof.html, proof.json and junit.xml; by default `proof` beside the bundle."""
+    gate: Limits = Limits()
+    """What a file may lose; by default what its run allows."""
+    strict: bool = False
+    """What cannot be checked here is an error (exit code 2)."""
+
+
+class Import(Model):
+    """Add measurements to a proof: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's apps/run_on_mac.py,
+    or the .mlperf folder of Xcode's performance report.  A newer one replaces that of the same file and device."""
+
+    proof: tyro.conf.Positional[Path]
+    """The folder that `check` wrote."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """The reports."""
+    model: str = ""
+    """The bundle's file that was measured, where the report does not say."""
+    device: str = ""
+    """What to call the device."""
+    strict: bool = False
+    """As for `check`."""
+
+
+class Finished(Learning):
+    """What a run's config.yaml says that matters here."""
+
+    model_config = ConfigDict(extra="ignore")
+    gate: Limits = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What the files are asked, and by which limits they are judged.
+
+    words: which pictures; classes, hit: names, and the pixels of a gallery picture, where they can be shown
+    """
+
+    against: Reference
+    words: str
+    limits: Limits
+    classes: Sequence[str] = ()
+    hit: Callable[[int], Picture] | None = None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    commands: dict[str, Callable[..., Any]] = {"setup": Setup, "check": Check, "import": Import}
+    command = tyro.extras.subcommand_cli_from_dict(commands, args=arguments, description=__doc__)
+    show_log()
+    try:
+        if isinstance(command, Setup):
+            return set_up(command)
+        return check(command) if isinstance(command, Check) else take_in(command)
+    except TwinhashError as error:
+        log.error("Error: %s", error)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        log.error("Error: %s.  Free or repair the disk and run the same command again.", error)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        log.warning("Stopped; no proof was written.")
+        return EXIT_INTERRUPTED
+
+
+def set_up(command: Setup) -> int:
+    """Installs each part."""
+    from mobile_eval.devices import arm64, browser_parts
+
+    if not command.parts:
+        raise InputError("arm64, browser, or both", "neither", "Name what to set up.")
+    for part in dict.fromkeys(command.parts):
+        log.info("[setup] %s", part)
+        {"arm64": arm64.setup, "browser": browser_parts.setup}[part]()
+    return EXIT_PASSED
+
+
+def check(command: Check) -> int:
+    """Asks every file on every device, and writes what came out."""
+    from export.bundle import open_bundle
+    from mobile_eval.lanes import everywhere, places
+
+    if command.gate.min_ratio is not None:
+        fix = "Leave it out: distill/run.py judges the networks, this the files."
+        raise InputError("limits on files", "--gate.min-ratio", fix)
+    devices, bundle = places(command.device, command.samples), command.bundle.resolve()
+    manifest = open_bundle(bundle)
+    out = (command.out or bundle.parent / "proof").resolve()
+    if out.is_relative_to(bundle):
+        raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
+    out.mkdir(parents=True, exist_ok=True)
+    home = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
+    asked = of_run(command, home, manifest) if home else of_golden(command, manifest)
+    log.info("[check] %d files on %s; %s", len(manifest.files), ", ".join(d.name for d in devices), asked.words)
+    lanes, notes = everywhere(devices, manifest.files, asked.against, command.count)
+    return tell(summarise(command, manifest, asked, lanes, notes), out)
+
+
+def of_run(command: Check, folder: Path, manifest: Manifest) -> Asked:
+    """All queries of a finished run, whose student must be that of the bundle."""
+    from distill.engine import limit_threads
+    from gallery.index import open_gallery
+    from mobile_eval.compat import reference
+
+    if not (folder / "config.yaml").is_file():
+        raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
+    limit_threads()
+    settings: Finished = load_yaml(folder / "config.yaml", Finished)
+    limits = (settings.gate if command.gate == Limits() else command.gate).model_copy(update={"min_ratio": None})
+    gallery = open_gallery(command.gallery or (settings.gallery or folder) / "gallery", manifest.space)
+    course, logits = float_student(folder, settings, manifest, golden_of(command.bundle, manifest))
+    data, pixels = course.data, course.data.pixels[course.plan.student_size]
+    labels = data.labels[data.query]
+    against = reference(pixels[data.query], logits, labels, gallery, data.cut, limits.tolerance)
+    shown = None if command.gallery else lambda hit: pixels[data.gallery[hit]]
+    return Asked(against, f"the {len(data.query):,} queries of {data.name}", limits, data.classes, shown)
+
+
+def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: Golden) -> tuple[Course, Any]:
+    """A run's pictures, and its student's logits of the queries.
+
+    Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 file must: they may
+    have been computed on a GPU.
+    """
+    from distill import weights
+    from distill.checkpoint import load_network
+    from distill.course import begin
+    from distill.runfolder import open_run
+    from export.quantize import logits, normalised
+    from gallery import codespace
+    from gallery.codes import pack
+    from gallery.files import sha256_of
+    from mobile_eval.golden import OK, judge
+    from mobile_eval.runtimes import Outputs
+
+    with open_run(folder) as run:
+        if not run.done("student"):
+            raise InputError(f"a finished run in {folder}", "no finished student", "Finish it by distill/run.py.")
+        codespace.load(folder)[0].require(manifest.space.id, f"the run {folder}", "the bundle")
+        course = begin(run, settings, folder.resolve().parent / "cache")
+        plan, path = course.plan, folder / "student.safetensors"
+        net, seen = load_network(path), course.preprocessing(plan.student, plan.student_size)
+        said = logits(net, normalised(golden.images, seen)).numpy()
+        end, found = judge("fp16", Outputs(pack(said), said), golden)
+        if end != OK:
+            raise InputError(f"the bundle of the student in {folder}", found, "Export it again, or name its own --run.")
+        key = f"{manifest.space.id} {sha256_of(path)}"  # as `Course.cells` keeps them
+        return course, course.logits("student", net.to(weights.device()), course.data.query, "student queries", key)
+
+
+def of_golden(command: Check, manifest: Manifest) -> Asked:
+    """The pictures that came with the bundle: they have no labels, so there is no mAP."""
+    from gallery.index import open_gallery
+    from mobile_eval.compat import Reference, reference
+
+    golden, limits = golden_of(command.bundle, manifest), command.gate
+    against = Reference(golden.images, golden.logits, manifest.space, tolerance=limits.tolerance)
+    if command.gallery is not None:
+        gallery = open_gallery(command.gallery, manifest.space)
+        against = reference(golden.images, golden.logits, None, gallery, tolerance=limits.tolerance)
+    return Asked(against, f"the {len(golden.images)} golden pictures of the bundle, which have no labels", limits)
+
+
+def golden_of(bundle: Path, manifest: Manifest) -> Golden:
+    """The golden pictures of a bundle; `CorruptFile` unless their logits give their codes."""
+    import numpy as np
+
+    from export.bundle import read_golden
+    from gallery.codes import pack
+
+    golden, bits = read_golden(bundle), manifest.space.bits
+    if golden.logits.shape[1] != bits or not np.array_equal(pack(golden.logits), golden.codes):
+        raise CorruptFile(f"golden logits that give the codes of {bits} bits in {bundle}", "others", "Restore it.")
+    return golden
+
+
+def summarise(command: Check, manifest: Manifest, asked: Asked, lanes: Sequence[Lane], notes: Sequence[str]) -> Proof:
+    """All of it as one typed record, the only source of the table, the page and the XML."""
+    from mobile_eval.machine import describe
+
+    rows, against = tuple(row for lane in lanes for row in lane.rows), asked.against
+    return Proof(
+        created=now(),
+        command=shlex.join(["python", "mobile_eval/run.py", *sys.argv[1:]]),
+        name=command.bundle.resolve().parent.name,
+        code_space=manifest.space.id,
+        bits=manifest.space.bits,
+        student=manifest.files[0].card.student,
+        asked=_words(asked, lanes),
+        queries=len(against.pixels),
+        gallery=None if against.gallery is None else len(against.gallery),
+        map=against.map,
+        files=rows,
+        limits=asked.limits,
+        verdict=gate.check(rows, asked.limits, strict=command.strict, notes=notes),
+        notes=tuple(notes),
+        grid=worst_grid(asked, lanes),
+        machine=describe(),
+    )
+
+
+def _words(asked: Asked, lanes: Sequence[Lane]) -> str:
+    """Which pictures were asked where."""
+    fewer = [lane for lane in lanes if len(lane.against.pixels) < len(asked.against.pixels)]
+    if not fewer:
+        return asked.words
+    where = ", ".join(lane.device for lane in fewer)
+    return f"{asked.words}; {len(fewer[0].against.pixels)} of them, evenly spread, on {where}"
+
+
+def worst_grid(asked: Asked, lanes: Sequence[Lane]) -> tuple[GridRow, ...]:
+    """For the queries whose codes changed most: what the float student finds, and what that file does."""
+    from gallery.codes import pack
+
+    found = [(worst, row, lane) for lane in lanes for row in lane.rows for worst in row.worst]
+    chosen: dict[int, Any] = {}
+    for worst, row, lane in sorted(found, key=lambda one: -one[0].flipped):
+        chosen.setdefault(worst.query, (worst, row, lane))
+    grid: list[GridRow] = []
+    for query, (worst, row, lane) in list(chosen.items())[:SHOWN]:
+        places = lane.against.places
+        here = query if places is None else places.tolist().index(query)
+        grid += _found(asked, query, pack(asked.against.logits[query]), "float student")
+        named = f"{gate.who(row)}, {worst.flipped} bits flipped"
+        grid += _found(asked, query, lane.outcomes[row.sha256].codes[here], named)
+    return tuple(grid)
+
+
+def _found(asked: Asked, query: int, code: Any, by: str) -> list[GridRow]:
+    """The nearest pictures to a code of a query, and who gave the code; nothing where they cannot be shown."""
+    import numpy as np
+
+    from mobile_eval.retrieval import retrieval_grid
+
+    against, hit = asked.against, asked.hit
+    if against.gallery is None or against.labels is None or hit is None:
+        return []
+    rows = retrieval_grid(
+        against.gallery, np.array([0]), code[None], against.labels[query : query + 1],
+        lambda _: against.pixels[query], hit, asked.classes,
+    )  # fmt: skip
+    tiles = [row.query.model_copy(update={"label": f"{row.query.label}: {by}"}) for row in rows]
+    return [row.model_copy(update={"query": tile}) for row, tile in zip(rows, tiles, strict=True)]
+
+
+def take_in(command: Import) -> int:
+    """Adds other tools' measurements, and judges again."""
+    from mobile_eval import imports
+
+    if not command.files:
+        raise InputError("reports to import", "none", "Name their files.")
+    proof = load_proof(command.proof / JSON)
+    found = [one for file in command.files for one in imports.read(file, command.model, command.device)]
+    rows = tuple(imports.merge(proof.files, found))
+    verdict = gate.check(rows, proof.limits, strict=command.strict, notes=proof.notes)
+    return tell(proof.model_copy(update={"files": rows, "verdict": verdict}), command.proof)
+
+
+def tell(proof: Proof, out: Path) -> int:
+    """Writes the record and its three renderings."""
+    from mobile_eval import junit, proof_report
+
+    proof.save(out / JSON)
+    junit.write(proof, out / JUNIT)
+    proof_report.write_html(proof, out / PAGE)
+    proof_report.print_table(proof)
+    log.info("report %s", out / PAGE)
+    return gate.exit_code(proof.verdict)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

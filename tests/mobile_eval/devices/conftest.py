@@ -1,0 +1,31 @@
+"""One student in two forms, and one ARM64 userland, for all devices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from handset import Handset, exported
+
+from gallery.errors import MissingBackend
+from mobile_eval.devices.arm64_root import default_root, setup, stale
+
+
+@pytest.fixture(scope="session")
+def handset(tmp_path_factory: pytest.TempPathFactory) -> Handset:
+    return exported(tmp_path_factory.mktemp("handset"))
+
+
+@pytest.fixture(scope="session")
+def userland(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's own where there is one, or else made from nothing, as a first user does."""
+    if not stale(default_root()):
+        return default_root()
+    try:
+        return setup(tmp_path_factory.mktemp("userland") / "arm64")
+    except MissingBackend as error:
+        if os.geteuid() == 0 and shutil.which("apt-get"):
+            raise
+        pytest.skip(f"no ARM64 userland, and none can be set up here: {error}")

@@ -1,0 +1,178 @@
+"""The Core ML lane off macOS, and the runner for a Mac with the reference evaluator in the place of Core ML.
+
+`CoreMl`, the few lines that ask macOS itself, is what was not run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.apps import run_on_mac
+from export.apps.run_on_mac import UNITS, Answer, Picture, Run
+from export.artifact import Artifact
+from export.bundle import open_bundle, write_bundle
+from export.forms import export_all
+from gallery.codes import pack
+from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.errors import InputError, MissingBackend
+from mobile_eval import imports
+from mobile_eval.devices.apple import Apple
+from mobile_eval.results import FileRow
+from mobile_eval.runtimes import open_model
+
+SIZE, BITS = 24, 16
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
+PREPROCESSING = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+elsewhere = pytest.mark.skipif(platform.system() == "Darwin", reason="what happens where there is no Core ML")
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, BITS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 9 * self.head(F.hardswish(self.conv(x)).mean((2, 3), keepdim=True)).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = Tiny().eval()
+    centers = np.random.default_rng(1).choice([-1, 1], (2, BITS)).astype(np.int8)
+    space = CodeSpace(BITS, ("a", "b"), "t", "0" * 64, hash_centers(centers), PREPROCESSING)
+    folder = tmp_path_factory.mktemp("apple")
+    made = export_all(net, PREPROCESSING, space.id, "tiny", ("coreml-fp32", "coreml-fp16"), folder)
+    with torch.no_grad():
+        logits = net(torch.from_numpy((IMAGES / 255 - 0.5) / 0.25).float().permute(0, 3, 1, 2)).numpy()
+    write_bundle(folder / "bundle", made, space, centers, IMAGES, pack(logits), logits)
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def file(bundle: Path) -> Artifact:
+    path = bundle / "query-fp16.mlpackage"
+    return Artifact.of(path, "coreml", open_model(path).card)
+
+
+def by_reference(path: Path, unit: str) -> Run:
+    """Core ML's stand-in: the same program, evaluated exactly; one of the units does not take it."""
+    if unit == "CPU_AND_NE":
+        raise RuntimeError("no Neural Engine here")
+    runtime = open_model(path)
+
+    def run(picture: Picture) -> Answer:
+        found = runtime.run(picture[None])
+        return found.codes[0], found.logits[0]
+
+    return run
+
+
+def ran(bundle: Path, out: Path, opener: Callable[[Path, str], Run] = by_reference) -> int:
+    return run_on_mac.main([str(bundle), "--out", str(out), "--samples", "4"], opener)
+
+
+@elsewhere
+def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: Artifact) -> None:
+    with Apple() as device:
+        device.push([file], IMAGES)
+        outcome = device.run(file)
+    here = open_model(file.path).run(IMAGES)
+    assert np.array_equal(outcome.codes, here.codes)
+    assert np.array_equal(outcome.logits, here.logits)
+    assert (device.name, outcome.figures["device"]) == ("apple-reference", "apple-reference")
+    row = FileRow(form="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures)
+    assert (row.load_ms, row.p50_ms, row.samples) == (None, None, None)
+
+
+@elsewhere
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_compute_unit_takes_a_mac(unit: str) -> None:
+    with pytest.raises(MissingBackend, match="apps/run_on_mac") as caught, Apple(unit):
+        pass
+    assert platform.system() in caught.value.found
+
+
+def test_what_no_mac_has_is_refused(file: Artifact) -> None:
+    with pytest.raises(InputError, match="CPU_AND_NE"):
+        Apple("TPU")
+    with Apple() as device:
+        with pytest.raises(InputError, match="a picture at least"):
+            device.push([file], IMAGES[:0])
+        device.push([file], IMAGES[:, 1:])
+        with pytest.raises(InputError, match="uint8 pictures"):
+            device.run(file)
+
+
+def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_taken_in(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(bundle, tmp_path / "mac.json") == 1  # the unit that broke
+    report = json.loads((tmp_path / "mac.json").read_text())
+    assert len(report["rows"]) == 2 * len(UNITS)
+    exact = next(row for row in report["rows"] if row["file"] == "query-fp32.mlpackage")
+    assert (exact["bits_compared"], exact["flips_beyond_tolerance"]) == (5 * BITS, 0)
+    assert exact["largest_logit_error"] < 1e-4
+    assert len(exact["samples_ms"]) == 4
+    assert "0 where |logit| > 0.001" in capsys.readouterr().out
+    kept = {"format": "coreml", "status": "ran"}
+    rows = [
+        FileRow(form=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
+        for one in open_bundle(bundle).files
+    ]
+    merged = imports.merge(rows, imports.read(tmp_path / "mac.json"))[2:]
+    assert len(merged) == 2 * len(UNITS)
+    assert {row.device for row in merged} == {"apple-cpu-only", "apple-cpu-and-gpu", "apple-cpu-and-ne", "apple-all"}
+    for row in merged:
+        broke = row.device == "apple-cpu-and-ne"
+        assert row.status == ("failed" if broke else "ran")
+        assert row.reason == ("RuntimeError: no Neural Engine here" if broke else "")
+        assert (row.p50_ms is None, row.bits_compared) == ((True, None) if broke else (False, 5 * BITS))
+
+
+def test_flipped_bits_are_counted_and_those_of_clear_logits_apart(bundle: Path) -> None:
+    _, golden = run_on_mac.read_bundle(bundle)
+    faint = [(picture, code, np.where(np.arange(BITS) < 3, 1e-4, logits)) for picture, code, logits in golden]
+    answers = {picture.tobytes(): (code.copy(), logits.astype(np.float32)) for picture, code, logits in faint}
+    answers[faint[1][0].tobytes()][0][0] ^= 0b0001_0001  # bit 0, whose logit is faint, and bit 4
+    found = run_on_mac.compared(lambda picture: answers[picture.tobytes()], faint)
+    assert (found["bits_compared"], found["bits_flipped"], found["flips_beyond_tolerance"]) == (5 * BITS, 2, 1)
+
+
+@elsewhere
+def test_the_runner_alone_says_that_it_needs_a_mac(bundle: Path, tmp_path: Path) -> None:
+    shutil.copy(run_on_mac.__file__, tmp_path / "run_on_mac.py")
+    command = [sys.executable, "run_on_mac.py", bundle]
+    alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env={"PATH": ""})
+    assert alone.returncode == 2
+    assert "Core ML runs on macOS" in alone.stderr
+    assert not (tmp_path / "mac.json").exists()
+
+
+def test_the_runner_refuses_a_bundle_that_was_changed(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = shutil.copytree(bundle, tmp_path / "bundle")
+    weights = next(changed.rglob("weight.bin"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert ran(changed, tmp_path / "mac.json") == 2
+    assert "is not what manifest.json says" in capsys.readouterr().err
+    shutil.rmtree(changed)
+    assert ran(changed, tmp_path / "mac.json") == 2
+    assert "is no Twinhash bundle" in capsys.readouterr().err
+    assert not (tmp_path / "mac.json").exists()

@@ -1,0 +1,342 @@
+"""In headless Chromium the files give the codes they give here, and whatever breaks there is told, and outlived."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.artifact import Artifact
+from export.forms import export_all
+from gallery.codes import pack
+from gallery.codespace import Preprocessing
+from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend
+from mobile_eval.devices import browser as lane
+from mobile_eval.devices import browser_parts as parts
+from mobile_eval.devices.browser import CHUNK, PAGE, Browser
+from mobile_eval.devices.browser_parts import PACKAGES, SET_UP, setup
+from mobile_eval.devices.process import WorkerFailed
+from mobile_eval.devices.site import Site
+from mobile_eval.devices.steps import step
+from mobile_eval.results import FileRow
+from mobile_eval.runtimes import open_model
+
+SIZE, BITS, TOLERANCE = 24, 16, 1e-3
+FORMS = ("onnx-fp32", "litert-fp32", "onnx-fp16", "onnx-int8-weights")
+OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
+PICTURES = np.random.default_rng(0).integers(0, 256, (CHUNK + 3, SIZE, SIZE, 3), np.uint8)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 1, 1, groups=32)
+        self.wide, self.head = nn.Conv2d(32, 128, 1), nn.Conv2d(128, BITS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.wide(self.depthwise(F.hardswish(self.conv(x)))))
+        return 9 * self.head(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = Tiny().eval()
+    preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
+    return {one.form: one for one in made if isinstance(one, Artifact)}
+
+
+@pytest.fixture(scope="module")
+def engines(pytestconfig: pytest.Config) -> Path:
+    """The lane, set up as the command does it, in pytest's cache."""
+    assert pytestconfig.cache is not None
+    try:
+        return setup(Path(pytestconfig.cache.mkdir("browser")))
+    except MissingBackend as error:
+        if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
+            pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
+        raise
+
+
+@pytest.fixture(scope="module")
+def chromium(engines: Path, files: dict[str, Artifact]) -> Iterator[Browser]:
+    with Browser(folder=engines, samples=3, max_seconds=5) as device:
+        device.push(list(files.values()), PICTURES)
+        yield device
+
+
+def processes() -> dict[int, str]:
+    """What was started below this process and lives, with its command line."""
+    parents, names = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        except (OSError, ValueError):
+            continue
+        if state != "Z":
+            parents[int(entry.name)] = int(parent)
+    below = {os.getpid()}
+    for _ in range(8):
+        below |= {child for child, parent in parents.items() if parent in below}
+    return {pid: names[pid] for pid in below - {os.getpid()}}
+
+
+def kill_soon(old: dict[int, str], which: Callable[[str], bool]) -> threading.Thread:
+    """Kills the processes that are not `old` and have such a command line, once there are any."""
+
+    def hunt() -> None:
+        for _ in range(60):
+            time.sleep(1)  # by then the page is there, too
+            victims = [pid for pid, name in processes().items() if pid not in old and which(name)]
+            for pid in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if victims:
+                return
+
+    thread = threading.Thread(target=hunt)
+    thread.start()
+    return thread
+
+
+def altered(device: Browser, old: str, new: str) -> memoryview:
+    """The device's page with one change."""
+    page = device._entries[PAGE]
+    assert isinstance(page, Path)
+    text = page.read_text()
+    assert old in text
+    return memoryview(text.replace(old, new).encode())
+
+
+@pytest.mark.parametrize(("threads", "forms"), [(1, FORMS), (2, FORMS[:2])])
+def test_codes_are_the_hosts(threads: int, forms: tuple[str, ...], engines: Path, files: dict[str, Artifact]) -> None:
+    with Browser(threads, folder=engines, samples=7, max_seconds=5) as device:
+        device.push(list(files.values()), PICTURES)
+        for form in forms:
+            outcome, here = device.run(files[form]), open_model(files[form].path).run(PICTURES)
+            differ = (outcome.logits > 0) != (here.logits > 0)
+            assert not differ[np.abs(here.logits) > TOLERANCE].any(), form
+            assert np.allclose(outcome.logits, here.logits, atol=0.02 if "fp16" in form else 1e-4), form
+            assert np.array_equal(outcome.codes, pack(outcome.logits)), form
+            format, precision = form.split("-", 1)
+            row = FileRow(form=form, format=format, precision=precision, path="x", status="ran", **outcome.figures)
+            assert (row.device, row.threads, row.samples) == (f"browser-wasm-{threads}", threads, 7)
+            assert None not in (row.load_ms, row.first_ms, row.p50_ms, row.p90_ms, row.p99_ms)
+            assert row.conditions["isolated"] == "true"
+            assert "adapter" not in row.conditions
+            name = "ONNX Runtime Web 1.30.0" if format == "onnx" else "LiteRT.js 2.5.3"
+            assert outcome.engine == f"{name} WebAssembly"
+
+
+def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, files: dict[str, Artifact]) -> None:
+    with Browser(accelerator="webgpu", software=True, folder=engines, samples=1, max_seconds=1) as device:
+        device.push(list(files.values()), PICTURES[:2])
+        outcome, here = device.run(files["litert-fp32"]), open_model(files["litert-fp32"].path).run(PICTURES[:2])
+        assert np.allclose(outcome.logits, here.logits, atol=1e-4)
+        assert (outcome.engine, outcome.figures["device"]) == ("LiteRT.js 2.5.3 WebGPU", "browser-webgpu")
+        assert "software adapter" in outcome.figures["conditions"]["adapter"]
+        with pytest.raises(MissingBackend, match="shader-f16"):
+            device.run(files["onnx-fp16"])
+    unasked = Browser(accelerator="webgpu", folder=engines)
+    try:
+        unasked.prepare()
+        refused = ""
+    except MissingBackend as error:
+        refused = error.expected
+    finally:
+        unasked.close()
+    adapter = unasked._place["adapter"]
+    assert refused == ("" if adapter and not adapter["software"] else "a WebGPU adapter")
+
+
+def test_a_damaged_file_is_refused_with_the_engines_words_and_the_next_one_runs(
+    chromium: Browser, files: dict[str, Artifact], tmp_path: Path
+) -> None:
+    for form, words in (("onnx-fp32", "protobuf parsing failed"), ("litert-fp32", "Failed to load model")):
+        torn = tmp_path / files[form].path.name
+        torn.write_bytes(files[form].path.read_bytes()[: files[form].bytes // 2])
+        bad = replace(files[form], path=torn, sha256="torn" + form)
+        chromium.push([bad], PICTURES)
+        with pytest.raises(CorruptFile, match=words):
+            chromium.run(bad)
+    assert chromium.run(files["litert-fp32"]).codes.shape == (len(PICTURES), BITS // 8)
+
+
+def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
+    chromium: Browser, files: dict[str, Artifact]
+) -> None:
+    with pytest.raises(MissingBackend, match="in a browser"):
+        chromium.run(replace(files["onnx-fp32"], format="coreml"))
+    with pytest.raises(InputError, match="a picture at least"):
+        chromium.push([], PICTURES[:0])
+    with pytest.raises(InputError, match=str(lane.MAX_BYTES)):
+        chromium.push([replace(files["onnx-fp32"], bytes=lane.MAX_BYTES + 1)], PICTURES)
+    chromium.push([], PICTURES[:, 1:])
+    with pytest.raises(InputError, match="uint8 pictures"):
+        chromium.run(files["onnx-fp32"])
+    chromium.push([], PICTURES)
+
+
+@pytest.mark.parametrize("change", [("rows.push(", "if (start) rows.push("), ("[codes, logits].map", "[codes].map")])
+def test_answers_of_another_shape_are_refused(
+    change: tuple[str, str], chromium: Browser, files: dict[str, Artifact]
+) -> None:
+    page, chromium._entries[PAGE] = chromium._entries[PAGE], altered(chromium, *change)
+    try:
+        with pytest.raises(CorruptFile, match="codes of 2 bytes"):
+            chromium.run(files["litert-fp32"])
+    finally:
+        chromium._entries[PAGE] = page
+
+
+def test_an_engine_that_never_answers_costs_only_its_file(engines: Path, files: dict[str, Artifact]) -> None:
+    with Browser(folder=engines, samples=1, max_seconds=0.5, limit_s=3) as device:
+        device.push(list(files.values()), PICTURES)
+        page, device._entries[PAGE] = (
+            device._entries[PAGE],
+            altered(device, "async time(", "async time() { for (;;); }, async x("),
+        )
+        with pytest.raises(WorkerFailed, match="an answer within 4 s"):
+            device.run(files["litert-fp32"])
+        device._entries[PAGE] = page
+        assert len(device.run(files["litert-fp32"]).codes) == len(PICTURES)
+
+
+def test_a_page_that_is_killed_costs_only_its_file(engines: Path, files: dict[str, Artifact]) -> None:
+    old = processes()
+    with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
+        device.push(list(files.values()), PICTURES)
+        hunter = kill_soon(old, lambda name: "--type=renderer" in name)
+        with pytest.raises(WorkerFailed, match="crashed"):
+            device.run(files["litert-fp32"])
+        hunter.join()
+        device.samples = 1
+        assert len(device.run(files["litert-fp32"]).codes) == len(PICTURES)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [lambda name: "/chromium" in name and "--type=" not in name, lambda name: "playwright/driver" in name],
+    ids=["chromium", "driver"],
+)
+def test_a_browser_that_is_killed_is_lost_and_leaves_nothing_behind(
+    which: Callable[[str], bool], engines: Path, files: dict[str, Artifact]
+) -> None:
+    old = processes()
+    with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
+        device.push(list(files.values()), PICTURES)
+        hunter = kill_soon(old, which)
+        for _ in range(2):
+            with pytest.raises(DeviceLost):
+                device.run(files["litert-fp32"])
+        hunter.join()
+    device.close()
+    deadline = time.monotonic() + 20
+    while (left := processes().keys() - old.keys()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left, processes()
+
+
+def test_closing_ends_what_is_under_way(engines: Path, files: dict[str, Artifact]) -> None:
+    with Browser(folder=engines, samples=10**9, max_seconds=120) as device, ThreadPoolExecutor(1) as pool:
+        device.push(list(files.values()), PICTURES)
+        under_way = pool.submit(device.run, files["onnx-fp32"])
+        time.sleep(3)
+        device.close()
+        with pytest.raises(DeviceLost):
+            under_way.result(timeout=20)
+        with pytest.raises(DeviceLost, match="a running browser"):
+            device.run(files["onnx-fp32"])
+
+
+def test_a_missing_or_stale_folder_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(parts.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(MissingBackend, match="nowhere") as caught, Browser():
+        pass
+    assert caught.value.fix == SET_UP
+    for name in PACKAGES:
+        (tmp_path / "node_modules" / name).mkdir(parents=True)
+        (tmp_path / "node_modules" / name / "package.json").write_text('{"version": "0.0.1"}')
+    with pytest.raises(MissingBackend, match=PACKAGES["onnxruntime-web"]), Browser(folder=tmp_path):
+        pass
+
+
+def test_setup_is_done_once(engines: Path) -> None:
+    before = engines.stat().st_ino
+    assert setup(engines) == engines
+    assert engines.stat().st_ino == before
+
+
+def test_setup_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    (tmp_path / "package.json").write_text('{"name": "my-app"}')
+    with pytest.raises(InputError, match="Name another folder"):
+        setup(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["package.json", "thesis.txt"]
+
+
+def test_a_step_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {"chromium": "exit 0", "npm": "echo half > node_modules; echo E403 the registry says no; exit 1"}
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(parts, "find_spec", lambda name: name)  # Playwright is not the step that fails here
+    with pytest.raises(MissingBackend, match="E403 the registry says no"):
+        setup(tmp_path / "engines")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "npm"]
+
+
+def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(MissingBackend, match=r"no end within 0\.5 s"):
+        step("a long sleep", ["sh", "-c", script], limit_s=0.5)
+    with pytest.raises(MissingBackend, match="No such file"):
+        step("nothing", [tmp_path / "nothing"])
+    assert int((tmp_path / "pid").read_text()) not in processes()
+
+
+def test_the_server_knows_its_entries_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.mjs").write_text("export {}")
+    (tmp_path / "secret").write_text("x")
+    site = Site({"/npm/a.mjs": tmp_path / "a.mjs", "/pictures/0": PICTURES[:2].reshape(-1).data})
+    try:
+        status, headers, body = got(site, "/npm/a.mjs")
+        assert (status, headers["Content-Type"], body) == (200, "text/javascript", b"export {}")
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert got(site, "/pictures/0")[2] == PICTURES[:2].tobytes()
+        for path in ("/", "/npm/../secret", "/npm/%2e%2e/secret", f"/{tmp_path}/secret", "//secret", "/npm/a.mjs?"):
+            assert got(site, path)[0] == 404, path
+        assert got(site, "/npm/a.mjs", host="twin.example")[0] == 404
+    finally:
+        site.close()
+    with pytest.raises(ConnectionRefusedError):
+        got(site, "/npm/a.mjs")
+
+
+def got(site: Site, path: str, host: str = "") -> tuple[int, dict[str, str], bytes]:
+    place = site.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(place, timeout=5)
+    try:
+        connection.request("GET", path, headers={"Host": host or place})
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read()
+    finally:
+        connection.close()

@@ -1,0 +1,193 @@
+"""Files run by a process of their own: what they return, what they measure, and how their end is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handset import TOLERANCE, Handset, kill_worker_in
+
+from export.artifact import Artifact
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from mobile_eval.devices import worker
+from mobile_eval.devices.host import Host
+from mobile_eval.devices.process import ANSWERS, REPORT, REPOSITORY, WorkerFailed, ending, read_outcome
+from mobile_eval.results import FileRow
+from mobile_eval.runtimes import open_model
+
+
+@pytest.fixture
+def host(handset: Handset) -> Iterator[Host]:
+    with Host(samples=5) as device:
+        device.push(list(handset.files.values()), handset.pictures)
+        yield device
+
+
+def other(file: Artifact, path: Path) -> Artifact:
+    return replace(file, path=path)
+
+
+@pytest.mark.parametrize("form", ["onnx-fp32", "litert-fp32"])
+def test_a_file_gives_what_it_gives_in_this_process_and_is_measured(host: Host, handset: Handset, form: str) -> None:
+    file = handset.files[form]
+    found, here = host.run(file), open_model(file.path)
+    assert found.codes is not None
+    assert found.logits is not None
+    expected = here.run(handset.pictures)
+    assert np.array_equal(found.codes, expected.codes)
+    assert np.array_equal(found.logits, expected.logits)
+    sure = np.abs(handset.logits) > TOLERANCE
+    assert sure.mean() > 0.9
+    assert np.array_equal((found.logits > 0)[sure], (handset.logits > 0)[sure])
+    assert found.engine == here.engine
+    row = FileRow(form=form, format=file.format, precision="fp32", path="f", status="ran", **found.figures)
+    assert (row.samples, row.threads) == (5, 1)
+    assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
+    assert row.load_ms > 0
+    assert row.first_ms > 0
+    assert row.conditions["cpu"]
+    assert file.bytes / 1e6 / 2 < row.peak_memory_mb < 40 * file.bytes / 1e6
+
+
+def test_without_samples_no_clock_is_read(handset: Handset) -> None:
+    with Host(samples=0) as device:
+        device.push([], handset.pictures[:1])
+        assert set(device.run(handset.files["litert-fp32"]).figures) == {"conditions"}
+
+
+def test_the_workers_typed_errors_arrive(host: Host, handset: Handset, tmp_path: Path) -> None:
+    whole = handset.files["litert-fp32"]
+    junk = tmp_path / "junk.tflite"
+    junk.write_bytes(whole.path.read_bytes()[:5000])
+    with pytest.raises(CorruptFile, match=r"junk\.tflite"):
+        host.run(other(whole, junk))
+    with pytest.raises(InputError, match="nothing at"):
+        host.run(other(whole, tmp_path / "gone.onnx"))
+    import onnx
+
+    model = onnx.load(handset.files["onnx-fp32"].path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(CodeSpaceMismatch, match="card"):
+        host.run(other(handset.files["onnx-fp32"], tmp_path / "bare.onnx"))
+    assert host.run(whole).codes is not None, "one bad file spoils no other"
+
+
+def test_pictures_of_another_size_are_refused_with_the_cards(handset: Handset) -> None:
+    with Host(samples=0) as device:
+        device.push([], handset.pictures[:, :50, :50])
+        with pytest.raises(InputError, match=r"96, 96, 3.*50, 50, 3"):
+            device.run(handset.files["litert-fp32"])
+        with pytest.raises(InputError, match="a picture at least"):
+            device.push([], handset.pictures[:0])
+
+
+def test_an_engine_that_is_missing_is_named(host: Host, handset: Handset, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = Path(host.folder, "onnxruntime.py")
+    blocked.write_text("raise ImportError('no onnxruntime on this machine')")
+    monkeypatch.setenv("PYTHONPATH", str(host.folder))
+    with pytest.raises(MissingBackend, match=r"no onnxruntime on this machine.*pip install onnxruntime"):
+        host.run(handset.files["onnx-fp32"])
+    blocked.write_text("raise RuntimeError('its library is broken\\nin two lines')")
+    with pytest.raises(WorkerFailed, match="RuntimeError: its library is broken"):
+        host.run(handset.files["onnx-fp32"])
+    blocked.write_text("import os; os.kill(os.getpid(), 4)")
+    with pytest.raises(WorkerFailed, match=r"SIGILL \(an instruction that this processor does not have\)"):
+        host.run(handset.files["onnx-fp32"])
+    blocked.write_text("raise SystemExit('no more')")
+    with pytest.raises(WorkerFailed, match=r"exit code 1 \(no more\)"):
+        host.run(handset.files["onnx-fp32"])
+
+
+def test_a_killed_worker_costs_only_its_file(host: Host, handset: Handset) -> None:
+    host._options = ["--samples", "10000000", "--seconds", "600"]
+    killer = threading.Thread(target=kill_worker_in, args=(host.folder, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(WorkerFailed, match=r"SIGKILL \(out of memory, or killed by hand\)"):
+        host.run(handset.files["litert-fp32"])
+    killer.join()
+    host._options = ["--samples", "1"]
+    assert host.run(handset.files["litert-fp32"]).codes is not None
+
+
+def test_a_worker_that_does_not_end_is_ended(host: Host, handset: Handset) -> None:
+    host._options, host.limit_s, host.picture_s = ["--samples", "10000000", "--seconds", "600"], 1.0, 0.0
+    with pytest.raises(WorkerFailed, match="still running after 1 s"):
+        host.run(handset.files["litert-fp32"])
+    assert not [p for p in Path("/proc").glob("[0-9]*/cwd") if os.path.realpath(p) == str(host.folder.resolve())]
+
+
+@pytest.mark.parametrize(
+    ("codes", "report", "reason"),
+    [
+        (np.zeros((6, 7), np.uint8), {"engine": "e"}, "codes and logits of"),
+        (np.zeros((6, 8), np.float32), {"engine": "e"}, "codes and logits of"),
+        (np.array([None]), {"engine": "e"}, "pickle"),
+        (None, {"engine": "e"}, "the worker's answers"),
+        (np.zeros((6, 8), np.uint8), None, "the worker's report"),
+    ],
+)
+def test_answers_that_are_none_are_refused(
+    handset: Handset, tmp_path: Path, codes: np.ndarray | None, report: dict[str, str] | None, reason: str
+) -> None:
+    if codes is not None:
+        np.savez(tmp_path / ANSWERS, codes=codes, logits=np.zeros((6, 64), np.float32))
+    (tmp_path / REPORT).write_text("{" if report is None else json.dumps(report))
+    with pytest.raises(CorruptFile, match=reason):
+        read_outcome(tmp_path, handset.files["onnx-fp32"], 6)
+
+
+def test_closing_removes_the_folder_and_may_be_done_twice(handset: Handset) -> None:
+    with Host() as device:
+        folder = device.folder
+    assert not folder.exists()
+    device.close()
+    with pytest.raises(InputError, match="not prepared"):
+        device.push([], handset.pictures)
+
+
+def test_the_listed_sources_are_all_that_a_device_needs(handset: Handset, tmp_path: Path) -> None:
+    for name in worker.SOURCES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    np.save(tmp_path / "p.npy", handset.pictures[:2])
+    heavy = "torch pydantic onnx coremltools timm rich PIL scipy"
+    (tmp_path / "guarded.py").write_text(
+        f"import sys\nfor name in '{heavy}'.split(): sys.modules[name] = None\n"
+        "from mobile_eval.devices.worker import main\nsys.exit(main())\n"
+    )
+    for form in ("onnx-fp32", "litert-fp32"):
+        command = [sys.executable, "-P", "guarded.py", handset.files[form].path, "p.npy", "a.npz", "r.json"]
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([*command, "--samples=1"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr + (tmp_path / "r.json").read_text()
+        assert json.loads((tmp_path / "r.json").read_text())["samples"] == 1
+
+
+def test_conditions_are_what_the_system_says(tmp_path: Path) -> None:
+    assert worker.conditions(tmp_path) == {}
+    for core, governor in enumerate(["powersave", "schedutil", "powersave"]):
+        place = tmp_path / f"devices/system/cpu/cpu{core}/cpufreq/scaling_governor"
+        place.parent.mkdir(parents=True)
+        place.write_text(governor + "\n")
+    for zone, heat in enumerate(["41200", "-274000", "asleep", "63700"]):
+        place = tmp_path / f"class/thermal/thermal_zone{zone}/temp"
+        place.parent.mkdir(parents=True)
+        place.write_text(heat)
+    assert worker.conditions(tmp_path) == {"governor": "powersave schedutil", "temperature": "64 °C"}
+
+
+def test_an_exit_is_told_in_words() -> None:
+    assert ending(3, "") == "exit code 3"
+    assert ending(-signal.SIGSEGV, "said so") == "SIGSEGV (said so)"
+    assert ending(-signal.SIGTERM, "") == "SIGTERM"

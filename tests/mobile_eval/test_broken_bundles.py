@@ -1,0 +1,115 @@
+"""Five ways in which a bundle that was good goes wrong, each caught by the command that CI runs, with the reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from bundles import BITS, GOLDEN, SEEN, SPACE, Call, Good, bundle_of, in_bgr, refit
+
+from export.bundle import open_bundle
+from gallery import codespace
+from gallery.codes import pack
+from gallery.codespace import CENTERS, FILE, CodeSpace, Preprocessing, hash_centers
+from gallery.index import create_gallery
+
+ONNX = "query-fp32.onnx"
+
+
+@pytest.fixture
+def bundle(good: Good, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(good.folder, tmp_path / "bundle"))
+
+
+def flip_a_byte(path: Path) -> None:
+    """The top bit of the exponent of the largest weight of the layer that gives the bits."""
+    data = bytearray(path.read_bytes())
+    tensors = onnx.load(path).graph.initializer
+    (head,) = [t for t in tensors if list(t.dims)[:2] == [BITS, 16] and len(t.dims) == 4]
+    place = data.find(head.raw_data) + 4 * int(np.abs(np.frombuffer(head.raw_data, "<f4")).argmax()) + 3
+    data[place] ^= 0x40
+    path.write_bytes(data)
+
+
+def test_the_good_one_passes(good: Good, tmp_path: Path, call: Call) -> None:
+    code, said = call("check", good.folder, "--gallery", good.gallery, "--samples", 2, "--out", tmp_path / "out")
+    assert code == 0, said
+
+
+def test_a_flipped_weight_byte_is_found_by_its_checksum(bundle: Path, call: Call) -> None:
+    flip_a_byte(bundle / ONNX)
+    code, said = call("check", bundle, "--samples", 2)
+    assert code == 2
+    assert f"{ONNX} of " in said
+    assert "sha256" in said
+    assert not (bundle.parent / "proof").exists()
+
+
+def test_a_flipped_weight_byte_that_the_manifest_vouches_for_is_found_by_running_it(bundle: Path, call: Call) -> None:
+    flip_a_byte(bundle / ONNX)
+    refit(bundle, ONNX)
+    open_bundle(bundle)  # nothing is wrong with it to look at
+    code, said = call("check", bundle, "--samples", 2)
+    assert code == 1, said
+    junit = ElementTree.parse(bundle.parent / "proof" / "junit.xml")
+    verdicts = {case.get("name"): [part.tag for part in case] for case in junit.iter("testcase")}
+    assert verdicts == {"onnx-fp32": ["failure"], "onnx-fp16": []}
+    (failure,) = junit.iter("failure")
+    assert "host onnx-fp32: flip rate" in (failure.text or "")
+    assert "count of bits flipped beyond" in (failure.text or "")
+
+
+def test_a_stale_gallery_is_refused_by_name(good: Good, bundle: Path, tmp_path: Path, call: Call) -> None:
+    stale = CodeSpace(BITS, SPACE.classes, "t", "1" * 64, SPACE.centers_sha256, SEEN)  # of an earlier teacher
+    create_gallery(tmp_path / "old", stale, pack(good.logits), good.labels, [str(i) for i in range(len(good.logits))])
+    code, said = call("check", bundle, "--gallery", tmp_path / "old")
+    assert code == 2
+    assert stale.id in said
+    assert SPACE.id in said
+    assert "stale" in said
+
+
+def verdict_of(folder: Path, call: Call) -> tuple[int, list[str]]:
+    code, _ = call("check", folder / "bundle", "--samples", 2)
+    junit = ElementTree.parse(folder / "proof" / "junit.xml")
+    return code, [failure.get("message", "") for failure in junit.iter("failure")]
+
+
+def test_the_other_colour_order_fails(good: Good, tmp_path: Path, call: Call) -> None:
+    """The card says RGB, and the file wants BGR."""
+    seen = Preprocessing(SEEN.size, SEEN.mean[::-1], SEEN.std[::-1])
+    golden = good.pixels[:GOLDEN], good.logits[:GOLDEN]
+    manifest = bundle_of(in_bgr(good.net), seen, ("onnx-fp32",), tmp_path, *golden)
+    assert manifest.files[0].card.colour_order == "RGB"
+    code, failures = verdict_of(tmp_path, call)
+    assert code == 1
+    assert failures[0].startswith("host onnx-fp32: flip rate")
+
+
+def test_another_mean_and_std_fail(good: Good, tmp_path: Path, call: Call) -> None:
+    seen = Preprocessing(SEEN.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    bundle_of(good.net, seen, ("onnx-fp32",), tmp_path, good.pixels[:GOLDEN], good.logits[:GOLDEN])
+    code, failures = verdict_of(tmp_path, call)
+    assert code == 1
+    assert failures[0].startswith("host onnx-fp32: flip rate")
+
+
+@pytest.mark.parametrize("vouched", ["by nothing", "by the manifest", "by the code space too"])
+def test_permuted_centers_are_refused(bundle: Path, call: Call, vouched: str) -> None:
+    space, centers = codespace.load(bundle)
+    permuted = centers[[1, 0, 2, 3]]
+    np.save(bundle / CENTERS, permuted)
+    if vouched != "by nothing":
+        refit(bundle, CENTERS)
+    if vouched == "by the code space too":
+        other = CodeSpace(BITS, space.classes, "t", "0" * 64, hash_centers(permuted), SEEN)
+        codespace.save(bundle, other, permuted)
+        refit(bundle, CENTERS, FILE)
+    code, said = call("check", bundle)
+    assert code == 2
+    assert {"by nothing": CENTERS, "by the manifest": "centers", "by the code space too": "code space"}[vouched] in said

@@ -1,0 +1,275 @@
+"""Every device has its rows whatever happens to it, and what it says is held against the host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import BITS, SPACE, Good
+
+from export.artifact import Artifact
+from gallery.codes import pack
+from gallery.errors import CodeSpaceMismatch, DeviceLost, InputError, MissingBackend
+from gallery.index import open_gallery
+from mobile_eval.compat import Reference, reference
+from mobile_eval.devices import browser_parts
+from mobile_eval.devices.android import Android
+from mobile_eval.devices.arm64 import Arm64
+from mobile_eval.devices.base import Device, Outcome
+from mobile_eval.devices.browser import Browser
+from mobile_eval.devices.host import Host
+from mobile_eval.devices.process import ending
+from mobile_eval.gate import check, exit_code
+from mobile_eval.lanes import GROUPS, everywhere, places, run_on
+from mobile_eval.results import Limits
+
+FILES = ("onnx-fp32", "onnx-fp16")
+OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
+
+
+@pytest.fixture(scope="module")
+def against(good: Good) -> Reference:
+    return reference(good.pixels, good.logits, good.labels, open_gallery(good.gallery, SPACE))
+
+
+class Other(Host):
+    """This machine under another name, which answers what `change` makes of the answers."""
+
+    def __init__(self, change: Callable[[Outcome], Outcome] = lambda outcome: outcome, name: str = "phone") -> None:
+        super().__init__(samples=1)
+        self.name, self._change = name, change
+
+    def run(self, file: Artifact) -> Outcome:
+        return self._change(super().run(file))
+
+
+class Unplugged(Other):
+    """A place whose worker is killed in the middle of the second file, and that is gone then."""
+
+    ran = 0
+
+    def _process(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self.ran += 1
+        if self.ran == 1:
+            return super()._process(command, env)
+        worker = subprocess.Popen(command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL)
+        worker.send_signal(signal.SIGKILL)
+        raise DeviceLost(f"{self.name} to stay connected", ending(worker.wait(60), ""), "Connect it again.")
+
+
+def test_the_host_runs_every_file(good: Good, against: Reference) -> None:
+    lane = run_on(Host(samples=2), good.manifest.files, against)
+    assert [(row.device, row.form, row.status) for row in lane.rows] == [("host", form, "ran") for form in FILES]
+    row = lane.rows[0]
+    assert (row.path, row.sha256, row.samples) == ("query-fp32.onnx", good.manifest.files[0].sha256, 2)
+    assert (row.bits_compared, row.flips_beyond_tolerance, row.map_drop) == (40 * BITS, 0, 0.0)
+    assert row.map == against.map
+    assert row.host_flips is None
+    assert np.array_equal(lane.outcomes[row.sha256].codes, pack(good.logits))
+    assert check(lane.rows, Limits()).passed
+
+
+def test_a_file_that_breaks_costs_only_its_row(good: Good, against: Reference, tmp_path: Path) -> None:
+    first, second = good.manifest.files
+    (tmp_path / first.path.name).write_bytes(first.path.read_bytes()[:-400])
+    broken = replace(first, path=tmp_path / first.path.name)
+    lane = run_on(Host(samples=1), [broken, second], against)
+    assert [row.status for row in lane.rows] == ["failed", "ran"]
+    assert lane.rows[0].reason.startswith(("CorruptFile: ", "WorkerFailed: "))
+    assert exit_code(check(lane.rows, Limits())) == 1
+
+
+def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(good: Good, against: Reference) -> None:
+    first, second = good.manifest.files
+    large = replace(first, card=replace(first.card, size=32))
+    assert [row.status for row in run_on(Host(samples=1), [large, second], against).rows] == ["failed", "ran"]
+    with pytest.raises(CodeSpaceMismatch, match="onnx-fp32"):
+        run_on(Host(samples=1), [replace(first, card=replace(first.card, code_space="f" * 16)), second], against)
+
+
+def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, against: Reference) -> None:
+    devices = [Host(samples=1), Unplugged(), Other(name="tablet")]
+    lanes, notes = everywhere(devices, good.manifest.files, against, 10)
+    rows = [row for lane in lanes for row in lane.rows]
+    assert [(row.device, row.status) for row in rows] == [
+        ("host", "ran"), ("host", "ran"), ("phone", "ran"), ("phone", "not run"), ("tablet", "ran"), ("tablet", "ran"),
+    ]  # fmt: skip
+    assert rows[3].reason.startswith("DeviceLost: ")
+    assert "SIGKILL" in rows[3].reason
+    assert notes == []
+    assert exit_code(check(rows, Limits())) == 0
+    assert exit_code(check(rows, Limits(), strict=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        lambda folder: Arm64(root=folder),
+        lambda folder: Browser(folder=folder),
+        lambda folder: Browser(accelerator="webgpu", folder=folder),
+        lambda folder: Android("no-such-serial"),
+    ],
+    ids=["no userland", "no browser", "no adapter", "no phone"],
+)
+def test_a_device_that_is_not_there_is_rows_with_the_reason(
+    absent: Callable[[Path], Device], good: Good, against: Reference, tmp_path: Path
+) -> None:
+    device = absent(tmp_path)
+    lane = run_on(device, good.manifest.files, against)
+    assert [(row.device, row.form, row.status) for row in lane.rows] == [
+        (device.name, form, "not run") for form in FILES
+    ]
+    assert all(row.reason.startswith("MissingBackend: expected ") for row in lane.rows)
+    assert all(row.bytes and row.sha256 for row in lane.rows), "what other tools measure there can still be imported"
+
+
+@pytest.fixture(scope="module")
+def engines(pytestconfig: pytest.Config) -> Path:
+    """The browser's parts, in pytest's cache as for the tests of that device."""
+    assert pytestconfig.cache is not None
+    try:
+        return browser_parts.setup(Path(pytestconfig.cache.mkdir("browser")))
+    except MissingBackend as error:
+        if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
+            pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
+        raise
+
+
+def chromium_below(parent: int) -> list[int]:
+    """Processes of Chromium among the descendants of a process."""
+    children = [
+        int(pid) for task in Path(f"/proc/{parent}/task").glob("*/children") for pid in task.read_text().split()
+    ]
+    below = children + [pid for child in children for pid in chromium_below(child)]
+    return [pid for pid in below if b"chromium" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
+    engines: Path, good: Good, against: Reference
+) -> None:
+    class Dying(Browser):
+        ran = 0
+
+        def run(self, file: Artifact) -> Outcome:
+            self.ran += 1
+            for pid in chromium_below(os.getpid()) if self.ran == 2 else []:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return super().run(file)
+
+    devices = [Dying(folder=engines, samples=1), Host(samples=1)]
+    lanes, _ = everywhere(devices, good.manifest.files, against, 5)
+    rows = [row for lane in lanes for row in lane.rows]
+    assert [(row.device, row.status) for row in rows] == [
+        ("browser-wasm-1", "ran"), ("browser-wasm-1", "not run"), ("host", "ran"), ("host", "ran"),
+    ]  # fmt: skip
+    assert rows[1].reason.startswith("DeviceLost: ")
+    assert (rows[0].host_flips_beyond, rows[0].bits_compared) == (0, 5 * BITS)
+    assert exit_code(check(rows, Limits(), strict=True)) == 2
+
+
+def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, against: Reference) -> None:
+    """One bit in 640 is no flip rate to speak of; only the host tells that it should not be."""
+
+    def turned(outcome: Outcome) -> Outcome:
+        assert outcome.logits is not None
+        logits = outcome.logits.copy()
+        logits[1, 4] *= -1
+        return replace(outcome, codes=pack(logits), logits=logits)
+
+    lanes, _ = everywhere([Other(turned)], good.manifest.files, against, 10)
+    row = lanes[0].rows[0]
+    asked = against.some(10).places
+    assert asked is not None
+    assert (row.host_flips, row.host_flips_beyond) == (1, 1)
+    (one,) = row.disagreements
+    assert (one.query, one.bit) == (asked[1], 4)
+    assert one.host == pytest.approx(good.logits[asked[1], 4], abs=1e-4)
+    assert one.logit == -one.host
+    verdict = check([row], Limits())
+    assert any("phone onnx-fp32: disagrees with the host" in sentence for sentence in verdict.failures)
+
+
+def test_few_pictures_give_the_map_of_all(good: Good, against: Reference) -> None:
+    """Where the answers are the host's, so is the figure; a difference on the few moves it by what it makes there."""
+    lanes, _ = everywhere([Host(samples=1), Other(), Other(lambda o: replace(o, codes=~o.codes), "mad")],
+                          good.manifest.files[:1], against, 7)  # fmt: skip
+    host, same, mad = (lane.rows[0] for lane in lanes)
+    assert (same.map, same.map_drop) == (pytest.approx(host.map, abs=1e-12), pytest.approx(host.map_drop, abs=1e-12))
+    few = lanes[1].against
+    assert same.bits_compared == 7 * BITS
+    assert few.map is not None
+    assert abs(few.map - host.map) > 1e-3, "the figure of the few alone is another"
+    assert mad.flip_rate == 1.0
+    alone = run_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], few)
+    assert alone.rows[0].map is None, "without the host there is nothing to correct"
+    here = reference(few.pixels, few.logits, few.labels, open_gallery(good.gallery, SPACE))
+    drop = run_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], here).rows[0].map_drop
+    assert mad.map_drop == pytest.approx(host.map_drop + drop, abs=1e-9)
+
+
+def test_latency_alone_is_a_row_without_codes(good: Good, against: Reference) -> None:
+    timed = Other(lambda o: Outcome(None, None, "benchmark", {"p50_ms": 2.0}))
+    lanes, notes = everywhere([Host(samples=1), timed], good.manifest.files, against, 10)
+    row = lanes[1].rows[0]
+    assert (row.status, row.p50_ms, row.flip_rate, row.host_flips) == ("ran", 2.0, None, None)
+    assert notes == []
+    assert check([row for lane in lanes for row in lane.rows], Limits()).passed
+
+
+def test_answers_of_another_shape_are_this_files_failure(good: Good, against: Reference) -> None:
+    lane = run_on(Other(lambda o: replace(o, codes=o.codes[:-1])), good.manifest.files[:1], against)
+    assert (lane.rows[0].status, lane.rows[0].reason[:11]) == ("failed", "CorruptFile")
+
+
+def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, against: Reference) -> None:
+    lanes, notes = everywhere([Other(), *places(["apple-reference"], 1)], good.manifest.files, against, 10)
+    assert [lane.device for lane in lanes] == ["phone", "apple-reference"]
+    assert [row.host_flips for row in lanes[0].rows] == [0, 0]
+    assert notes == ["apple-reference: none of the bundle's files is for it"]
+
+
+def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
+    good: Good, against: Reference, tmp_path: Path
+) -> None:
+    class Bare(Host):
+        def run(self, file: Artifact) -> Outcome:
+            raise MissingBackend("onnxruntime", "none", "Install it.")
+
+    lanes, notes = everywhere([Bare(), Other()], good.manifest.files, against, 10)
+    assert [row.status for row in lanes[0].rows] == ["not run"] * 2
+    assert notes[0].startswith("phone onnx-fp32: not compared with the host, where it did not run: MissingBackend")
+    assert lanes[1].rows[0].map is None
+
+
+def names_of(*words: str) -> list[str]:
+    return [device.name for device in places(words, 1)]
+
+
+def test_names_become_devices_in_their_order_and_once() -> None:
+    assert names_of("host,arm64", "browser", "host") == [
+        "host", "arm64-cortex-a53", "arm64-cortex-a76", "browser-wasm-1", "browser-wasm-2",
+    ]  # fmt: skip
+    assert names_of("browser-webgpu", "arm64-cortex-a76", "android") == [
+        "browser-webgpu", "arm64-cortex-a76", "android",
+    ]  # fmt: skip
+    phones = places(["android:R5CT", "android:emulator-5554"], 1)
+    assert [(p.name, p.serial) for p in phones if isinstance(p, Android)] == [
+        ("android:R5CT", "R5CT"), ("android:emulator-5554", "emulator-5554"),
+    ]  # fmt: skip
+    assert names_of("apple") == list(GROUPS["apple"])
+    assert names_of("apple-cpu-only") == ["apple-cpu-only"]
+
+
+@pytest.mark.parametrize("words", [("hots",), ("host", "arm64-cortex-a9"), (), ("",), ("host,",), ("android:",)])
+def test_an_unknown_name_is_refused_with_those_there_are(words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"host, arm64-cortex-a53.*browser-webgpu.*android:SERIAL") as error:
+        places(words, 1)
+    assert "Name some of these" in error.value.fix

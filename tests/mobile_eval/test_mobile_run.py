@@ -1,0 +1,328 @@
+"""`mobile_eval/run.py` as a user calls it: on a bundle alone, on a finished run, and in the example for CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from bundles import BITS, GOLDEN, SEEN, Call, Good, bundle_of, logits_of, refit
+from PIL import Image
+
+from distill.data import load
+from export.bundle import read_golden
+from gallery.files import sha256_of, write_json
+from mobile_eval.results import load as load_results
+from mobile_eval.results import load_proof
+
+ROOT, PATIENCE_S = Path(__file__).parents[2], 240
+RUN_BITS = 16
+SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", str(RUN_BITS), "--teacher-fit.epochs",
+         "1", "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1",
+         "--student-fit.batch", "16", "--forms", "onnx-fp32")  # fmt: skip
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on 80 pictures of four classes."""
+    folder = tmp_path_factory.mktemp("made")
+    data = load("embedded", {32}, folder / "cache", seed=0)
+    for label, name in ((0, "shirt"), (1, "trouser"), (8, "bag"), (9, "boot")):
+        (folder / "in" / name).mkdir(parents=True)
+        for i in data.query[data.labels[data.query] == label][:20]:
+            Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
+    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--runs", str(folder / "runs"),
+               "--name", "r", *SMALL]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode in (0, 1), done.stderr
+    return folder / "runs" / "r"
+
+
+@pytest.fixture(scope="module")
+def proved(good: Good, proving: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `check` leaves of a bundle alone."""
+    out = tmp_path_factory.mktemp("proved") / "proof"
+    assert proving.main(["check", str(good.folder), "--samples", "3", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def proof(proved: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(proved, tmp_path / "proof"))
+
+
+def test_a_bundle_alone_is_asked_its_golden_pictures(proof: Path) -> None:
+    found = load_proof(proof / "proof.json")
+    assert [(row.device, row.form, row.status) for row in found.files] == [
+        ("host", "onnx-fp32", "ran"), ("host", "onnx-fp16", "ran"),
+    ]  # fmt: skip
+    assert (found.queries, found.gallery, found.map, found.grid) == (GOLDEN, None, None, ())
+    assert "golden" in found.asked
+    assert found.files[0].bits_compared == GOLDEN * BITS
+    assert found.files[0].neighbours_kept is None
+    assert found.verdict.passed
+    assert {path.name for path in proof.iterdir()} == {"proof.json", "proof.html", "junit.xml"}
+    root = ElementTree.parse(proof / "junit.xml").getroot()
+    assert [root.get(name) for name in ("tests", "failures", "skipped", "errors")] == ["2", "0", "0", "0"]
+    assert "onnx-fp16" in (proof / "proof.html").read_text("utf-8")
+
+
+def test_with_a_gallery_it_is_asked_for_neighbours_too(good: Good, tmp_path: Path, call: Call) -> None:
+    words = ("--gallery", good.gallery, "--samples", 1, "--out", tmp_path)
+    assert call("check", good.folder, *words)[0] == 0
+    found = load_proof(tmp_path / "proof.json")
+    assert found.gallery == 60
+    assert found.files[0].neighbours_kept == 1.0
+    assert found.files[0].map is None
+
+
+def test_a_bundle_in_its_run_is_asked_all_queries_in_the_runs_gallery(run: Path, call: Call) -> None:
+    code, said = call("check", run / "bundle", "--samples", 2, "--gate.min-ratio", "0.5")
+    assert (code, "distill/run.py judges the networks" in said) == (2, True)
+    before = {name: sha256_of(run / name) for name in ("results.json", "student.safetensors", "config.yaml")}
+    code, said = call("check", run / "bundle", "--samples", 2)
+    ours, theirs = load_proof(run / "proof" / "proof.json"), load_results(run / "results.json")
+    assert code == (0 if gated(theirs.files[0]) else 1), said
+    assert (ours.queries, ours.gallery) == (theirs.protocol.query, theirs.protocol.gallery)
+    assert ours.map == pytest.approx(theirs.cell("student->gallery").map, abs=1e-9)
+    same = ("bits_compared", "bits_flipped", "map", "map_drop", "worst", "bit_flips", "neighbours_kept", "margins")
+    for field in same:
+        assert getattr(ours.files[0], field) == getattr(theirs.files[0], field), field
+    assert before == {name: sha256_of(run / name) for name in before}
+
+
+def gated(row: Any) -> bool:
+    return row.flips_beyond_tolerance == 0 and row.map_drop <= 0.002 and row.flip_rate <= 0.005
+
+
+def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
+    run: Path, call: Call, proving: Any, tmp_path: Path
+) -> None:
+    """A file whose head was damaged, in a bundle elsewhere that names its run."""
+    bundle = Path(shutil.copytree(run / "bundle", tmp_path / "bundle"))
+    data = bytearray((bundle / "query-fp32.onnx").read_bytes())
+    largest = max(onnx.load(bundle / "query-fp32.onnx").graph.initializer, key=lambda t: len(t.raw_data))
+    place = data.find(largest.raw_data)
+    data[place : place + len(largest.raw_data)] = np.zeros(len(largest.raw_data), np.uint8).tobytes()
+    (bundle / "query-fp32.onnx").write_bytes(data)
+    refit(bundle, "query-fp32.onnx")
+    code, said = call("check", bundle, "--run", run, "--samples", 1)
+    assert code == 1, said
+    grid = load_proof(tmp_path / "proof" / "proof.json").grid
+    assert len(grid) in range(2, 2 * proving.SHOWN + 1, 2)
+    assert grid[0].query.label.endswith(": float student")
+    assert re.search(r": host onnx-fp32, \d+ bits flipped$", grid[1].query.label)
+    assert [len(row.hits) for row in grid[:2]] == [10, 10]
+    assert [hit.distance for hit in grid[0].hits] == sorted(hit.distance or 0 for hit in grid[0].hits)
+
+
+def test_a_run_of_another_student_is_refused(run: Path, good: Good, call: Call, tmp_path: Path) -> None:
+    code, said = call("check", good.folder, "--run", run, "--out", tmp_path)
+    assert code == 2
+    assert "code space" in said
+    stranger = Path(shutil.copytree(run / "bundle", tmp_path / "bundle"))
+    golden = json.loads((stranger / "golden.json").read_text())
+    for row in golden:
+        row["logits"] = [-value for value in row["logits"]]
+        row["code"] = (~np.frombuffer(bytes.fromhex(row["code"]), np.uint8)).tobytes().hex()
+    write_json(stranger / "golden.json", golden)
+    refit(stranger, "golden.json")
+    code, said = call("check", stranger, "--run", run)
+    assert code == 2
+    assert "the bundle of the student in" in said
+
+
+def test_golden_codes_that_are_not_those_of_the_logits_are_refused(good: Good, call: Call, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(good.folder, tmp_path / "bundle"))
+    golden = json.loads((bundle / "golden.json").read_text())
+    golden[0]["code"] = "00" * (BITS // 8) if golden[0]["code"] != "00" * (BITS // 8) else "ff" * (BITS // 8)
+    write_json(bundle / "golden.json", golden)
+    refit(bundle, "golden.json")
+    code, said = call("check", bundle)
+    assert (code, "golden logits that give the codes" in said) == (2, True)
+    assert read_golden(bundle).codes.shape == (GOLDEN, BITS // 8)
+
+
+def test_limits_of_the_run_hold_unless_others_are_given(run: Path, call: Call, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "runs" / "r"))
+    shutil.copytree(run.parent / "cache", tmp_path / "runs" / "cache")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["gate"] |= {"size_mb": 0.5, "min_ratio": 0.1}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    assert call("check", other / "bundle", "--samples", 1)[0] == 1
+    assert "size in bytes" in load_proof(other / "proof" / "proof.json").verdict.failures[0]
+    call("check", other / "bundle", "--samples", 1, "--gate.size-mb", 500)
+    assert load_proof(other / "proof" / "proof.json").limits.size_mb == 500
+    assert not any("size" in one for one in load_proof(other / "proof" / "proof.json").verdict.failures)
+
+
+def test_what_cannot_be_had_is_a_row_and_strict_makes_it_exit_2(
+    good: Good, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINHASH_ARM64", str(tmp_path / "none"))
+    monkeypatch.setenv("TWINHASH_BROWSER", str(tmp_path / "none"))
+    words = ("check", good.folder, "--samples", 1, "--out", tmp_path / "out", "--device")
+    devices = ("host,arm64", "browser", "browser-webgpu", "android:no-such-serial", "apple")
+    code, said = call(*words, *devices, "--strict")
+    assert code == 2, said
+    found = load_proof(tmp_path / "out" / "proof.json")
+    rows = {(row.device, row.form): row.status for row in found.files}
+    assert len(rows) == 14
+    assert {status for (device, _), status in rows.items() if device != "host"} == {"not run"}
+    assert [rows["host", form] for form in ("onnx-fp32", "onnx-fp16")] == ["ran", "ran"]
+    assert any("setup arm64" in note for note in found.verdict.notes)
+    assert any("none of the bundle's files is for it" in note for note in found.verdict.notes)
+    assert (found.verdict.passed, found.verdict.failures) == (False, ())
+    root = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
+    assert [root.get(name) for name in ("tests", "failures", "skipped")] == ["14", "0", "12"]
+    assert call(*words, "host", "android:no-such-serial")[0] == 0
+    assert call(*words, "host", "--strict")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("check", "/no/such/bundle"), "manifest"),
+        (("check", "BUNDLE", "--device", "hots"), "browser-webgpu"),
+        (("check", "BUNDLE", "--gallery", "/no/such/gallery"), "Twinhash gallery"),
+        (("check", "BUNDLE", "--run", "/no/such/run"), "config.yaml"),
+        (("check", "BUNDLE", "--out", "BUNDLE/proof"), "outside the bundle"),
+        (("setup",), "arm64"),
+        (("import", "/no/such/proof", "x.json"), "proof of schema"),
+        (("import", "PROOF", "/no/such.json"), "no/such.json"),
+        (("import", "PROOF"), "reports to import"),
+    ],
+)
+def test_bad_input_is_exit_2_and_a_sentence(
+    words: tuple[str, ...], says: str, good: Good, call: Call, proof: Path
+) -> None:
+    code, said = call(*(word.replace("BUNDLE", str(good.folder)).replace("PROOF", str(proof)) for word in words))
+    assert code == 2
+    assert says in said
+    assert said.startswith("Error: ")
+
+
+def mac_report(row: Any, **changes: Any) -> dict[str, Any]:
+    measured = {"file": row.path, "sha256": row.sha256, "unit": "ALL", "error": "", "load_ms": 30.0, "first_ms": 2.0,
+                "samples_ms": [1.0, 2.0, 3.0], "bits_compared": 384, "bits_flipped": 0,
+                "flips_beyond_tolerance": 0}  # fmt: skip
+    machine = {"name": "Mac15,3", "chip": "M3", "macos": "15.1", "coremltools": "9.0"}
+    return {"run_on_mac": 1, "machine": machine, "rows": [measured | changes]}
+
+
+def litert_report(model: str) -> dict[str, Any]:
+    latency = {"init_ms": 4.0, "warmup_first_ms": 2.0, "num_warmup_runs": 1, "avg_ms": 1.5, "median_ms": 1.4,
+               "p95_ms": 1.9, "num_runs": 50}  # fmt: skip
+    return {"model": model, "accelerators": ["cpu"], "fully_accelerated": True, "num_threads": 4, "latency": latency}
+
+
+def test_measurements_of_others_become_rows_and_are_judged(proof: Path, call: Call, tmp_path: Path) -> None:
+    found = load_proof(proof / "proof.json")
+    as_litert = tuple(row.model_copy(update={"format": "litert"}) for row in found.files)  # two tools, two formats
+    found.model_copy(update={"files": (as_litert[0], found.files[1].model_copy(update={"format": "coreml"}))}).save(
+        proof / "proof.json"
+    )
+    report = tmp_path / "phone.json"
+    write_json(report, litert_report("/data/local/tmp/query-fp32.onnx"))
+    code, said = call("import", proof, report, "--device", "pixel")
+    assert code == 0, said
+    after = load_proof(proof / "proof.json")
+    assert [(row.device, row.form) for row in after.files] == [
+        ("host", "onnx-fp32"), ("host", "onnx-fp16"), ("pixel", "onnx-fp32"),
+    ]  # fmt: skip
+    assert (after.files[2].p50_ms, after.files[2].flip_rate) == (1.4, None)
+    assert "pixel" in (proof / "proof.html").read_text("utf-8")
+    assert ElementTree.parse(proof / "junit.xml").getroot().get("tests") == "3"
+    write_json(report, mac_report(after.files[1], bits_flipped=40))
+    assert call("import", proof, report)[0] == 1
+    assert "apple-all onnx-fp16: flip rate" in load_proof(proof / "proof.json").verdict.failures[0]
+    write_json(report, mac_report(after.files[1], error="no Neural Engine"))
+    assert call("import", proof, report)[0] == 1  # it broke where it should run
+    write_json(report, mac_report(after.files[1]))
+    assert call("import", proof, report)[0] == 0
+    assert len(load_proof(proof / "proof.json").files) == 4
+
+
+def test_the_proof_of_a_float_student_that_is_not_the_files(good: Good, call: Call, tmp_path: Path) -> None:
+    """The golden codes come from one network and the files from another: nothing is corrupt, and nothing agrees."""
+    other = logits_of(good.net, 255 - good.pixels[:GOLDEN])
+    bundle_of(good.net, SEEN, ("onnx-fp32",), tmp_path, good.pixels[:GOLDEN], other)
+    code, _ = call("check", tmp_path / "bundle", "--samples", 1)
+    assert code == 1
+
+
+def test_ctrl_c_leaves_no_proof_and_nothing_running(good: Good, tmp_path: Path) -> None:
+    command = [sys.executable, "mobile_eval/run.py", "check", good.folder, "--samples", "100000000", "--out", tmp_path]
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not inherit
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    )  # fmt: skip
+    worker = 0
+    for _ in range(600):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if worker := next(iter(map(int, children)), 0):
+            break
+        time.sleep(0.1)
+    assert worker
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+    stat = Path(f"/proc/{worker}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # dead, and nobody's child
+
+
+def test_help_answers_without_loading_torch() -> None:
+    code = "import sys; sys.argv=['run.py','check','--help']\n" \
+           "import runpy\ntry: runpy.run_path('mobile_eval/run.py', run_name='__main__')\n" \
+           "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'matplotlib'} & set(sys.modules)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for word in ("--device", "--gate.p90-ms", "arm64-cortex-a53", "android:SERIAL"):
+        assert word in done.stdout
+
+
+def workflow_commands() -> list[list[str]]:
+    workflow = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())
+    return [step["run"].split() for step in workflow["jobs"]["proof"]["steps"] if "run" in step]
+
+
+def test_the_commands_of_the_example_for_ci_exist() -> None:
+    commands = [words for words in workflow_commands() if words[:2] == ["python", "mobile_eval/run.py"]]
+    assert [words[2] for words in commands] == ["setup", "check"]
+    for words in commands:
+        helped = [sys.executable, *words[1:3], "--help"]
+        done = subprocess.run(helped, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        for word in words[3:]:
+            if word.startswith("--"):
+                assert word in done.stdout, word
+    assert {"arm64", "browser"} <= set(commands[0])
+
+
+def test_the_example_for_ci_as_it_stands_parses_to_what_it_says(good: Good, call: Call, tmp_path: Path) -> None:
+    """The very words, with a bundle that is there; the devices that are not become rows, which --strict refuses."""
+    (words,) = [words[2:] for words in workflow_commands() if "check" in words]
+    given = {"$BUNDLE": good.folder, "$GALLERY": good.gallery, "proof": tmp_path / "proof"}
+    spoken = [given.get(word, word) for word in words if word not in ("arm64", "browser")]
+    assert call(*spoken)[0] == 0
+    found = load_proof(tmp_path / "proof" / "proof.json")
+    assert (found.limits.quantized_files.map_drop, found.limits.size_mb) == (0.005, 20)
+    paths = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())["jobs"]["proof"]["steps"][-1]
+    assert all((tmp_path / path).is_file() for path in paths["with"]["path"].split())
