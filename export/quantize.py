@@ -92,13 +92,16 @@ class Quantized:
         return {"calibration": self.calibration, "flips": self.flips, "layers": rows}
 
 
-def quantize(net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels) -> Quantized:
+def quantize(
+    net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, activations: bool = True
+) -> Quantized:
     """Simulates `net` (folded; normalised float32 to logits) in 8-bit, without any training.
 
     seen: pictures `[n, S, S, 3]` that the ranges are taken from; held: those that the layers are chosen on, best such
     as the network has not learned by heart, where nearly every logit is far from zero and nothing turns.
-    Layers whose output is one pixel (squeeze-excite gates, what is behind the pooling) keep float activations: they
-    cost next to nothing.  Weights of fewer than `SMALL_WEIGHTS` numbers are float unless their activations are 8-bit.
+    activations: choose those too.  Layers whose output is one pixel (squeeze-excite gates, what is behind the pooling)
+    keep float activations: they cost next to nothing.  Weights of fewer than `SMALL_WEIGHTS` numbers are float unless
+    their activations are 8-bit.
     Raises `InputError` without pictures.
     """
     if not len(seen) or not len(held):
@@ -109,11 +112,12 @@ def quantize(net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: P
     large = [name for name, layer in layers(made).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
     _round(made, familiar, large)
     found, flips = _chosen(made, pictures, expected, large, "weights")
-    stored = unwrapped(made)
+    stored, calibration = unwrapped(made), f"ranges of {len(seen)} pictures, layers chosen on {len(held)}"
+    if not activations:
+        return Quantized(made, stored, tuple(found), {"weights": flips}, calibration)
     _round(made, familiar, [name for name in spatial if name not in large])
     left = {one.layer for one in found if one.kept}
     others, turned = _chosen(made, pictures, expected, [name for name in spatial if name not in left], "int8")
-    calibration = f"ranges of {len(seen)} pictures, layers chosen on {len(held)}"
     return Quantized(made, stored, (*found, *others), {"weights": flips, "int8": turned}, calibration)
 
 
@@ -125,11 +129,15 @@ def simulate(
 
     net: as trained; adapt: trains a simulated network in place to make up for the rounding, for the precision "int8"
     """
-    if all(form.partition("-")[2] in FLOAT for form in forms):
+    precisions = {form.partition("-")[2] for form in forms}
+    if precisions <= set(FLOAT):
         return None, {}
-    quantized = quantize(deployable(net, preprocessing.size), preprocessing, seen, held)
-    simulated = {"int8-weights": quantized.stored, "int8-calibrated": quantized.net}
-    if any(form.endswith("-int8") for form in forms):
+    ranged = bool(precisions & {"int8", "int8-calibrated", "int8x16"})
+    quantized = quantize(deployable(net, preprocessing.size), preprocessing, seen, held, ranged)
+    simulated = {"int8-weights": quantized.stored}
+    if ranged:
+        simulated["int8-calibrated"] = quantized.net
+    if "int8" in precisions:
         simulated["int8"] = copy.deepcopy(quantized.net)
         adapt(simulated["int8"])
     return quantized, simulated
