@@ -144,11 +144,17 @@ def engines(pytestconfig: pytest.Config) -> Path:
 
 def chromium_below(parent: int) -> list[int]:
     """Processes of Chromium among the descendants of a process."""
-    children = [
-        int(pid) for task in Path(f"/proc/{parent}/task").glob("*/children") for pid in task.read_text().split()
-    ]
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    children = [int(pid) for task in tasks for pid in of_process(task).split()]
     below = children + [pid for child in children for pid in chromium_below(child)]
-    return [pid for pid in below if b"chromium" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in below if b"chromium" in of_process(Path(f"/proc/{pid}/cmdline"))]
+
+
+def of_process(path: Path) -> bytes:
+    """What the system says of a process; nothing of one that has ended meanwhile."""
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
