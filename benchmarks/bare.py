@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gallery.files import write_whole
-from mobile_eval.latency import THREADS, WARM_UPS, timed
+from mobile_eval.latency import MAX_SECONDS, THREADS, WARM_UPS, timed
 
 FRONT = {"onnx": {"Transpose", "Cast", "Sub", "Mul"}, "litert": {"RESHAPE", "CAST", "SUB", "MUL"}}
 Call = Callable[[], Any]
@@ -34,9 +35,15 @@ def compare(path: Path, folder: Path, pairs: int) -> Pair:
 
 
 def _in_turns(first: Call, second: Call, pairs: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of both, one call after the other, so that whatever else the machine does disturbs both."""
+    """Milliseconds of both, one call after the other, so that whatever else the machine does disturbs both.
+
+    As many pairs as asked for, or as `MAX_SECONDS` allow.
+    """
     taken: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + MAX_SECONDS
     for place in range(WARM_UPS + pairs):
+        if place > WARM_UPS and time.perf_counter() > end:
+            break
         for times, call in zip(taken, (first, second), strict=True):
             milliseconds = timed(call)[1]
             if place >= WARM_UPS:
