@@ -15,4 +15,4 @@ def test_the_figures_are_up_to_date() -> None:
 
 def test_it_promises_two_commands_that_exist() -> None:
     assert ".venv/bin/python distill/run.py --teacher vit_b --student mobilenetv3\n" in README
-    assert ".venv/bin/python -m pytest\n" in README
+    assert ".venv/bin/python -m pytest -n auto\n" in README
