@@ -223,7 +223,7 @@ def test_a_page_that_is_killed_costs_only_its_file(engines: Path, files: dict[st
     with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
         device.push(list(files.values()), PICTURES)
         hunter = kill_soon(old, lambda name: "--type=renderer" in name)
-        with pytest.raises(WorkerFailed, match="crashed|detached"):
+        with pytest.raises(WorkerFailed, match=r"crashed|detached"):
             device.run(files["litert-fp32"])
         hunter.join()
         device.samples = 1
