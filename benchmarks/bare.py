@@ -12,12 +12,13 @@ import numpy as np
 from gallery.files import write_whole
 from mobile_eval.latency import MAX_SECONDS, THREADS, WARM_UPS, timed
 
+OPENINGS = 9  # of both files: two openings of the same one differ by 2 % in time, by where their tensors come to lie
 FRONT = {"onnx": {"Transpose", "Cast", "Sub", "Mul"}, "litert": {"RESHAPE", "CAST", "SUB", "MUL"}}
 Call = Callable[[], Any]
 
 
 class Pair(NamedTuple):
-    """latency: median milliseconds of the shipped file over those of the student alone; bytes: likewise."""
+    """latency: milliseconds of the shipped file over those of the student alone; bytes: likewise."""
 
     latency: float
     bytes: float
@@ -26,21 +27,29 @@ class Pair(NamedTuple):
 def compare(path: Path, folder: Path, pairs: int) -> Pair:
     """Cuts the student out of a shipped .onnx or .tflite, with its weights as they are, and runs both in turns.
 
-    The student alone takes normalised floats in its own layout and returns logits.
+    The student alone takes normalised floats in its own layout and returns logits.  The ratio of their medians over
+    `pairs` calls, and of that the median over several openings of both.
     """
     cut, call = (_cut_onnx, _onnx) if path.suffix == ".onnx" else (_cut_litert, _litert)
     alone = cut(path, folder / f"bare-{path.name}")
-    shipped, bare = _in_turns(call(path), call(alone), pairs)
-    return Pair(float(np.median(shipped) / np.median(bare)), path.stat().st_size / alone.stat().st_size)
+    ratios = [_ratio(path, alone, call, pairs, bool(opening % 2)) for opening in range(OPENINGS)]
+    return Pair(float(np.median(ratios)), path.stat().st_size / alone.stat().st_size)
+
+
+def _ratio(shipped: Path, alone: Path, call: Callable[[Path], Call], pairs: int, alone_first: bool) -> float:
+    """The ratio of both medians in one opening; which is opened, and called, first alternates."""
+    order = (alone, shipped) if alone_first else (shipped, alone)
+    first, second = (np.median(taken) for taken in _in_turns(*map(call, order), pairs))
+    return float(second / first if alone_first else first / second)
 
 
 def _in_turns(first: Call, second: Call, pairs: int) -> tuple[list[float], list[float]]:
     """Milliseconds of both, one call after the other, so that whatever else the machine does disturbs both.
 
-    As many pairs as asked for, or as `MAX_SECONDS` allow.
+    As many pairs as asked for, or as an opening's share of `MAX_SECONDS` allows.
     """
     taken: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + MAX_SECONDS
+    end = time.perf_counter() + MAX_SECONDS / OPENINGS
     for place in range(WARM_UPS + pairs):
         if place > WARM_UPS and time.perf_counter() > end:
             break

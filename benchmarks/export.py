@@ -78,8 +78,8 @@ class Export(Model):
     teacher: str = "efficientnet_lite2"
     bits: int = 64
     seed: int = 0
-    pairs: int = 1000
-    """Calls of a file and of the student alone in it, in turns."""
+    pairs: int = 200
+    """Calls of a file and of the student alone in it, in turns, in each of several openings of both."""
     runs: Path = Path("runs/bench")
     """Run folders of the students; those that were measured are read back."""
 
