@@ -39,7 +39,7 @@ def compare(path: Path, folder: Path, pairs: int) -> Pair:
 def _ratio(shipped: Path, alone: Path, call: Callable[[Path], Call], pairs: int, alone_first: bool) -> float:
     """The ratio of both medians in one opening; which is opened, and called, first alternates."""
     order = (alone, shipped) if alone_first else (shipped, alone)
-    first, second = (np.median(taken) for taken in _in_turns(*map(call, order), pairs))
+    first, second = (np.median(taken) for taken in _in_turns(call(order[0]), call(order[1]), pairs))
     return float(second / first if alone_first else first / second)
 
 
