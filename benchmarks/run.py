@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from benchmarks.csch import Csch, Teachers, Terms, Unseen
 from benchmarks.export import Export
 from benchmarks.views import Views
-from gallery.console import log, show_log
-from gallery.errors import EXIT_BAD_INPUT, TwinhashError
+from gallery.console import exit_code
+from gallery.errors import EXIT_PASSED
 
 
 def main() -> int:
@@ -33,13 +33,12 @@ def main() -> int:
     tables: tuple[Callable[..., Any], ...] = (Csch, Teachers, Terms, Unseen, Export, Views)
     commands = {table.__name__.lower(): table for table in tables}
     command = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
-    show_log()
-    try:
+
+    def work() -> int:
         command.run()
-    except TwinhashError as error:
-        log.error("Error: %s", error)
-        return EXIT_BAD_INPUT
-    return 0
+        return EXIT_PASSED
+
+    return exit_code(work, "; the same command goes on from here.")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from distill import parallel
 from distill.config import Learning, RoundedFit
 from distill.runfolder import Run, open_run
 from export.artifact import DEFAULT_FORMS
-from gallery.console import log, show_log
-from gallery.errors import EXIT_BAD_INPUT, TwinhashError
+from gallery.console import exit_code, log
+from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
 from mobile_eval import gate, results
 from mobile_eval.results import Limits, Results
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from export.bundle import Manifest
     from mobile_eval.prove import Proof
 
-
-EXIT_PASSED, EXIT_INTERRUPTED = 0, 130
 QUANTIZATION = "quantization.json"
 
 
@@ -75,19 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     import tyro
 
     command = tyro.cli(Command, args=arguments, description=__doc__)
-    show_log()
-    try:
+
+    def work() -> int:
         with parallel.start(), open_run(command.runs / command.title) as run:
             return tell(run, command)
-    except TwinhashError as error:
-        log.error("Error: %s", error)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        log.error("Error: %s.  Free or repair the disk; nothing finished is lost, and the same command goes on.", error)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        log.warning("Stopped.  The same command goes on from here.")
-        return EXIT_INTERRUPTED
+
+    return exit_code(work, ".  The same command goes on from here.")
 
 
 def tell(run: Run, command: Command) -> int:

@@ -27,7 +27,7 @@ from pydantic import ConfigDict
 
 from distill.config import Learning, Model, RoundedFit, load_yaml
 from export.artifact import DEFAULT_FORMS, FLOAT
-from gallery.console import log, show_log
+from gallery.console import exit_code, log
 from gallery.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from export.ship import Student
 
-EXIT_INTERRUPTED = 130
 GOLDEN = 8
 NEEDED = "student_weights", "space", "pictures", "out"  # of a network of the user's
 OWN = {*NEEDED, "student", "size", "mean", "std"} - {"out"}
@@ -103,20 +102,13 @@ class Finished(Learning):
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    show_log()
-    try:
+
+    def work() -> int:
         if words[:1] == ["verify"]:
             return verify(tyro.cli(Verify, args=words[1:], prog="run.py verify"))
         return export(tyro.cli(Export, args=words, description=__doc__))
-    except TwinhashError as error:
-        log.error("Error: %s", error)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        log.error("Error: %s.  Free or repair the disk and run the same command again.", error)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        log.warning("Stopped; nothing was written.")
-        return EXIT_INTERRUPTED
+
+    return exit_code(work, "; nothing was written.")
 
 
 def export(command: Export) -> int:

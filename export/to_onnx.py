@@ -120,8 +120,8 @@ def _fp16(program: ModelProto) -> ModelProto:
     others = [node.name for node in (*nodes[:first], *nodes[last + 1 :])]
     half = OnnxModel(convert_float_to_float16(program, keep_io_types=True, node_block_list=others))
     half.topological_sort()  # the casts come last otherwise
-    sorted_: ModelProto = half.model
-    return sorted_
+    in_order: ModelProto = half.model
+    return in_order
 
 
 def _store_int8(graph: GraphProto, float_layers: Sequence[str]) -> None:

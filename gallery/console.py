@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
+
+from gallery.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, TwinhashError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +41,24 @@ def show_log() -> None:
         )
     else:
         log.addHandler(logging.StreamHandler())
+
+
+def exit_code(work: Callable[[], int], stopped: str) -> int:
+    """What `work` returns, or the exit code of what kept it from returning, said in a line without a traceback.
+
+    stopped: what is left after Ctrl-C, in words
+    """
+    show_log()
+    try:
+        return work()
+    except TwinhashError as error:
+        log.error("Error: %s", error)
+    except OSError as error:
+        log.error("Error: %s.  Free or repair the disk and run the same command again.", error)
+    except KeyboardInterrupt:
+        log.warning("Stopped%s", stopped)
+        return EXIT_INTERRUPTED
+    return EXIT_BAD_INPUT
 
 
 def track(items: Iterable[T], label: str, total: int, done: int = 0) -> Iterator[T]:

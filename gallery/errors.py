@@ -4,7 +4,7 @@ Every error names what was expected, what was found, and the way out.  A command
 without a traceback and exits with `EXIT_BAD_INPUT`.
 """
 
-EXIT_PASSED, EXIT_GATE_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+EXIT_PASSED, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class TwinhashError(Exception):

@@ -28,8 +28,8 @@ import tyro
 from pydantic import ConfigDict, Field
 
 from distill.config import Learning, Model, load_yaml
-from gallery.console import log, show_log
-from gallery.errors import EXIT_BAD_INPUT, EXIT_PASSED, CorruptFile, InputError, TwinhashError
+from gallery.console import exit_code, log
+from gallery.errors import EXIT_PASSED, CorruptFile, InputError
 from mobile_eval import gate
 from mobile_eval.results import GridRow, Limits, Proof, load_proof, now
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from mobile_eval.lanes import Lane
     from mobile_eval.retrieval import Picture
 
-EXIT_INTERRUPTED = 130
 JSON, PAGE, JUNIT = "proof.json", "proof.html", "junit.xml"
 SHOWN = 4  # queries in the grid of the worst
 
@@ -122,20 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     commands: dict[str, Callable[..., Any]] = {"setup": Setup, "check": Check, "import": Import}
     command = tyro.extras.subcommand_cli_from_dict(commands, args=arguments, description=__doc__)
-    show_log()
-    try:
+
+    def work() -> int:
         if isinstance(command, Setup):
             return set_up(command)
         return check(command) if isinstance(command, Check) else take_in(command)
-    except TwinhashError as error:
-        log.error("Error: %s", error)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        log.error("Error: %s.  Free or repair the disk and run the same command again.", error)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        log.warning("Stopped; no proof was written.")
-        return EXIT_INTERRUPTED
+
+    return exit_code(work, "; no proof was written.")
 
 
 def set_up(command: Setup) -> int:
