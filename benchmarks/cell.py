@@ -61,6 +61,14 @@ def measure(row: str, learning: Learning, folder: Path, cache: Path) -> Cell:
 def learned(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[Course, Networks]]:
     """The networks that `learning` makes in the run folder `folder`, which stays locked for as long."""
     from distill import stages
+
+    with opened(learning, folder, cache) as course:
+        yield course, stages.learn(course)
+
+
+@contextmanager
+def opened(learning: Learning, folder: Path, cache: Path) -> Iterator[Course]:
+    """What is to be learned in the run folder `folder`, which stays locked for as long."""
     from distill.course import begin
     from distill.engine import keep_freed_memory, limit_threads
     from distill.runfolder import open_run
@@ -69,8 +77,7 @@ def learned(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[Cou
     keep_freed_memory()
     with open_run(folder) as run:
         run.require_same("config", learning)
-        course = begin(run, learning, cache)
-        yield course, stages.learn(course)
+        yield begin(run, learning, cache)
 
 
 def _score(row: str, course: Course, cells: Cells, gallery: NDArray[np.uint8]) -> Cell:
@@ -98,7 +105,7 @@ def _score(row: str, course: Course, cells: Cells, gallery: NDArray[np.uint8]) -
         fragile=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
         student_steps=max(point.step for point in points if point.stage in ("student", "pair")),
         seconds=course.run.seconds,
-        protocol=course.data.protocol,
+        protocol=course.protocol,
     )
 
 

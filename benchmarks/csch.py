@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.cell import Cell, measure
 from distill.config import Learning, Model, StudentFit, TeacherFit
+from distill.distillers import DISTILLERS
 from gallery.console import log
 from gallery.files import write_json, write_whole
 
@@ -42,6 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ rank": {"terms": {"rank_weight": 10.0}},
     "+ relation": {"terms": {"relation_weight": 10.0}},
     "+ margin": {"terms": {"margin_weight": 2.0}},
+    **{name: {"distiller": name} for name in DISTILLERS.names() if name != "csch"},
     "fresh crops": {"terms": {"views": 0}},
     "unlabelled, a quarter": {"terms": {"unlabelled_share": 0.25}},
     "unlabelled, their share": {"terms": {"unlabelled_share": 0.2963}},  # of UC Merced, 6 of 21 classes unseen
@@ -152,6 +154,15 @@ class Terms(Table):
         "fresh crops", "unlabelled, a quarter", "unlabelled, half",
     )  # fmt: skip
     name: str = "terms"
+
+
+class Distillers(Table):
+    """What a student is distilled by, each beside the center term; all students of one teacher."""
+
+    data: tuple[str, ...] = ("imagenet20", "ucmerced")
+    bits: tuple[int, ...] = (64,)
+    rows: tuple[str, ...] = (BASE, "labels only", *(name for name in DISTILLERS.names() if name != "csch"))
+    name: str = "distillers"
 
 
 class Unseen(Table):

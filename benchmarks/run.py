@@ -4,6 +4,8 @@
     python benchmarks/run.py teachers  # modes and rates of the teacher
     python benchmarks/run.py terms     # which terms of the student's loss earn their place
     python benchmarks/run.py unseen    # classes without labels
+    python benchmarks/run.py distillers # what a student is distilled by
+    python benchmarks/run.py objectives # what a teacher is trained by: every method the field compares with
     python benchmarks/run.py export    # every form of two students: size, bits turned, mAP, latency, memory
     python benchmarks/run.py views     # what stored views save, and whether the loader keeps up
 """
@@ -19,8 +21,9 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.csch import Csch, Teachers, Terms, Unseen
+from benchmarks.csch import Csch, Distillers, Teachers, Terms, Unseen
 from benchmarks.export import Export
+from benchmarks.objectives import Objectives
 from benchmarks.views import Views
 from gallery.console import exit_code
 from gallery.errors import EXIT_PASSED
@@ -30,7 +33,7 @@ def main() -> int:
     """Runs one benchmark and returns the exit code."""
     import tyro
 
-    tables: tuple[Callable[..., Any], ...] = (Csch, Teachers, Terms, Unseen, Export, Views)
+    tables: tuple[Callable[..., Any], ...] = (Csch, Teachers, Terms, Unseen, Distillers, Objectives, Export, Views)
     commands = {table.__name__.lower(): table for table in tables}
     command = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 

@@ -61,6 +61,8 @@ class Views(Model):
 
     def epoch(self, course: Course, name: str) -> dict[str, float]:
         """Seconds of one epoch, and those of them spent waiting for pictures."""
+        from distill.distillers.base import Task
+        from distill.distillers.csch import Csch
         from distill.journal import read_journal
         from distill.student import train_student
 
@@ -71,7 +73,8 @@ class Views(Model):
         prepare = self.stored(course) if name == "stored" else self.online(course)
         net, schedule = course.beginning("student"), replace(course.schedule(terms, 1), batch=self.batch)
         start = time.monotonic()
-        train_student(net, lesson, prepare, terms, schedule, (1e-3, 0.05), folder, "timed")
+        train_student(net, lesson, prepare, terms.center_weight, Csch(Task(lesson.words, lesson.words, 0)), schedule,
+                      (1e-3, 0.05), folder, "timed")  # fmt: skip
         seconds = time.monotonic() - start
         return {"seconds": seconds, "waited": sum(p.waited for p in read_journal(folder.parent / "train.jsonl"))}
 

@@ -70,10 +70,16 @@ def _restore(part: Part, tensors: dict[str, Tensor]) -> None:
         part.load_state_dict(tensors)
         return
     states: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in part.param_groups for p in group["params"]]
     for name, value in tensors.items():
         i, field = name.split(".", 1)
-        states.setdefault(int(i), {})[field] = value
+        states.setdefault(int(i), {})[field] = _laid_out_as(parameters[int(i)], value)
     part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` in the memory format of its parameter: fused optimizers go through both in the order of memory."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.assignment import Assignment
 from distill.centers import Construction
+from distill.distillers import DISTILLERS
+from distill.objectives import OBJECTIVES
 from gallery.errors import InputError
 
 TeacherMode = Literal["quick", "full", "head_first"]
@@ -64,7 +66,7 @@ class TeacherFit(Fit):
 
 
 class StudentFit(Fit):
-    """How the student is distilled: a weight for each term of its loss (distill/objectives/csch.py)."""
+    """How the student is distilled: to the centers, and by `--distiller`.  The weights but the first are of csch."""
 
     views: AutoInt = "auto"
     """Stored views a picture; the teacher looks at each once.  0: fresh crops, and the teacher looks at every one."""
@@ -86,9 +88,14 @@ class StudentFit(Fit):
     """Share of a batch taken from pictures without labels, which are the rest of the gallery and --unlabelled; "auto":
     twice their share of all pictures, at most half."""
 
+    def terms(self) -> dict[str, Any]:
+        """The options of the distiller csch."""
+        names = "instance", "instance_weight", "similarity_weight", "rank_weight", "relation_weight", "margin_weight"
+        return self.model_dump(include=set(names))
+
     @property
     def asks_teacher(self) -> bool:
-        """Whether any term looks at what the teacher said."""
+        """Whether any term of csch looks at what the teacher said."""
         return bool(self.instance_weight or self.similarity_weight or self.rank_weight or self.relation_weight)
 
 
@@ -106,7 +113,7 @@ class Learning(Model):
     """What is learned, from what, and how."""
 
     teacher: str = "vit_b"
-    """Gallery network: vit_b, vit_s, resnet50, efficientnet_lite2, convnext_t, dinov2_b, ... or any timm name."""
+    """Gallery network: vit_b, resnet50, efficientnet_lite2, convnext_t, dinov2_b, hybridhash, ... or any timm name."""
     student: str = "mobilenetv3"
     """Query network: mobilenetv3, mobilenetv3_small, mobilenetv2, mobilenetv4, fastvit_t8, ... or any timm name."""
     data: str = "embedded"
@@ -119,8 +126,16 @@ class Learning(Model):
     """Classes, drawn by the seed, that are searched for but not trained on."""
     bits: Literal[16, 24, 32, 48, 64, 128] = 64
     """Length of the code."""
+    objective: str = "csch"
+    """What the teacher is trained by: csch, csq, dch, hashnet, ... (a file in distill/objectives)."""
+    objective_options: dict[str, float] = {}
+    """Of the objective's own, by name, e.g. margin 0.3."""
+    distiller: str = "csch"
+    """What the student is distilled by, beside the centers: csch, csd, d3still, ... (a file in distill/distillers)."""
+    distiller_options: dict[str, float] = {}
+    """Of the distiller's own, by name; those of csch are in --student-fit."""
     centers: Construction = "auto"
-    """Construction of the hash centers; auto takes the one with the largest minimum distance."""
+    """Construction of the hash centers; auto takes the one with the largest minimum distance, or the objective's."""
     assignment: Assignment | Literal["auto"] = "auto"
     """Which center goes to which class."""
     gallery: Path | None = None
@@ -227,7 +242,9 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
 def _check(learning: Learning, teacher: Start) -> None:
     """Refuses what cannot be learned; every message names the fix."""
     fit = learning.student_fit
-    if not (fit.center_weight or fit.instance_weight or fit.similarity_weight or fit.rank_weight):
+    _check_methods(learning)
+    free = learning.distiller == "csch" and not (fit.instance_weight or fit.similarity_weight or fit.rank_weight)
+    if free and not fit.center_weight:
         raise InputError(
             "a term that ties the student to the teacher's space",
             "only terms that a rotation of the space does not change: its codes would not fit the gallery's",
@@ -245,6 +262,21 @@ def _check(learning: Learning, teacher: Start) -> None:
     if mode == "quick" and teacher.random:
         found = "random ones, whose features a head cannot make good"
         raise InputError("pretrained weights for --teacher-fit.mode quick", found, "Choose --teacher-fit.mode full.")
+
+
+def _check_methods(learning: Learning) -> None:
+    """Refuses methods that do not exist, and those that another option leaves nothing to do."""
+    OBJECTIVES.check(learning.objective)
+    DISTILLERS.check(learning.distiller)
+    if learning.gallery and learning.objective != "csch":
+        found = f"--objective {learning.objective} beside --gallery, whose teacher is trained"
+        raise InputError("an objective for a teacher that is trained here", found, "Leave one of them out.")
+    if learning.schedule == "simultaneous" and (learning.objective, learning.distiller) != ("csch", "csch"):
+        found = f"--objective {learning.objective} and --distiller {learning.distiller}"
+        raise InputError("CSCH in the simultaneous schedule, which is its own", found, "Choose --schedule staged.")
+    if learning.distiller == "csch" and learning.distiller_options:
+        found = ", ".join(learning.distiller_options)
+        raise InputError("no --distiller-options for csch", found, "Its terms are in --student-fit.")
 
 
 def _size(start: Start, picture_size: int, gpu: bool) -> int:

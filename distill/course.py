@@ -24,12 +24,15 @@ from distill.assignment import (
     equidistant,
     gram_correlation,
 )
-from distill.centers import Centers, hash_centers
+from distill.centers import Centers, Construction, hash_centers
 from distill.config import Fit, Learning, Model, Resolved, Start, resolve
 from distill.data import Dataset
+from distill.distillers import DISTILLERS
 from distill.engine import Schedule, features, forward, read_journal
 from distill.lesson import Indices, Lesson, Logits, Look, look_at, multi_hot
 from distill.models import HashNet, build
+from distill.objectives import OBJECTIVES
+from distill.objectives.base import Objective
 from distill.parallel import first_here
 from distill.runfolder import Run
 from distill.views import Lens
@@ -121,14 +124,19 @@ class Course:
         place[self.data.seen] = np.arange(len(self.data.seen))
         return place[self.data.labels]
 
-    @cached_property
+    @property
     def centers(self) -> Centers:
         """Hash centers `[classes, bits]`, in class order: those of the code space once there is one."""
         for folder in (self.learning.gallery, self.run.folder):
             if folder and (folder / codespace.FILE).exists():
                 return codespace.load(folder)[1]
-        learning = self.learning
-        words, how = hash_centers(len(self.classes), learning.bits, learning.seed, learning.centers), self.assignment
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> Centers:
+        """The centers a teacher's training begins with."""
+        learning, kind = self.learning, self.construction
+        words, how = hash_centers(len(self.classes), learning.bits, learning.seed, kind), self.assignment
         if how == "none":
             return words
         role: Role = "student" if how == "released" else "teacher"
@@ -139,12 +147,39 @@ class Course:
     def assignment(self) -> Assignment:
         """How centers are assigned to classes: left to us, quadratically, unless there is little to choose.
 
-        With no more classes than bits, all distances are about bits / 2; random features know no classes.
+        With no more classes than bits, all distances are about bits / 2; random features know no classes.  The other
+        methods assign none.
         """
         if self.learning.assignment != "auto":
             return self.learning.assignment
+        if self.learning.objective != "csch":
+            return "none"
         worth_it = self.learning.bits < len(self.classes) <= QUADRATIC_MOST and not self.plan.teacher.random
         return "quadratic" if worth_it else "none"
+
+    @property
+    def construction(self) -> Construction:
+        """How centers are constructed: left to us, as the objective wants them."""
+        asked, wanted = self.learning.centers, self.method.centers
+        return wanted if asked == "auto" and wanted else asked
+
+    @property
+    def method(self) -> type[Objective]:
+        """The teacher's objective."""
+        found: type[Objective] = OBJECTIVES.find(self.learning.objective)
+        return found
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the student's loss looks at what the teacher said."""
+        asks: bool = DISTILLERS.find(self.learning.distiller).asks_teacher
+        return asks if self.learning.distiller != "csch" else self.learning.student_fit.asks_teacher
+
+    @property
+    def protocol(self) -> str:
+        """What was searched for where, and what else the gallery's codes know than pictures."""
+        known = f" The gallery's codes are {self.learning.objective}'s own, learned from the labels of its pictures."
+        return self.data.protocol + (known if self.method.learns_codes else "")
 
     def _features(self, role: Role) -> NDArray[np.float32]:
         """A pretrained backbone's features of the training pictures, `[len(train), D]`."""
@@ -197,7 +232,15 @@ class Course:
         """How a picture becomes the input of a network with this start."""
         return Preprocessing(size, start.mean, start.std)
 
-    def space(self, teacher_sha256: str) -> CodeSpace:
+    def words_of(self, net: HashNet) -> Centers:
+        """The centers of a teacher's space: those it was drawn to, or the majority of each class's own codes."""
+        if self.method.centers:
+            return self._drawn
+        logits = self.logits("teacher", net, self.data.train, "teacher train", self.data.fingerprint)
+        means = class_means(np.sign(logits), self._positive(self.data.train))
+        return np.where(means > 0, np.int8(1), np.int8(-1))
+
+    def space(self, teacher_sha256: str, centers: Centers) -> CodeSpace:
         """The code space of a teacher."""
         plan = self.plan
         return CodeSpace(
@@ -205,7 +248,7 @@ class Course:
             classes=self.classes,
             teacher=plan.teacher.name,
             teacher_sha256=teacher_sha256,
-            centers_sha256=codespace.hash_centers(self.centers),
+            centers_sha256=codespace.hash_centers(centers),
             preprocessing=self.preprocessing(plan.teacher, plan.teacher_size),
         )
 
@@ -278,12 +321,13 @@ class Course:
         codes = np.where(unpack(networks.gallery.codes()), 1.0, -1.0)
         means = class_means(codes, self._positive(self.data.gallery))[shown]
         words = self.centers[shown].astype(int)
+        built = self.construction if self.method.centers else "the majority of a class's codes"
         return {
             "classes": tuple(self.classes[c] for c in shown),
             "distance": tuple(map(tuple, ((words.shape[1] - words @ words.T) // 2).tolist())),
             "similarity": tuple(map(tuple, class_similarity(means).round(3).tolist())),
             "similarity_of": "the teacher's codes of the gallery",
-            "construction": "of the earlier run" if self.learning.gallery else self.learning.centers,
+            "construction": "of the earlier run" if self.learning.gallery else built,
             "assignment": "of the earlier run" if self.learning.gallery else self.assignment,
             "correlation": None if equidistant(words) else gram_correlation(words, means),
         }  # fmt: skip

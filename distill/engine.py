@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ from distill.models import HashNet
 from gallery.console import log, track
 from gallery.errors import InputError
 
-__all__ = ["Learner", "Schedule", "features", "fit", "forward", "keep_freed_memory", "limit_threads", "read_journal"]
+__all__ = [
+    "Learner", "Schedule", "features", "fit", "forward", "in_full", "keep_freed_memory", "limit_threads",
+    "read_journal",
+]  # fmt: skip
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 CHECKPOINT_EVERY_S = 120.0
 BETAS = (0.9, 0.99)  # of AdamW: runs of a few hundred steps have no use for a memory of a thousand
@@ -66,13 +70,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Learner:
-    """A network in training.  lr: peak learning rate; head_lr: that of `net.head` where it has one of its own."""
+    """A network in training, or what else a loss learns or remembers.
+
+    lr: peak learning rate; head_lr: that of `net.head` where it has one of its own; averaged: whether a moving average
+    of its weights takes their place where the schedule asks for one
+    """
 
     name: str
     net: nn.Module
     lr: float
     weight_decay: float
     head_lr: float | None = None
+    averaged: bool = True
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters by peak rate and weight decay, which norms and biases are spared."""
@@ -116,18 +125,24 @@ def fit(
 
 
 def forward(net: HashNet) -> Callable[[Tensor], Tensor]:
-    """`net` as a function of normalised pictures: the backbone as in `features`, the head never in bf16.
+    """`net` as a function of normalised pictures to logits; see `in_full`."""
+    run = in_full(net)
+    return lambda images: run(images)[1]
 
-    In training among several processes each gives its own pictures and gets the logits of all.
+
+def in_full(net: HashNet) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """`net` as a function of normalised pictures to features and logits: as in `features`, the head never in bf16.
+
+    In training among several processes each gives its own pictures and gets what is said of all.
     """
     run = features(net)
 
-    def logits(images: Tensor) -> Tensor:
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
         seen = run(images)
-        out: Tensor = net.head(parallel.gather(seen) if net.training else seen)
-        return out
+        seen = parallel.gather(seen) if net.training else seen
+        return seen, net.head(seen)
 
-    return logits
+    return both
 
 
 def features(net: HashNet) -> Callable[[Tensor], Tensor]:
@@ -205,16 +220,20 @@ class _Trainee:
 
     def __init__(self, learner: Learner, schedule: Schedule) -> None:
         parallel.synchronise(learner.net)
-        self.net, self.clip, self.average = learner.net, schedule.clip, None
-        self.optimizer = torch.optim.AdamW(learner.groups(), betas=BETAS, fused=True)
-        self.parts: dict[str, Part] = {f"{learner.name}.net": self.net, f"{learner.name}.optimizer": self.optimizer}
-        if schedule.ema:
+        self.net, self.clip, self.average, self.optimizer = learner.net, schedule.clip, None, None
+        self.parts: dict[str, Part] = {f"{learner.name}.net": self.net}
+        if groups := learner.groups():  # a loss may have none
+            self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
+            self.parts[f"{learner.name}.optimizer"] = self.optimizer
+        if schedule.ema and learner.averaged:
             average = get_ema_multi_avg_fn(schedule.ema)
             self.average = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
             self.parts[f"{learner.name}.average"] = self.average
 
     def update(self, rate: float) -> None:
         """A step along the gradients of this learner's parameters, at a share of the peak rates."""
+        if not self.optimizer:
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         parallel.average(self.net.parameters())
@@ -267,8 +286,9 @@ class _Training:
         """One step, and what there is to write after it."""
         for trainee in self.trainees:
             trainee.net.train()
-            trainee.optimizer.zero_grad(set_to_none=True)
-        loss, accuracy = objective(batch)
+            trainee.net.zero_grad(set_to_none=True)
+        with self.random(step):
+            loss, accuracy = objective(batch)
         loss.backward()
         for trainee in self.trainees:
             trainee.update(self.schedule.rate(step, self.steps))
@@ -279,6 +299,13 @@ class _Training:
         if ends or time.monotonic() - self.saved > CHECKPOINT_EVERY_S:
             self.write(self.state, self.parts, step + 1)
             self.saved = time.monotonic()
+
+    @contextmanager
+    def random(self, step: int) -> Iterator[None]:
+        """What dropout draws in a step depends on the step and the process alone; the global state stays as it was."""
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.manual_seed((self.schedule.seed * 1_000_003 + step) * 1_009 + parallel.rank())
+            yield
 
     def end_epoch(self, step: int) -> None:
         """Judges the weights that would be kept, and puts the best aside."""

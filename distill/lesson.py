@@ -25,6 +25,7 @@ ENCODE_BATCH = 128
 Logits = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Look = Callable[[Tensor], Tensor]
+Judge = Callable[[Tensor, Indices], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,17 @@ class Lesson:
         nearest = (F.normalize(logits, dim=1) @ self.words.T).argmax(1)
         return self.positive[index, nearest].float().mean()
 
-    def validator(self, net: HashNet) -> Callable[[], float | None]:
-        """A function that measures `accuracy` on the validation pictures, uncropped; None where there are none."""
+    def neighbours(self, logits: Tensor, index: Indices) -> Tensor:
+        """The share of pictures whose nearest other one among `index` has a class of theirs: it needs no centers."""
+        h, positive = F.normalize(logits, dim=1), self.positive[index].float()
+        nearest = (h @ h.T).fill_diagonal_(-torch.inf).argmax(1)
+        return ((positive * positive[nearest]).sum(1) > 0).float().mean()
+
+    def validator(self, net: HashNet, judge: Judge | None = None) -> Callable[[], float | None]:
+        """A function that measures `accuracy`, or another judge's figure, on the validation pictures, uncropped.
+
+        None where there are none.
+        """
         run = forward(net)
 
         def validate() -> float | None:
@@ -78,8 +88,8 @@ class Lesson:
             net.eval()
             with torch.inference_mode():
                 parts = np.array_split(self.validation, -(-len(self.validation) // ENCODE_BATCH))
-                right = [self.accuracy(run(self.lens.look(part)), part) * len(part) for part in parts]
-                return round(float(sum(right)) / len(self.validation), 4)
+                logits = torch.cat([run(self.lens.look(part)) for part in parts])
+                return round(float((judge or self.accuracy)(logits, self.validation)), 4)
 
         return validate
 

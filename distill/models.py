@@ -43,6 +43,7 @@ class HashHead(nn.Sequential):
         conv = nn.Conv2d(features, bits, 1, bias=False)
         nn.init.normal_(conv.weight, 0.0, 0.01)
         super().__init__(conv, nn.BatchNorm2d(bits), nn.Flatten())
+        self.features = features
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features[:, :, None, None])
@@ -91,8 +92,8 @@ def timm_names(name: str) -> tuple[str, ...]:
 
 
 def patch_size(backbone: nn.Module) -> int:
-    """Side of a transformer's patches, pixels; 1 for networks without."""
-    size = getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)
+    """What a transformer's input is a multiple of, pixels: its patches, or blocks of them; 1 for networks without."""
+    size = getattr(backbone, "input_step", getattr(getattr(backbone, "patch_embed", None), "patch_size", 1))
     return int(size[0] if isinstance(size, (tuple, list)) else size)
 
 
@@ -124,6 +125,8 @@ def import_timm() -> ModuleType:
             except OSError:
                 _declare_torchvision_operators()
     import timm
+
+    import distill.hybridhash  # noqa: F401 - makes itself known to timm
 
     return timm
 

@@ -171,7 +171,7 @@ def summarise(
 
     data, chosen = course.data, course.run.folder / QUANTIZATION
     protocol = results.Protocol(
-        dataset=data.name, sentence=data.protocol, classes=len(data.classes), train=len(data.train),
+        dataset=data.name, sentence=course.protocol, classes=len(data.classes), train=len(data.train),
         validation=len(data.validation), gallery=len(data.gallery), query=len(data.query), seed=command.seed,
         top_k=data.cut,
     )  # fmt: skip

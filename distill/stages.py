@@ -14,7 +14,9 @@ from distill.config import RoundedFit
 from distill.course import Course
 from distill.engine import Schedule, features
 from distill.lesson import ENCODE_BATCH, Indices, Logits
+from distill.methods import distiller_of, objective_of
 from distill.models import HashNet
+from distill.objectives.base import Objective
 from distill.parallel import first_here
 from distill.student import Prepare, Views, from_teacher, from_views, train_pair, train_rounded, train_student
 from distill.teacher import train_head, train_teacher
@@ -24,11 +26,12 @@ from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import CodeSpaceMismatch, InputError
-from gallery.files import sha256_of
+from gallery.files import sha256_of, whole
 from gallery.index import LanceGallery, create_gallery, open_gallery
 
 LARGEST_SHARE = 0.5  # of a batch, for pictures without labels; half costs the seen classes nothing (unseen.md)
 MOST_OTHERS = 4  # times the pictures of train: more would cost the teacher looks that the student seldom takes
+LEARNED = "learned_codes.npy"
 HEAD_BYTES = 1 << 30  # of stored features; fewer views where all would not fit
 
 
@@ -49,9 +52,14 @@ def learn(course: Course) -> Networks:
     else:
         if course.learning.schedule == "simultaneous":
             _pair(course)
-        teacher, space = _teacher(course)
-        gallery, logits = _gallery(course, teacher, space)
+        teacher, space, gallery, logits = teach(course)
     return Networks(teacher, _student(course, teacher, space, logits), space, gallery)
+
+
+def teach(course: Course) -> tuple[HashNet, CodeSpace, LanceGallery, Logits]:
+    """The teacher and its gallery; with them, what the gallery's codes are the signs of, `[len(gallery), bits]`."""
+    teacher, space = _teacher(course)
+    return teacher, space, *_gallery(course, teacher, space)
 
 
 def _existing(course: Course, folder: Path) -> tuple[HashNet | None, CodeSpace, LanceGallery, Logits]:
@@ -74,7 +82,7 @@ def _existing(course: Course, folder: Path) -> tuple[HashNet | None, CodeSpace, 
         if first:
             codespace.save(run.folder, space, centers)
     if not path.exists():
-        return None, space, gallery, np.where(unpack(gallery.codes()), np.float32(1), np.float32(-1))
+        return None, space, gallery, _as_logits(gallery)
     if sha256_of(path) != space.teacher_sha256:
         raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
     teacher = load_network(path).to(weights_of.device())
@@ -91,7 +99,8 @@ def _pair(course: Course) -> None:
         rates = {"teacher": (plan.teacher_lr, fit.weight_decay),
                  "student": (plan.student_lr, learning.student_fit.weight_decay)}  # fmt: skip
         train_pair(
-            nets["teacher"], nets["student"], course.teacher_lesson, course.student_lesson, learning.student_fit,
+            nets["teacher"], nets["student"], course.teacher_lesson, course.student_lesson,
+            learning.student_fit.center_weight, distiller_of(course, np.zeros((0, learning.bits), np.float32)),
             course.schedule(fit, plan.teacher_epochs), rates, plan.teacher_crop, run.work, course.data.fingerprint,
         )  # fmt: skip
         _save_teacher(course, nets["teacher"])
@@ -105,17 +114,20 @@ def _teacher(course: Course) -> tuple[HashNet, CodeSpace]:
         what = f"training {plan.teacher.name} at {plan.teacher_size} px ({plan.teacher_mode}), {plan.teacher.source}"
         with run.stage("teacher", what):
             net = course.beginning("teacher")
+            objective = objective_of(course, net)
             if plan.teacher_mode != "full":
-                _head(course, net)
+                _head(course, net, objective)
             if plan.teacher_mode != "quick":
-                _all_layers(course, net)
+                _all_layers(course, net, objective)
+            if objective.learns_codes:
+                _save_codes(course, objective)
             _save_teacher(course, net)
     run.discard("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run.folder)
     return load_network(run.folder / "teacher.safetensors").to(weights_of.device()), space
 
 
-def _head(course: Course, net: HashNet) -> None:
+def _head(course: Course, net: HashNet, objective: Objective) -> None:
     """The hash head on stored features of stored views: seconds, once the features are there."""
     plan, fit, train = course.plan, course.learning.teacher_fit, course.data.train
     lens, run = course.lens("teacher"), features(net)
@@ -127,23 +139,32 @@ def _head(course: Course, net: HashNet) -> None:
     stage = "teacher" if plan.teacher_mode == "quick" else "head"
     schedule = replace(course.schedule(fit, fit.head_epochs), ema=0.0, patience=0)
     rates, key = (fit.head_lr, fit.weight_decay), course.data.fingerprint
-    train_head(stage, net, course.teacher_lesson, np.stack(seen), schedule, rates, course.run.work, key)
+    train_head(stage, net, objective, course.teacher_lesson, np.stack(seen), schedule, rates, course.run.work, key)
 
 
-def _all_layers(course: Course, net: HashNet) -> None:
+def _all_layers(course: Course, net: HashNet, objective: Objective) -> None:
     plan, fit = course.plan, course.learning.teacher_fit
     schedule, rates = course.schedule(fit, plan.teacher_epochs), (plan.teacher_lr, fit.weight_decay)
     frozen = plan.teacher_mode == "head_first"
     lesson, key = course.teacher_lesson, course.data.fingerprint
-    train_teacher(net, lesson, schedule, rates, plan.teacher_crop, course.run.work, key, frozen)
+    train_teacher(net, objective, lesson, schedule, rates, plan.teacher_crop, course.run.work, key, frozen)
 
 
 def _save_teacher(course: Course, net: HashNet) -> None:
-    path, plan = course.run.folder / "teacher.safetensors", course.plan
+    path, plan, centers = course.run.folder / "teacher.safetensors", course.plan, course.words_of(net)
     with first_here() as first:
         if first:
             save_network(path, net, plan.teacher.name, plan.teacher_size, course.learning.bits)
-            codespace.save(course.run.folder, course.space(sha256_of(path)), course.centers)
+            codespace.save(course.run.folder, course.space(sha256_of(path), centers), centers)
+
+
+def _save_codes(course: Course, objective: Objective) -> None:
+    """Keeps the gallery's codes that the objective has learned until they are in the gallery."""
+    codes = objective.codes().cpu().numpy().astype(np.int8)
+    with first_here() as first:
+        if first:
+            with whole(course.run.work / LEARNED) as draft, draft.open("wb") as stream:
+                np.save(stream, codes, allow_pickle=False)
 
 
 def _save_student(course: Course, net: HashNet) -> None:
@@ -154,12 +175,16 @@ def _save_student(course: Course, net: HashNet) -> None:
 
 
 def _gallery(course: Course, net: HashNet, space: CodeSpace) -> tuple[LanceGallery, Logits]:
-    """The teacher's codes of the gallery as a table, and its logits `[len(gallery), bits]`."""
-    run, data, uri = course.run, course.data, str(course.run.folder / "gallery")
+    """The codes of the gallery as a table, and what they are the signs of, `[len(gallery), bits]`: mostly logits."""
+    run, data, uri, learned = course.run, course.data, str(course.run.folder / "gallery"), course.method.learns_codes
     if run.done("gallery"):
-        return open_gallery(uri, space), course.logits("teacher", net, data.gallery, "gallery", space.id)
+        table = open_gallery(uri, space)
+        return table, _as_logits(table) if learned else course.logits("teacher", net, data.gallery, "gallery", space.id)
     with run.stage("gallery", f"hashing {len(data.gallery)} pictures into {space.bits} bits each"):
-        logits = course.logits("teacher", net, data.gallery, "gallery", space.id)
+        if learned:
+            logits = np.load(run.work / LEARNED, allow_pickle=False).astype(np.float32)
+        else:
+            logits = course.logits("teacher", net, data.gallery, "gallery", space.id)
         with first_here() as first:
             if first:
                 names = [data.names[i] for i in data.gallery]
@@ -167,16 +192,22 @@ def _gallery(course: Course, net: HashNet, space: CodeSpace) -> tuple[LanceGalle
     return open_gallery(uri, space), logits
 
 
+def _as_logits(gallery: LanceGallery) -> Logits:
+    """The codes of a gallery as +-1, `[N, bits]`."""
+    return np.where(unpack(gallery.codes()), np.float32(1), np.float32(-1))
+
+
 def _student(course: Course, teacher: HashNet | None, space: CodeSpace, gallery_logits: Logits) -> HashNet:
     run, plan, terms = course.run, course.plan, course.learning.student_fit
     if not run.done("student"):
+        asks = course.asks_teacher
         index, spare = _pupils(course, teacher)
         prepare: Prepare
         if teacher and not plan.views:
             prepare = from_teacher(course.student_lesson, teacher, course.teacher_lesson, plan.student_crop,
                                    index[len(course.data.train):], spare)  # fmt: skip
         else:
-            whom = "no teacher" if not terms.asks_teacher else "the teacher" if teacher else "the gallery's codes"
+            whom = "no teacher" if not asks else "the teacher" if teacher else "the gallery's codes"
             with run.stage("views", f"asking {whom} about {plan.views} views of {len(index)} pictures"):
                 views = _taught(course, teacher, index, space, gallery_logits)
             prepare = from_views(course.student_lesson, views, spare)
@@ -185,7 +216,9 @@ def _student(course: Course, teacher: HashNet | None, space: CodeSpace, gallery_
             net = course.beginning("student")
             schedule, rates = course.schedule(terms, plan.student_epochs, spare), (plan.student_lr, terms.weight_decay)
             key = f"{course.data.fingerprint} {space.id}"
-            train_student(net, course.student_lesson, prepare, terms, schedule, rates, run.work, key)
+            distiller = distiller_of(course, gallery_logits)
+            train_student(net, course.student_lesson, prepare, terms.center_weight, distiller, schedule, rates,
+                          run.work, key, asks)  # fmt: skip
             _save_student(course, net)
     run.discard("student.checkpoint.safetensors")
     return load_network(run.folder / "student.safetensors").to(weights_of.device())
@@ -211,7 +244,7 @@ def _pupils(course: Course, teacher: HashNet | None) -> tuple[Indices, int]:
     twice = min(LARGEST_SHARE, 2 * len(others) / (len(others) + len(data.train)))
     share = twice if fit.unlabelled_share == "auto" else float(fit.unlabelled_share)
     batch = min(fit.batch, len(data.train))
-    spare = min(round(share * batch), batch - 2) if len(others) and fit.asks_teacher else 0
+    spare = min(round(share * batch), batch - 2) if len(others) and course.asks_teacher else 0
     return np.concatenate([data.train, others if spare else others[:0]]), spare
 
 
@@ -225,7 +258,7 @@ def _taught(
     crops = stored(len(index), max(1, plan.views), plan.student_crop, course.learning.seed)
     logits = []
     for view in range(len(crops)):
-        if not course.learning.student_fit.asks_teacher:
+        if not course.asks_teacher:
             logits.append(np.zeros((len(index), space.bits), np.float32))
         elif teacher is None or view == 0:  # without a teacher, the gallery's codes hold for every crop
             logits.append(gallery_logits[known])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.config import StudentFit
+from distill.distillers.base import Distiller, Taught
 from distill.engine import Learner, Schedule, fit, forward
 from distill.lesson import Indices, Lesson
 from distill.models import HashNet
@@ -90,26 +90,29 @@ def train_student(
     net: HashNet,
     lesson: Lesson,
     prepare: Prepare,
-    terms: StudentFit,
+    center_weight: float,
+    distiller: Distiller,
     schedule: Schedule,
     rates: tuple[float, float],
     folder: Path,
     key: str,
+    asks_teacher: bool = True,
 ) -> None:
-    """Trains all layers of `net` in place by `student_loss`, resuming from `folder`.
+    """Trains all layers of `net`, and what `distiller` learns, in place by `student_loss`, resuming from `folder`.
 
-    rates: learning rate and weight decay
+    rates: learning rate and weight decay; asks_teacher: whether the distiller looks at what the teacher said
     """
     run = forward(net)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, index = run(batch.images), batch.index[: batch.labelled]
-        taught = batch.taught() if terms.asks_teacher else logits.detach()
-        loss = student_loss(terms, lesson, logits, taught, index)
+        taught = batch.taught() if asks_teacher else logits.detach()
+        loss = student_loss(center_weight, distiller, lesson, logits, taught, index)
         return loss, lesson.accuracy(logits[: len(index)].detach(), index)
 
-    rows, learner = np.arange(len(lesson.train)), Learner("student", net, *rates)
-    fit("student", [learner], prepare, objective, rows, schedule, lesson.validator(net), folder, key)
+    learners = [Learner("student", net, *rates), Learner("distiller", distiller, *rates, averaged=False)]
+    rows = np.arange(len(lesson.train))
+    fit("student", learners, prepare, objective, rows, schedule, lesson.validator(net), folder, key)
 
 
 def train_rounded(
@@ -140,7 +143,8 @@ def train_pair(
     student: HashNet,
     its: Lesson,
     lesson: Lesson,
-    terms: StudentFit,
+    center_weight: float,
+    distiller: Distiller,
     schedule: Schedule,
     rates: dict[str, tuple[float, float]],
     smallest_crop: float,
@@ -161,30 +165,22 @@ def train_pair(
     def objective(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         larger, smaller, index = batch
         gallery, query = run(larger), ask(smaller)
-        loss = its.center_loss(gallery, index) + student_loss(terms, lesson, query, gallery, index)
+        loss = its.center_loss(gallery, index) + student_loss(center_weight, distiller, lesson, query, gallery, index)
         return loss, lesson.accuracy(query.detach(), index)
 
     learners = [Learner("teacher", teacher, *rates["teacher"]), Learner("student", student, *rates["student"])]
     fit("pair", learners, prepare, objective, lesson.train, schedule, lesson.validator(student), folder, key)
 
 
-def student_loss(terms: StudentFit, lesson: Lesson, student: Tensor, teacher: Tensor, index: Indices) -> Tensor:
-    """The weighted sum of CSCH's terms that have a weight.
+def student_loss(
+    weight: float, distiller: Distiller, lesson: Lesson, student: Tensor, teacher: Tensor, index: Indices
+) -> Tensor:
+    """The center term, by its weight, and what the distiller says.
 
     student, teacher: logits `[B, bits]` on the same looks; index: the pictures of the first rows, which have labels.
     The other rows have the terms that need none.
     """
-    loss = student.new_zeros(())
-    if terms.center_weight and len(index):
-        loss = loss + terms.center_weight * lesson.center_loss(student[: len(index)], index)
-    if terms.instance_weight:
-        loss = loss + terms.instance_weight * csch.instance_consistency(student, teacher, terms.instance)
-    if terms.similarity_weight:
-        loss = loss + terms.similarity_weight * csch.similarity_consistency(student, teacher, lesson.words)
-    if terms.rank_weight:
-        loss = loss + terms.rank_weight * csch.rank_consistency(student, teacher)
-    if terms.relation_weight:
-        loss = loss + terms.relation_weight * csch.relation_consistency(student, teacher)
-    if terms.margin_weight:
-        loss = loss + terms.margin_weight * csch.margin_room(student)
+    loss = distiller(Taught(student, teacher, lesson.positive[index]))
+    if weight and len(index):
+        loss = weight * lesson.center_loss(student[: len(index)], index) + loss
     return loss

@@ -1,4 +1,4 @@
-"""The teacher: trained alone, by central similarity, then frozen.  Its codes of the gallery are the product's index."""
+"""The teacher: trained alone, by its objective, then frozen.  Its codes of the gallery are the product's index."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.engine import Learner, Schedule, fit, forward
-from distill.lesson import Lesson, Logits
+from distill.engine import Learner, Schedule, fit, in_full
+from distill.lesson import Judge, Lesson, Logits
 from distill.models import HashNet
+from distill.objectives.base import Objective, Seen
 from distill.parallel import mine
-from distill.views import draw
+from distill.views import draw, tinted
+
+HARD_CROP, TINT = 0.4, 0.2  # of a second look: its smallest area over the first one's, and the change of its colours
+Rows = NDArray[np.int64]
 
 
 def train_teacher(
     net: HashNet,
+    objective: Objective,
     lesson: Lesson,
     schedule: Schedule,
     rates: tuple[float, float],
@@ -26,28 +31,36 @@ def train_teacher(
     key: str,
     frozen_statistics: bool = False,
 ) -> None:
-    """Trains all layers of `net` in place by center consistency on fresh crops, resuming from `folder`.
+    """Trains all layers of `net`, and what `objective` learns, in place on fresh crops, resuming from `folder`.
 
     rates: learning rate and weight decay; frozen_statistics: batch norms of the backbone keep what they have counted
     """
-    run = forward(net)
+    run, judge = in_full(net), _judge(lesson, objective)
 
-    def prepare(index: NDArray[np.int64], generator: torch.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        return lesson.lens.look(mine(index), mine(draw(len(index), smallest_crop, generator))), index
+    def prepare(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
+        index = lesson.train[rows]
+        looks = [lesson.lens.look(mine(index), mine(draw(len(index), smallest_crop, generator)))]
+        if objective.looks > 1:
+            harder = lesson.lens.look(mine(index), mine(draw(len(index), HARD_CROP * smallest_crop, generator)))
+            looks.append(tinted(harder, TINT, generator))
+        return looks, rows
 
-    def objective(batch: tuple[Tensor, NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-        images, index = batch
+    def loss(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
+        looks, rows = batch
         net.backbone.train(not frozen_statistics)
-        logits = run(images)
-        return lesson.center_loss(logits, index), lesson.accuracy(logits.detach(), index)
+        features, logits = run(looks[0])
+        again = run(looks[1])[1] if objective.looks > 1 else None
+        seen = Seen(logits, features, torch.from_numpy(rows).to(logits.device), again)
+        return objective(seen), judge(logits.detach(), lesson.train[rows])
 
-    learner = Learner("teacher", net, *rates)
-    fit("teacher", [learner], prepare, objective, lesson.train, schedule, lesson.validator(net), folder, key)
+    fit("teacher", _learners("teacher", net, objective, rates), prepare, loss, np.arange(len(lesson.train)), schedule,
+        lesson.validator(net, judge), folder, key)  # fmt: skip
 
 
 def train_head(
     stage: str,
     net: HashNet,
+    objective: Objective,
     lesson: Lesson,
     features: Logits,
     schedule: Schedule,
@@ -55,21 +68,33 @@ def train_head(
     folder: Path,
     key: str,
 ) -> None:
-    """Trains the hash head of `net` in place on stored features of its frozen backbone: seconds.
+    """Trains the hash head of `net`, and what `objective` learns, in place on stored features: seconds.
 
-    features: `[views, len(train), D]`; each step sees one view of each of its pictures
+    features: of the frozen backbone, `[views, len(train), D]`; a step takes a view of each of its pictures at random
     """
-    stored = torch.from_numpy(features).to(lesson.lens.device)
+    stored, judge = torch.from_numpy(features).to(lesson.lens.device), _judge(lesson, objective)
 
-    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> tuple[Tensor, NDArray[np.int64]]:
-        view = torch.randint(len(stored), (len(rows),), generator=generator)
-        return stored[view, torch.from_numpy(rows)], lesson.train[rows]
+    def prepare(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
+        views = (torch.randint(len(stored), (len(rows),), generator=generator) for _ in range(objective.looks))
+        return [stored[view, torch.from_numpy(rows)] for view in views], rows
 
-    def objective(batch: tuple[Tensor, NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-        logits, index = net.head(batch[0]), batch[1]
-        return lesson.center_loss(logits, index), lesson.accuracy(logits.detach(), index)
+    def loss(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
+        looks, rows = batch
+        logits = net.head(looks[0])
+        again = net.head(looks[1]) if objective.looks > 1 else None
+        seen = Seen(logits, looks[0], torch.from_numpy(rows).to(logits.device), again)
+        return objective(seen), judge(logits.detach(), lesson.train[rows])
 
-    rows, learner = np.arange(len(lesson.train)), Learner("head", net.head, *rates)
-    fit(stage, [learner], prepare, objective, rows, schedule, lambda: None, folder, key)
+    fit(stage, _learners("head", net.head, objective, rates), prepare, loss, np.arange(len(lesson.train)), schedule,
+        lambda: None, folder, key)  # fmt: skip
     net.eval()
 
+
+def _learners(name: str, net: torch.nn.Module, objective: Objective, rates: tuple[float, float]) -> list[Learner]:
+    """The network, and beside it the objective: what it learns, and what it must still know after a kill."""
+    return [Learner(name, net, *rates), Learner("objective", objective, *rates, averaged=False)]
+
+
+def _judge(lesson: Lesson, objective: Objective) -> Judge:
+    """How well a batch does, for the training curves: by nearest centers, where the objective knows them."""
+    return lesson.accuracy if objective.centers else lesson.neighbours

@@ -37,6 +37,12 @@ def stored(count: int, views: int, smallest: float, seed: int) -> Tensor:
     return torch.cat([whole, *(draw(count, smallest, generator)[None] for _ in range(views - 1))])
 
 
+def tinted(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Normalised `[B, 3, S, S]` with each channel of each picture scaled by 1 +- strength and moved by +- strength."""
+    random = (2 * torch.rand(2, len(images), 3, 1, 1, generator=generator) - 1).to(images.device)
+    return images * (1 + strength * random[0]) + strength * random[1]
+
+
 class Lens:
     """Turns uint8 pictures into a network's input: gather, crop, normalise, on the device.
 

@@ -42,6 +42,8 @@ PACKAGES = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
+# Networks without weights of their own begin with those of a timm network that fit.
+LENT = {"hybridhash": "nest_base_jx"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def load(backbone: nn.Module, weights: Weights) -> None:
     own = backbone.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     backbone.load_state_dict(fitting, strict=False)
+    if weights.name in LENT:
+        log.info("%s: %d of the %d tensors of %s fit", weights.name, len(fitting), len(state), weights.source)
     _report_missing(backbone, fitting, weights)
 
 
@@ -150,8 +154,10 @@ def _report_missing(backbone: nn.Module, fitting: dict[str, Tensor], weights: We
 
 def _in_folder(name: str) -> Weights | None:
     folder = os.environ.get(FOLDER_VARIABLE)
-    for suffix in ("", "_nohead") if folder else ():
-        path = Path(str(folder)) / f"{name}{suffix}.safetensors"
+    names = (name, LENT[name]) if name in LENT else (name,)
+    files = [known + suffix for known in names for suffix in ("", "_nohead")]
+    for file in files if folder else ():
+        path = Path(str(folder)) / f"{file}.safetensors"
         if path.is_file():
             return Weights(name, path, f"{path.name} in {FOLDER_VARIABLE}")
     return None

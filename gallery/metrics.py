@@ -97,6 +97,31 @@ def precision_within_radius(
     return RadiusScore(float((relevant / np.maximum(everyone, 1)).mean()), float((everyone == 0).mean()), radius)
 
 
+def precision_recall(
+    query_codes: Codes, gallery_codes: Codes, query_labels: Labels, gallery_labels: Labels
+) -> tuple[Floats, Floats]:
+    """Precision and recall within each Hamming radius 0..bits, float64 `[bits+1]` each; arguments as above.
+
+    Precision is a mean over the queries whose ball holds anything (NaN where no query's does), recall over those with
+    relevant items.  By radius, not by rank: ties cannot move it.
+    """
+    everyone, relevant = (
+        counts.cumsum(1) for counts in count_by_distance(query_codes, gallery_codes, query_labels, gallery_labels)
+    )
+    answerable = relevant[:, -1] > 0
+    recall = (relevant[answerable] / relevant[answerable, -1:]).mean(0)
+    filled = (everyone > 0).sum(0)
+    precision = (relevant / np.maximum(everyone, 1)).sum(0) / np.where(filled > 0, filled, np.nan)
+    return precision, recall
+
+
+def bit_entropy(codes: Codes) -> float:
+    """Mean entropy of the single bits, in [0, 1]: 1 where each is set in half of the codes."""
+    share = np.unpackbits(codes, axis=1).mean(0)
+    inner = share[(share > 0) & (share < 1)]
+    return float(-(inner * np.log2(inner) + (1 - inner) * np.log2(1 - inner)).sum() / len(share))
+
+
 @dataclass(frozen=True, eq=False)
 class _Ranks:
     """Per query and distance, `[queries, bits+1]`: n, p, N, P, s and the sum of precisions of the module text."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distill.centers import Centers
 from distill.config import Instance
+from distill.objectives.base import Objective, Seen, Task
 
 SCALE, MARGIN = 8.0, 0.2
 ROOM = 0.5  # from zero, in units of a bit's spread
@@ -118,3 +119,20 @@ def signs(logits: Tensor) -> Tensor:
 def _tie_bits(label_set: NDArray[np.bool_], bits: int) -> NDArray[np.int8]:
     seed = int.from_bytes(hashlib.sha256(np.packbits(label_set).tobytes()).digest()[:8], "little")
     return np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), bits)
+
+
+class Csch(Objective):
+    """The center term alone: the teacher's side of CSCH, and ours."""
+
+    centers = "auto"
+
+    def __init__(self, task: Task, scale: float = SCALE, margin: float = MARGIN) -> None:
+        super().__init__(task)
+        self.scale, self.margin = scale, margin
+
+    def forward(self, seen: Seen) -> Tensor:
+        own, positive = self.task.targets[seen.rows], self.task.positive[seen.rows]
+        return center_consistency(seen.logits, own, self.task.words, positive, self.scale, self.margin)
+
+
+METHOD = Csch

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gallery.codes import hamming, pack
 from gallery.errors import InputError
-from gallery.metrics import mean_average_precision, precision_within_radius
+from gallery.metrics import bit_entropy, mean_average_precision, precision_recall, precision_within_radius
 
 Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -189,3 +189,29 @@ def test_precision_within_a_radius(radius: int) -> None:
 def test_a_negative_radius_is_refused() -> None:
     with pytest.raises(InputError, match="radius"):
         precision_within_radius(*clustered(6, 2, 5), radius=-1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_precision_and_recall_by_radius_against_loops(seed: int) -> None:
+    q, g, ql, gl = clustered(seed, 7, 40)
+    precision, recall = precision_recall(q, g, ql, gl)
+    distances = hamming(q, g)
+    for radius in range(17):
+        within = [[j for j in range(40) if distances[i, j] <= radius] for i in range(7)]
+        hits = [sum(gl[j] == ql[i] for j in balls) for i, balls in enumerate(within)]
+        shares = [hit / len(ball) for hit, ball in zip(hits, within, strict=True) if ball]
+        found = [hit / np.sum(gl == ql[i]) for i, hit in enumerate(hits) if np.sum(gl == ql[i])]
+        assert precision[radius] == pytest.approx(np.mean(shares)) if shares else np.isnan(precision[radius])
+        assert recall[radius] == pytest.approx(np.mean(found))
+
+
+def test_a_radius_within_which_nobody_finds_anything_has_no_precision() -> None:
+    precision, recall = precision_recall(pack([[0] * 8]), pack([[1] * 8]), np.array([0]), np.array([0]))
+    assert np.isnan(precision[:8]).all()
+    assert (precision[8], recall.tolist()) == (1, [0] * 8 + [1])
+
+
+def test_entropy_of_bits() -> None:
+    assert bit_entropy(pack([[0, 0, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]])) == pytest.approx(2 / 8)
+    quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
+    assert bit_entropy(pack([[0] * 8, [0] * 8, [0] * 8, [1] * 8])) == pytest.approx(quarter)

@@ -1,0 +1,46 @@
+"""BCT: the student must be understood by the classifier of the gallery's side.
+
+"Towards Backward-Compatible Representation Learning", CVPR 2020: beside its own classification loss, the new network
+has one through the frozen classifier of the old one, the influence loss.
+
+    L = weight * mean_i -sum_c y_ic / |y_i| * log softmax_c( scale * cos(h_q_i, t_c) )
+
+h_q: the student's logits `[B, bits]`; t_c: center of class c, +-1; y_i: the classes of picture i, |y_i| of them.  In
+the mean are the pictures with labels, the first L rows of a batch; where there are none, the loss is 0.  What all
+centers agree in cancels in the softmax.
+
+The frozen classifier of the gallery's side is here the fixed centers, on which the teacher was trained: nothing of the
+teacher's logits is looked at, nor of their signs, so that there is no such option.  Our center term, which every
+student has, is CosFace on the same centers, and the teacher was trained by it too.  That term asks for a margin and
+this one does not; of several classes that one draws to a single word, their majority, and takes only the others for
+rivals, and this one draws to each class's center, which are each other's rivals.  With `center_weight` 1 both are on,
+as the paper's two are, though there the new network's own classifier is learned and here the two share one; with
+`center_weight` 0 this loss is alone.  weight: lambda, 1 as released.  Its classifier is a plain linear layer; cosines,
+which did better in its table, need a scale, and 8 is the center term's (and HVS's square root of 64 bits).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.distillers.base import Distiller, Task, Taught, cosines
+from distill.objectives.base import soft_labels
+from distill.objectives.csch import SCALE
+
+
+class Bct(Distiller):
+    """weight: of the whole; scale: of the cosines, before the softmax."""
+
+    asks_teacher = False
+
+    def __init__(self, task: Task, weight: float = 1.0, scale: float = SCALE) -> None:
+        super().__init__(task)
+        self.weight, self.scale = weight, scale
+
+    def forward(self, taught: Taught) -> Tensor:
+        labelled = len(taught.positive)
+        said = (self.scale * cosines(taught.student[:labelled], self.task.words)).log_softmax(1)
+        return self.weight * -(soft_labels(taught.positive) * said).sum() / max(1, labelled)
+
+
+METHOD = Bct

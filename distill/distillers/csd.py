@@ -1,0 +1,47 @@
+"""CSD: to the gallery's nearest pictures, the student must be as similar as the teacher is.
+
+"Contextual Similarity Distillation for Asymmetric Image Retrieval", CVPR 2022.
+
+    L = weight * mean_i KL( softmax_j(f_g_i . g_j / tau_g) || softmax_j(f_q_i . g_j / tau_q) ),  j in N_i
+
+f_q_i, f_g_i: student's and teacher's embedding of picture i, of unit length; g_j: the teacher's of picture j of the
+gallery; N_i: the k pictures of the whole gallery nearest to f_g_i, as in the paper (D3still's code has those of the
+batch).  k 256, tau_q 1, tau_g .01, weight 20 as in D3still's settings.  No labels: all rows of a batch take part.
+
+f_g and g are signs, of unit length, as the gallery stores them (signs = 0: logits).  Pictures of equal code are one
+g_j: no query can tell them apart, and with a teacher whose classes have collapsed, the 256 nearest pictures would all
+be copies of one code, of which every student says the same, without gradient.  k codes, or all of a smaller gallery;
+which of the equally distant ones are the last is left to `topk`.
+
+What all of N_i agree in cancels in the softmax: the term says how the student differs from its neighbourhood, and
+leaves where that is to the center term.  tau_q over tau_g is no mistake: with a student that flat the term never
+reaches 0, and goes on pulling to the nearest codes and away from the mean of the others.
+
+Memory: B G floats without gradient (15 MB for 64 pictures and a gallery of 60,000), and B k bits with.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.distillers.base import AmongGallery, Task, Taught
+
+
+class Csd(AmongGallery):
+    """weight: of the whole; k: neighbours; tau_q, tau_g: temperatures of student and teacher; signs: see above."""
+
+    def __init__(
+        self, task: Task, weight: float = 20.0, k: float = 256, tau_q: float = 1.0, tau_g: float = 0.01,
+        signs: float = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(task, k, signs)
+        self.weight, self.tau_q, self.tau_g = weight, tau_q, tau_g
+
+    def forward(self, taught: Taught) -> Tensor:
+        near, asked = self.compare(taught)
+        wanted, found = (near / self.tau_g).log_softmax(1), (asked / self.tau_q).log_softmax(1)
+        return self.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
+METHOD = Csd

@@ -1,0 +1,63 @@
+"""D3still: the differences between similarities to a picture's neighbours, those of a wrong sign first.
+
+"D3still: Decoupled Differential Distillation for Asymmetric Image Retrieval", CVPR 2024.
+
+    L = weight * ( alpha / B * |(1 - q_i,i)_i|
+                   + mean_i ( beta |e_i on wrong pairs| + gamma |e_i on right pairs| ) / (k - 1) )
+    e_i,jl = (d^q_jl - d^g_jl) / (.1 + |d^g_jl|),   d^q_jl = q_i,j - q_i,l,   d^g_jl = g_i,j - g_i,l
+
+q_i,j = f_q_i . f_g_j: cosine of the student's embedding of picture i with the teacher's of j; g_i,j = f_g_i . f_g_j;
+j, l: the k - 1 pictures of the batch nearest to i in the teacher's eyes, i itself left out; a pair is wrong where d^q
+has not the sign of d^g, right where it has; | | of a vector is its length.  The first term, the picture's similarity
+to itself, is the length of a vector of B divided by B, as released: it weighs less in a larger batch.
+k 10, alpha 200, beta 10, gamma 2.  No labels: all rows of a batch take part, and in a small one k is B.
+
+f_g is signs, as the gallery stores them (signs = 0: logits), and so d^g is often 0.  Such a pair is in no order that
+could be lost and counts as neither; the released code sets its d^g to 1 and drives its similarities apart.  The pair
+whose d^q is 0 has lost its order, and is wrong; the released code leaves it out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.distillers.base import Distiller, Task, Taught, cosines, gallery_side, whole
+
+FLOOR = 0.1  # below which an error is absolute rather than relative
+
+
+class D3still(Distiller):
+    """weight: of the whole; k: a picture and its neighbours; alpha, beta, gamma: of its terms; signs: see above."""
+
+    def __init__(
+        self, task: Task, weight: float = 1.0, k: float = 10, alpha: float = 200.0, beta: float = 10.0,
+        gamma: float = 2.0, signs: float = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(task)
+        self.weight, self.k, self.signs = weight, whole(k, least=2), signs
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+
+    def forward(self, taught: Taught) -> Tensor:
+        stored = gallery_side(taught.teacher, self.signs)
+        asked, own = cosines(taught.student, stored), cosines(stored, stored)
+        itself = (1 - asked.diagonal()).norm() / len(asked)
+        return self.weight * (self.alpha * itself + self._relations(asked, own))
+
+    def _relations(self, asked: Tensor, own: Tensor) -> Tensor:
+        near = own.clone().fill_diagonal_(-torch.inf).sort(dim=1, descending=True, stable=True).indices
+        near = near[:, : min(self.k, len(own)) - 1]
+        found, wanted = _differences(asked.gather(1, near)), _differences(own.gather(1, near))
+        error = (found - wanted) / (FLOOR + wanted.abs())
+        agree = found * wanted > 0
+        wrong, right = error * (~agree & (wanted != 0)), error * agree
+        lengths = self.beta * wrong.norm(dim=1) + self.gamma * right.norm(dim=1)
+        return lengths.mean() / max(1, near.shape[1])
+
+
+def _differences(similarities: Tensor) -> Tensor:
+    """All pairs of a row: `[B, n]` to `[B, n n]`."""
+    return (similarities[:, :, None] - similarities[:, None, :]).flatten(1)
+
+
+METHOD = D3still

@@ -1,0 +1,43 @@
+"""RAML: each picture to the teacher's own embedding, and similarities within a batch to the teacher's.
+
+"Large-to-Small Image Resolution Asymmetry in Deep Metric Learning", WACV 2023.
+
+    L = weight * ( mean_i (1 - S_qg_ii)^2 + cross * mean_{i != j} (S_qg_ij - S_gg_ij)^2
+                                          + own * mean_{i != j} (S_qq_ij - S_gg_ij)^2 )
+
+S_qg_ij = f_q_i . f_g_j, and so on: cosines of the pictures of a batch, q the student's, g the teacher's.  cross .7482,
+own .6778: D3still's code reads the first for both.  The paper has the absolute term with weight 1; 20 before the whole
+is what D3still sets beside a classification loss.  No labels: all rows of a batch take part; one row has no pairs.
+
+g is signs, as the gallery stores them (signs = 0: logits): S_qg is what retrieval will compute, and S_gg what the
+gallery answers to its own pictures.  S_qq stays of real-valued students on both sides, so that it has a gradient.  Its
+term alone would be blind to a rotation; the first two are not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.distillers.base import Distiller, Task, Taught, cosines, gallery_side
+
+
+class Raml(Distiller):
+    """weight: of the whole; cross, own: of student-teacher and student-student similarities; signs: see above."""
+
+    def __init__(
+        self, task: Task, weight: float = 20.0, cross: float = 0.7482, own: float = 0.6778, signs: float = 1
+    ) -> None:
+        super().__init__(task)
+        self.weight, self.cross, self.own, self.signs = weight, cross, own, signs
+
+    def forward(self, taught: Taught) -> Tensor:
+        q, g = taught.student, gallery_side(taught.teacher, self.signs)
+        across, wanted = cosines(q, g), cosines(g, g)
+        gaps = self.cross * (across - wanted).square() + self.own * (cosines(q, q) - wanted).square()
+        off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
+        pairs = (gaps * off).sum() / off.sum().clamp(min=1)
+        return self.weight * ((1 - across.diagonal()).square().mean() + pairs)
+
+
+METHOD = Raml

@@ -1,0 +1,55 @@
+"""A few real pictures in a folder, and a whole road of learning over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from small import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
+
+from distill import stages
+from distill.config import Learning
+from distill.course import Course, begin
+from distill.data import load
+from distill.models import build
+from distill.runfolder import open_run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of twenty, and beside them a folder without labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    data = load("embedded", {32}, folder / "cache", seed=0)
+    for label in (0, 1, 8, 9):
+        for place, i in enumerate(data.query[data.labels[data.query] == label][: EACH + 5]):
+            home = folder / ("labelled" if place < EACH else "loose") / data.classes[label].replace("/", "-")
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.pixels[32][i]).save(home / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of "pretrained" weights: the network as it happens to begin."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "resnet10t.safetensors"
+    save_file(build("resnet10t", SIZE, BITS, seed=7).backbone.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
+
+    def run(name: str = "run", **changes: Any) -> tuple[Course, stages.Networks]:
+        small = {"teacher": "resnet10t", "student": "mobilenetv3_small", "teacher_size": SIZE, "student_size": SIZE,
+                 "data": str(pictures / "labelled"), "bits": BITS, "teacher_fit": TEACHER, "student_fit": STUDENT}
+        with open_run(tmp_path / name) as folder:
+            course = begin(folder, Learning(**{**small, **changes}), tmp_path / "cache")
+            return course, stages.learn(course)
+
+    return run

@@ -1,0 +1,58 @@
+"""The influence loss against loops over labelled pictures and classes."""
+
+import math
+
+import pytest
+import teaching
+import torch
+
+from distill.distillers.bct import Bct
+
+
+def test_by_loops_of_pictures_with_one_and_several_labels() -> None:
+    of = teaching.task()
+    batch = teaching.taught(of)
+    assert batch.positive.sum(1).tolist() == [2, 1, 2, 1]
+    for scale, weight in ((8, 1), (3, 2)):
+        total = 0.0
+        for row, classes in zip(batch.student.detach().numpy()[:4], batch.positive.tolist(), strict=True):
+            powers = [math.exp(scale * teaching.cosine(row, word)) for word in of.words.numpy()]
+            chosen = [c for c, belongs in enumerate(classes) if belongs]
+            total -= sum(math.log(powers[c] / sum(powers)) for c in chosen) / len(chosen)
+        assert Bct(of, weight=weight, scale=scale)(batch).item() == pytest.approx(weight * total / 4, rel=1e-5)
+    assert Bct(of)(batch).item() == Bct(of, scale=8)(batch).item()
+
+
+def test_the_rules() -> None:
+    teaching.holds_to_the_rules("bct", looks_at_teacher=False)
+
+
+def test_without_labels_it_is_nothing_but_has_a_gradient() -> None:
+    of = teaching.task()
+    batch = teaching.taught(of, labelled=0)
+    loss = Bct(of)(batch)
+    assert loss.item() == 0
+    loss.backward()
+    assert batch.student.grad is not None
+    assert not batch.student.grad.any()
+
+
+def test_the_teacher_and_rows_without_labels_are_not_looked_at() -> None:
+    of = teaching.task()
+    batch = teaching.taught(of)
+    other = batch.student.detach().clone()
+    other[4:] += 1
+    assert Bct(of)(batch._replace(student=other, teacher=-batch.teacher)).item() == Bct(of)(batch).item()
+
+
+def test_learns_the_bits_of_the_centers() -> None:
+    """The teacher's signs are those of the centers for a teacher that has learned its own objective.
+
+    Eight centers differ in every bit; where all centers agree the softmax does not tell.
+    """
+    of = teaching.task(classes=8)
+    labels = torch.arange(12) % 8
+    batch = teaching.taught(of, 12)._replace(teacher=of.words[labels], positive=torch.eye(8, dtype=torch.bool)[labels])
+    assert (of.words[0] != of.words).any(0).all()
+    before, after = teaching.agreement(Bct(of), batch)
+    assert before < 0.7 < 0.9 < after

@@ -1,0 +1,46 @@
+"""Rank order against loops over pictures and pairs of places."""
+
+import math
+
+import pytest
+import teaching
+
+from distill.distillers.rop import Rop
+from gallery.errors import InputError
+
+
+def step(x: float, tau: float) -> float:
+    return 1 / (1 + math.exp(-x / tau)) if x / tau > -700 else 0.0
+
+
+@pytest.mark.parametrize(("signs", "k"), [(0, 7), (0, 256), (1, 1), (1, 256)])
+def test_by_loops(signs: int, k: int) -> None:
+    of = teaching.task()
+    batch = teaching.taught(of)
+    gallery = teaching.looked_at(of.gallery, signs)
+    gallery = teaching.distinct(gallery) if signs else gallery
+    total = 0.0
+    for q_row, g_row in zip(batch.student.detach().numpy(), teaching.looked_at(batch.teacher, signs), strict=True):
+        near = teaching.nearest(g_row, gallery, min(k, len(gallery)))
+        s = [round(teaching.cosine(g_row, gallery[j]), 12) for j in near]
+        q = [teaching.cosine(q_row, gallery[j]) for j in near]
+        norm = sum(math.exp(0.2 * x) for x in s)
+        for j in range(len(near)):
+            place = sum((step(s[i] - s[j], 1e-6) - step(q[i] - s[j], 0.1)) ** 2 for i in range(len(near)))
+            total += math.exp(0.2 * s[j]) / norm * (j + 1) * place / len(near)
+    assert Rop(of, k=k, signs=signs)(batch).item() == pytest.approx(2 * total / 6, rel=1e-5)
+
+
+def test_the_rules() -> None:
+    teaching.holds_to_the_rules("rop")
+
+
+def test_learns_the_teachers_bits() -> None:
+    of = teaching.task(pictures=100)
+    before, after = teaching.agreement(Rop(of), teaching.taught(of, 12))
+    assert before < 0.7 < 0.9 < after
+
+
+def test_no_neighbours_are_refused() -> None:
+    with pytest.raises(InputError, match="a whole k of at least 1"):
+        Rop(teaching.task(), k=0)

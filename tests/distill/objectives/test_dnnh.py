@@ -1,0 +1,54 @@
+"""DNNH against loops over all triplets."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tasks import learns, seen, sharing, task
+
+from distill.objectives.base import Task
+from distill.objectives.dnnh import METHOD
+
+
+def slow(of: Task, rows: list[int], logits: np.ndarray, margin: float) -> float:
+    positive, terms = of.positive.numpy(), []
+    u = [[1 / (1 + math.exp(-x)) for x in row] for row in logits]
+    places = range(len(rows))
+    for i in places:
+        for p in places:
+            for n in places:
+                ip, i_n = (sharing(positive[rows[i]], positive[rows[j]]) for j in (p, n))
+                if i not in (p, n) and ip and not i_n:
+                    near, far = (sum((a - b) ** 2 for a, b in zip(u[i], u[j], strict=True)) for j in (p, n))
+                    terms.append(max(0.0, near - far + margin))
+    return sum(terms) / max(1, len(terms))
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("rows", [[0, 1, 4, 9, 2, 6], [0, 4, 8], [0, 1, 2]])
+def test_by_loops(several: bool, rows: list[int]) -> None:
+    of = task(several)
+    batch = seen(of, rows)
+    logits = batch.logits.detach().numpy().astype(float)
+    assert METHOD(of)(batch).item() == pytest.approx(slow(of, rows, logits, 1.0), rel=1e-5)
+    assert METHOD(of, margin=4.0)(batch).item() == pytest.approx(slow(of, rows, logits, 4.0), rel=1e-5)
+
+
+def test_learns() -> None:
+    for margin, gain in ((1.0, 0.1), (4.0, 0.5)):  # one bit of sixteen is soon gained
+        before, after = learns(METHOD(task(), margin=margin), task())
+        assert after > before + gain
+
+
+def test_extreme_logits_and_a_lone_picture() -> None:
+    of = task()
+    for scale, rows in ((1e4, [0, 1, 4]), (0.0, [0, 1, 4]), (1.0, [2])):
+        batch = seen(of, rows)
+        logits = (scale * batch.logits).detach().requires_grad_()
+        assert torch.autograd.grad(METHOD(of)(batch._replace(logits=logits)), logits)[0].isfinite().all()
+
+
+def test_keeps_no_state() -> None:
+    assert not METHOD(task()).state_dict()
+    assert torch.equal(METHOD(task())(seen(task(), [0, 1, 4])), METHOD(task()).eval()(seen(task(), [0, 1, 4])))

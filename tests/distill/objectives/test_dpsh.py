@@ -1,0 +1,70 @@
+"""DPSH against loops over pictures and bits, and its bank."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from tasks import learns, seen, sharing, task
+
+from distill.objectives.base import Task
+from distill.objectives.dpsh import METHOD
+
+
+def slow(of: Task, rows: list[int], logits: np.ndarray, bank: dict[int, np.ndarray]) -> float:
+    positive, terms = of.positive.numpy(), []
+    for i, u in zip(rows, logits, strict=True):
+        for j, other in bank.items():
+            if j != i:
+                theta = sum(a * b for a, b in zip(u, other, strict=True)) / 2
+                terms.append(math.log(1 + math.exp(theta)) - (theta if sharing(positive[i], positive[j]) else 0))
+    off = [(a - (1 if a > 0 else -1)) ** 2 for u in logits for a in u]
+    return sum(terms) / len(terms) + 0.1 * sum(off) / len(off)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_by_loops_over_the_batch_and_all_that_were_seen(several: bool) -> None:
+    of, bank = task(several), {}
+    dpsh = METHOD(of)
+    for step, rows in enumerate(([0, 1, 4, 9], [1, 2, 3, 5])):
+        batch = seen(of, rows, step)
+        logits = batch.logits.detach().numpy().astype(float)
+        bank |= dict(zip(rows, logits, strict=True))
+        assert dpsh(batch).item() == pytest.approx(slow(of, rows, logits, bank), rel=1e-5)
+
+
+def test_learns() -> None:
+    before, after = learns(METHOD(task()), task())
+    assert after > before + 0.5
+
+
+def test_goes_on_from_its_state_and_only_training_changes_it() -> None:
+    of = task()
+    dpsh, other = METHOD(of), METHOD(of)
+    dpsh(seen(of, [0, 1, 2, 3]))
+    other.load_state_dict(dpsh.state_dict())
+    batch = seen(of, [3, 4, 5], 1)
+    assert other(batch).item() == dpsh(batch).item() != METHOD(of)(batch).item()
+    kept = copy.deepcopy(dpsh.state_dict())
+    assert dpsh.eval()(seen(of, [6, 7], 2)).isfinite()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in dpsh.state_dict().items())
+
+
+def test_the_bank_has_no_gradient() -> None:
+    of = task()
+    dpsh = METHOD(of, quantisation=0.0)
+    first, second = seen(of, [0, 1]), seen(of, [4, 5], 1)
+    dpsh(first)
+    dpsh(second).backward()
+    assert first.logits.grad is None
+    assert second.logits.grad is not None
+    assert second.logits.grad.abs().sum() > 0
+
+
+def test_extreme_logits_and_a_lone_picture() -> None:
+    of = task()
+    for scale, rows in ((1e4, [0, 1, 4]), (0.0, [0, 1, 4]), (1.0, [2])):
+        batch = seen(of, rows)
+        logits = (scale * batch.logits).detach().requires_grad_()
+        assert torch.autograd.grad(METHOD(of)(batch._replace(logits=logits)), logits)[0].isfinite().all()

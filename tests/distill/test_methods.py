@@ -1,0 +1,122 @@
+"""Teachers and students of every kind of method, learned for real on a few pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import BITS, TEACHER, Learn
+
+from distill import stages
+from distill.course import Course
+from distill.engine import forward
+from distill.objectives import OBJECTIVES
+from gallery import codespace
+from gallery.codes import pack, unpack
+from gallery.errors import InputError
+
+
+def logits(course: Course, networks: stages.Networks, index: np.ndarray) -> np.ndarray:
+    """The teacher's, computed anew."""
+    assert networks.teacher
+    return forward(networks.teacher)(course.lens("teacher").look(index)).detach().numpy()
+
+
+@pytest.mark.parametrize("objective", ["csq", "dsh", "dhd"])
+def test_the_gallery_is_the_teachers_own_codes(learn: Learn, objective: str) -> None:
+    course, networks = learn(objective=objective)
+    said = logits(course, networks, course.data.gallery)
+    sure = np.abs(said) > 1e-4
+    assert (unpack(networks.gallery.codes()) == (said > 0))[sure].all()
+    assert networks.space.id == codespace.load(course.run.folder)[0].id
+
+
+def test_a_method_without_centers_gets_those_of_its_own_codes(learn: Learn) -> None:
+    course, networks = learn(objective="dsh")
+    train = course.data.train
+    said = logits(course, networks, train) > 0
+    for label, center in enumerate(course.centers):
+        share = said[course.labels[train] == label].mean(0)
+        clear = np.abs(share - 0.5) > 0.2
+        assert clear.any()
+        assert ((center > 0) == (share > 0.5))[clear].all()
+
+
+def test_a_method_that_learns_codes_stores_them_and_says_so(learn: Learn) -> None:
+    course, networks = learn(objective="adsh")
+    stored = np.load(course.run.work / stages.LEARNED)
+    assert (networks.gallery.codes() == pack(stored)).all()
+    assert (stored.astype(int) @ stored.T.astype(int) / BITS > 0.99).sum() > len(stored)  # a class shares its code
+    assert "adsh's own, learned from the labels" in course.protocol
+
+
+def test_learned_codes_are_what_the_student_is_taught(learn: Learn) -> None:
+    course, networks = learn(objective="adsh")
+    again = stages.teach(course)
+    assert (again[3] == np.where(unpack(networks.gallery.codes()), 1, -1)).all()
+
+
+@pytest.mark.parametrize("objective", ["csch", "dsh", "adsh", "dhd", "sadh"])
+def test_a_teacher_that_was_killed_goes_on_bit_for_bit(
+    learn: Learn, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer, options = replace_epochs(2), {"width": 64.0} if objective == "sadh" else {}
+    words = {"objective": objective, "objective_options": options, "teacher_fit": longer}
+    whole, _ = learn("whole", **words)
+    calls, method = [0], OBJECTIVES.find(objective)
+    forward = method.forward
+
+    def dies(self: object, seen: object) -> object:
+        calls[0] += 1
+        if calls[0] == 6:
+            raise KeyboardInterrupt
+        return forward(self, seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "forward", dies)
+        with pytest.raises(KeyboardInterrupt):
+            learn("killed", **words)
+    killed, _ = learn("killed", **words)
+    names = "teacher.safetensors", "codespace.json"
+    assert all(same_bytes(whole.run.folder / name, killed.run.folder / name) for name in names)
+
+
+@pytest.mark.parametrize("distiller", ["fitnet", "d3still", "csd"])
+def test_a_student_is_distilled_by_any_distiller(learn: Learn, distiller: str) -> None:
+    course, networks = learn(distiller=distiller)
+    assert networks.student(course.lens("student").look(course.data.query[:3])).shape == (3, BITS)
+
+
+def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: Learn) -> None:
+    with pytest.raises(InputError, match="Did you mean csch"):
+        learn("a", objective="cshc")
+    with pytest.raises(InputError, match="Did you mean d3still"):
+        learn("b", distiller="d3stil")
+    with pytest.raises(InputError, match="CSCH in the simultaneous schedule"):
+        learn("c", schedule="simultaneous", objective="csq")
+    with pytest.raises(InputError, match="options of csch in --objective-options; found sclae"):
+        learn("d", objective_options={"sclae": 4.0})
+    with pytest.raises(InputError, match="no --distiller-options for csch"):
+        learn("e", distiller_options={"weight": 2.0})
+
+
+def test_an_option_reaches_the_loss(learn: Learn) -> None:
+    one, _ = learn("one")
+    other, _ = learn("other", objective_options={"margin": 0.4})
+    assert not same_bytes(one.run.folder / "teacher.safetensors", other.run.folder / "teacher.safetensors")
+
+
+def test_an_objective_beside_an_earlier_gallery_is_refused(learn: Learn) -> None:
+    course, _ = learn("first")
+    with pytest.raises(InputError, match="an objective for a teacher that is trained here"):
+        learn("second", gallery=course.run.folder, objective="csq")
+
+
+def replace_epochs(epochs: int) -> object:
+    """The teacher's training, longer."""
+    return TEACHER.model_copy(update={"epochs": epochs})
+
+
+def same_bytes(left: Path, right: Path) -> bool:
+    return left.read_bytes() == right.read_bytes()
