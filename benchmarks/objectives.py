@@ -21,7 +21,6 @@ from benchmarks.published import PUBLISHED
 from distill.config import Learning, Model, TeacherFit
 from distill.objectives import OBJECTIVES
 from gallery.console import log
-from gallery.errors import InputError
 from gallery.files import write_json, write_whole
 
 if TYPE_CHECKING:
@@ -90,17 +89,23 @@ class Objectives(Model):
             cells.append(cell)
             write(self, cells)
 
+    def folder(self, what: str, *key: object) -> Path:
+        """Where something of this backbone is kept; of a data set's path the name."""
+        return self.runs / "-".join([what, self.teacher, str(self.size), *(Path(str(part)).stem for part in key)])
+
     def cell(self, data: str, bits: int, seed: int, name: str) -> Cell:
         """One cell; one that was measured is read back."""
-        folder = self.runs / f"objective-{self.teacher}-{self.size}-{self.epochs}-{data}-{bits}-{seed}-{name}"
+        folder = self.folder("objective", self.epochs, data, bits, seed, name)
         if (folder / RECORD).exists():
             return Cell.model_validate_json((folder / RECORD).read_text())
+        from distill.objectives.base import Undefined
+
         about = {"objective": name, "data": data, "bits": bits, "seed": seed}
         about["transductive"] = OBJECTIVES.find(name).learns_codes
         try:
             factor = self.factor(data, name)
             cell = Cell(**about, factor=factor, **self.measured(self.learning(data, bits, seed, name, factor), folder))
-        except InputError as error:  # a method that is not defined for such labels, or a code too short for it
+        except Undefined as error:  # for pictures of several classes
             cell = Cell(**about, refused=error.found)
         write_json(folder / RECORD, cell.model_dump(mode="json"))
         shutil.rmtree(folder / "work", ignore_errors=True)
@@ -117,7 +122,7 @@ class Objectives(Model):
 
     def factor(self, data: str, name: str) -> float:
         """The factor of the rates whose head alone finds validation pictures best in train: seed 0, longest code."""
-        folder = self.runs / f"factor-{self.teacher}-{self.size}-{data}-{name}"
+        folder = self.folder("factor", data, name)
         if not (folder / RECORD).exists():
             found = {factor: self._validated(data, name, factor, folder / str(factor)) for factor in FACTORS}
             write_json(folder / RECORD, {"best": max(FACTORS, key=found.__getitem__), "map": list(found.values())})
@@ -163,7 +168,7 @@ class Objectives(Model):
     @contextmanager
     def opened(self, learning: Learning, folder: Path) -> Iterator[Course]:
         """A cell's course; what the backbone says of the stored views is shared by all cells of a seed."""
-        shared = self.runs / f"features-{self.teacher}-{self.size}-{learning.data}-{learning.seed}"
+        shared = self.folder("features", learning.data, learning.seed)
         (folder / "work").mkdir(parents=True, exist_ok=True)
         for view in range(VIEWS):
             (shared / str(view)).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,69 @@
-"""What all tests need before anything is imported."""
+"""What all tests need before anything is imported, and what several of them begin with."""
 
+from __future__ import annotations
+
+import io
+import logging
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do: the machine may be shared
+
+ROOT, PATIENCE_S = Path(__file__).parents[1], 240
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
+SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-fit.epochs", "1",
+         "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1", "--student-fit.batch",
+         "16", "--forms", "onnx-fp32")  # fmt: skip
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `in`, eighty pictures of four classes, and `runs/r`, a finished run of 16 bits."""
+    from PIL import Image
+
+    from distill.data import load
+
+    folder = tmp_path_factory.mktemp("made")
+    data = load("embedded", {32}, folder / "cache", seed=0)
+    for label, name in ((0, "shirt"), (1, "trouser"), (8, "bag"), (9, "boot")):
+        (folder / "in" / name).mkdir(parents=True)
+        for i in data.query[data.labels[data.query] == label][:20]:
+            Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
+    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--runs", str(folder / "runs"),
+               "--name", "r", *SMALL]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode in (0, 1), done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(made: Path) -> Path:
+    """The finished run."""
+    return made / "runs" / "r"
+
+
+@pytest.fixture
+def heard() -> Iterator[Callable[[Callable[[list[str]], int]], Call]]:
+    """A command line in this process: of its `main`, a function of words to exit code and what was logged."""
+    from gallery.console import log
+
+    said, propagate = io.StringIO(), log.propagate
+    handler = logging.StreamHandler(said)
+    log.addHandler(handler)
+
+    def of(main: Callable[[list[str]], int]) -> Call:
+        def call(*words: object) -> tuple[int, str]:
+            said.truncate(said.seek(0))
+            return main([str(word) for word in words]), said.getvalue()
+
+        return call
+
+    yield of
+    log.removeHandler(handler)
+    log.propagate = propagate

@@ -17,6 +17,10 @@ from distill.centers import Construction
 from gallery.errors import InputError
 
 
+class Undefined(InputError):
+    """A method was asked for what it is not defined for."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a teacher learns from.  N training pictures, G of the gallery, C classes.
@@ -83,7 +87,7 @@ class Objective(nn.Module):
         if task.several and not self.several:
             name = type(self).__module__.rpartition(".")[2]
             found = "pictures of several classes, for which it is not defined"
-            raise InputError(f"one class a picture for --objective {name}", found, "Choose another objective.")
+            raise Undefined(f"one class a picture for --objective {name}", found, "Choose another objective.")
 
     def forward(self, seen: Seen) -> Tensor:
         """The loss of a batch, a scalar."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import csch
 from benchmarks.cell import Cell
-from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Table, Teachers, Terms, Unseen, compared, markdown
+from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Distillers, Table, Teachers, Terms, Unseen, compared, markdown
 from distill.data import load
 
 
@@ -31,7 +31,7 @@ def test_the_table_has_means_and_spreads_over_seeds_in_the_order_of_the_rows() -
     assert "unseen" in next(iter(markdown([cell(student_gallery_unseen=0.5)])))
 
 
-@pytest.mark.parametrize("table", [Csch(), Teachers(), Terms(), Unseen()])
+@pytest.mark.parametrize("table", [Csch(), Teachers(), Terms(), Unseen(), Distillers()])
 def test_rows_change_what_they_say_and_nothing_else(table: Table) -> None:
     base = table.learning("imagenet20", 64, 0, BASE).model_dump()
     for row in table.rows:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from distill.checkpoint import load_network
-from distill.data import load
 from distill.foreign import load_foreign
 from distill.models import import_timm
 from export.bundle import MANIFEST, Golden, open_bundle, read_golden
@@ -33,16 +29,12 @@ from export.quantize import logits, normalised
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
-from gallery.console import log
 from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
 from mobile_eval.golden import judge
 from mobile_eval.runtimes import Outputs, open_model
 
 ROOT, PATIENCE_S, BITS = Path(__file__).parents[2], 240, 16
-SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", str(BITS), "--teacher-fit.epochs", "1",
-         "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1", "--student-fit.batch",
-         "16", "--forms", "onnx-fp32")  # fmt: skip
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
 Call = Callable[..., tuple[int, str]]
 
@@ -58,40 +50,10 @@ def module() -> Any:
 
 
 @pytest.fixture
-def call(module: Any) -> Iterator[Call]:
+def call(module: Any, heard: Any) -> Call:
     """The command line in this process: exit code and what it said."""
-    said, propagate = io.StringIO(), log.propagate
-    handler = logging.StreamHandler(said)
-    log.addHandler(handler)
-
-    def run(*words: object) -> tuple[int, str]:
-        said.truncate(said.seek(0))
-        return module.main([str(word) for word in words]), said.getvalue()
-
-    yield run
-    log.removeHandler(handler)
-    log.propagate = propagate
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `in`, the pictures of four classes, and `runs/r`, a finished run."""
-    folder = tmp_path_factory.mktemp("made")
-    data = load("embedded", {32}, folder / "cache", seed=0)
-    for label, name in ((0, "shirt"), (1, "trouser"), (8, "bag"), (9, "boot")):
-        (folder / "in" / name).mkdir(parents=True)
-        for i in data.query[data.labels[data.query] == label][:20]:
-            Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
-    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--runs", str(folder / "runs"),
-               "--name", "r", *SMALL]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode in (0, 1), done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(made: Path) -> Path:
-    return made / "runs" / "r"
+    found: Call = heard(module.main)
+    return found
 
 
 @pytest.fixture

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from gallery.console import log
 
 if TYPE_CHECKING:
     from bundles import Call, Good
@@ -34,16 +29,7 @@ def proving() -> Any:
 
 
 @pytest.fixture
-def call(proving: Any) -> Iterator[Call]:
+def call(proving: Any, heard: Any) -> Call:
     """The command line in this process: exit code and what it logged."""
-    said, propagate = io.StringIO(), log.propagate
-    handler = logging.StreamHandler(said)
-    log.addHandler(handler)
-
-    def run(*words: object) -> tuple[int, str]:
-        said.truncate(said.seek(0))
-        return proving.main([str(word) for word in words]), said.getvalue()
-
-    yield run
-    log.removeHandler(handler)
-    log.propagate = propagate
+    found: Call = heard(proving.main)
+    return found

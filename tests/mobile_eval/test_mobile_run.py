@@ -20,36 +20,14 @@ import onnx
 import pytest
 import yaml
 from bundles import BITS, GOLDEN, SEEN, Call, Good, bundle_of, logits_of, refit
-from PIL import Image
 
-from distill.data import load
 from export.bundle import read_golden
 from gallery.files import sha256_of, write_json
 from mobile_eval.results import load as load_results
 from mobile_eval.results import load_proof
 
 ROOT, PATIENCE_S = Path(__file__).parents[2], 240
-RUN_BITS = 16
-SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", str(RUN_BITS), "--teacher-fit.epochs",
-         "1", "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1",
-         "--student-fit.batch", "16", "--forms", "onnx-fp32")  # fmt: skip
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on 80 pictures of four classes."""
-    folder = tmp_path_factory.mktemp("made")
-    data = load("embedded", {32}, folder / "cache", seed=0)
-    for label, name in ((0, "shirt"), (1, "trouser"), (8, "bag"), (9, "boot")):
-        (folder / "in" / name).mkdir(parents=True)
-        for i in data.query[data.labels[data.query] == label][:20]:
-            Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
-    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--runs", str(folder / "runs"),
-               "--name", "r", *SMALL]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode in (0, 1), done.stderr
-    return folder / "runs" / "r"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""The bench of objectives: cells are learned once, rates by validation, and the table says who is better."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks import objectives
+from benchmarks.objectives import OURS, Cell, Objectives, by_objective, markdown, standing
+from benchmarks.published import PUBLISHED
+from distill.data import load
+from distill.models import build
+from distill.objectives import OBJECTIVES
+from gallery.errors import InputError
+
+
+def cell(name: str, map: float, seed: int = 0, **changes: object) -> Cell:
+    facts = {"objective": name, "data": "d", "bits": 32, "seed": seed, "transductive": False, "map": map}
+    return Cell.model_validate({**facts, **changes})
+
+
+def test_what_is_better_than_ours_is_said_with_the_spread_over_seeds() -> None:
+    cells = [cell(OURS, 0.5), cell(OURS, 0.6, 1), cell("a", 0.62), cell("a", 0.64, 1), cell("b", 0.56),
+             cell("b", 0.57, 1), cell("c", 0.4), cell("adsh", 0.9, transductive=True)]  # fmt: skip
+    assert list(by_objective(cells)) == ["adsh", "a", "b", OURS, "c"]
+    assert list(standing(by_objective(cells))) == [
+        f"- a is 0.080 better than {OURS}, ours: more than the spread over seeds (0.050).",
+        f"- b is 0.015 better than {OURS}, ours: within the spread over seeds (0.050).",
+    ]
+    first = by_objective(cells[:2] + cells[-2:])
+    assert list(standing(first)) == [f"- {OURS}, ours, is first among the inductive methods."]
+    assert list(standing(by_objective(cells[2:]))) == []
+
+
+def test_the_table_is_by_data_and_length_and_names_the_transductive() -> None:
+    cells = [cell(OURS, 0.5), cell("adsh", 0.9, transductive=True), cell("greedyhash", 0, refused="several classes")]
+    page = "\n".join(markdown(Objectives(), [*cells, cell(OURS, 0.25, bits=64)]))
+    assert page.index("### d, 32 bits") < page.index("| adsh (transductive") < page.index("| csch | 0.500")
+    assert "- greedyhash: not trained: several classes." in page
+    assert page.index("### d, 64 bits") < page.index("| csch | 0.250")
+    assert f"| adsh | {PUBLISHED['adsh'][0].map:.3f} | 48 |" in page
+
+
+def test_published_figures_are_of_methods_there_are() -> None:
+    assert set(PUBLISHED) <= set(OBJECTIVES.names())
+    assert all(0 < one.map < 1 and one.bits for several in PUBLISHED.values() for one in several)
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(objectives, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(objectives, "FACTORS", (0.5, 1.0))
+    data = load("embedded", {32}, tmp_path / "cache", seed=0)
+    for label in (0, 1, 8):
+        for i in data.query[data.labels[data.query] == label][:60]:
+            home = tmp_path / "in" / str(label)
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.pixels[32][i]).save(home / f"{i}.png")
+    save_file(build("resnet10t", 32, 16, seed=7).backbone.state_dict(), tmp_path / "resnet10t.safetensors")
+    return {"data": (str(tmp_path / "in"),), "bits": (16,), "seeds": 2, "objectives": ("csch", "dsh", "adsh"),
+            "teacher": "resnet10t", "size": 32, "epochs": 1, "head_epochs": 2, "runs": tmp_path / "runs"}  # fmt: skip
+
+
+def test_a_bench_is_learned_written_and_read_back(tmp_path: Path, options: dict[str, object]) -> None:
+    Objectives(**options).run()
+    record = json.loads((tmp_path / "results/objectives.json").read_text())
+    cells = [Cell.model_validate(one) for one in record["cells"]]
+    assert [(one.objective, one.seed) for one in cells] == [(n, s) for s in (0, 1) for n in ("csch", "dsh", "adsh")]
+    assert all(0.3 < one.map <= 1 and 0 < one.entropy <= 1 and one.factor in (0.5, 1.0) for one in cells)
+    assert [one.transductive for one in cells[:3]] == [False, False, True]
+    assert all(len(one.recall) == 17 and one.recall[-1] == 1 for one in cells)
+    assert {one.factor for one in cells if one.objective == "dsh"} in ({0.5}, {1.0})  # that of seed 0, for all
+    factor = json.loads(next((tmp_path / "runs").glob("factor-*dsh/objective.json")).read_text())
+    assert factor["best"] == (0.5, 1.0)[factor["map"].index(max(factor["map"]))]
+    for kind in ("json", "md", "svg"):
+        assert (tmp_path / "results" / f"objectives.{kind}").stat().st_size > 100
+    records = list((tmp_path / "runs").rglob("objective.json"))
+    before = {path: path.stat().st_mtime_ns for path in records}
+    assert len(before) == 6 + 3
+    Objectives(**options).run()
+    assert before == {path: path.stat().st_mtime_ns for path in records}
+
+
+def test_without_pretrained_weights_it_says_so_at_once(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TWINHASH_WEIGHTS")
+    with pytest.raises(InputError, match="pretrained weights"):
+        Objectives(**options).run()
