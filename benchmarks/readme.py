@@ -1,7 +1,7 @@
 """The figures in README.md, rendered from `benchmarks/results/`.
 
     python benchmarks/readme.py                  # writes them
-    python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, without their thumbnails
+    python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, or proofs, without thumbnails
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from benchmarks.csch import spread
 from gallery.files import write_whole
 from mobile_eval import results, words
-from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, FileRow, Results
+from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, FileRow, Proof, Results
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[1] / "README.md"
+PROOF = "proof.json"
 BEGIN, END = "<!-- results:", "<!-- end of results -->"
 
 
 def keep(run: Path) -> Path:
-    """Copies a run's results into `benchmarks/results/`, without thumbnails and without the names of skipped files."""
+    """Copies a run's results, or a proof, into `benchmarks/results/`, without thumbnails and names of skipped files."""
+    if (run / PROOF).exists():
+        proof = results.load_proof(run / PROOF).model_copy(update={"grid": ()})
+        return proof.save(RESULTS / f"proof-{proof.student}.json")
     kept = results.load(run / "results.json").model_copy(update={"grid": (), "skipped": ()})
     return kept.save(RESULTS / f"road-{kept.name}.json")
 
@@ -33,7 +37,8 @@ def render() -> str:
     """The block between the markers of README.md."""
     roads = [results.load(path) for path in sorted(RESULTS.glob("road-*.json"))]
     records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "metric")]
-    return "\n\n".join([*map(_road, roads), _csch(records[0]), _metric(records[1])])
+    proofs = [results.load_proof(path) for path in sorted(RESULTS.glob("proof-*.json"))]
+    return "\n\n".join([*map(_road, roads), *map(_proof, proofs), _csch(records[0]), _metric(records[1])])
 
 
 def with_block(readme: str) -> str:
@@ -61,6 +66,29 @@ Verdict: {"passed" if r.verdict.passed else "failed"}.
 | file | size | bits flipped | mAP in the gallery | p50 on that host |
 |---|---|---|---|---|
 {rows}"""
+
+
+def _proof(p: Proof) -> str:
+    """File by device: milliseconds where time means something, instructions where they were counted."""
+    devices, forms = (list(dict.fromkeys(getattr(row, key) for row in p.files)) for key in ("device", "form"))
+    rows = {(row.form, row.device): row for row in p.files}
+    lines = [f"| {form} | {' | '.join(_cost(rows.get((form, device))) for device in devices)} |" for form in forms]
+    unlike = sum(row.host_flips_beyond or 0 for row in p.files)
+    return f"""Where files run (`{p.command}`): {p.student}, one picture; milliseconds of {p.machine.cores} cores of \
+{p.machine.cpu}, millions of executed instructions of the emulated ARM cores. Bits unlike the host's where its |logit| \
+exceeds {p.limits.tolerance:g}: {unlike}.
+
+| file | {" | ".join(devices)} |
+|{"---|" * (len(devices) + 1)}
+""" + "\n".join(lines)
+
+
+def _cost(row: FileRow | None) -> str:
+    if row is None or row.status != "ran":
+        return ""
+    if row.instructions is not None:
+        return f"{row.instructions / 1e6:.1f} M"
+    return "" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
 
 
 def _csch(c: dict[str, Any]) -> str:

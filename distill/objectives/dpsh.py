@@ -3,7 +3,7 @@
 L = mean over pairs (i, j) of  log(1 + e^theta_ij) - s_ij theta_ij  +  q mean (u_ik - sign u_ik)^2,
 theta_ij = u_i . U_j / 2
 u_i: logits of picture i; U_j: the latest logits of training picture j, a constant; s_ij = 1 where i and j share a
-class, else 0; q: quantisation.
+class, else 0; q: quantization.
 
 As published, u is not squashed and all training pictures take part, through a bank.  Means stand for the paper's sums,
 as in the released reimplementation, whose q is ours.  A batch enters the bank before it is compared; a picture is not
@@ -20,11 +20,11 @@ from distill.objectives.csch import signs
 
 
 class Dpsh(Objective):
-    """quantisation: weight of the squared distance of logits to their signs."""
+    """quantization: weight of the squared distance of logits to their signs."""
 
-    def __init__(self, task: Task, quantisation: float = 0.1) -> None:
+    def __init__(self, task: Task, quantization: float = 0.1) -> None:
         super().__init__(task)
-        self.quantisation, self.bank = quantisation, Bank(task)
+        self.quantization, self.bank = quantization, Bank(task)
 
     def forward(self, seen: Seen) -> Tensor:
         u, positive = seen.logits, self.task.positive
@@ -32,7 +32,7 @@ class Dpsh(Objective):
         theta = 0.5 * u @ self.bank.values.T
         losses = F.softplus(theta) - alike(positive[seen.rows], positive) * theta
         rounding = F.mse_loss(u, signs(u.detach()))
-        return mean_over(losses, others_known(self.bank, seen.rows)) + self.quantisation * rounding
+        return mean_over(losses, others_known(self.bank, seen.rows)) + self.quantization * rounding
 
 
 METHOD = Dpsh

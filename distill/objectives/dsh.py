@@ -2,7 +2,7 @@
 
 L = mean over pairs (i, j) of  1/2 s_ij d_ij + 1/2 (1 - s_ij) max(0, m - d_ij)  +  q mean | |u_ik| - 1 |
 u_i: logits of picture i, K bits; d_ij = ||u_i - U_j||^2; U_j: the latest logits of training picture j, a constant;
-s_ij = 1 where i and j share a class, else 0; m = margin * K = 2K; q: quantisation.
+s_ij = 1 where i and j share a class, else 0; m = margin * K = 2K; q: quantization.
 
 The paper compares the pictures of a batch and has q = 0.01 on the sum over bits; the bank U and q = 0.1 on the mean are
 the released reimplementation's, whose figures are the ones compared with.  As there, u is not squashed: the second term
@@ -19,18 +19,18 @@ from distill.objectives.base import Bank, Objective, Seen, Task, alike, mean_ove
 
 
 class Dsh(Objective):
-    """margin: in units of the code's length; quantisation: weight of the term that draws logits to +-1."""
+    """margin: in units of the code's length; quantization: weight of the term that draws logits to +-1."""
 
-    def __init__(self, task: Task, margin: float = 2.0, quantisation: float = 0.1) -> None:
+    def __init__(self, task: Task, margin: float = 2.0, quantization: float = 0.1) -> None:
         super().__init__(task)
-        self.margin, self.quantisation, self.bank = margin, quantisation, Bank(task)
+        self.margin, self.quantization, self.bank = margin, quantization, Bank(task)
 
     def forward(self, seen: Seen) -> Tensor:
         u, positive = seen.logits, self.task.positive
         self.bank.remember(seen.rows, u)
         s, distance = alike(positive[seen.rows], positive), squared_distances(u, self.bank.values)
         losses = 0.5 * (s * distance + (1 - s) * F.relu(self.margin * self.task.bits - distance))
-        return mean_over(losses, others_known(self.bank, seen.rows)) + self.quantisation * (u.abs() - 1).abs().mean()
+        return mean_over(losses, others_known(self.bank, seen.rows)) + self.quantization * (u.abs() - 1).abs().mean()
 
 
 METHOD = Dsh

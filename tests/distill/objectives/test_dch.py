@@ -53,7 +53,7 @@ def test_dissimilar_pictures_that_nearly_meet_are_pushed_apart() -> None:
     batch = seen(of, [0, 1])
     logits = (batch.logits[:1] + torch.tensor([[0.0], [0.05]]) * batch.logits[1:]).detach().requires_grad_()
     assert torch.cosine_similarity(*logits.tanh(), dim=0) > 0.99
-    METHOD(of, quantisation=0.0)(batch._replace(logits=logits)).backward()
+    METHOD(of, quantization=0.0)(batch._replace(logits=logits)).backward()
     assert logits.grad is not None
     moved = (logits - 1e-3 * logits.grad / logits.grad.norm()).tanh()
     assert torch.cosine_similarity(*moved, dim=0) < torch.cosine_similarity(*logits.tanh(), dim=0)

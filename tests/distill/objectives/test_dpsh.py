@@ -53,7 +53,7 @@ def test_goes_on_from_its_state_and_only_training_changes_it() -> None:
 
 def test_the_bank_has_no_gradient() -> None:
     of = task()
-    dpsh = METHOD(of, quantisation=0.0)
+    dpsh = METHOD(of, quantization=0.0)
     first, second = seen(of, [0, 1]), seen(of, [4, 5], 1)
     dpsh(first)
     dpsh(second).backward()

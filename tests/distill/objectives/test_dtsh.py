@@ -44,9 +44,9 @@ def test_a_picture_without_classes_is_everybodys_negative() -> None:
     of.positive[2] = False
     batch = seen(of, [0, 4, 2])
     batch.logits.data[2] = batch.logits.data[0]
-    near = METHOD(of, quantisation=0.0)(batch).item()
+    near = METHOD(of, quantization=0.0)(batch).item()
     batch.logits.data[2] = -batch.logits.data[0]
-    assert METHOD(of, quantisation=0.0)(batch).item() < near
+    assert METHOD(of, quantization=0.0)(batch).item() < near
 
 
 def test_extreme_logits_and_a_lone_picture() -> None:
