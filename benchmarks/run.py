@@ -41,7 +41,7 @@ def main() -> int:
         command.run()
         return EXIT_PASSED
 
-    return exit_code(work, "; the same command goes on from here.")
+    return exit_code(work, "The same command goes on from here.")
 
 
 if __name__ == "__main__":

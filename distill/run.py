@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         with parallel.start(), open_run(command.runs / command.title) as run:
             return tell(run, command)
 
-    return exit_code(work, ".  The same command goes on from here.")
+    return exit_code(work, "Nothing finished is lost: the same command goes on from here.")
 
 
 def tell(run: Run, command: Command) -> int:

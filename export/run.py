@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
             return verify(tyro.cli(Verify, args=words[1:], prog="run.py verify"))
         return export(tyro.cli(Export, args=words, description=__doc__))
 
-    return exit_code(work, "; nothing was written.")
+    return exit_code(work, "Nothing was written: run the same command again.")
 
 
 def export(command: Export) -> int:

@@ -43,10 +43,10 @@ def show_log() -> None:
         log.addHandler(logging.StreamHandler())
 
 
-def exit_code(work: Callable[[], int], stopped: str) -> int:
+def exit_code(work: Callable[[], int], left: str) -> int:
     """What `work` returns, or the exit code of what kept it from returning, said in a line without a traceback.
 
-    stopped: what is left after Ctrl-C, in words
+    left: what is left of the work after Ctrl-C or on a full disk, a sentence that says what to do
     """
     show_log()
     try:
@@ -54,9 +54,9 @@ def exit_code(work: Callable[[], int], stopped: str) -> int:
     except TwinhashError as error:
         log.error("Error: %s", error)
     except OSError as error:
-        log.error("Error: %s.  Free or repair the disk and run the same command again.", error)
+        log.error("Error: %s.  Free or repair the disk.  %s", error, left)
     except KeyboardInterrupt:
-        log.warning("Stopped%s", stopped)
+        log.warning("Stopped.  %s", left)
         return EXIT_INTERRUPTED
     return EXIT_BAD_INPUT
 

@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
             return set_up(command)
         return check(command) if isinstance(command, Check) else take_in(command)
 
-    return exit_code(work, "; no proof was written.")
+    return exit_code(work, "No proof was written: run the same command again.")
 
 
 def set_up(command: Setup) -> int:

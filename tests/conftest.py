@@ -19,7 +19,13 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP
 SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-fit.epochs", "1",
          "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1", "--student-fit.batch",
          "16", "--forms", "onnx-fp32")  # fmt: skip
+LONG = ("test_road.py", "test_static.py", "test_apps.py", "test_six_students.py", "test_arm64.py")
 Call = Callable[..., tuple[int, str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take a minute or more go first: in the end no process waits for another."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="module")
