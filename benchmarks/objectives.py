@@ -1,12 +1,11 @@
 """Every objective of a teacher on one bench: the same backbone, pictures, crops and steps, and a rate of its own.
 
-The rate is chosen on the validation pictures of the first seed, with the head alone; queries choose nothing.
+The rate is chosen on the validation pictures of the first seed; queries choose nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from gallery.files import write_json, write_whole
 
 if TYPE_CHECKING:
     from distill.course import Course
+    from distill.models import HashNet
 
 RECORD, OURS = "objective.json", "csch"
 FACTORS = (0.3, 1.0, 3.0)  # of both rates
@@ -38,8 +38,9 @@ COLUMNS = {
 class Cell(Model):
     """One teacher on the queries, in its gallery.
 
-    map: tie-aware, over the whole gallery; factor: of the rates; precision, recall: by radius 0..bits, None where no
-    query's ball holds anything; entropy: mean over the bits of the gallery's codes; refused: why there are no figures
+    map: tie-aware, over the whole gallery; validation: of the validation pictures in those of train, where the
+    factor of the rates is chosen by it; precision, recall: by radius 0..bits, None where no query's ball holds
+    anything; entropy: mean over the bits of the gallery's codes; refused: why there are no figures
     """
 
     objective: str
@@ -50,6 +51,7 @@ class Cell(Model):
     """Whether the gallery's codes were learned from the gallery's labels."""
     protocol: str = ""
     factor: float = 1.0
+    validation: float | None = None
     map: float = 0.0
     map_retrieved: float = 0.0
     precision_2: float = 0.0
@@ -89,61 +91,44 @@ class Objectives(Model):
             cells.append(cell)
             write(self, cells)
 
-    def folder(self, what: str, *key: object) -> Path:
-        """Where something of this backbone is kept; of a data set's path the name."""
-        return self.runs / "-".join([what, self.teacher, str(self.size), *(Path(str(part)).stem for part in key)])
+    def folder(self, what: str, data: str, *key: object) -> Path:
+        """Where something of this backbone and data set is kept."""
+        return self.runs / "-".join(map(str, (what, self.teacher, self.size, Path(data).stem, *key)))
 
     def cell(self, data: str, bits: int, seed: int, name: str) -> Cell:
-        """One cell; one that was measured is read back."""
-        folder = self.folder("objective", self.epochs, data, bits, seed, name)
-        if (folder / RECORD).exists():
-            return Cell.model_validate_json((folder / RECORD).read_text())
+        """One cell, at the rate that its method does best with on the validation pictures of seed 0, longest code."""
+        tried = {factor: self.trained(data, max(self.bits), 0, name, factor).validation or 0.0 for factor in FACTORS}
+        return self.trained(data, bits, seed, name, max(FACTORS, key=tried.__getitem__))
+
+    def trained(self, data: str, bits: int, seed: int, name: str, factor: float) -> Cell:
+        """A cell at a given rate; one that was measured is read back."""
         from distill.objectives.base import Undefined
 
-        about = {"objective": name, "data": data, "bits": bits, "seed": seed}
+        folder = self.folder("objective", data, self.epochs, bits, seed, name, f"x{factor:g}")
+        if (folder / RECORD).exists():
+            return Cell.model_validate_json((folder / RECORD).read_text())
+        about = {"objective": name, "data": data, "bits": bits, "seed": seed, "factor": factor}
         about["transductive"] = OBJECTIVES.find(name).learns_codes
         try:
-            factor = self.factor(data, name)
-            cell = Cell(**about, factor=factor, **self.measured(self.learning(data, bits, seed, name, factor), folder))
+            cell = Cell(**about, **self.measured(self.learning(data, bits, seed, name, factor), folder))
         except Undefined as error:  # for pictures of several classes
             cell = Cell(**about, refused=error.found)
         write_json(folder / RECORD, cell.model_dump(mode="json"))
         shutil.rmtree(folder / "work", ignore_errors=True)
         return cell
 
-    def learning(self, data: str, bits: int, seed: int, name: str, factor: float, **changes: Any) -> Learning:
+    def learning(self, data: str, bits: int, seed: int, name: str, factor: float) -> Learning:
         """What one cell learns."""
-        fit = TeacherFit(mode="head_first", head_epochs=self.head_epochs, epochs=self.epochs, lr=factor * LR,
-                         head_lr=factor * HEAD_LR)  # fmt: skip
         return Learning(
             data=data, teacher=self.teacher, student=self.teacher, bits=bits, seed=seed, objective=name,
-            teacher_size=self.size, student_size=self.size, teacher_fit=fit.model_copy(update=changes),
+            teacher_size=self.size, student_size=self.size,
+            teacher_fit=TeacherFit(mode="head_first", head_epochs=self.head_epochs, epochs=self.epochs, lr=factor * LR,
+                                   head_lr=factor * HEAD_LR),
         )  # fmt: skip
 
-    def factor(self, data: str, name: str) -> float:
-        """The factor of the rates whose head alone finds validation pictures best in train: seed 0, longest code."""
-        folder = self.folder("factor", data, name)
-        if not (folder / RECORD).exists():
-            found = {factor: self._validated(data, name, factor, folder / str(factor)) for factor in FACTORS}
-            write_json(folder / RECORD, {"best": max(FACTORS, key=found.__getitem__), "map": list(found.values())})
-        return float(json.loads((folder / RECORD).read_text())["best"])
-
-    def _validated(self, data: str, name: str, factor: float, folder: Path) -> float:
-        """mAP of the validation pictures in those of train; of a method that learns codes, by the network's own."""
-        from distill.stages import teach
-        from gallery.codes import pack
-        from gallery.metrics import mean_average_precision
-
-        with self.opened(self.learning(data, max(self.bits), 0, name, factor, mode="quick"), folder) as course:
-            teacher, pictures = teach(course)[0], course.data
-            held, known = (
-                pack(course.logits("teacher", teacher, part, f"part {len(part)}", ""))
-                for part in (pictures.validation, pictures.train)
-            )
-            labels = pictures.labels[pictures.validation], pictures.labels[pictures.train]
-            found = mean_average_precision(held, known, *labels).map
-        shutil.rmtree(folder)
-        return found
+    def chooses(self, learning: Learning) -> bool:
+        """Whether a method's rate is chosen by what this cell's validation pictures say."""
+        return (learning.seed, learning.bits) == (0, max(self.bits))
 
     def measured(self, learning: Learning, folder: Path) -> dict[str, Any]:
         """The figures of one cell."""
@@ -163,6 +148,7 @@ class Objectives(Model):
                 "precision_2": ball.precision, "empty_2": ball.empty, "entropy": bit_entropy(codes),
                 "seconds": course.run.seconds["teacher"], "recall": tuple(recall.round(4).tolist()),
                 "precision": tuple(None if np.isnan(p) else round(float(p), 4) for p in precision),
+                "validation": _validated(course, teacher, space.id) if self.chooses(learning) else None,
             }  # fmt: skip
 
     @contextmanager
@@ -177,6 +163,17 @@ class Objectives(Model):
                 link.symlink_to((shared / str(view)).resolve())
         with opened(learning, folder, self.runs / "cache") as course:
             yield course
+
+
+def _validated(course: Course, teacher: HashNet, key: str) -> float:
+    """mAP of the validation pictures in those of train, by the network's own codes of both."""
+    from gallery.codes import pack
+    from gallery.metrics import mean_average_precision
+
+    parts = {"validation": course.data.validation, "train": course.data.train}
+    held, known = (pack(course.logits("teacher", teacher, part, name, key)) for name, part in parts.items())
+    labels = [course.data.labels[part] for part in parts.values()]
+    return mean_average_precision(held, known, labels[0], labels[1]).map
 
 
 def write(table: Objectives, cells: Sequence[Cell]) -> None:
