@@ -50,6 +50,8 @@ class Cell(Model):
     transductive: bool
     """Whether the gallery's codes were learned from the gallery's labels."""
     protocol: str = ""
+    weights: str = ""
+    """Where the backbone's come from."""
     factor: float = 1.0
     validation: float | None = None
     map: float = 0.0
@@ -144,7 +146,8 @@ class Objectives(Model):
             score, ball = mean_average_precision(*asked), precision_within_radius(*asked)
             precision, recall = precision_recall(*asked)
             return {
-                "protocol": course.protocol, "map": score.map, "map_retrieved": score.map_retrieved,
+                "protocol": course.protocol, "weights": course.plan.teacher.source,
+                "map": score.map, "map_retrieved": score.map_retrieved,
                 "precision_2": ball.precision, "empty_2": ball.empty, "entropy": bit_entropy(codes),
                 "seconds": course.run.seconds["teacher"], "recall": tuple(recall.round(4).tolist()),
                 "precision": tuple(None if np.isnan(p) else round(float(p), 4) for p in precision),
@@ -191,9 +194,10 @@ def write(table: Objectives, cells: Sequence[Cell]) -> None:
 
 def markdown(table: Objectives, cells: Sequence[Cell]) -> Iterator[str]:
     """A table for each data set and length of code, best first, sentences below it, and what others published."""
+    start = next((cell.weights for cell in cells if cell.weights), "")
     yield (
-        f"{table.teacher} at {table.size} px: the head alone for {table.head_epochs} epochs on stored views, then all "
-        f"layers for {table.epochs} epochs on fresh crops; rates x {', '.join(map(str, FACTORS))}, of which each "
+        f"{table.teacher} at {table.size} px, {start}: the head alone for {table.head_epochs} epochs on stored views, "
+        f"then all layers for {table.epochs} epochs on fresh crops; rates x {', '.join(map(str, FACTORS))}, of which each "
         "method's own is chosen on validation pictures. Means over seeds, and half of the distance between the largest "
         "and the smallest.\n"
     )
