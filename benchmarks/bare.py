@@ -12,7 +12,7 @@ import numpy as np
 from gallery.files import write_whole
 from mobile_eval.latency import MAX_SECONDS, THREADS, WARM_UPS, timed
 
-OPENINGS = 9  # of both files: two openings of the same one differ by 2 % in time, by where their tensors come to lie
+OPENINGS = 9  # of both files: from one opening to the next their ratio moves by 1 to 3 %
 FRONT = {"onnx": {"Transpose", "Cast", "Sub", "Mul"}, "litert": {"RESHAPE", "CAST", "SUB", "MUL"}}
 Call = Callable[[], Any]
 

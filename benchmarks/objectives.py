@@ -240,7 +240,7 @@ def standing(own: dict[str, list[Cell]]) -> Iterator[str]:
 
 
 def _line(name: str, several: list[Cell]) -> str:
-    figures = ["" if c.refused else spread([getattr(c, key) for c in several]) for c in several[:1] for key in COLUMNS]
+    figures = ["" if several[0].refused else spread([getattr(c, key) for c in several]) for key in COLUMNS]
     words = f"{name} (transductive: learns codes from the gallery's labels)" if several[0].transductive else name
     return f"| {words} | {' | '.join(figures)} | {several[0].factor:g} | {len(several)} |"
 

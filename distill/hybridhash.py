@@ -86,8 +86,8 @@ class HashLayer(nn.Module):
 class HybridHash(nest.Nest):
     """Normalised pictures `[B, 3, img_size, img_size]` to features `[B, embed_dims[-1]]`, before timm's classifier.
 
-    Stochastic depth grows linearly over all layers, to 0.5 (timm's default), drawn from torch's global generator as all
-    dropout is.  Raises `ValueError` when the blocks do not fit.
+    Stochastic depth grows linearly over all layers, to 0.5 (timm's default), drawn from torch's global generator, which
+    the engine seeds anew for each step.  Raises `ValueError` when the blocks do not fit.
     """
 
     input_step = PATCH * BLOCKS[0]

@@ -86,7 +86,8 @@ def _existing(course: Course, folder: Path) -> tuple[HashNet | None, CodeSpace, 
     if sha256_of(path) != space.teacher_sha256:
         raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
     teacher = load_network(path).to(weights_of.device())
-    return teacher, space, gallery, course.logits("teacher", teacher, course.data.gallery, "gallery", space.id)
+    said = course.logits("teacher", teacher, course.data.gallery, "gallery", space.id)
+    return teacher, space, gallery, np.copysign(said, _as_logits(gallery))  # where they differ, the stored codes hold
 
 
 def _pair(course: Course) -> None:
@@ -119,8 +120,8 @@ def _teacher(course: Course) -> tuple[HashNet, CodeSpace]:
                 _head(course, net, objective)
             if plan.teacher_mode != "quick":
                 _all_layers(course, net, objective)
-            if objective.learns_codes:
-                _save_codes(course, objective)
+            if (codes := objective.codes()) is not None:
+                _save_codes(course, codes)
             _save_teacher(course, net)
     run.discard("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run.folder)
@@ -158,13 +159,12 @@ def _save_teacher(course: Course, net: HashNet) -> None:
             codespace.save(course.run.folder, course.space(sha256_of(path), centers), centers)
 
 
-def _save_codes(course: Course, objective: Objective) -> None:
+def _save_codes(course: Course, codes: torch.Tensor) -> None:
     """Keeps the gallery's codes that the objective has learned until they are in the gallery."""
-    codes = objective.codes().cpu().numpy().astype(np.int8)
     with first_here() as first:
         if first:
             with whole(course.run.work / LEARNED) as draft, draft.open("wb") as stream:
-                np.save(stream, codes, allow_pickle=False)
+                np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
 
 
 def _save_student(course: Course, net: HashNet) -> None:

@@ -74,8 +74,8 @@ def _fold_scale(graph: GraphProto) -> None:
 def _cast_first(graph: GraphProto) -> None:
     """Turns the pixels to floats before channels move: bytes are moved one at a time.
 
-    With this and `QueryModel.packing`, front and packing take 1.6 % of a MobileNetV3-small's time at 128 pixels; 4.0 %
-    without.  Not where the file resizes, which wants bytes with the channels in front.
+    A MobileNetV3-small in fp32 at 128 pixels takes 1.034 of the bare student's time with this, 1.045 without (median
+    of 15 openings of each).  Not where the file resizes, which wants bytes with the channels in front.
     """
     transpose, cast = graph.node[0], graph.node[1]
     if [node.op_type for node in (transpose, cast)] == ["Transpose", "Cast"] and cast.input[0] == transpose.output[0]:

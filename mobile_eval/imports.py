@@ -15,6 +15,7 @@ and go with the tools' versions.  None of these but the last says whether the co
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -89,15 +90,21 @@ def merge(rows: Iterable[FileRow], measurements: Iterable[Measurement]) -> list[
     return merged
 
 
-class _Report(BaseModel):
+class _Part(BaseModel):
+    """A piece of a report: what we know of it must be as we know it, what we do not is left alone."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
 
+
+class _Report(_Part, ABC):
+    """A whole one."""
+
+    @abstractmethod
     def measurements(self) -> list[Measurement]:
         """What the report holds, in our words."""
-        raise NotImplementedError
 
 
-class _LiteRtLatency(_Report):
+class _LiteRtLatency(_Part):
     init_ms: Time
     warmup_first_ms: Time
     num_warmup_runs: Count
@@ -134,7 +141,7 @@ class _LiteRt(_Report):
         return [Measurement(self.model, ("litert",), "LiteRT benchmark", f"LiteRT {units}", figures)]
 
 
-class _Proto(_Report):
+class _Proto(_Part):
     """A protocol buffer's message as JSON: keys in camel case, or as in the .proto file; what is unset is left out."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
@@ -156,7 +163,7 @@ class _ResultMisc(_Proto):
     num_runs: Count | None = None
 
 
-class _BenchmarkResult(_Proto):
+class _BenchmarkResult(_Proto, _Report):
     """`benchmark_model`: its name is that of the run, which may be the file's.  It counts megabytes of 2**20 bytes."""
 
     name: Text = ""
@@ -179,20 +186,20 @@ class _BenchmarkResult(_Proto):
         return [Measurement(self.name, ("litert",), "LiteRT benchmark", "LiteRT", figures)]
 
 
-class _XcodeModel(_Report):
+class _XcodeModel(_Part):
     file_name: Text = Field(alias="fileName")
 
 
-class _XcodeDevice(_Report):
+class _XcodeDevice(_Part):
     name: Text = Field(alias="modelName")
     system: Text = Field(alias="osNameAndVersionWithoutBuildNumber")
 
 
-class _XcodePredict(_Report):
+class _XcodePredict(_Part):
     samples: Samples
 
 
-class _XcodeResults(_Report):
+class _XcodeResults(_Part):
     predict: _XcodePredict
 
 
@@ -212,11 +219,11 @@ class _Xcode(_Report):
         return [Measurement(self.model.file_name, ("coreml",), self.device.name, engine, figures)]
 
 
-class _Layer(_Report):
+class _Layer(_Part):
     compute_unit: Text
 
 
-class _Summary(_Report):
+class _Summary(_Part):
     estimated_inference_time: Time
     first_load_time: Time | None = None
     inference_memory_increase_range: tuple[Count, Count] | None = None
@@ -243,7 +250,7 @@ class _AiHub(_Report):
         return [Measurement("", ("litert", "onnx", "coreml"), "Qualcomm AI Hub", "Qualcomm AI Hub", figures)]
 
 
-class _MacMachine(_Report):
+class _MacMachine(_Part):
     name: Text
     chip: Text
     macos: Text
@@ -251,7 +258,7 @@ class _MacMachine(_Report):
     thermal: Text = ""
 
 
-class _MacRow(_Report):
+class _MacRow(_Part):
     file: Text
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     unit: Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.objectives.base import cosines
 from distill.objectives.csch import signs as signs_of
 from gallery.errors import InputError
 
@@ -37,7 +39,7 @@ class Taught(NamedTuple):
     positive: Tensor
 
 
-class Distiller(nn.Module):
+class Distiller(nn.Module, ABC):
     """A loss over batches, beside the center term that every student has (`center_weight`).
 
     A method is a subclass; its options are its constructor's keywords, with their defaults.  A term that a rotation of
@@ -51,9 +53,9 @@ class Distiller(nn.Module):
         super().__init__()
         self.task = task
 
+    @abstractmethod
     def forward(self, taught: Taught) -> Tensor:
         """The loss of a batch, a scalar."""
-        raise NotImplementedError
 
 
 class AmongGallery(Distiller):
@@ -84,12 +86,6 @@ def gallery_side(logits: Tensor, signs: float) -> Tensor:
     +-1 where `signs`, and not normalised: products of codes are whole numbers, and equal distances exactly equal.
     """
     return signs_of(logits.detach()) if signs else logits.detach()
-
-
-def cosines(left: Tensor, right: Tensor) -> Tensor:
-    """cos(l_i, r_j), `[L, bits]` and `[R, bits]` to `[L, R]`; exact ties of +-1 rows stay ties, whatever `bits` is."""
-    lengths = left.norm(dim=1, keepdim=True) * right.norm(dim=1)
-    return (left @ right.T) / lengths.clamp(min=1e-12)
 
 
 def whole(k: float, least: int = 1) -> int:

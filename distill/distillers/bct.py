@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distill.distillers.base import Distiller, Task, Taught, cosines
-from distill.objectives.base import soft_labels
+from distill.distillers.base import Distiller, Task, Taught
+from distill.objectives.base import cosines, soft_labels
 from distill.objectives.csch import SCALE
 
 

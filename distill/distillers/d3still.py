@@ -22,7 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import Distiller, Task, Taught, cosines, gallery_side, whole
+from distill.distillers.base import Distiller, Task, Taught, gallery_side, whole
+from distill.objectives.base import cosines
 
 FLOOR = 0.1  # below which an error is absolute rather than relative
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import Distiller, Task, Taught, cosines, gallery_side
+from distill.distillers.base import Distiller, Task, Taught, gallery_side
+from distill.objectives.base import cosines
 
 
 class Raml(Distiller):

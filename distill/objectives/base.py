@@ -7,6 +7,7 @@ for bit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -68,7 +69,7 @@ class Seen(NamedTuple):
     again: Tensor | None = None
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss over batches.  A method is a subclass; its options are its constructor's keywords, with their defaults."""
 
     centers: ClassVar[Construction | None] = None
@@ -89,13 +90,13 @@ class Objective(nn.Module):
             found = "pictures of several classes, for which it is not defined"
             raise Undefined(f"one class a picture for --objective {name}", found, "Choose another objective.")
 
+    @abstractmethod
     def forward(self, seen: Seen) -> Tensor:
         """The loss of a batch, a scalar."""
-        raise NotImplementedError
 
-    def codes(self) -> Tensor:
+    def codes(self) -> Tensor | None:
         """The learned codes of the gallery, `[G, bits]` of +-1, where the method `learns_codes`."""
-        raise NotImplementedError
+        return None
 
 
 def alike(left: Tensor, right: Tensor) -> Tensor:
@@ -137,6 +138,12 @@ class Bank(nn.Module):
         average = torch.lerp(values, self.values[rows], self.momentum)
         self.values[rows] = torch.where(self.known[rows, None], average, values)
         self.known[rows] = True
+
+
+def cosines(left: Tensor, right: Tensor) -> Tensor:
+    """cos(l_i, r_j), `[L, D]` and `[R, D]` to `[L, R]`; exact ties of +-1 rows stay ties, whatever D is."""
+    lengths = left.norm(dim=1, keepdim=True) * right.norm(dim=1)
+    return (left @ right.T) / lengths.clamp(min=1e-12)
 
 
 def mean_over(values: Tensor, weights: Tensor) -> Tensor:

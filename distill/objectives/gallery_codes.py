@@ -6,6 +6,8 @@ the bank U, what the network last said of each training picture, and so on.  It 
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -48,13 +50,13 @@ class GalleryCodes(Objective):
         near = alike(self.task.positive[rows], self.task.gallery)
         return self.fit(u @ self.learned.T / self.task.bits, near).mean() + self.quantization(u)
 
+    @abstractmethod
     def fit(self, product: Tensor, near: Tensor) -> Tensor:
         """The loss of each pair; product: u.v / K, near: 1 where the two share a class, both `[B, G]` or `[G, N]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def improved(self) -> Tensor:
         """V after a step that lowers the loss of its pairs with the bank, `[G, bits]`."""
-        raise NotImplementedError
 
     def quantization(self, u: Tensor) -> Tensor:
         """gamma / (G K) mean (sign(u) - u)^2, in the scale that a mean over pairs of (u.v / K)^2 gives to gamma."""

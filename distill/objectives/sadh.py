@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.objectives.base import Objective, Seen, Task, alike
+from distill.objectives.base import Objective, Seen, Task, alike, cosines
 from distill.objectives.csch import signs
 
 RATE, DECAY, BATCH, EPOCHS, STEPS = 5e-3, 5e-4, 64, 15, 300  # of the label network; at least so many steps
@@ -130,11 +130,6 @@ def hinge(found: Tensor, margins: Tensor, similar: Tensor) -> Tensor:
 def quantization(u: Tensor) -> Tensor:
     """mean (u - sign u)^2."""
     return (u - signs(u.detach())).square().mean()
-
-
-def cosines(left: Tensor, right: Tensor) -> Tensor:
-    """Of all pairs, `[L, R]`."""
-    return F.normalize(left, dim=1) @ F.normalize(right, dim=1).T
 
 
 def _linear(inputs: int, outputs: int, spread: float, generator: torch.Generator) -> nn.Linear:

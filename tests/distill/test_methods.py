@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import BITS, TEACHER, Learn
 
 from distill import stages
@@ -55,6 +56,28 @@ def test_learned_codes_are_what_the_student_is_taught(learn: Learn) -> None:
     course, networks = learn(objective="adsh")
     again = stages.teach(course)
     assert (again[3] == np.where(unpack(networks.gallery.codes()), 1, -1)).all()
+
+
+def test_a_new_student_for_learned_codes_is_taught_those_codes(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, networks = learn("first", objective="adsh")
+    shown: list[np.ndarray] = []
+    taught = stages.distiller_of
+    monkeypatch.setattr(stages, "distiller_of", lambda course, logits: shown.append(logits) or taught(course, logits))
+    second, _ = learn("second", gallery=first.run.folder)
+    assert (pack(shown[0]) == networks.gallery.codes()).all()
+    own = second.logits("teacher", networks.teacher, second.data.gallery, "gallery", networks.space.id)
+    assert (np.abs(shown[0]) == np.abs(own)).all()
+
+
+def test_neighbours_against_loops(learn: Learn) -> None:
+    course, _ = learn()
+    lesson, index = course.teacher_lesson, course.data.train[:20]
+    logits = torch.randn(20, BITS, generator=torch.Generator().manual_seed(3))
+    right = 0
+    for i, one in enumerate(logits):
+        others = [(float(torch.cosine_similarity(one, logits[j], dim=0)), j) for j in range(20) if j != i]
+        right += bool(course.labels[index[max(others)[1]]] == course.labels[index[i]])
+    assert lesson.neighbours(logits, index).item() == pytest.approx(right / 20)
 
 
 @pytest.mark.parametrize("objective", ["csch", "dsh", "adsh", "dhd", "sadh"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.views import Lens, draw, stored
+from distill.views import Lens, draw, stored, tinted
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -63,3 +63,14 @@ def test_a_quarter_crop_shows_that_quarter(lens: Lens) -> None:
     alone = Lens(lens.pixels[:1, :4, 4:], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu")).look(np.array([0]))
     big = torch.nn.functional.interpolate(alone, scale_factor=2, mode="bilinear", align_corners=False)
     assert torch.allclose(seen[:, :, 1:-1, 1:-1], big[:, :, 1:-1, 1:-1], atol=1e-4)  # its border sees neighbours
+
+
+def test_tints_change_each_channel_of_each_picture_as_a_whole() -> None:
+    images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = tinted(images, 0.2, torch.Generator().manual_seed(1))
+    for one, other in zip(images.flatten(0, 1), made.flatten(0, 1), strict=True):
+        gain = (other.max() - other.min()) / (one.max() - one.min())
+        assert 0.8 <= gain <= 1.2
+        assert torch.allclose(other - gain * one, (other - gain * one).mean().expand(4, 4), atol=1e-6)
+        assert (other - gain * one).abs().max() <= 0.2 + 1e-6
+    assert torch.equal(tinted(images, 0.0, torch.Generator()), images)

@@ -6,8 +6,8 @@ import pytest
 import teaching
 import torch
 
-from distill.distillers.base import cosines
 from distill.distillers.fitnet import FitNet
+from distill.objectives.base import cosines
 
 
 @pytest.mark.parametrize("signs", [0, 1])

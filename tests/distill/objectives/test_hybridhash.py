@@ -61,16 +61,6 @@ def test_the_bank_takes_no_gradient() -> None:
     assert not loss.bank.values.requires_grad
 
 
-def test_a_copy_goes_on_exactly_alike() -> None:
-    of = task()
-    loss = HybridHash(of)
-    loss(seen(of, BATCHES[0]))
-    other = HybridHash(of)
-    other.load_state_dict(copy.deepcopy(loss.state_dict()))
-    for number, rows in enumerate(BATCHES):
-        assert loss(seen(of, rows, number)).item() == other(seen(of, rows, number)).item()
-
-
 def test_a_look_outside_training_leaves_no_trace() -> None:
     of = task()
     loss = HybridHash(of)

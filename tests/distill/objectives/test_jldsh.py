@@ -58,15 +58,3 @@ def test_it_begins_alike_and_goes_on_alike_whatever_the_global_seed() -> None:
     for step in range(4, 8):
         assert torch.equal(one(seen(of, [step], seed=step)), other(seen(of, [step], seed=step)))
     assert torch.equal(one.codes(), other.codes())
-
-
-def test_extreme_logits_stay_finite() -> None:
-    for several in (False, True):
-        of = task(several)
-        batch = seen(of, [0, 1, 2])
-        huge = batch._replace(logits=(1e30 * batch.logits.detach()).requires_grad_())
-        loss = Jldsh(of)(huge)
-        loss.backward()
-        assert loss.isfinite()
-        assert huge.logits.grad is not None
-        assert huge.logits.grad.isfinite().all()

@@ -75,17 +75,6 @@ def test_pairs_enter_after_the_warm_up() -> None:
     assert entered == [False] * 6 + [True] * 2
 
 
-def test_a_copy_goes_on_exactly_alike() -> None:
-    of = task(steps=1)
-    loss = Mdshc(of, warmup=2.0)
-    for number, rows in enumerate(BATCHES[:2]):
-        loss(seen(of, rows, number))
-    other = Mdshc(of, warmup=2.0)
-    other.load_state_dict(copy.deepcopy(loss.state_dict()))
-    for number, rows in enumerate(BATCHES):
-        assert loss(seen(of, rows, number)).item() == other(seen(of, rows, number)).item()
-
-
 def test_a_look_outside_training_leaves_no_trace() -> None:
     of = task()
     loss = Mdshc(of, warmup=0.0)
@@ -115,16 +104,5 @@ def test_the_share_of_all_others_however_small() -> None:
     found = log_others(logits)
     found.sum().backward()
     assert np.allclose(found.tolist(), slow, rtol=1e-5)
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
-
-
-@pytest.mark.parametrize("factor", [0.0, 1e15])
-def test_logits_of_any_size_stay_finite(factor: float) -> None:
-    of = task()
-    logits = (seen(of, [0, 1]).logits.detach() * factor).requires_grad_()
-    loss = Mdshc(of, warmup=0.0)(seen(of, [0, 1])._replace(logits=logits))
-    loss.backward()
-    assert torch.isfinite(loss)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()

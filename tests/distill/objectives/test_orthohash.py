@@ -50,14 +50,3 @@ def test_a_picture_of_no_class_says_nothing() -> None:
 def test_it_learns(several: bool) -> None:
     before, after = learns(OrthoHash(task(several)), task(several))
     assert after > before + 0.3
-
-
-@pytest.mark.parametrize("factor", [0.0, 1e15])
-def test_logits_of_any_size_stay_finite(factor: float) -> None:
-    of = task()
-    logits = (seen(of, [0, 1]).logits.detach() * factor).requires_grad_()
-    loss = OrthoHash(of)(seen(of, [0, 1])._replace(logits=logits))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
