@@ -135,7 +135,10 @@ class Learning(Model):
     distiller_options: dict[str, float] = {}
     """Of the distiller's own, by name; those of csch are in --student-fit."""
     centers: Construction = "auto"
-    """Construction of the hash centers; auto takes the one with the largest minimum distance, or the objective's."""
+    """Construction of the hash centers; auto takes the one with the largest minimum distance, or the objective's.
+
+    For csch and pictures of several classes, auto then moves them until majority votes tell who shares a class.
+    """
     assignment: Assignment | Literal["auto"] = "auto"
     """Which center goes to which class."""
     gallery: Path | None = None

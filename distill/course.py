@@ -36,6 +36,7 @@ from distill.objectives.base import Objective
 from distill.parallel import first_here
 from distill.runfolder import Run
 from distill.views import Lens
+from distill.votes import elected
 from gallery import codespace
 from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace, Preprocessing
@@ -137,11 +138,15 @@ class Course:
         """The centers a teacher's training begins with."""
         learning, kind = self.learning, self.construction
         words, how = hash_centers(len(self.classes), learning.bits, learning.seed, kind), self.assignment
-        if how == "none":
-            return words
-        role: Role = "student" if how == "released" else "teacher"
-        log.info("  assigning centers to classes by the features of the %s (%s)", role, how)
-        return words[assign(words, how, self._features(role), self._positive(self.data.train), learning.seed)]
+        positive = self._positive(self.data.train)
+        if how != "none":
+            role: Role = "student" if how == "released" else "teacher"
+            log.info("  assigning centers to classes by the features of the %s (%s)", role, how)
+            words = words[assign(words, how, self._features(role), positive, learning.seed)]
+        if self.elects:
+            log.info("  moving centers to where their votes tell which pictures share a class")
+            words = elected(words, positive)
+        return words
 
     @property
     def assignment(self) -> Assignment:
@@ -162,6 +167,11 @@ class Course:
         """How centers are constructed: left to us, as the objective wants them."""
         asked, wanted = self.learning.centers, self.method.centers
         return wanted if asked == "auto" and wanted else asked
+
+    @property
+    def elects(self) -> bool:
+        """Whether centers move to where their votes tell who shares a class: left to us, of pictures with several."""
+        return (self.learning.objective, self.learning.centers) == ("csch", "auto") and self.data.labels.ndim == 2
 
     @property
     def method(self) -> type[Objective]:
@@ -321,7 +331,9 @@ class Course:
         codes = np.where(unpack(networks.gallery.codes()), 1.0, -1.0)
         means = class_means(codes, self._positive(self.data.gallery))[shown]
         words = self.centers[shown].astype(int)
-        built = self.construction if self.method.centers else "the majority of a class's codes"
+        built: str = self.construction if self.method.centers else "the majority of a class's codes"
+        if self.elects:
+            built = "far apart, then moved to where their votes tell which pictures share a class"
         return {
             "classes": tuple(self.classes[c] for c in shown),
             "distance": tuple(map(tuple, ((words.shape[1] - words @ words.T) // 2).tolist())),

@@ -17,8 +17,9 @@ from torch import Tensor
 from distill.centers import Centers
 from distill.engine import forward
 from distill.models import HashNet
-from distill.objectives.csch import center_consistency, center_targets
+from distill.objectives.csch import center_consistency
 from distill.views import Lens
+from distill.votes import center_targets
 from gallery.encode import encode
 
 ENCODE_BATCH = 128

@@ -9,35 +9,15 @@ h_q: logits of the student (query side), h_g: of the teacher (gallery side), bot
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.centers import Centers
 from distill.config import Instance
 from distill.objectives.base import Objective, Seen, Task
 
 SCALE, MARGIN = 8.0, 0.2
 ROOM = 0.5  # from zero, in units of a bit's spread
-
-
-def center_targets(labels: NDArray[np.int64] | NDArray[np.bool_], centers: Centers) -> NDArray[np.int8]:
-    """The word each picture is drawn to, `[N, bits]` of +-1.
-
-    labels: int `[N]`, whose target is the class's center, or multi-hot bool `[N, classes]`, whose target is the
-    majority vote of the centers of its classes.  A tied bit is drawn once per set of labels, from a hash of that
-    set, so that both networks, every epoch and every process see the same target.
-    """
-    if labels.ndim == 1:
-        return centers[labels]
-    sets, which = np.unique(labels, axis=0, return_inverse=True)
-    votes = sets.astype(np.int32) @ centers.astype(np.int32)
-    words = np.where(votes == 0, np.stack([_tie_bits(row, centers.shape[1]) for row in sets]), np.sign(votes))
-    return words[which.reshape(-1)].astype(np.int8)
 
 
 def center_consistency(
@@ -114,11 +94,6 @@ def margin_room(student: Tensor, room: float = ROOM) -> Tensor:
 def signs(logits: Tensor) -> Tensor:
     """The code as +-1 floats; a logit of zero is a bit that is not set."""
     return torch.where(logits > 0, 1.0, -1.0).to(logits.dtype)
-
-
-def _tie_bits(label_set: NDArray[np.bool_], bits: int) -> NDArray[np.int8]:
-    seed = int.from_bytes(hashlib.sha256(np.packbits(label_set).tobytes()).digest()[:8], "little")
-    return np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), bits)
 
 
 class Csch(Objective):

@@ -8,7 +8,8 @@ import torch
 
 from distill.centers import hash_centers
 from distill.objectives import csch
-from distill.objectives.csch import center_consistency, center_targets, instance_consistency
+from distill.objectives.csch import center_consistency, instance_consistency
+from distill.votes import center_targets
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,26 +54,6 @@ def test_center_consistency_multi_label() -> None:
     )
     slow = slow_center_consistency(h.numpy().astype(float), target, centers, [set(np.flatnonzero(r)) for r in hot])
     assert loss.item() == pytest.approx(slow, rel=1e-5)
-
-
-def test_targets_are_the_majority_vote_and_ties_are_fixed_by_the_label_set() -> None:
-    centers = hash_centers(6, 64)
-    hot = np.zeros((4, 6), bool)
-    hot[0, [0, 1]] = hot[1, [0, 1, 2]] = hot[2, [0, 1]] = hot[3, [2, 3]] = True
-    target = center_targets(hot, centers)
-    for row, labels in enumerate([(0, 1), (0, 1, 2), (0, 1), (2, 3)]):
-        votes = centers[list(labels)].sum(0, dtype=int)
-        assert np.array_equal(target[row][votes != 0], np.sign(votes[votes != 0]))
-    assert set(np.unique(target)) == {-1, 1}
-    assert np.array_equal(target[0], target[2])
-    assert np.array_equal(center_targets(hot[[3, 0]], centers), target[[3, 0]])  # whatever else is in the batch
-    tied = (centers[0] + centers[1]) == 0
-    assert 0.2 < (target[0][tied] > 0).mean() < 0.8
-
-
-def test_single_labels_and_one_hot_rows_have_the_same_targets() -> None:
-    centers, labels = hash_centers(5, 16), np.array([4, 0, 2])
-    assert np.array_equal(center_targets(labels, centers), center_targets(np.eye(5, dtype=bool)[labels], centers))
 
 
 def test_instance_consistency_is_the_squared_distance_to_the_teachers_sign() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.centers import hash_centers
 from distill.objectives.base import Objective, Seen, Task
-from distill.objectives.csch import center_targets
+from distill.votes import center_targets
 
 
 def task(several: bool = False, pictures: int = 12, bits: int = 16, classes: int = 4, **changes: object) -> Task:
