@@ -199,14 +199,15 @@ def markdown(table: Objectives, cells: Sequence[Cell]) -> Iterator[str]:
         f"{table.teacher} at {table.size} px, {start}: the head alone for {table.head_epochs} epochs on stored views, "
         f"then all layers for {table.epochs} epochs on fresh crops; rates x {', '.join(map(str, FACTORS))}, of which "
         "each method's own is chosen on validation pictures. Means over seeds, and half of the distance between the "
-        "largest and the smallest.\n"
+        "largest and the smallest; seconds are the teacher's, of one core.\n"
     )
     for data, bits in dict.fromkeys((cell.data, cell.bits) for cell in cells):
         own = by_objective([cell for cell in cells if (cell.data, cell.bits) == (data, bits)])
-        yield f"### {data}, {bits} bits\n\n{next((c[0].protocol for c in own.values() if c[0].protocol), '')}\n"
+        told = sorted((cell[0].transductive, cell[0].protocol) for cell in own.values() if cell[0].protocol)
+        yield f"### {data}, {bits} bits\n\n{told[0][1] if told else ''}\n"
         yield f"| objective | {' | '.join(COLUMNS.values())} | rates x | seeds |"
         yield "|---" * (len(COLUMNS) + 3) + "|"
-        yield from (_line(name, several) for name, several in own.items())
+        yield from (_line(name, several) for name, several in own.items() if not several[0].refused)
         yield ""
         yield from (f"- {name}: not trained: {c[0].refused}." for name, c in own.items() if c[0].refused)
         yield from standing(own)
@@ -240,8 +241,10 @@ def standing(own: dict[str, list[Cell]]) -> Iterator[str]:
 
 
 def _line(name: str, several: list[Cell]) -> str:
-    figures = ["" if several[0].refused else spread([getattr(c, key) for c in several]) for key in COLUMNS]
-    words = f"{name} (transductive: learns codes from the gallery's labels)" if several[0].transductive else name
+    figures = [spread([getattr(cell, key) for cell in several]) for key in COLUMNS]
+    words = f"**{name}**" if name == OURS else name
+    if several[0].transductive:
+        words = f"{name} (transductive: learns codes from the gallery's labels)"
     return f"| {words} | {' | '.join(figures)} | {several[0].factor:g} | {len(several)} |"
 
 

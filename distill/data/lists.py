@@ -14,6 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distill.data.dataset import GALLERY, QUERY, TRAIN, Listing
 from distill.data.folder import Files
 from distill.data.published import PUBLISHED, Protocol
@@ -62,6 +65,12 @@ def list_published(protocol: str, root: Path, seed: int) -> Listing:
         published=spec.sizes,
         cut=spec.cut,
     )
+
+
+def listed_labels(protocol: str, part: str, root: Path) -> NDArray[np.bool_]:
+    """The classes of a part's pictures, `[N, C]`, as its list has them: no picture need be at hand."""
+    _, entries = _merged(PUBLISHED[protocol], {TRAIN: (), part: _lines(protocol, part, root)})
+    return np.array([entry.bits for entry in entries.values()]) == "1"
 
 
 def _merged(spec: Protocol, lists: dict[str, Lines]) -> tuple[tuple[str, ...], dict[str, _Entry]]:

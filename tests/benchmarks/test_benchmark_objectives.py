@@ -36,11 +36,15 @@ def test_what_is_better_than_ours_is_said_with_the_spread_over_seeds() -> None:
 
 
 def test_the_table_is_by_data_and_length_and_names_the_transductive() -> None:
-    cells = [cell(OURS, 0.5), cell("adsh", 0.9, transductive=True), cell("greedyhash", 0, refused="several classes")]
+    cells = [cell(OURS, 0.5, protocol="Drawn."), cell("adsh", 0.9, transductive=True, protocol="Drawn. Adsh's own."),
+             cell("greedyhash", 0, refused="several classes")]  # fmt: skip
     page = "\n".join(markdown(Objectives(), [*cells, cell(OURS, 0.25, bits=64)]))
-    assert page.index("### d, 32 bits") < page.index("| adsh (transductive") < page.index("| csch | 0.500")
+    assert page.index("### d, 32 bits") < page.index("| adsh (transductive") < page.index("| **csch** | 0.500")
+    assert "### d, 32 bits\n\nDrawn.\n" in page
+    assert "Adsh's own" not in page
     assert "- greedyhash: not trained: several classes." in page
-    assert page.index("### d, 64 bits") < page.index("| csch | 0.250")
+    assert "| greedyhash" not in page.partition("### What others")[0]
+    assert page.index("### d, 64 bits") < page.index("| **csch** | 0.250")
     assert f"| adsh | {PUBLISHED['adsh'][0].map:.3f} | 48 |" in page
 
 

@@ -12,15 +12,17 @@ import pytest
 import torch
 from small import BITS, SIZE, STUDENT, TEACHER, Learn
 
-from distill import stages
+from distill import centers, stages
 from distill.assignment import assign
 from distill.config import RoundedFit
 from distill.course import Course
 from distill.engine import read_journal
 from distill.models import build
+from distill.votes import center_targets, elected
 from export.int8 import layers
 from export.quantize import quantize
 from export.query_model import deployable
+from gallery import codespace
 from gallery.codes import pack
 from gallery.codespace import hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
@@ -249,3 +251,21 @@ def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:
     course, _ = learn("unwatched", validation_fraction=0.0)
     seen, held = course.calibration()
     assert len(seen) == len(held) + 1  # both are of train, for want of others
+
+
+def test_centers_of_pictures_with_several_classes_are_elected_unless_named(learn: Learn, pictures: Path) -> None:
+    rows = ["path,labels"]
+    for i, path in enumerate(sorted((pictures / "labelled").rglob("*.png"))):
+        more = [";in a shop"] if i % 3 else [";in a shop;on sale", ";on sale"]  # beside what it is
+        rows.append(f"{path.relative_to(pictures)},{path.parent.name}{more[i % 2 * (len(more) - 1)]}")
+    listing = pictures / "several.csv"
+    listing.write_text("\n".join(rows) + "\n")
+    course, networks = learn("elected", data=str(listing))
+    kept, labels = codespace.load(course.run.folder)[1], course.labels[course.data.train]
+    assert np.array_equal(kept, elected(centers.hash_centers(6, BITS, 0), labels))
+    assert np.array_equal(course.teacher_lesson.targets[course.data.train], center_targets(labels, kept))
+    assert "their votes" in course.center_map(networks)["construction"]
+    named, _ = learn("named", data=str(listing), centers="hadamard")
+    separated = centers.hash_centers(6, BITS, 0, "hadamard")
+    assert np.array_equal(codespace.load(named.run.folder)[1], separated)
+    assert not np.array_equal(kept, separated)
