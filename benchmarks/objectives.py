@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RECORD, OURS = "objective.json", "csch"
 FACTORS = (0.3, 1.0, 3.0)  # of both rates
 HEAD_LR, LR, VIEWS = 3e-3, 3e-4, 8
+LEAST = 0.5  # precision that is drawn: below, all curves are the same cliff
 COLUMNS = {
     "map": "mAP", "map_retrieved": "as the literature counts", "precision_2": "P@H<=2", "empty_2": "empty balls",
     "entropy": "entropy of a bit", "seconds": "seconds",
@@ -273,10 +274,12 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
         own = by_objective([c for c in cells if (c.data, c.bits) == (data, bits) and not c.refused])
         for name, several in own.items():
             precision = np.mean([np.array(c.precision, float) for c in several], 0)
-            style = {"color": plt.get_cmap("tab20")(names.index(name) % 20), "lw": 2.5 if name == OURS else 1}
+            style: dict[str, Any] = {"color": plt.get_cmap("tab20")(names.index(name) % 20), "lw": 1}
+            if name == OURS:
+                style = {"color": "black", "lw": 2, "zorder": 3}
             axis.plot(np.mean([c.recall for c in several], 0), precision, label=name, **style,
                       ls="--" if several[0].transductive else "-")  # fmt: skip
-        axis.set(title=f"{data}, {bits} bits", xlabel="recall within the radius")
+        axis.set(title=f"{data}, {bits} bits", xlabel="recall within the radius", ylim=(LEAST, 1.01))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("precision within the radius")
     handles = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
