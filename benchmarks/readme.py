@@ -39,7 +39,7 @@ def render() -> str:
     roads = [results.load(path) for path in sorted(RESULTS.glob("road-*.json"))]
     records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "objectives", "metric")]
     proofs = [results.load_proof(path) for path in sorted(RESULTS.glob("proof-*.json"))]
-    tables = [render(record) for render, record in zip((_csch, _objectives, _metric), records, strict=True)]
+    tables = [written(record) for written, record in zip((_csch, _objectives, _metric), records, strict=True)]
     return "\n\n".join([*map(_road, roads), *map(_proof, proofs), *tables])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,20 @@ import pytest
 import torch
 from small import BITS, SIZE, STUDENT, TEACHER, Learn
 
-from distill import centers, stages
+from distill import stages
 from distill.assignment import assign
-from distill.config import RoundedFit
-from distill.course import Course
+from distill.centers import hash_centers
+from distill.config import Learning, RoundedFit
+from distill.course import Course, begin
 from distill.engine import read_journal
 from distill.models import build
+from distill.runfolder import open_run
 from distill.votes import center_targets, elected
 from export.int8 import layers
 from export.quantize import quantize
 from export.query_model import deployable
 from gallery import codespace
 from gallery.codes import pack
-from gallery.codespace import hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 
 
@@ -195,7 +197,7 @@ def test_assigned_centers_are_the_ones_that_are_saved(learn: Learn, weights: Pat
     features = course._features("student" if how == "released" else "teacher")
     order = assign(plain.centers, how, features, course._positive(course.data.train), course.learning.seed)
     assert np.array_equal(course.centers, plain.centers[order])
-    assert networks.space.centers_sha256 == hash_centers(np.load(course.run.folder / "centers.npy"))
+    assert networks.space.centers_sha256 == codespace.hash_centers(np.load(course.run.folder / "centers.npy"))
     assert np.array_equal(np.load(course.run.folder / "centers.npy"), course.centers)
 
 
@@ -253,19 +255,25 @@ def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:
     assert len(seen) == len(held) + 1  # both are of train, for want of others
 
 
-def test_centers_of_pictures_with_several_classes_are_elected_unless_named(learn: Learn, pictures: Path) -> None:
+def test_centers_of_pictures_with_several_classes_are_elected_unless_named(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
     rows = ["path,labels"]
     for i, path in enumerate(sorted((pictures / "labelled").rglob("*.png"))):
         more = [";in a shop"] if i % 3 else [";in a shop;on sale", ";on sale"]  # beside what it is
         rows.append(f"{path.relative_to(pictures)},{path.parent.name}{more[i % 2 * (len(more) - 1)]}")
     listing = pictures / "several.csv"
     listing.write_text("\n".join(rows) + "\n")
-    course, networks = learn("elected", data=str(listing))
-    kept, labels = codespace.load(course.run.folder)[1], course.labels[course.data.train]
-    assert np.array_equal(kept, elected(centers.hash_centers(6, BITS, 0), labels))
-    assert np.array_equal(course.teacher_lesson.targets[course.data.train], center_targets(labels, kept))
-    assert "their votes" in course.center_map(networks)["construction"]
-    named, _ = learn("named", data=str(listing), centers="hadamard")
-    separated = centers.hash_centers(6, BITS, 0, "hadamard")
-    assert np.array_equal(codespace.load(named.run.folder)[1], separated)
-    assert not np.array_equal(kept, separated)
+    learning = Learning(data=str(listing), teacher="resnet10t", student="resnet10t", bits=BITS,
+                        teacher_size=SIZE, student_size=SIZE)  # fmt: skip
+    separated = hash_centers(6, BITS, 0)
+    with open_run(tmp_path / "run") as run:
+        course = begin(run, learning, tmp_path / "cache")
+        labels = course.labels[course.data.train]
+        assert np.array_equal(course.centers, elected(separated, labels))
+        assert np.array_equal(course.teacher_lesson.targets[course.data.train], center_targets(labels, course.centers))
+        named = replace(course, learning=learning.model_copy(update={"centers": "hadamard"}))
+        assert np.array_equal(named.centers, hash_centers(6, BITS, 0, "hadamard"))
+        assert not np.array_equal(course.centers, separated)
