@@ -89,7 +89,8 @@ class Export(Model):
         folders = {self.runs / f"export-{data}-{student}": (data, student) for data, student in pairs}
         cells = [self._cell(folder, *names) for folder, names in folders.items()]
         cells = [timed(cell, folder, self.pairs) for cell, folder in zip(cells, folders, strict=True)]
-        record = {"command": "python benchmarks/run.py export", "options": self.model_dump(mode="json")}
+        options = self.model_dump(mode="json", exclude={"runs"})
+        record = {"command": "python benchmarks/run.py export", "options": options}
         write_json(RESULTS / RECORD, record | {"cells": [cell.model_dump(mode="json") for cell in cells]})
         write_whole(RESULTS / "export.md", "\n\n".join("\n".join(_markdown(cell)) for cell in cells) + "\n")
         log.info("results in %s", RESULTS / "export.md")
