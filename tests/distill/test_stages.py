@@ -81,7 +81,7 @@ def test_a_new_student_for_an_old_gallery(learn: Learn, tmp_path: Path) -> None:
 def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None:
     learn("old")
     (tmp_path / "old" / "teacher.safetensors").unlink()
-    fit = STUDENT.model_copy(update={"center_weight": 0.0, "epochs": 25})
+    fit = STUDENT.model_copy(update={"center_weight": 0.0, "epochs": 10})
     course, networks = learn("new", gallery=tmp_path / "old", student="resnet10t", student_fit=fit)
     cells = course.cells(networks)
     assert networks.teacher is None
@@ -89,7 +89,7 @@ def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None
     assert cells.teacher_queries is None
     wanted = np.unpackbits(networks.gallery.codes(), axis=1)
     got = np.unpackbits(pack(cells.student_gallery), axis=1)
-    assert (wanted == got).mean() > 0.75  # it has nothing else to learn from
+    assert (wanted == got).mean() > 0.7  # it has nothing else to learn from
 
 
 def test_stored_codes_need_stored_views(learn: Learn, tmp_path: Path) -> None:
