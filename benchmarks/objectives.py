@@ -200,7 +200,7 @@ def markdown(table: Objectives, cells: Sequence[Cell]) -> Iterator[str]:
         f"{table.teacher} at {table.size} px, {start}: the head alone for {table.head_epochs} epochs on stored views, "
         f"then all layers for {table.epochs} epochs on fresh crops; rates x {', '.join(map(str, FACTORS))}, of which "
         "each method's own is chosen on validation pictures. Means over seeds, and half of the distance between the "
-        "largest and the smallest; seconds are the teacher's, of one core.\n"
+        "largest and the smallest; seconds are the teacher's, by the wall's clock, whatever else the machine did.\n"
     )
     for data, bits in dict.fromkeys((cell.data, cell.bits) for cell in cells):
         own = by_objective([cell for cell in cells if (cell.data, cell.bits) == (data, bits)])

@@ -122,8 +122,8 @@ def _objectives(o: dict[str, Any]) -> str:
         best = next(name for name in scores if name != OURS)
         lines.append(f"| {data}, {bits} bits | {scores[OURS]} | {scores[best]}, {best} |")
     names, p = {cell.objective for cell in cells}, o["options"]
-    return f"""The teacher alone, beside every other objective that does not know the gallery's labels, {len(names)} \
-in all (`{o["command"]}`): {p["teacher"]} at {p["size"]} px, {p["seeds"]} seeds, rates chosen on validation \
+    return f"""The teacher alone, among all {len(names)} objectives that do not know the gallery's labels \
+(`{o["command"]}`): {p["teacher"]} at {p["size"]} px, {p["seeds"]} seeds, rates chosen on validation \
 pictures; tie-aware mAP. All of them, precision and recall by radius, seconds, and what others published: \
 `benchmarks/results/objectives.md`.
 

@@ -1,7 +1,7 @@
 """Hash centers of pictures with several classes: how well the words themselves tell who shares one, before any network.
 
 Separated centers are only voters; elected ones have been moved to where their votes are right (`distill/votes.py`).
-What a network can reach with either is bounded by how well the true words of the pictures would retrieve.
+With either, a network that gave every picture its true word would retrieve as well as those words do, measured here.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Votes(Model):
     root: Path | None = None
     """Below which the data sets are, or else below TWINHASH_DATA."""
     runs: Path = Path("runs/bench")
+    """Below which decoded pictures are kept."""
 
     def run(self) -> None:
         """Writes `votes.json` and `votes.md` in `benchmarks/results`."""
@@ -112,9 +113,9 @@ def retrieved(centers: NDArray[np.int8], query: Flags, known: Flags) -> float:
 def markdown(cells: Sequence[Cell]) -> Iterator[str]:
     """A row for each data set and length of code."""
     yield (
-        "mAP of the true words of the queries among those of the training pictures: what a network without "
-        "mistakes would reach. Centers as far apart as they can be, and the same after their election by the training "
-        "pictures' labels. Means over seeds, and half of the distance between the largest and the smallest.\n"
+        "mAP of the true words of the queries among those of the training pictures: what a network that gives every "
+        "picture its true word reaches. Centers as far apart as they can be, and the same after their election by the "
+        "training pictures' labels. Means over seeds, and half of the distance between the largest and the smallest.\n"
     )
     yield "| data | classes | queries x train | bits | separated | elected | least distance | seconds |"
     yield "|---|---|---|---|---|---|---|---|"

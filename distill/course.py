@@ -138,14 +138,13 @@ class Course:
         """The centers a teacher's training begins with."""
         learning, kind = self.learning, self.construction
         words, how = hash_centers(len(self.classes), learning.bits, learning.seed, kind), self.assignment
-        positive = self._positive(self.data.train)
         if how != "none":
             role: Role = "student" if how == "released" else "teacher"
             log.info("  assigning centers to classes by the features of the %s (%s)", role, how)
-            words = words[assign(words, how, self._features(role), positive, learning.seed)]
+            words = words[assign(words, how, self._features(role), self._positive(self.data.train), learning.seed)]
         if self.elects:
             log.info("  moving centers to where their votes tell which pictures share a class")
-            words = elected(words, positive)
+            words = elected(words, self._positive(self.data.train))
         return words
 
     @property

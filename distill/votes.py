@@ -17,8 +17,8 @@ Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 Reals = NDArray[np.float64]
 SCALE, MIDDLE = 16.0, 0.25  # of a pair's cosine in its likelihood: how sharply, and from where on, it says "alike"
-SETS = 500  # of classes that vote, the most frequent: a visit of a bit takes classes x sets^2; 1,000 gain .001
-WORK = 2**40  # classes x sets^2 x visits of a bit: a minute or two; COCO at 64 bits takes a sixteenth
+SETS = 500  # of classes that vote, the most frequent: a visit of a bit takes classes x sets^2; 1,000 gain .002 at most
+WORK = 2**40  # classes x sets^2 x visits of a bit: up to three minutes; COCO at 64 bits takes a fourteenth
 
 
 def center_targets(labels: NDArray[np.int64] | Flags, centers: Centers) -> NDArray[np.int8]:
