@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cell import Cell, measure
-from distill.config import Learning, Model, StudentFit, TeacherFit
+from benchmarks.trial import Cell, measure
+from distill.config import Learning, Model, StudentTrainConfig, TeacherTrainConfig
 from distill.distillers import DISTILLERS
 from gallery.console import log
 from gallery.files import write_json, write_whole
@@ -115,8 +115,8 @@ class Table(Model):
             changes["gallery"] = self.folder(data, bits, seed, BASE)
         return Learning(
             teacher=self.teacher, student=self.student, data=data, bits=bits, seed=seed, teacher_size=self.size,
-            student_size=self.size, unseen=self.unseen, teacher_fit=TeacherFit(**teaching),
-            student_fit=StudentFit(**terms), **changes,
+            student_size=self.size, unseen=self.unseen, teacher_fit=TeacherTrainConfig(**teaching),
+            student_fit=StudentTrainConfig(**terms), **changes,
         )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ class Unseen(Table):
 
 def write(table: Table, cells: Sequence[Cell]) -> None:
     """`<name>.json`, `<name>.md` and `<name>.svg` in `benchmarks/results`."""
-    from mobile_eval.machine import describe
+    from mobile_eval.system_info import describe
 
     options = table.model_dump(mode="json", exclude={"runs"})
     record = {"command": f"python benchmarks/run.py {table.name}", "options": options,

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.bare import compare
-from benchmarks.cell import learned
 from benchmarks.csch import RESULTS
-from distill.config import Learning, Model, RoundedFit, StudentFit, TeacherFit
-from export.artifact import Artifact, Refused
-from export.cards import read_card
+from benchmarks.trial import learned
+from distill.config import Learning, Model, RoundedFit, StudentTrainConfig, TeacherTrainConfig
+from export.artifact import ExportedModel, ExportFailure
+from export.metadata import read_card
 from gallery.console import log
 from gallery.files import write_json, write_whole
+from gallery.results import ModelResult
 from mobile_eval.devices.host import Host
-from mobile_eval.results import FileRow
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from distill.course import Course
-    from distill.stages import Networks
+    from distill.context import RunContext
+    from distill.pipeline import TrainedModels
     from export.ship import Student
-    from mobile_eval.compat import Reference
+    from mobile_eval.compare import FloatReference
 
 RECORD, FILES = "export.json", "files"
 FORMS = (
@@ -41,7 +41,7 @@ FORMS = (
 TIMED = ("onnx", "litert")  # Core ML files are evaluated here, which takes no time that means anything
 CALIBRATED = "int8-calibrated"
 PLAIN = "int8-plain"  # every layer 8-bit, none chosen: what calibration alone makes of the network
-TEACHERS = {"imagenet20": TeacherFit(mode="quick"), "ucmerced": TeacherFit(mode="full")}
+TEACHERS = {"imagenet20": TeacherTrainConfig(mode="quick"), "ucmerced": TeacherTrainConfig(mode="full")}
 EPOCHS: dict[tuple[str, str], int] = {  # of the student; the larger one starts from random weights where none are found
     ("imagenet20", "mobilenetv3_small"): 20,
     ("imagenet20", "mobilenetv3_large"): 25,
@@ -52,7 +52,7 @@ EPOCHS: dict[tuple[str, str], int] = {  # of the student; the larger one starts 
 class Row(Model):
     """One file.  bare_latency, bare_bytes: of the file over the student alone in it (`benchmarks.bare`)."""
 
-    file: FileRow
+    file: ModelResult
     bare_latency: float | None = None
     bare_bytes: float | None = None
 
@@ -100,8 +100,8 @@ class Export(Model):
         first = self.runs / f"export-{data}-{self.students[0]}"
         learning = Learning(
             data=data, teacher=self.teacher, student=student, bits=self.bits, seed=self.seed,
-            gallery=None if folder == first else first, teacher_fit=TEACHERS.get(data, TeacherFit()),
-            student_fit=StudentFit(epochs=EPOCHS.get((data, student), "auto")),
+            gallery=None if folder == first else first, teacher_fit=TEACHERS.get(data, TeacherTrainConfig()),
+            student_fit=StudentTrainConfig(epochs=EPOCHS.get((data, student), "auto")),
         )  # fmt: skip
         return measure(learning, folder, self.runs / "cache")
 
@@ -130,7 +130,7 @@ def _timed(row: Row, host: Host, folder: Path, pairs: int) -> Row:
     if row.file.format not in TIMED or row.file.status != "ran":
         return row
     path = folder / row.file.path
-    figures = host.run(Artifact.of(path, row.file.format, read_card(path))).figures
+    figures = host.run(ExportedModel.of(path, row.file.format, read_card(path))).figures
     with tempfile.TemporaryDirectory() as work:
         pair = compare(path, Path(work), pairs)
     log.info("  %s: %.2f ms, %.3f of the bare student's", row.file.form, figures["p50_ms"], pair.latency)
@@ -138,8 +138,8 @@ def _timed(row: Row, host: Host, folder: Path, pairs: int) -> Row:
     return row.model_copy(update=found)
 
 
-def _measured(course: Course, networks: Networks, folder: Path) -> Cell:
-    from mobile_eval.compat import reference
+def _measured(course: RunContext, networks: TrainedModels, folder: Path) -> Cell:
+    from mobile_eval.compare import reference
 
     data, logits = course.data, course.cells(networks)
     pixels, labels = course.data.pixels[course.plan.student_size][data.query], data.labels[data.query]
@@ -153,9 +153,9 @@ def _measured(course: Course, networks: Networks, folder: Path) -> Cell:
     )  # fmt: skip
 
 
-def _student(course: Course, networks: Networks) -> Student:
+def _student(course: RunContext, networks: TrainedModels) -> Student:
     """The network as `export.ship` takes it."""
-    from distill.stages import adapt
+    from distill.pipeline import adapt
     from export.ship import Student
 
     plan, net = course.plan, networks.student
@@ -165,9 +165,9 @@ def _student(course: Course, networks: Networks) -> Student:
     )  # fmt: skip
 
 
-def _files(student: Student, folder: Path) -> tuple[list[Artifact | Refused], dict[str, Any]]:
+def _files(student: Student, folder: Path) -> tuple[list[ExportedModel | ExportFailure], dict[str, Any]]:
     """All forms, and at the end those with every layer 8-bit."""
-    from export.forms import export_all
+    from export.exporter import export_all
     from export.quantize import simulate
 
     quantized, nets = simulate(student.net, student.preprocessing, *student.calibration, FORMS, student.adapt)
@@ -182,7 +182,7 @@ def _files(student: Student, folder: Path) -> tuple[list[Artifact | Refused], di
 
 def everywhere(net: nn.Module) -> nn.Module:
     """A copy of a simulated network with every layer 8-bit that can be."""
-    from export.int8 import layers
+    from export.fake_quant import layers
 
     made = copy.deepcopy(net)
     for layer in layers(made).values():
@@ -190,12 +190,12 @@ def everywhere(net: nn.Module) -> nn.Module:
     return made
 
 
-def _row(file: Artifact | Refused, against: Reference, folder: Path) -> Row:
-    from mobile_eval.compat import Shipped, check_file
+def _row(file: ExportedModel | ExportFailure, against: FloatReference, folder: Path) -> Row:
+    from mobile_eval.compare import Shipped, check_file
     from mobile_eval.prove import refusal
     from mobile_eval.runtimes import open_model
 
-    if isinstance(file, Refused):
+    if isinstance(file, ExportFailure):
         return Row(file=refusal(file))
     form = f"{file.format}-{PLAIN}" if file.path.parent.name == PLAIN else file.form
     place = file.path.relative_to(folder).as_posix()
@@ -217,7 +217,7 @@ def _markdown(cell: Cell) -> Iterator[str]:
         yield _line(row, row.file)
 
 
-def _line(row: Row, f: FileRow) -> str:
+def _line(row: Row, f: ModelResult) -> str:
     if f.status != "ran":
         return f"| {f.form} | {f.status}: {f.reason} |"
     figures = (

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from gallery.codes import Codes, pack, unpack, words
 from gallery.files import write_json
-from gallery.metrics import RetrievalScore, mean_average_precision
-from mobile_eval.machine import describe
+from gallery.metrics import MapResult, mean_average_precision
+from mobile_eval.system_info import describe
 
 RESULTS = Path(__file__).with_name("results") / "metric.json"
 QUERIES, GALLERY, BITS, SEED = 10_000, 60_000, 64, 0
@@ -65,9 +65,11 @@ def cases() -> list[Case]:
     several = [rng.random((n, 80)) < 3 / 80 for n in (QUERIES, GALLERY)]
     many = rng.choice([-1.0, 1.0], (80, BITS))
     mixed = [pack(hot @ many + rng.normal(size=(len(hot), BITS))) for hot in several]
-    return [Case("uniform codes, 10 classes", uniform[0], uniform[1], labels[0], labels[1]),
-            Case("clustered codes, 10 classes", clustered[0], clustered[1], labels[0], labels[1]),
-            Case("several of 80 labels", mixed[0], mixed[1], several[0], several[1], 1000)]
+    return [
+        Case("uniform codes, 10 classes", uniform[0], uniform[1], labels[0], labels[1]),
+        Case("clustered codes, 10 classes", clustered[0], clustered[1], labels[0], labels[1]),
+        Case("several of 80 labels", mixed[0], mixed[1], several[0], several[1], 1000),
+    ]
 
 
 def literature(case: Case) -> Callable[[int], float]:
@@ -127,7 +129,7 @@ def compare(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def random_orders(case: Case, score: RetrievalScore) -> dict[str, Any]:
+def random_orders(case: Case, score: MapResult) -> dict[str, Any]:
     """Mean AP of the first queries over shuffled galleries with a stable sort, beside the closed form."""
     rng, total = np.random.default_rng(SEED + 1), 0.0
     for _ in range(ORDERS):
@@ -184,8 +186,10 @@ def main() -> int:
     })  # fmt: skip
     for row in rows:
         speed = ", ".join(f"{loop['speedup']:.0f}x {name}" for name, loop in row["loops"].items())
-        print(f"{row['name']}: {row['seconds']:.2f} s, {speed}; {row['peak_extra_mb']:.0f} MB; mAP {row['map']:.4f}, "
-              f"random orders differ by {row['random_orders']['difference']:.1e}")
+        print(
+            f"{row['name']}: {row['seconds']:.2f} s, {speed}; {row['peak_extra_mb']:.0f} MB; mAP {row['map']:.4f}, "
+            f"random orders differ by {row['random_orders']['difference']:.1e}"
+        )
     print(" ".join(f"{name} {'kept' if ok else 'MISSED'} ({worst[name]:.3g})" for name, ok in kept.items()))
     return 0 if all(kept.values()) else 1
 

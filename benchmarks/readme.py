@@ -1,7 +1,7 @@
 """The figures in README.md, rendered from `benchmarks/results/`.
 
-    python benchmarks/readme.py                  # writes them
-    python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, or proofs, without thumbnails
+python benchmarks/readme.py                  # writes them
+python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, or proofs, without thumbnails
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.csch import spread
-from benchmarks.objectives import OURS, Cell, by_objective
+from benchmarks.losses import OURS, Cell, by_objective
+from gallery import results
 from gallery.files import write_whole
-from mobile_eval import results, words
-from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, FileRow, Proof, Results
+from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, ModelResult, Proof, Results
+from mobile_eval import formatting
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[1] / "README.md"
@@ -60,7 +61,8 @@ def _road(r: Results) -> str:
     return f"""`{r.command}`
 
 {start}. {p.train:,} pictures for training, {p.gallery:,} in the gallery, {p.query:,} queries, {p.classes} classes, \
-{r.bits} bits, seed {r.seed}; {words.duration(sum(r.seconds.values()))} on {r.machine.cores} cores of {r.machine.cpu}. \
+{r.bits} bits, seed {r.seed}; \
+{formatting.duration(sum(r.seconds.values()))} on {r.machine.cores} cores of {r.machine.cpu}. \
 Tie-aware mAP over the whole gallery: teacher->teacher {cells[TEACHER_TEACHER].map:.3f}, **student->gallery \
 {cells[STUDENT_GALLERY].map:.3f}**, student->student {cells[STUDENT_STUDENT].map:.3f}. \
 Verdict: {"passed" if r.verdict.passed else "failed"}.
@@ -85,7 +87,7 @@ exceeds {p.limits.tolerance:g}: {unlike}.
 """ + "\n".join(lines)
 
 
-def _cost(row: FileRow | None) -> str:
+def _cost(row: ModelResult | None) -> str:
     if row is None or row.status != "ran":
         return ""
     if row.instructions is not None:
@@ -144,12 +146,12 @@ def _metric(m: dict[str, Any]) -> str:
     )
 
 
-def _file(row: FileRow) -> str:
+def _file(row: ModelResult) -> str:
     if row.status != "ran":
         return f"| {row.form} | | | {row.status}: {row.reason} | |"
     time = "not timed" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
-    flips = words.percent(row.flip_rate)
-    return f"| {row.form} | {words.size(row.bytes)} | {flips} | {words.number(row.map, 4)} | {time} |"
+    flips = formatting.percent(row.flip_rate)
+    return f"| {row.form} | {formatting.size(row.bytes)} | {flips} | {formatting.number(row.map, 4)} | {time} |"
 
 
 def main(arguments: list[str]) -> int:

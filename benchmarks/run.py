@@ -1,14 +1,14 @@
 """Every comparison this project makes, one command each; a benchmark that was stopped goes on where it was.
 
-    python benchmarks/run.py csch        # CSCH as released beside ours: a file of results, a table and a plot
-    python benchmarks/run.py teachers    # modes and rates of the teacher
-    python benchmarks/run.py terms       # which terms of the student's loss earn their place
-    python benchmarks/run.py unseen      # classes without labels
-    python benchmarks/run.py distillers  # what a student is distilled by
-    python benchmarks/run.py objectives  # what a teacher is trained by: every method the field compares with
-    python benchmarks/run.py votes       # centers of pictures with several classes
-    python benchmarks/run.py export      # every form of two students: size, bits turned, mAP, latency, memory
-    python benchmarks/run.py views       # what stored views save, and whether the loader keeps up
+python benchmarks/run.py csch        # CSCH as released beside ours: a file of results, a table and a plot
+python benchmarks/run.py teachers    # modes and rates of the teacher
+python benchmarks/run.py terms       # which terms of the student's loss earn their place
+python benchmarks/run.py unseen      # classes without labels
+python benchmarks/run.py distillers  # what a student is distilled by
+python benchmarks/run.py objectives  # what a teacher is trained by: every method the field compares with
+python benchmarks/run.py votes       # centers of pictures with several classes
+python benchmarks/run.py export      # every form of two students: size, bits turned, mAP, latency, memory
+python benchmarks/run.py views       # what stored views save, and whether the loader keeps up
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.csch import Csch, Distillers, Teachers, Terms, Unseen
 from benchmarks.export import Export
-from benchmarks.objectives import Objectives
+from benchmarks.losses import Objectives
+from benchmarks.multilabel_centers import Votes
 from benchmarks.views import Views
-from benchmarks.votes import Votes
 from gallery.console import exit_code
 from gallery.errors import EXIT_PASSED
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.config import Learning, Model, StudentFit
+from distill.config import Learning, Model, StudentTrainConfig
 from gallery.console import log
 from gallery.files import write_json
 
 if TYPE_CHECKING:
-    from distill.course import Course
-    from distill.student import Prepare
+    from distill.context import RunContext
+    from distill.train_student import Prepare
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -38,10 +38,10 @@ class Views(Model):
 
     def run(self) -> None:
         """Writes `benchmarks/results/<name>.json`."""
-        from distill.course import begin
+        from distill.context import begin
         from distill.engine import keep_freed_memory, limit_threads
-        from distill.runfolder import open_run
-        from mobile_eval.machine import describe
+        from distill.run_dir import open_run
+        from mobile_eval.system_info import describe
 
         limit_threads()
         keep_freed_memory()
@@ -59,41 +59,50 @@ class Views(Model):
             "online_over_stored": ratio, "largest_share_waiting": waiting,
         })  # fmt: skip
 
-    def epoch(self, course: Course, name: str) -> dict[str, float]:
+    def epoch(self, course: RunContext, name: str) -> dict[str, float]:
         """Seconds of one epoch, and those of them spent waiting for pictures."""
-        from distill.distillers.base import Task
-        from distill.distillers.csch import Csch
-        from distill.journal import read_journal
-        from distill.student import train_student
+        from distill.distillers.base import DistillContext
+        from distill.distillers.csch import CSCHDistiller
+        from distill.metrics_log import read_journal
+        from distill.train_student import train_student
 
         folder = course.run.work / f"{name}-{time.monotonic_ns()}" / "work"
         folder.mkdir(parents=True)
         lesson = replace(course.student_lesson, train=course.data.train[: self.batch * self.steps])
-        terms = StudentFit(batch=self.batch)
+        terms = StudentTrainConfig(batch=self.batch)
         prepare = self.stored(course) if name == "stored" else self.online(course)
         net, schedule = course.beginning("student"), replace(course.schedule(terms, 1), batch=self.batch)
         start = time.monotonic()
-        train_student(net, lesson, prepare, terms.center_weight, Csch(Task(lesson.words, lesson.words, 0)), schedule,
-                      (1e-3, 0.05), folder, "timed")  # fmt: skip
+        train_student(
+            net,
+            lesson,
+            prepare,
+            terms.center_weight,
+            CSCHDistiller(DistillContext(lesson.words, lesson.words, 0)),
+            schedule,
+            (1e-3, 0.05),
+            folder,
+            "timed",
+        )
         seconds = time.monotonic() - start
         return {"seconds": seconds, "waited": sum(p.waited for p in read_journal(folder.parent / "train.jsonl"))}
 
-    def stored(self, course: Course) -> Prepare:
+    def stored(self, course: RunContext) -> Prepare:
         """Batches of stored views; what the teacher said of them is random, which time does not mind either."""
         import torch
 
-        from distill.student import Views as Stored
-        from distill.student import from_views
-        from distill.views import stored
+        from distill.data.augment import stored
+        from distill.train_student import Views as Stored
+        from distill.train_student import from_views
 
         index = course.data.train[: self.batch * self.steps]
         lesson, crops = replace(course.student_lesson, train=index), stored(len(index), 8, 0.3, 0)
         said = torch.randn(8, len(index), course.learning.bits, generator=torch.Generator().manual_seed(0))
         return from_views(lesson, Stored(index, crops, said), 0)
 
-    def online(self, course: Course) -> Prepare:
+    def online(self, course: RunContext) -> Prepare:
         """Batches of fresh crops, the teacher looking at each."""
-        from distill.student import from_teacher
+        from distill.train_student import from_teacher
 
         lesson = replace(course.student_lesson, train=course.data.train[: self.batch * self.steps])
         teacher = course.beginning("teacher").eval()

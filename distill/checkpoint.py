@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.models import HashNet, build
+from distill.models.hash_net import HashNet, build
 from gallery.errors import CorruptFile
 from gallery.files import whole
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distill.assignment import Assignment
-from distill.centers import Construction
 from distill.distillers import DISTILLERS
-from distill.objectives import OBJECTIVES
+from distill.hash_centers.assignment import Assignment
+from distill.hash_centers.constructions import Construction
+from distill.losses import OBJECTIVES
 from gallery.errors import InputError
 
 TeacherMode = Literal["quick", "full", "head_first"]
@@ -33,7 +33,7 @@ class Model(BaseModel):
             raise
 
 
-class Fit(Model):
+class OptimizerConfig(Model):
     """How a network is trained."""
 
     epochs: AutoInt = "auto"
@@ -55,7 +55,7 @@ class Fit(Model):
     """Epochs without a gain on the validation pictures after which training ends, with the best weights; 0: never."""
 
 
-class TeacherFit(Fit):
+class TeacherTrainConfig(OptimizerConfig):
     """How the teacher is trained."""
 
     mode: TeacherMode | Literal["auto"] = "auto"
@@ -65,7 +65,7 @@ class TeacherFit(Fit):
     head_lr: float = Field(3e-3, gt=0)
 
 
-class StudentFit(Fit):
+class StudentTrainConfig(OptimizerConfig):
     """How the student is distilled: to the centers, and by `--distiller`.  The weights but the first are of csch."""
 
     views: AutoInt = "auto"
@@ -157,14 +157,14 @@ class Learning(Model):
     """Share of each class drawn as queries where the data has no split of its own."""
     validation_fraction: float = Field(0.05, ge=0, lt=0.5)
     """Share of the training pictures held out to watch the training."""
-    teacher_fit: TeacherFit = TeacherFit()
-    student_fit: StudentFit = StudentFit()
+    teacher_fit: TeacherTrainConfig = TeacherTrainConfig()
+    student_fit: StudentTrainConfig = StudentTrainConfig()
     seed: int = Field(0, ge=0)
     strict: bool = False
     """A picture that cannot be read, or a file that cannot run here, is fatal."""
 
 
-class Start(Model):
+class BackboneInfo(Model):
     """Where a network begins: its timm name, its weights in words, and the preprocessing they were trained with."""
 
     name: str
@@ -178,11 +178,11 @@ class Start(Model):
     std: tuple[float, float, float]
 
 
-class Resolved(Model):
+class ResolvedConfig(Model):
     """What every "auto" became; `reasons` says why, one sentence a choice."""
 
-    teacher: Start
-    student: Start
+    teacher: BackboneInfo
+    student: BackboneInfo
     teacher_size: int
     student_size: int
     teacher_epochs: int
@@ -200,13 +200,15 @@ NATIVE, CPU_LARGEST = 224, 128  # pixels
 SMALLEST, GRID = 64, 16  # of convolutional networks, whose strides of 32 leave four places then
 
 
-def resolve(learning: Learning, teacher: Start, student: Start, picture_size: int, gpu: bool) -> Resolved:
+def resolve(
+    learning: Learning, teacher: BackboneInfo, student: BackboneInfo, picture_size: int, gpu: bool
+) -> ResolvedConfig:
     """Settles every "auto", the one place where that happens.
 
     picture_size: median shorter side of the pictures, pixels
     """
     _check(learning, teacher)
-    auto = _Auto()
+    auto = AutoResolver()
     why = f"the pictures have {picture_size} px{'' if gpu else f', and a CPU can train on {CPU_LARGEST}'}"
     sizes = [_size(start, picture_size, gpu) for start in (teacher, student)]
     teacher_size = auto("teacher size", learning.teacher_size, sizes[0], why)
@@ -223,7 +225,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     lr = (3e-4 if teacher.transformer else 1e-3) * (0.3 if mode == "head_first" else 1.0)
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start = start[student.random]
-    return Resolved(
+    return ResolvedConfig(
         teacher=teacher,
         student=student,
         teacher_size=teacher_size,
@@ -242,7 +244,7 @@ def resolve(learning: Learning, teacher: Start, student: Start, picture_size: in
     )
 
 
-def _check(learning: Learning, teacher: Start) -> None:
+def _check(learning: Learning, teacher: BackboneInfo) -> None:
     """Refuses what cannot be learned; every message names the fix."""
     fit = learning.student_fit
     _check_methods(learning)
@@ -282,7 +284,7 @@ def _check_methods(learning: Learning) -> None:
         raise InputError("no --distiller-options for csch", found, "Its terms are in --student-fit.")
 
 
-def _size(start: Start, picture_size: int, gpu: bool) -> int:
+def _size(start: BackboneInfo, picture_size: int, gpu: bool) -> int:
     """The pictures' own size, rounded up to what the network divides by, within what the device can pay for."""
     step, smallest = (start.patch, 2 * start.patch) if start.patch > 1 else (GRID, SMALLEST)
     largest = NATIVE if gpu else CPU_LARGEST
@@ -290,7 +292,7 @@ def _size(start: Start, picture_size: int, gpu: bool) -> int:
     return min(-(-wanted // step), largest // step) * step
 
 
-class _Auto:
+class AutoResolver:
     """Returns the user's value, or the given one with its reason noted."""
 
     def __init__(self) -> None:

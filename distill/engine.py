@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distill import parallel
+from distill import distributed
 from distill.checkpoint import Part, load_state, save_state
-from distill.journal import Journal, read_journal
-from distill.models import HashNet
+from distill.metrics_log import MetricsLogger, read_journal
+from distill.models.hash_net import HashNet
 from gallery.console import log, track
 from gallery.errors import InputError
 
 __all__ = [
-    "Learner", "Schedule", "features", "fit", "forward", "in_full", "keep_freed_memory", "limit_threads",
+    "OptimizedModule", "TrainSpec", "features", "fit", "forward", "in_full", "keep_freed_memory", "limit_threads",
     "read_journal",
 ]  # fmt: skip
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -41,7 +41,7 @@ BETAS = (0.9, 0.99)  # of AdamW: runs of a few hundred steps have no use for a m
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainSpec:
     """How long.  warmup: share of the steps; clip: of the norm of each learner's gradient.
 
     ema: decay a step of the moving average of the weights, which is then what is validated and kept; 0: none
@@ -69,7 +69,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Learner:
+class OptimizedModule:
     """A network in training, or what else a loss learns or remembers.
 
     lr: peak learning rate; head_lr: that of `net.head` where it has one of its own; averaged: whether a moving average
@@ -94,16 +94,16 @@ class Learner:
 
 Batch = Any
 Prepare = Callable[[NDArray[np.int64], torch.Generator], Batch]  # rows and this step's generator -> what a step needs
-Objective = Callable[[Any], tuple[Tensor, Tensor]]  # -> (loss, what is right: of rows, or of bits)
+HashLoss = Callable[[Any], tuple[Tensor, Tensor]]  # -> (loss, what is right: of rows, or of bits)
 
 
 def fit(
     stage: str,
-    learners: Sequence[Learner],
+    learners: Sequence[OptimizedModule],
     prepare: Prepare,
-    objective: Objective,
+    objective: HashLoss,
     rows: NDArray[np.int64],
-    schedule: Schedule,
+    schedule: TrainSpec,
     validate: Callable[[], float | None],
     folder: Path,
     key: str,
@@ -111,10 +111,10 @@ def fit(
     """Trains the learners' networks in place by one loss, resuming from `folder`'s checkpoint of this stage and key.
 
     prepare: runs a step ahead, in a thread; among several processes it gets the rows of the whole batch in each, and
-    loads `parallel.mine` of them.  validate: sees the weights that would be kept; never called beside training.
+    loads `distributed.mine` of them.  validate: sees the weights that would be kept; never called beside training.
     Raises `InputError` where `schedule.patience` has no validation to go by.
     """
-    training = _Training(stage, learners, schedule, validate, folder, key, schedule.steps_in_epoch(len(rows)))
+    training = _FitState(stage, learners, schedule, validate, folder, key, schedule.steps_in_epoch(len(rows)))
     draws = _draws(rows, schedule, training.first, training.steps)
     gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # threads forget it
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:
@@ -139,7 +139,7 @@ def in_full(net: HashNet) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         seen = run(images)
-        seen = parallel.gather(seen) if net.training else seen
+        seen = distributed.gather(seen) if net.training else seen
         return seen, net.head(seen)
 
     return both
@@ -184,7 +184,7 @@ def keep_freed_memory() -> None:
 
 
 def _draws(
-    rows: NDArray[np.int64], schedule: Schedule, first: int, steps: int
+    rows: NDArray[np.int64], schedule: TrainSpec, first: int, steps: int
 ) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
     """The rows and the generator of each step."""
     epoch_steps, order = schedule.steps_in_epoch(len(rows)), rows
@@ -200,7 +200,7 @@ def _ahead(
     pool: ThreadPoolExecutor,
     prepare: Prepare,
     draws: Iterator[tuple[NDArray[np.int64], torch.Generator]],
-    journal: Journal,
+    journal: MetricsLogger,
 ) -> Iterator[Batch]:
     """Batches, of which the next is under way while one is used."""
     futures = (pool.submit(prepare, *draw) for draw in draws)
@@ -215,11 +215,11 @@ def _ahead(
         yield batch
 
 
-class _Trainee:
+class _ModuleState:
     """A learner with its optimizer and, where there is one, the moving average of its weights."""
 
-    def __init__(self, learner: Learner, schedule: Schedule) -> None:
-        parallel.synchronise(learner.net)
+    def __init__(self, learner: OptimizedModule, schedule: TrainSpec) -> None:
+        distributed.synchronise(learner.net)
         self.net, self.clip, self.average, self.optimizer = learner.net, schedule.clip, None, None
         self.parts: dict[str, Part] = {f"{learner.name}.net": self.net}
         if groups := learner.groups():  # a loss may have none
@@ -236,7 +236,7 @@ class _Trainee:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        parallel.average(self.net.parameters())
+        distributed.average(self.net.parameters())
         nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
         if self.average:
@@ -250,22 +250,28 @@ class _Trainee:
             self.average.module.load_state_dict(own)
 
 
-class _Training:
+class _FitState:
     """One call of `fit`: the trainees, and the files that let another process go on."""
 
     def __init__(
-        self, stage: str, learners: Sequence[Learner], schedule: Schedule, validate: Callable[[], float | None],
-        folder: Path, key: str, epoch_steps: int,
-    ) -> None:  # fmt: skip
+        self,
+        stage: str,
+        learners: Sequence[OptimizedModule],
+        schedule: TrainSpec,
+        validate: Callable[[], float | None],
+        folder: Path,
+        key: str,
+        epoch_steps: int,
+    ) -> None:
         self.stage, self.schedule, self.validate, self.key = stage, schedule, validate, key
         self.state, self.best = (folder / f"{stage}.{what}.safetensors" for what in ("checkpoint", "best"))
-        self.trainees = [_Trainee(learner, schedule) for learner in learners]
+        self.trainees = [_ModuleState(learner, schedule) for learner in learners]
         self.parts = {name: part for trainee in self.trainees for name, part in trainee.parts.items()}
         self.nets = {learner.name: learner.net for learner in learners}
         self.epoch_steps, self.steps = epoch_steps, epoch_steps * schedule.epochs
-        with parallel.first_here():
+        with distributed.first_here():
             self.first = load_state(self.state, self.parts, key)
-            self.journal = Journal(folder.parent / "train.jsonl", stage, self.first, epoch_steps)
+            self.journal = MetricsLogger(folder.parent / "train.jsonl", stage, self.first, epoch_steps)
         self.saved = time.monotonic()
         if self.first:
             log.info("  resuming %s at step %d of %d", stage, self.first, self.steps)
@@ -276,13 +282,13 @@ class _Training:
     def left(self) -> Iterator[int]:
         """The steps to do; fewer once patience is lost."""
         steps = range(self.first, self.steps)
-        for step in track(steps, self.stage, self.steps, self.first) if parallel.is_first() else steps:
+        for step in track(steps, self.stage, self.steps, self.first) if distributed.is_first() else steps:
             if 0 < self.schedule.patience <= self.journal.since_best:
                 log.info("  %s stops: no gain in validation for %d epochs", self.stage, self.schedule.patience)
                 return
             yield step
 
-    def learn(self, step: int, objective: Objective, batch: Batch) -> None:
+    def learn(self, step: int, objective: HashLoss, batch: Batch) -> None:
         """One step, and what there is to write after it."""
         for trainee in self.trainees:
             trainee.net.train()
@@ -304,7 +310,7 @@ class _Training:
     def random(self, step: int) -> Iterator[None]:
         """What dropout draws in a step depends on the step and the process alone; the global state stays as it was."""
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            torch.manual_seed((self.schedule.seed * 1_000_003 + step) * 1_009 + parallel.rank())
+            torch.manual_seed((self.schedule.seed * 1_000_003 + step) * 1_009 + distributed.rank())
             yield
 
     def end_epoch(self, step: int) -> None:
@@ -322,22 +328,22 @@ class _Training:
 
     def judge(self) -> float | None:
         """The validation of the weights as they are, by the first process."""
-        return parallel.share(self.validate() if parallel.is_first() else None)
+        return distributed.share(self.validate() if distributed.is_first() else None)
 
     def write(self, path: Path, parts: Mapping[str, Part], step: int) -> None:
         """A state on disk, by the first process."""
-        if parallel.is_first():
+        if distributed.is_first():
             save_state(path, parts, step, self.key)
 
     def finish(self) -> None:
         """Leaves the averaged, the best, or the last weights in the networks, the same in every process."""
         self.swap()
-        if self.schedule.patience > 0 and parallel.is_first() and self.best.exists():
+        if self.schedule.patience > 0 and distributed.is_first() and self.best.exists():
             load_state(self.best, self.nets, self.key)
             self.swap()
             self.write(self.state, self.parts, self.steps)  # a process that resumes here needs the best ones no more
             self.swap()
             self.best.unlink()
         for net in self.nets.values():
-            parallel.align(net)
+            distributed.align(net)
             net.eval()

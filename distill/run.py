@@ -24,19 +24,20 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 # faster where another process wants the cores too (71 and 12).  Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from distill import parallel
+from distill import distributed
 from distill.config import Learning, RoundedFit
-from distill.runfolder import Run, open_run
+from distill.run_dir import Run, open_run
 from export.artifact import DEFAULT_FORMS
+from gallery import results
 from gallery.console import exit_code, log
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
-from mobile_eval import gate, results
-from mobile_eval.results import Limits, Results
+from gallery.results import Results, Thresholds
+from mobile_eval import gate
 
 if TYPE_CHECKING:
-    from distill.course import Course
-    from distill.stages import Networks
+    from distill.context import RunContext
+    from distill.pipeline import TrainedModels
     from export.bundle import Manifest
     from mobile_eval.prove import Proof
 
@@ -52,7 +53,7 @@ class Command(Learning):
     """ONNX files take pictures of any size and resize them themselves."""
     rounded: RoundedFit = RoundedFit()
     """How the student is made ready for 8-bit arithmetic (forms "...-int8")."""
-    gate: Limits = Limits()
+    gate: Thresholds = Thresholds()
     """What a file may lose before the run fails."""
     tensorboard: bool = False
     """Write the training curves as TensorBoard events too; needs the extra `tensorboard`."""
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = tyro.cli(Command, args=arguments, description=__doc__)
 
     def work() -> int:
-        with parallel.start(), open_run(command.runs / command.title) as run:
+        with distributed.start(), open_run(command.runs / command.title) as run:
             return tell(run, command)
 
     return exit_code(work, "Nothing finished is lost: the same command goes on from here.")
@@ -83,11 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def tell(run: Run, command: Command) -> int:
     """The whole road, stage by stage; what an earlier process finished is read back."""
-    from distill import stages
-    from distill.course import begin
+    from distill import pipeline
+    from distill.context import begin
     from distill.engine import keep_freed_memory, limit_threads
-    from distill.journal import to_tensorboard
-    from export.forms import check_forms
+    from distill.metrics_log import to_tensorboard
+    from export.exporter import check_forms
     from mobile_eval import report
 
     limit_threads()
@@ -99,9 +100,9 @@ def tell(run: Run, command: Command) -> int:
     run.forget(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
 
     course = begin(run, command, command.runs / "cache")
-    networks = stages.learn(course)
-    parallel.leave()
-    if not parallel.is_first():
+    networks = pipeline.learn(course)
+    distributed.leave()
+    if not distributed.is_first():
         return EXIT_PASSED
     if command.tensorboard:
         to_tensorboard(run.folder / "train.jsonl", run.folder / "tensorboard")
@@ -114,9 +115,9 @@ def tell(run: Run, command: Command) -> int:
     return gate.exit_code(outcome.verdict)
 
 
-def ship(course: Course, networks: Networks, command: Command) -> Manifest:
+def ship(course: RunContext, networks: TrainedModels, command: Command) -> Manifest:
     """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
-    from distill.stages import adapt
+    from distill.pipeline import adapt
     from export.bundle import open_bundle
     from export.ship import Student
     from export.ship import ship as write
@@ -134,12 +135,12 @@ def ship(course: Course, networks: Networks, command: Command) -> Manifest:
     return open_bundle(run.folder / "bundle")
 
 
-def prove(course: Course, networks: Networks, manifest: Manifest, command: Command) -> Results:
+def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, command: Command) -> Results:
     """Executes every file over all queries; a proof that stands is read back, and judged by today's limits."""
     from gallery.codes import pack
-    from mobile_eval.prove import Queries
+    from mobile_eval.prove import QuerySet
     from mobile_eval.prove import prove as execute
-    from mobile_eval.retrieval import retrieval_grid, spread
+    from mobile_eval.retrieval_grid import retrieval_grid, spread
 
     run, data, path = course.run, course.data, course.run.folder / "results.json"
     if not run.done("prove"):
@@ -147,7 +148,7 @@ def prove(course: Course, networks: Networks, manifest: Manifest, command: Comma
             cells, pixels = course.cells(networks), data.pixels[course.plan.student_size]
             alone = command.gallery is None and command.student_fit.instance != "joint"  # of an earlier run: unknown
             asked = pixels[data.query], data.labels[data.query]
-            queries = Queries(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)
+            queries = QuerySet(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)
             codes = pack(cells.student_gallery)
             proof = execute(run.folder / "bundle", manifest, queries, codes, networks.gallery, command.gate)
             grid = retrieval_grid(
@@ -163,11 +164,15 @@ def prove(course: Course, networks: Networks, manifest: Manifest, command: Comma
 
 
 def summarise(
-    course: Course, networks: Networks, proof: Proof, grid: tuple[results.GridRow, ...], command: Command
+    course: RunContext,
+    networks: TrainedModels,
+    proof: Proof,
+    grid: tuple[results.RetrievalExample, ...],
+    command: Command,
 ) -> Results:
     """The run as one typed record, the only source of tables, plots and the report."""
-    from distill.centers import min_distance
-    from mobile_eval.machine import describe
+    from distill.hash_centers.constructions import min_distance
+    from mobile_eval.system_info import describe
 
     data, chosen = course.data, course.run.folder / QUANTIZATION
     protocol = results.Protocol(
@@ -184,14 +189,14 @@ def summarise(
         bits=command.bits,
         center_distance=min_distance(course.centers),
         protocol=protocol,
-        networks=tuple(results.Network(**facts) for facts in course.portraits(networks)),
+        networks=tuple(results.ModelSummary(**facts) for facts in course.portraits(networks)),
         cells=proof.cells,
         files=proof.files,
         limits=command.gate,
         verdict=gate.check(proof.files, command.gate, proof.cells, command.strict),
-        center_map=results.CenterMap(**course.center_map(networks)),
+        center_map=results.HashCenterSummary(**course.center_map(networks)),
         quantization=json.loads(chosen.read_text()) if chosen.exists() else None,
-        curves=tuple(results.Curve(**curve) for curve in course.curves()),
+        curves=tuple(results.TrainingCurve(**curve) for curve in course.curves()),
         grid=grid,
         skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),
         seconds=course.run.seconds,

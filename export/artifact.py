@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.card import Card
+from export.card import ModelMetadata
 from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
 
@@ -30,7 +30,7 @@ def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class ExportedModel:
     """A shipped file (Core ML: a folder), whole on disk.
 
     format: "onnx", "litert" or "coreml"; sha256, bytes: of the file, or over the folder (`gallery.files`)
@@ -38,7 +38,7 @@ class Artifact:
 
     path: Path
     format: str
-    card: Card
+    card: ModelMetadata
     sha256: str
     bytes: int
 
@@ -48,13 +48,13 @@ class Artifact:
         return f"{self.format}-{self.card.precision}"
 
     @staticmethod
-    def of(path: Path, format: str, card: Card) -> Artifact:
+    def of(path: Path, format: str, card: ModelMetadata) -> ExportedModel:
         """Describes the finished file at `path`."""
-        return Artifact(path, format, card, sha256_of(path), size_of(path))
+        return ExportedModel(path, format, card, sha256_of(path), size_of(path))
 
 
 @dataclass(frozen=True)
-class Refused:
+class ExportFailure:
     """A form that could not be made, and why: a row in the report, not a crash."""
 
     form: str

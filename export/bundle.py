@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import Artifact, Refused
-from export.card import Card
-from export.cards import read_card
+from export.artifact import ExportedModel, ExportFailure
+from export.card import ModelMetadata
+from export.metadata import read_card
 from gallery import codespace
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
@@ -61,8 +61,8 @@ class Manifest:
     """
 
     space: CodeSpace
-    files: tuple[Artifact, ...]
-    refused: tuple[Refused, ...]
+    files: tuple[ExportedModel, ...]
+    refused: tuple[ExportFailure, ...]
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class Golden:
 
 
 def write_bundle(
-    folder: Path, made: Sequence[Artifact | Refused], space: CodeSpace, centers: NDArray[np.int8],
+    folder: Path, made: Sequence[ExportedModel | ExportFailure], space: CodeSpace, centers: NDArray[np.int8],
     golden_images: NDArray[np.uint8], golden_codes: Codes, golden_logits: NDArray[np.float32],
 ) -> Manifest:  # fmt: skip
     """Writes the folder, whole or not at all, from copies of what was made, and opens it with every check.
 
-    made:     what `export.forms.export_all` returned; a refused form is named in the manifest
+    made:     what `export.exporter.export_all` returned; a refused form is named in the manifest
     golden_*: as in `Golden`
     Raises `InputError` when the parts do not fit together, `CodeSpaceMismatch` for a stranger among the artifacts,
     `CorruptFile` when one changed after its export.
     """
     golden = Golden(golden_images, golden_codes, golden_logits)
-    artifacts = [one for one in made if isinstance(one, Artifact)]
-    refused = [one for one in made if isinstance(one, Refused)]
+    artifacts = [one for one in made if isinstance(one, ExportedModel)]
+    refused = [one for one in made if isinstance(one, ExportFailure)]
     _check_parts(artifacts, refused, space, golden)
     with whole(folder) as draft:
         draft.mkdir()
@@ -117,7 +117,7 @@ def open_bundle(folder: Path) -> Manifest:
     models = {name: _model(folder / name, entry) for name, entry in files.items() if "card" in entry}
     for name, model in models.items():
         _check_card(model.card, space, name)
-    return Manifest(space, tuple(models.values()), tuple(Refused(**one) for one in record["refused"]))
+    return Manifest(space, tuple(models.values()), tuple(ExportFailure(**one) for one in record["refused"]))
 
 
 def read_golden(folder: Path) -> Golden:
@@ -133,7 +133,9 @@ def read_golden(folder: Path) -> Golden:
         raise CorruptFile(f"golden pictures with codes in {folder}", str(error), "Restore the bundle.") from error
 
 
-def _check_parts(artifacts: Sequence[Artifact], refused: Sequence[Refused], space: CodeSpace, golden: Golden) -> None:
+def _check_parts(
+    artifacts: Sequence[ExportedModel], refused: Sequence[ExportFailure], space: CodeSpace, golden: Golden
+) -> None:
     names = [artifact.path.name for artifact in artifacts]
     if not names or len(set(names)) < len(names):
         found = ", ".join(names) or "; ".join(f"{one.form}: {one.reason}" for one in refused) or "none"
@@ -150,7 +152,7 @@ def _check_parts(artifacts: Sequence[Artifact], refused: Sequence[Refused], spac
         raise InputError(f"golden pictures [n, {size}, {size}, 3] with {space.bits} logits and their codes", found, fix)
 
 
-def _check_card(card: Card, space: CodeSpace, name: str) -> None:
+def _check_card(card: ModelMetadata, space: CodeSpace, name: str) -> None:
     space.require(card.code_space, "the bundle", name)
     said, meant = (card.bits, card.bit_rule, card.bit_order), (space.bits, space.bit_rule, space.bit_order)
     if said != meant:
@@ -173,19 +175,19 @@ def _picture(place: int) -> str:
     return f"golden/{place:03}.png"
 
 
-def _write_apps(folder: Path, artifacts: Sequence[Artifact]) -> None:
+def _write_apps(folder: Path, artifacts: Sequence[ExportedModel]) -> None:
     (folder / "apps").mkdir()
     for name, _ in _apps(artifacts):
         shutil.copyfile(Path(__file__).parent / "apps" / name, folder / "apps" / name)
 
 
-def _apps(artifacts: Sequence[Artifact]) -> list[tuple[str, str]]:
+def _apps(artifacts: Sequence[ExportedModel]) -> list[tuple[str, str]]:
     """The app code for the formats that are there: its name, and what was done with it."""
     formats = {artifact.format for artifact in artifacts}
     return [(name, checked) for format, name, checked in APPS if format in formats]
 
 
-def _readme(artifacts: Sequence[Artifact], space: CodeSpace) -> str:
+def _readme(artifacts: Sequence[ExportedModel], space: CodeSpace) -> str:
     rows = [f"| `{a.path.name}` | {a.format} | {a.card.precision} | {a.bytes / 1e6:.1f} MB |" for a in artifacts]
     apps = [f"- `apps/{name}`, {checked}." for name, checked in _apps(artifacts)]
     onnx = next((a.path.name for a in artifacts if a.format == "onnx"), "query-fp32.onnx")
@@ -198,7 +200,7 @@ def _readme(artifacts: Sequence[Artifact], space: CodeSpace) -> str:
 
 
 def _record(
-    folder: Path, artifacts: Sequence[Artifact], refused: Sequence[Refused], space: CodeSpace
+    folder: Path, artifacts: Sequence[ExportedModel], refused: Sequence[ExportFailure], space: CodeSpace
 ) -> dict[str, Any]:
     models = {a.path.name: {"format": a.format, "card": dataclasses.asdict(a.card)} for a in artifacts}
     others = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
@@ -264,8 +266,8 @@ def _check_bytes(path: Path, name: str, entry: dict[str, Any]) -> None:
         raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")
 
 
-def _model(path: Path, entry: dict[str, Any]) -> Artifact:
+def _model(path: Path, entry: dict[str, Any]) -> ExportedModel:
     card = read_card(path)
-    if Card.from_json(json.dumps(entry["card"]), MANIFEST) != card:
+    if ModelMetadata.from_json(json.dumps(entry["card"]), MANIFEST) != card:
         raise CorruptFile(f"the manifest's card in {path.name}", card.to_json(), "Restore the bundle.")
-    return Artifact(path, entry["format"], card, entry["sha256"], entry["bytes"])
+    return ExportedModel(path, entry["format"], card, entry["sha256"], entry["bytes"])

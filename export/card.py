@@ -14,7 +14,7 @@ ANY_SIZE = "NHWC uint8, resized inside"  # the file follows the rule itself, `si
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelMetadata:
     """Everything an app must know to feed the file and to compare its codes.
 
     precision: what the weights and activations are, e.g. "fp32", "fp16", "int8-weights"
@@ -44,12 +44,12 @@ class Card:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @staticmethod
-    def from_json(text: str | None, where: str) -> Card:
+    def from_json(text: str | None, where: str) -> ModelMetadata:
         """Reads an embedded card; a file without one is refused (`CodeSpaceMismatch`), never trusted."""
         if not text:
             raise CodeSpaceMismatch(f"a Twinhash card in {where}", "none", "Export the file with Twinhash.")
         try:
             fields = json.loads(text)
-            return Card(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
+            return ModelMetadata(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptFile(f"a readable card in {where}", str(error), "Export the file again.") from error

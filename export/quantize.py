@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.artifact import FLOAT, SMALL_WEIGHTS
-from export.int8 import ANYTHING, Int8Conv, Mode, layers, set_mode, simulated, unwrapped, watched
+from export.fake_quant import ANYTHING, FakeQuantConv2d, Mode, layers, set_mode, simulated, unwrapped, watched
+from export.gptq import round_weights
 from export.query_model import deployable
-from export.rounding import round_weights
 from gallery.codespace import Preprocessing
 from gallery.console import log
 from gallery.errors import InputError
@@ -26,7 +26,7 @@ BATCH = 32
 MOST: dict[Mode, float] = {"weights": 0.3, "int8": 0.5}  # share of the layers that are taken back, at most
 
 
-class Harm(NamedTuple):
+class QuantizationError(NamedTuple):
     """What rounding does to logits.
 
     flips: share of the bits that turn; noise: mean squared change over the variance of the logits
@@ -38,21 +38,24 @@ class Harm(NamedTuple):
     noise: float
 
     @staticmethod
-    def of(found: Tensor, expected: Tensor) -> Harm:
+    def of(found: Tensor, expected: Tensor) -> QuantizationError:
         """That of logits `[n, bits]` against those expected."""
-        return Harm(flipped(found, expected), float((found - expected).square().mean() / expected.var()))
+        return QuantizationError(flipped(found, expected), float((found - expected).square().mean() / expected.var()))
 
-    def within(self, most: Harm) -> bool:
+    def within(self, most: QuantizationError) -> bool:
         """Whether it is no more than that, in both."""
         return self.flips <= most.flips and self.noise <= most.noise
 
 
 # What may remain, on pictures held out; for more of it, layers are taken back.
-ENOUGH: dict[Mode, Harm] = {"weights": Harm(0.003, 0.0002), "int8": Harm(0.01, 0.002)}
+ENOUGH: dict[Mode, QuantizationError] = {
+    "weights": QuantizationError(0.003, 0.0002),
+    "int8": QuantizationError(0.01, 0.002),
+}
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class LayerSensitivity:
     """One layer alone on its grid.
 
     mode: "weights", or "int8" for its activations too; flips: share of bits that turn; error: mean |change of a logit|;
@@ -67,7 +70,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class QuantizationResult:
     """A network with simulated 8-bit layers, each in the mode it is to be shipped in, and how that came about.
 
     stored: the network without simulation, its larger weights on their grids but for those of `float_layers`
@@ -77,7 +80,7 @@ class Quantized:
 
     net: nn.Module
     stored: nn.Module
-    sensitivities: tuple[Sensitivity, ...]
+    sensitivities: tuple[LayerSensitivity, ...]
     flips: dict[Mode, float]
     calibration: str
 
@@ -94,7 +97,7 @@ class Quantized:
 
 def quantize(
     net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, activations: bool = True
-) -> Quantized:
+) -> QuantizationResult:
     """Simulates `net` (folded; normalised float32 to logits) in 8-bit, without any training.
 
     seen: pictures `[n, S, S, 3]` that the ranges are taken from; held: those that the layers are chosen on, best such
@@ -114,18 +117,18 @@ def quantize(
     found, flips = _chosen(made, pictures, expected, large, "weights")
     stored, calibration = unwrapped(made), f"ranges of {len(seen)} pictures, layers chosen on {len(held)}"
     if not activations:
-        return Quantized(made, stored, tuple(found), {"weights": flips}, calibration)
+        return QuantizationResult(made, stored, tuple(found), {"weights": flips}, calibration)
     _round(made, familiar, [name for name in spatial if name not in large])
     left = {one.layer for one in found if one.kept}
     others, turned = _chosen(made, pictures, expected, [name for name in spatial if name not in left], "int8")
-    return Quantized(made, stored, (*found, *others), {"weights": flips, "int8": turned}, calibration)
+    return QuantizationResult(made, stored, (*found, *others), {"weights": flips, "int8": turned}, calibration)
 
 
 def simulate(
     net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, forms: Sequence[str],
     adapt: Callable[[nn.Module], None],
-) -> tuple[Quantized | None, dict[str, nn.Module]]:  # fmt: skip
-    """What `export.forms.export_all` needs for 8-bit `forms`: the choice of layers, and a network for each precision.
+) -> tuple[QuantizationResult | None, dict[str, nn.Module]]:  # fmt: skip
+    """What `export_all` needs for 8-bit `forms`: the choice of layers, and a network for each precision.
 
     net: as trained; adapt: trains a simulated network in place to make up for the rounding, for the precision "int8"
     """
@@ -153,7 +156,7 @@ def _round(net: nn.Module, pictures: Sequence[Tensor], names: Sequence[str]) -> 
 
 def _chosen(
     net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: Mode
-) -> tuple[list[Sensitivity], float]:
+) -> tuple[list[LayerSensitivity], float]:
     """Puts as many of the layers in `mode` as they bear: what each does alone, and the share of bits that turn."""
     ranked = _ranked(net, pictures, expected, names, mode)
     count, flips = _settle(net, pictures, expected, [one.layer for one in ranked], mode)
@@ -195,7 +198,7 @@ def _calibrate(net: nn.Module, pictures: Sequence[Tensor]) -> list[str]:
 
 def _ranked(
     net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: Mode
-) -> list[Sensitivity]:
+) -> list[LayerSensitivity]:
     """What each layer alone does to the logits, worst first; by the error, which is finer than a count of bits."""
     own, found = layers(net), []
     before = {name: layer.mode for name, layer in own.items()}
@@ -203,7 +206,7 @@ def _ranked(
     for name in names:
         own[name].mode = mode
         changed = logits(net, pictures)
-        found.append(Sensitivity(name, mode, flipped(changed, expected), float((changed - expected).abs().mean())))
+        found.append(LayerSensitivity(name, mode, flipped(changed, expected), float((changed - expected).abs().mean())))
         own[name].mode = "float"
     for name, layer in own.items():
         layer.mode = before[name]
@@ -214,12 +217,12 @@ def _settle(
     net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, ranked: Sequence[str], mode: Mode
 ) -> tuple[int, float]:
     """Puts all layers in `mode` and takes back the worst until few enough bits turn: how many, and what is left."""
-    own: dict[str, Int8Conv] = layers(net)
+    own: dict[str, FakeQuantConv2d] = layers(net)
     before = {name: own[name].mode for name in ranked}
     for name in ranked:
         own[name].mode = mode
-    harm, count = Harm.of(logits(net, pictures), expected), 0
+    harm, count = QuantizationError.of(logits(net, pictures), expected), 0
     while not harm.within(ENOUGH[mode]) and count < int(MOST[mode] * len(ranked)):
         own[ranked[count]].mode = before[ranked[count]]
-        harm, count = Harm.of(logits(net, pictures), expected), count + 1
+        harm, count = QuantizationError.of(logits(net, pictures), expected), count + 1
     return count, harm.flips

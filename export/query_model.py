@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from export.fold import fold_batch_norm
+from export.fold_bn import fold_batch_norm
 from gallery.codes import check_bits
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError

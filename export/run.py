@@ -136,7 +136,7 @@ def _flags(names: Any) -> str:
 
 def chosen(command: Export) -> list[str]:
     """The forms that are wanted; raises `InputError` for a precision that no chosen format has."""
-    from export.forms import FORMATS
+    from export.exporter import FORMATS
 
     if not command.formats or not set(command.formats) <= set(FORMATS):
         found = ", ".join(command.formats) or "none"
@@ -173,10 +173,11 @@ def check_out(out: Path) -> None:
 
 def of_run(command: Export, forms: list[str], out: Path) -> None:
     """Exports from a finished run, with the pictures it has: its results and its own bundle stay as they are."""
-    from distill import stages, weights
+    from distill import pipeline
     from distill.checkpoint import load_network
-    from distill.course import begin
-    from distill.runfolder import open_run
+    from distill.context import begin
+    from distill.models import pretrained
+    from distill.run_dir import open_run
     from export.ship import Student
     from gallery import codespace
 
@@ -191,17 +192,17 @@ def of_run(command: Export, forms: list[str], out: Path) -> None:
             fix = f"Finish it: python distill/run.py --runs {place.parent} --name {place.name}, and its other flags."
             raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)
         course = begin(run, asked, folder.resolve().parent / "cache")
-        net, plan = load_network(folder / "student.safetensors").to(weights.device()), course.plan
+        net, plan = load_network(folder / "student.safetensors").to(pretrained.device()), course.plan
         write(Student(
             net, plan.student.name, course.preprocessing(plan.student, plan.student_size), codespace.load(folder)[0],
             course.centers, course.calibration(), course.golden(net),
-            partial(stages.adapt, course, net, fit=asked.rounded),
+            partial(pipeline.adapt, course, net, fit=asked.rounded),
         ), command, forms, out)  # fmt: skip
 
 
 def of_weights(command: Export, forms: list[str], out: Path) -> None:
     """Exports a network of the user's; its golden codes are what its float form says of the pictures."""
-    from distill.foreign import load_foreign, read_pictures, tell_nearness
+    from distill.models.custom import load_foreign, read_pictures, tell_nearness
     from export.quantize import logits, normalised
     from export.ship import Student
     from gallery import codespace

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.bundle import Manifest, write_bundle
-from export.forms import export_all
+from export.exporter import export_all
 from export.quantize import Pixels, simulate
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace, Preprocessing

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.artifact import Artifact
-from export.card import KEY, Card
-from export.cards import COREAI_ABOUT, COREAI_OWN, backend
+from export.artifact import ExportedModel
+from export.card import KEY, ModelMetadata
+from export.metadata import COREAI_ABOUT, COREAI_OWN, backend
 from export.query_model import QueryModel
 from gallery.files import whole
 
@@ -21,7 +21,7 @@ PRECISIONS = ("fp32", "fp16")
 INTEGERS = {"stored": True, "signed": True}
 
 
-def to_coreai(model: QueryModel, card: Card, path: Path) -> Artifact:
+def to_coreai(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
     """Writes `model` at `card.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
     return write(convert(model), card, path)
 
@@ -31,7 +31,7 @@ def convert(model: QueryModel) -> QueryModel:
     return model
 
 
-def write(program: QueryModel, card: Card, path: Path) -> Artifact:
+def write(program: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
     """Converts at `card.precision`, embeds the card, and writes the asset; `MissingBackend` without the extra."""
     converted = _converted(program if card.precision == "fp32" else _halved(program))
     with whole(path) as draft:
@@ -40,7 +40,7 @@ def write(program: QueryModel, card: Card, path: Path) -> Artifact:
         about.pop("creationDate")  # two exports shall be equal; but the converter names hard sigmoids at random
         about[COREAI_OWN] = {KEY: card.to_json()}
         (draft / COREAI_ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-    return Artifact.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, card)
 
 
 def _converted(model: QueryModel) -> Any:

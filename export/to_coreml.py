@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.artifact import SMALL_WEIGHTS, Artifact, check_layers
-from export.card import KEY, Card
-from export.cards import SPEC
-from export.int8 import ShippedConv
+from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
+from export.card import KEY, ModelMetadata
+from export.fake_quant import QDQConv2d
+from export.metadata import SPEC
 from export.query_model import QueryModel
 from gallery.files import whole
 
@@ -26,7 +26,7 @@ INTEGERS = {"stored": True, "signed": True}
 _DATED = "com.github.apple.coremltools.conversion_date"
 
 
-def to_coreml(model: QueryModel, card: Card, path: Path) -> Artifact:
+def to_coreml(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
     """Writes `model` at `card.precision`: an RGB image to codes int32 `[1, bits/8]` and logits float32.
 
     Core ML has no uint8 output and int8 stops at 127, so each code byte travels as an int32.
@@ -34,19 +34,19 @@ def to_coreml(model: QueryModel, card: Card, path: Path) -> Artifact:
     return write(convert(model), card, path)
 
 
-def convert(model: QueryModel) -> Programs:
+def convert(model: QueryModel) -> ExportedPrograms:
     """The exported graph, from which each precision is made when it is asked for."""
-    return Programs(model)
+    return ExportedPrograms(model)
 
 
-class Programs:
+class ExportedPrograms:
     """A query model as torch.export sees it, and its ML Programs: float32 and float16 are separate conversions."""
 
     def __init__(self, model: QueryModel) -> None:
         self.size = model.size
         weighted = {n: m for n, m in model.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         self.layers = list(weighted)
-        self.integers = any(isinstance(m, ShippedConv) for m in model.modules())
+        self.integers = any(isinstance(m, QDQConv2d) for m in model.modules())
         self.depthwise = [name for name, m in weighted.items() if isinstance(m, nn.Conv2d) and m.groups > 1]
         pixels = torch.zeros(1, 3, model.size, model.size)
         self.exported = torch.export.export(_ImageGraph(model).eval(), (pixels,)).run_decompositions({})
@@ -92,7 +92,7 @@ class Programs:
         )  # fmt: skip
 
 
-def write(programs: Programs, card: Card, path: Path) -> Artifact:
+def write(programs: ExportedPrograms, card: ModelMetadata, path: Path) -> ExportedModel:
     """Picks the program of `card.precision`, embeds the card, and writes the package."""
     check_layers(card.float_layers, programs.layers)
     program = programs.stored(card.precision, card.float_layers)
@@ -100,7 +100,7 @@ def write(programs: Programs, card: Card, path: Path) -> Artifact:
     with whole(path) as draft:
         program.save(str(draft))
         _tidy(draft)
-    return Artifact.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, card)
 
 
 class _ImageGraph(nn.Module):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.artifact import SMALL_WEIGHTS, Artifact, check_layers
-from export.card import KEY, Card
-from export.int8 import Range, ShippedConv, layers
+from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
+from export.card import KEY, ModelMetadata
+from export.fake_quant import QDQConv2d, Range, layers
 from export.query_model import QueryModel
 from gallery.files import write_whole
 
@@ -56,7 +56,7 @@ _RULES = {
 _INT16 = {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "INT"}
 
 
-def to_litert(model: QueryModel, card: Card, path: Path) -> Artifact:
+def to_litert(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
     """Writes `model` at `card.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
     return write(convert(model), card, path)
 
@@ -68,7 +68,7 @@ def convert(model: QueryModel) -> Program:
     """
     import litert_torch
 
-    integers = any(isinstance(module, ShippedConv) for module in model.modules())
+    integers = any(isinstance(module, QDQConv2d) for module in model.modules())
     edge = litert_torch.convert(
         _Named(model).eval(), sample_kwargs={"image": model.example()}, quant_config=_folding() if integers else None
     )
@@ -96,11 +96,11 @@ def _folding() -> Any:
     return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(static))
 
 
-def write(program: Program, card: Card, path: Path) -> Artifact:
+def write(program: Program, card: ModelMetadata, path: Path) -> ExportedModel:
     """Stores the weights at `card.precision`, embeds the card, and writes the file."""
     stored = program.data if card.precision == "fp32" else _quantized(program, card)
     write_whole(path, _with_card(stored, card))
-    return Artifact.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, card)
 
 
 class _Named(nn.Module):
@@ -125,7 +125,7 @@ class _Named(nn.Module):
         return {"codes": self.query.packed(logits).to(torch.uint8), "logits": logits}
 
 
-def _quantized(program: Program, card: Card) -> bytes:
+def _quantized(program: Program, card: ModelMetadata) -> bytes:
     """The file with the weights of `card.precision`; in "int8-dynamic" the last layer, the hash head, stays float."""
     from ai_edge_quantizer.quantizer import Quantizer
 
@@ -174,7 +174,7 @@ def _weighted_operations(program: bytes) -> dict[str, str]:
     graph = model.Subgraphs(0)
     operations = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     return {
-        graph.Tensors(operation.Outputs(0)).Name().decode(): graph.Tensors(operation.Inputs(0)).Name().decode()
+        graph.Tensors(operation.ModelOutput(0)).Name().decode(): graph.Tensors(operation.Inputs(0)).Name().decode()
         for operation in operations
         if model.OperatorCodes(operation.OpcodeIndex()).BuiltinCode() in kinds
     }
@@ -192,7 +192,7 @@ def _operations_of(operations: Iterable[str], wanted: Sequence[str]) -> list[str
     return found
 
 
-def _with_card(program: bytes, card: Card) -> bytes:
+def _with_card(program: bytes, card: ModelMetadata) -> bytes:
     """The file with the card in a metadata buffer, all weights inside the flatbuffer and aligned.
 
     The quantizer appends weights behind the flatbuffer, where only new runtimes look; reading resolves that.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import SMALL_WEIGHTS, Artifact, check_layers
-from export.card import ANY_SIZE, KEY, Card
+from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
+from export.card import ANY_SIZE, KEY, ModelMetadata
 from export.query_model import QueryModel
 from gallery.files import write_whole
 
@@ -25,7 +25,7 @@ INTEGERS = {"stored": True, "signed": False}
 _OUTPUT_CHANNELS = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the weights; torch writes Gemm transposed
 
 
-def to_onnx(model: QueryModel, card: Card, path: Path) -> Artifact:
+def to_onnx(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
     """Writes `model` at `card.precision`: image uint8 `[batch, S, S, 3]` to codes uint8 and logits float32.
 
     With the layout `ANY_SIZE` on the card the image is `[batch, height, width, 3]`, and the file follows the rule.
@@ -87,7 +87,7 @@ def _cast_first(graph: GraphProto) -> None:
         graph.node.extend(nodes)
 
 
-def write(program: ModelProto, card: Card, path: Path) -> Artifact:
+def write(program: ModelProto, card: ModelMetadata, path: Path) -> ExportedModel:
     """Casts the weights to `card.precision`, embeds the card, and writes the file."""
     import onnx
 
@@ -103,7 +103,7 @@ def write(program: ModelProto, card: Card, path: Path) -> Artifact:
     onnx.helper.set_model_props(finished, {KEY: card.to_json()})
     onnx.checker.check_model(finished)
     write_whole(path, finished.SerializeToString(deterministic=True))
-    return Artifact.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, card)
 
 
 def _fp16(program: ModelProto) -> ModelProto:

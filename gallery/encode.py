@@ -19,8 +19,9 @@ Logits = NDArray[np.float32]
 Encoder = Callable[[NDArray[Any]], Logits]
 
 
-def encode(encoder: Encoder, pictures: Any, folder: Path, batch_size: int, label: str,
-           shard: int = 4096, key: str = "") -> Logits:
+def encode(
+    encoder: Encoder, pictures: Any, folder: Path, batch_size: int, label: str, shard: int = 4096, key: str = ""
+) -> Logits:
     """Runs `encoder` over all pictures and returns its logits, float32 `[n, bits]`.
 
     encoder:    a slice of `pictures`, at most `batch_size` long, to float32 `[b, bits]`
@@ -32,11 +33,17 @@ def encode(encoder: Encoder, pictures: Any, folder: Path, batch_size: int, label
     """
     count = len(pictures)
     if batch_size < 1 or shard < 1 or not count:
-        raise InputError("pictures, a batch size and a shard size of at least 1", f"{count}, {batch_size} and {shard}",
-                         "Check the data.")
+        raise InputError(
+            "pictures, a batch size and a shard size of at least 1",
+            f"{count}, {batch_size} and {shard}",
+            "Check the data.",
+        )
     shards = _Shards(folder, {"key": key, "pictures": count, "batch": batch_size, "shard": shard})
-    batches = [(a, min(a + batch_size, start + shard, count))
-               for start in range(0, count, shard) for a in range(start, min(start + shard, count), batch_size)]
+    batches = [
+        (a, min(a + batch_size, start + shard, count))
+        for start in range(0, count, shard)
+        for a in range(start, min(start + shard, count), batch_size)
+    ]
     missing = {number for number in range(-(-count // shard)) if not shards.has(number)}
     todo = [(first, last) for first, last in batches if first // shard in missing]
     parts: list[Logits] = []
@@ -51,8 +58,11 @@ def encode(encoder: Encoder, pictures: Any, folder: Path, batch_size: int, label
 def _run(encoder: Encoder, batch: NDArray[Any]) -> Logits:
     logits = np.asarray(encoder(batch), np.float32)
     if logits.ndim != 2 or len(logits) != len(batch) or not np.isfinite(logits).all():
-        raise InputError(f"finite logits [{len(batch)}, bits] from the encoder",
-                         f"{logits.shape}, {np.isfinite(logits).sum()} of {logits.size} finite", "Check the model.")
+        raise InputError(
+            f"finite logits [{len(batch)}, bits] from the encoder",
+            f"{logits.shape}, {np.isfinite(logits).sum()} of {logits.size} finite",
+            "Check the model.",
+        )
     return logits
 
 

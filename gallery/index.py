@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace
 from gallery.console import log
-from gallery.counting import Labels, check_labelled
+from gallery.distance_histogram import Labels, check_labelled
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import whole
 
@@ -31,7 +31,7 @@ SPACE_KEY, SUMS_KEY = b"twinhash.codespace", b"twinhash.sums"
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class SearchResult:
     """The nearest items of each query, sorted by (distance, id): uint16 and int64, both `[queries, min(k, len)]`."""
 
     distances: NDArray[np.uint16]
@@ -46,7 +46,7 @@ class GalleryIndex(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, codes: Codes, k: int) -> Neighbours:
+    def search(self, codes: Codes, k: int) -> SearchResult:
         """The k nearest items of packed codes `[n, bytes]`; `InputError` for a wrong dtype or width or k below 1."""
 
     def codes(self) -> Codes:
@@ -74,7 +74,7 @@ class MemoryGallery:
     def __len__(self) -> int:
         return len(self._codes)
 
-    def search(self, codes: Codes, k: int) -> Neighbours:
+    def search(self, codes: Codes, k: int) -> SearchResult:
         """See `GalleryIndex`.  One thread: two that spin on a busy machine took 136 ms for what takes one 0.8 ms."""
         import faiss
 
@@ -85,7 +85,7 @@ class MemoryGallery:
             distances, ids = self._flat.search(np.ascontiguousarray(codes), k)
         finally:
             faiss.omp_set_num_threads(threads)
-        return Neighbours(distances.astype(np.uint16), ids)
+        return SearchResult(distances.astype(np.uint16), ids)
 
     def codes(self) -> Codes:
         """See `GalleryIndex`."""
@@ -111,20 +111,25 @@ class LanceGallery:
         self.uri, self._table = uri, table
         metadata = table.schema.metadata or {}
         if SPACE_KEY not in metadata or SUMS_KEY not in metadata:
-            raise CodeSpaceMismatch(f"the gallery {uri} to carry a code space", "a table without one",
-                                    "Encode the gallery again with Twinhash.")
+            raise CodeSpaceMismatch(
+                f"the gallery {uri} to carry a code space",
+                "a table without one",
+                "Encode the gallery again with Twinhash.",
+            )
         self.space = CodeSpace.from_dict(_json(uri, metadata[SPACE_KEY]))
         self._sums = _json(uri, metadata[SUMS_KEY])
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
 
-    def search(self, codes: Codes, k: int) -> Neighbours:
+    def search(self, codes: Codes, k: int) -> SearchResult:
         """See `GalleryIndex`.  Scans the table for each query; for many of them use `in_memory()`."""
         k = _check_query(self.space, codes, k, len(self))
         found = [self._nearest(code, k) for code in codes]
-        return Neighbours(np.array([d for d, _ in found], np.uint16).reshape(-1, k),
-                          np.array([i for _, i in found], np.int64).reshape(-1, k))
+        return SearchResult(
+            np.array([d for d, _ in found], np.uint16).reshape(-1, k),
+            np.array([i for _, i in found], np.int64).reshape(-1, k),
+        )
 
     def _nearest(self, code: Codes, k: int) -> tuple[Any, Any]:
         """Distances and ids of the k nearest; a tie that is cut off at k is fetched whole, to keep its first ids."""
@@ -219,8 +224,11 @@ def _rows(space: CodeSpace, codes: Codes, labels: Labels, names: list[str]) -> p
     import pyarrow as pa
 
     width = space.bits // 8
-    columns = {"id": pa.array(np.arange(len(codes))), "name": pa.array(names, pa.string()),
-               "code": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), width)}
+    columns = {
+        "id": pa.array(np.arange(len(codes))),
+        "name": pa.array(names, pa.string()),
+        "code": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), width),
+    }
     sums: dict[str, Any] = {"codes": _sum(codes)}
     if labels.ndim == 1:
         labels = labels.astype(np.int64)
@@ -237,14 +245,18 @@ def _check_rows(space: CodeSpace, codes: Codes, labels: Labels, names: list[str]
     check_labelled("gallery", codes, labels)
     _check_codes(space, codes)
     if len(names) != len(codes):
-        raise InputError("one name for each code", f"{len(codes)} codes and {len(names)} names",
-                         "Pass lists of one length.")
+        raise InputError(
+            "one name for each code", f"{len(codes)} codes and {len(names)} names", "Pass lists of one length."
+        )
 
 
 def _check_codes(space: CodeSpace, codes: Codes) -> None:
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] * 8 != space.bits:
-        raise InputError(f"packed uint8 codes [n, {space.bits // 8}] of code space {space.id}",
-                         f"{codes.dtype} {codes.shape}", "Pack logits of that space with gallery.codes.pack.")
+        raise InputError(
+            f"packed uint8 codes [n, {space.bits // 8}] of code space {space.id}",
+            f"{codes.dtype} {codes.shape}",
+            "Pack logits of that space with gallery.codes.pack.",
+        )
 
 
 def _check_query(space: CodeSpace, codes: Codes, k: int, size: int) -> int:

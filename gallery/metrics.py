@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery.codes import Codes
-from gallery.counting import Counts, Labels, count_by_distance
+from gallery.distance_histogram import Counts, Labels, count_by_distance
 from gallery.errors import InputError
 
 CHUNK = 1024  # queries whose [queries, bits+1] arrays stay in the cache
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class RetrievalScore:
+class MapResult:
     """Mean average precision over `queries` queries against `gallery` items.
 
     map:           expected AP over min(top_k, all relevant items), averaged over the queries
@@ -49,12 +49,14 @@ class RetrievalScore:
     def protocol(self) -> str:
         """One sentence to stand beside the number."""
         cut = self.top_k or "all"
-        return (f"mAP@{cut}, {self.queries} queries x {self.gallery} gallery items, expected over the order of ties, "
-                f"over min({cut}, all relevant); {self.unanswerable} queries without relevant items count as 0")
+        return (
+            f"mAP@{cut}, {self.queries} queries x {self.gallery} gallery items, expected over the order of ties, "
+            f"over min({cut}, all relevant); {self.unanswerable} queries without relevant items count as 0"
+        )
 
 
 @dataclass(frozen=True)
-class RadiusScore:
+class PrecisionAtRadius:
     """Precision among the items within a Hamming radius: 0 for a query with an empty ball; `empty` is their share."""
 
     precision: float
@@ -64,7 +66,7 @@ class RadiusScore:
 
 def mean_average_precision(
     query_codes: Codes, gallery_codes: Codes, query_labels: Labels, gallery_labels: Labels, top_k: int | None = None
-) -> RetrievalScore:
+) -> MapResult:
     """Tie-aware mAP@top_k (None: the whole gallery) of packed codes uint8 `[n, bytes]`.
 
     Labels are int `[n]` or multi-hot bool `[n, classes]`: relevant is what shares at least one label.
@@ -80,13 +82,20 @@ def mean_average_precision(
         ranks = _Ranks.of(everyone[part], relevant[part], cut)
         sums[part], retrieved[part] = ranks.precisions.sum(1), _over_retrieved(ranks)
     per_query = sums / np.maximum(np.minimum(cut, relevant_items), 1)
-    return RetrievalScore(float(per_query.mean()), float(retrieved.mean()), per_query, len(query_codes),
-                          len(gallery_codes), top_k, int((relevant_items == 0).sum()))
+    return MapResult(
+        float(per_query.mean()),
+        float(retrieved.mean()),
+        per_query,
+        len(query_codes),
+        len(gallery_codes),
+        top_k,
+        int((relevant_items == 0).sum()),
+    )
 
 
 def precision_within_radius(
     query_codes: Codes, gallery_codes: Codes, query_labels: Labels, gallery_labels: Labels, radius: int = 2
-) -> RadiusScore:
+) -> PrecisionAtRadius:
     """P@(H <= radius), averaged over the queries; arguments as in `mean_average_precision`."""
     if radius < 0:
         raise InputError("a radius of at least 0", str(radius), "Change the radius.")
@@ -94,7 +103,7 @@ def precision_within_radius(
         counts[:, : radius + 1].sum(1)
         for counts in count_by_distance(query_codes, gallery_codes, query_labels, gallery_labels)
     )
-    return RadiusScore(float((relevant / np.maximum(everyone, 1)).mean()), float((everyone == 0).mean()), radius)
+    return PrecisionAtRadius(float((relevant / np.maximum(everyone, 1)).mean()), float((everyone == 0).mean()), radius)
 
 
 def precision_recall(

@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED
-from mobile_eval.results import STUDENT_GALLERY, TEACHER_TEACHER, Cell, FileRow, Limits, Verdict, ratio
+from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER, Cell, GateResult, ModelResult, Thresholds, ratio
 
 
 def check(
-    rows: Sequence[FileRow],
-    limits: Limits,
+    rows: Sequence[ModelResult],
+    limits: Thresholds,
     cells: Sequence[Cell] = (),
     strict: bool = False,
     notes: Sequence[str] = (),
-) -> Verdict:
+) -> GateResult:
     """Passes when some file's codes were compared and nothing failed.
 
     A file with no engine somewhere becomes a note, beside the `notes` given; `strict` refuses those too.  What was not
@@ -28,22 +28,22 @@ def check(
     untold = [f"{who(row)}: not run: {row.reason}" for row in rows if row.status == "not run"]
     untold += [*_untimed(rows, limits), *notes]
     passed = not failures and not (strict and untold)
-    return Verdict(passed=passed, failures=tuple(dict.fromkeys(failures)), notes=tuple(dict.fromkeys(untold)))
+    return GateResult(passed=passed, failures=tuple(dict.fromkeys(failures)), notes=tuple(dict.fromkeys(untold)))
 
 
-def exit_code(verdict: Verdict) -> int:
+def exit_code(verdict: GateResult) -> int:
     """0 passed; 1 something failed; 2 nothing failed, but a strict gate could not check everything."""
     if verdict.passed:
         return EXIT_PASSED
     return EXIT_GATE_FAILED if verdict.failures else EXIT_BAD_INPUT
 
 
-def who(row: FileRow) -> str:
+def who(row: ModelResult) -> str:
     """What a row is called in sentences."""
     return f"{row.device} {row.form}"
 
 
-def row_failures(row: FileRow, limits: Limits) -> list[str]:
+def row_failures(row: ModelResult, limits: Thresholds) -> list[str]:
     """Why this file fails, one sentence a limit; empty when it holds them or has no engine there."""
     size = None if limits.size_mb is None else limits.size_mb * 1e6
     failures = _over(row.form, "size in bytes", row.bytes, size)
@@ -66,7 +66,7 @@ def row_failures(row: FileRow, limits: Limits) -> list[str]:
     return failures + (_fp32_failures(row, limits) if row.precision == "fp32" else [])
 
 
-def _fp32_failures(row: FileRow, limits: Limits) -> list[str]:
+def _fp32_failures(row: ModelResult, limits: Thresholds) -> list[str]:
     """All arithmetic that is as exact as fp32 gives the same bits, but where a logit is next to nothing."""
     beyond, most = f"beyond |logit| {limits.tolerance:g}", limits.fp32_beyond_tolerance
     student = _over(who(row), f"count of bits flipped {beyond}", row.flips_beyond_tolerance, most)
@@ -80,7 +80,7 @@ def _over(name: str, what: str, value: float | None, limit: float | None) -> lis
     return [f"{name}: {what} {value:.6g} is over the limit {limit:.6g}"]
 
 
-def _untimed(rows: Sequence[FileRow], limits: Limits) -> list[str]:
+def _untimed(rows: Sequence[ModelResult], limits: Thresholds) -> list[str]:
     """Limits on time that nothing was held against: a device that was not asked for, a file that is not timed there."""
     ran = [row for row in rows if row.status == "ran" and row.device in limits.p90_ms]
     notes = [f"{who(row)}: its p90 was not measured, though a limit is set" for row in ran if row.p90_ms is None]
@@ -88,7 +88,7 @@ def _untimed(rows: Sequence[FileRow], limits: Limits) -> list[str]:
     return notes + [f"{device}: a limit of p90 is set, and nothing ran there" for device in absent]
 
 
-def _cell_failures(cells: tuple[Cell, ...], limits: Limits) -> list[str]:
+def _cell_failures(cells: tuple[Cell, ...], limits: Thresholds) -> list[str]:
     failures = [f"{cell.name}: mAP is not a number" for cell in cells if not math.isfinite(cell.map)]
     if limits.min_ratio is None:
         return failures

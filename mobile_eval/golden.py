@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.artifact import FLOAT, Artifact
+from export.artifact import FLOAT, ExportedModel
 from export.bundle import Golden
 from gallery.codes import unpack
-from mobile_eval.compat import NO_ENGINE
-from mobile_eval.results import Limits
-from mobile_eval.runtimes import Outputs, open_model
+from gallery.results import Thresholds
+from mobile_eval.compare import NO_ENGINE
+from mobile_eval.runtimes import ModelOutput, open_model
 
 FP16_MARGIN = 0.1  # of the logits' standard deviation
 OK, FAILED, NOT_RUN = "ok", "FAILED", "not run here"
 
 
-def attempt(file: Artifact, golden: Golden) -> tuple[str, str]:
+def attempt(file: ExportedModel, golden: Golden) -> tuple[str, str]:
     """Runs one file over the golden pictures: how that ended, and the figures or what stopped it."""
     try:
         return judge(file.card.precision, open_model(file.path).run(golden.images), golden)
@@ -25,7 +25,7 @@ def attempt(file: Artifact, golden: Golden) -> tuple[str, str]:
         return FAILED, f"{type(error).__name__}: {error}"
 
 
-def judge(precision: str, found: Outputs, golden: Golden) -> tuple[str, str]:
+def judge(precision: str, found: ModelOutput, golden: Golden) -> tuple[str, str]:
     """How a file of a precision did, and the figures.
 
     fp32: no bit may turn unless both logits are within the gate's tolerance of zero; fp16: unless both are within
@@ -33,7 +33,7 @@ def judge(precision: str, found: Outputs, golden: Golden) -> tuple[str, str]:
     standard deviations more, since so few pictures cannot tell 2 % from 3: 19 of the 512 bits of 8 pictures.  A file
     that turns just 2 % fails one such bundle in 250.
     """
-    limits, turned = Limits(), unpack(found.codes) != unpack(golden.codes)
+    limits, turned = Thresholds(), unpack(found.codes) != unpack(golden.codes)
     apart = float(np.abs(found.logits - golden.logits).max())
     count, size, share = int(turned.sum()), turned.size, limits.quantized_files.flip_rate
     said = f"{count} of {size} bits turned ({count / size:.1%}), logits up to {apart:.2g} apart"
@@ -46,5 +46,3 @@ def judge(precision: str, found: Outputs, golden: Golden) -> tuple[str, str]:
         most = int(size * share + 3 * np.sqrt(size * share * (1 - share)))
         said, bad = f"{said}; {most} may", count > most
     return FAILED if bad or not np.isfinite(apart) else OK, said
-
-

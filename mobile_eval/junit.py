@@ -7,9 +7,9 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from gallery.files import write_whole
+from gallery.results import ModelResult, Proof, Thresholds
+from mobile_eval.formatting import plain
 from mobile_eval.gate import row_failures
-from mobile_eval.results import FileRow, Limits, Proof
-from mobile_eval.words import plain
 
 
 def write(proof: Proof, path: Path) -> Path:
@@ -34,7 +34,7 @@ def write(proof: Proof, path: Path) -> Path:
     return write_whole(path, tostring(root, "utf-8", xml_declaration=True))
 
 
-def _case(suite: Element, row: FileRow, limits: Limits) -> None:
+def _case(suite: Element, row: ModelResult, limits: Thresholds) -> None:
     case = SubElement(suite, "testcase", classname=plain(row.device), name=plain(row.form), file=plain(row.path))
     if failures := row_failures(row, limits):
         _failure(case, failures)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobile_eval.results import MARGIN_STEP, Curve, FileRow
+from gallery.results import MARGIN_STEP, ModelResult, TrainingCurve
 
 LEAST_DARKEST = 0.05  # of the pictures: one of 32 is no dark bit
 MAX_TICKS = 10
@@ -38,13 +38,13 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Strip:
+class BitFlipStrip:
     """A file's bits.
 
     cells: (bit, pictures in which it differs, darkness 0..1) of those that ever differ; most: that of the darkest
     """
 
-    row: FileRow
+    row: ModelResult
     cells: tuple[tuple[int, int, float], ...]
     most: tuple[int, int, float] | None
 
@@ -53,13 +53,13 @@ class Strip:
 class Range:
     """From p50 to p99 with p90 between, as places 0..100 along an axis; what was not measured is where p50 is."""
 
-    row: FileRow
+    row: ModelResult
     p50: float
     p90: float
     p99: float
 
 
-def of_curve(curve: Curve) -> list[Plot]:
+def of_curve(curve: TrainingCurve) -> list[Plot]:
     """The loss, and beside it accuracy and validation accuracy where there are any."""
     plots = [_plot("loss", {"loss": thin(curve.steps, curve.loss)})]
     accuracy = thin(curve.steps, curve.accuracy)
@@ -69,16 +69,16 @@ def of_curve(curve: Curve) -> list[Plot]:
     return plots
 
 
-def of_margins(rows: Sequence[FileRow]) -> Plot | None:
+def of_margins(rows: Sequence[ModelResult]) -> Plot | None:
     """Shares of the logits by their distance from zero, of the first float file and of the last 8-bit one."""
     ran = [row for row in rows if sum(row.margins)]
     pair = [row for row in ran if row.is_float][:1] + [row for row in ran if row.precision.startswith("int8")][-1:]
     return _margins(*pair) if len(pair) == 2 else None
 
 
-def each_margin(rows: Sequence[FileRow]) -> list[Plot]:
+def each_margin(rows: Sequence[ModelResult]) -> list[Plot]:
     """The same of the first float file and of each other file, as the first device that ran it returned them."""
-    files: dict[str, FileRow] = {}
+    files: dict[str, ModelResult] = {}
     for row in rows:
         if sum(row.margins):
             files.setdefault(row.form, row)
@@ -86,14 +86,14 @@ def each_margin(rows: Sequence[FileRow]) -> list[Plot]:
     return [] if first is None else [_margins(first, row) for row in files.values() if row is not first]
 
 
-def bit_strips(rows: Sequence[FileRow]) -> tuple[list[Strip], float]:
+def bit_strips(rows: Sequence[ModelResult]) -> tuple[list[BitFlipStrip], float]:
     """A strip a row whose bits were counted, and the share of the pictures that is drawn darkest."""
     counted = [row for row in rows if row.bit_flips]
     darkest = max([LEAST_DARKEST, *(_share(row, max(row.bit_flips)) for row in counted)])
     return [_strip(row, darkest) for row in counted], darkest
 
 
-def latency_ranges(rows: Sequence[FileRow]) -> tuple[list[Range], list[tuple[float, str]]]:
+def latency_ranges(rows: Sequence[ModelResult]) -> tuple[list[Range], list[tuple[float, str]]]:
     """A range a row that was timed, and the ticks (place, ms) of the logarithmic axis that they share."""
     percentiles = [(row, _percentiles(row)) for row in rows if _known(row.p50_ms)]
     if not percentiles:
@@ -133,7 +133,7 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, flo
     return [(float(x), float(y)) for x, y in (points[i : i + stretch].mean(0) for i in range(0, len(points), stretch))]
 
 
-def _margins(first: FileRow, second: FileRow) -> Plot:
+def _margins(first: ModelResult, second: ModelResult) -> Plot:
     series = {
         row.form: [((place + 0.5) * MARGIN_STEP, count / sum(row.margins)) for place, count in enumerate(row.margins)]
         for row in (first, second)
@@ -141,21 +141,21 @@ def _margins(first: FileRow, second: FileRow) -> Plot:
     return _plot("share of all logits", series, second=second.form)
 
 
-def _share(row: FileRow, count: int) -> float:
+def _share(row: ModelResult, count: int) -> float:
     return count * len(row.bit_flips) / (row.bits_compared or math.inf)
 
 
-def _strip(row: FileRow, darkest: float) -> Strip:
+def _strip(row: ModelResult, darkest: float) -> BitFlipStrip:
     cells = [(bit, count, round(_share(row, count) / darkest, 3)) for bit, count in enumerate(row.bit_flips)]
     cells = [cell for cell in cells if cell[1]]
-    return Strip(row, tuple(cells), max(cells, key=lambda cell: cell[1], default=None))
+    return BitFlipStrip(row, tuple(cells), max(cells, key=lambda cell: cell[1], default=None))
 
 
 def _known(ms: float | None) -> bool:
     return ms is not None and 0 < ms < math.inf
 
 
-def _percentiles(row: FileRow) -> tuple[float, float, float]:
+def _percentiles(row: ModelResult) -> tuple[float, float, float]:
     p50 = row.p50_ms or 0.0
     p90, p99 = (ms if ms is not None and _known(ms) else p50 for ms in (row.p90_ms, row.p99_ms))
     return p50, p90, p99

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gallery.files import write_whole
-from mobile_eval import plots, words
+from gallery.results import ModelResult, Proof
+from mobile_eval import formatting, plots
 from mobile_eval.gate import row_failures
 from mobile_eval.report import add_row, page, table_of
-from mobile_eval.results import FileRow, Proof
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,16 +24,16 @@ EMULATED = "Its milliseconds are an emulator's: they are no phone's, and not eve
 COUNTED = "ARM instructions are executed under emulation and counted: they repeat, and they are no time."
 
 Kind = Literal["n", "words"]  # numbers stand to the right
-Column = tuple[str, Kind, Callable[[FileRow], str]]
+Column = tuple[str, Kind, Callable[[ModelResult], str]]
 CODES: tuple[Column, ...] = (
-    ("bits flipped", "n", lambda row: words.percent(row.flip_rate)),
+    ("bits flipped", "n", lambda row: formatting.percent(row.flip_rate)),
     ("of all bits", "n", lambda row: _flipped(row)),
-    ("beyond tolerance", "n", lambda row: words.count(row.flips_beyond_tolerance)),
-    ("predicted", "n", lambda row: words.percent(row.predicted_flip_rate)),
+    ("beyond tolerance", "n", lambda row: formatting.count(row.flips_beyond_tolerance)),
+    ("predicted", "n", lambda row: formatting.percent(row.predicted_flip_rate)),
     ("other than host (beyond)", "n", lambda row: _against_host(row)),
-    ("mAP", "n", lambda row: words.number(row.map, 4)),
-    ("mAP drop", "n", lambda row: words.number(row.map_drop, 4)),
-    ("neighbours kept", "n", lambda row: words.percent(row.neighbours_kept)),
+    ("mAP", "n", lambda row: formatting.number(row.map, 4)),
+    ("mAP drop", "n", lambda row: formatting.number(row.map_drop, 4)),
+    ("neighbours kept", "n", lambda row: formatting.percent(row.neighbours_kept)),
     (
         "worst pictures (bits)",
         "words",
@@ -41,44 +41,44 @@ CODES: tuple[Column, ...] = (
     ),
 )
 COSTS: tuple[Column, ...] = (
-    ("size", "n", lambda row: words.size(row.bytes)),
-    ("p50 ms", "n", lambda row: words.number(row.p50_ms, 2)),
-    ("p90 ms", "n", lambda row: words.number(row.p90_ms, 2)),
-    ("p99 ms", "n", lambda row: words.number(row.p99_ms, 2)),
-    ("first ms", "n", lambda row: words.number(row.first_ms, 1)),
-    ("load ms", "n", lambda row: words.number(row.load_ms, 1)),
+    ("size", "n", lambda row: formatting.size(row.bytes)),
+    ("p50 ms", "n", lambda row: formatting.number(row.p50_ms, 2)),
+    ("p90 ms", "n", lambda row: formatting.number(row.p90_ms, 2)),
+    ("p99 ms", "n", lambda row: formatting.number(row.p99_ms, 2)),
+    ("first ms", "n", lambda row: formatting.number(row.first_ms, 1)),
+    ("load ms", "n", lambda row: formatting.number(row.load_ms, 1)),
     ("peak memory", "n", lambda row: "-" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.1f} MB"),
-    ("ARM instructions", "n", lambda row: words.count(row.instructions)),
-    ("samples", "n", lambda row: words.count(row.samples)),
-    ("threads", "n", lambda row: words.count(row.threads)),
+    ("ARM instructions", "n", lambda row: formatting.count(row.instructions)),
+    ("samples", "n", lambda row: formatting.count(row.samples)),
+    ("threads", "n", lambda row: formatting.count(row.threads)),
     ("engine", "words", lambda row: row.engine),
 )
 TERMINAL: tuple[Column, ...] = (
-    ("size", "n", lambda row: words.size(row.bytes)),
-    ("flips", "n", lambda row: words.percent(row.flip_rate)),
-    ("host!=", "n", lambda row: words.count(row.host_flips)),
+    ("size", "n", lambda row: formatting.size(row.bytes)),
+    ("flips", "n", lambda row: formatting.percent(row.flip_rate)),
+    ("host!=", "n", lambda row: formatting.count(row.host_flips)),
     ("kept", "n", lambda row: "-" if row.neighbours_kept is None else f"{100 * row.neighbours_kept:.1f}%"),
-    ("drop", "n", lambda row: words.number(row.map_drop, 4)),
-    ("p50 ms", "n", lambda row: words.number(row.p50_ms if row.p90_ms is None else None, 2)),  # 80 columns
-    ("p90 ms", "n", lambda row: words.number(row.p90_ms, 2)),
+    ("drop", "n", lambda row: formatting.number(row.map_drop, 4)),
+    ("p50 ms", "n", lambda row: formatting.number(row.p50_ms if row.p90_ms is None else None, 2)),  # 80 columns
+    ("p90 ms", "n", lambda row: formatting.number(row.p90_ms, 2)),
     ("Minstr", "n", lambda row: "-" if row.instructions is None else f"{row.instructions / 1e6:.2f}"),
 )
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceSection:
     """A device with its rows.
 
     says: what its numbers are not; shared: the conditions of all its files; reason: the one why none of them ran
     """
 
     name: str
-    rows: tuple[FileRow, ...]
+    rows: tuple[ModelResult, ...]
     says: tuple[str, ...]
     shared: dict[str, str]
     reason: str
 
-    def own(self, row: FileRow) -> str:
+    def own(self, row: ModelResult) -> str:
         """The conditions of one file that the others do not share."""
         return ", ".join(f"{name} {value}" for name, value in row.conditions.items() if name not in self.shared)
 
@@ -91,7 +91,7 @@ class Sheet:
     """
 
     heads: tuple[tuple[str, Kind], ...]
-    lines: tuple[tuple[FileRow, tuple[str, ...] | None], ...]
+    lines: tuple[tuple[ModelResult, tuple[str, ...] | None], ...]
 
 
 def write_html(proof: Proof, path: Path) -> None:
@@ -124,22 +124,22 @@ def write_html(proof: Proof, path: Path) -> None:
     )
 
 
-def places(proof: Proof) -> list[Place]:
+def places(proof: Proof) -> list[DeviceSection]:
     """The devices in the order of their first rows."""
     return [_place(name, proof) for name in dict.fromkeys(row.device for row in proof.files)]
 
 
-def _place(name: str, proof: Proof) -> Place:
+def _place(name: str, proof: Proof) -> DeviceSection:
     rows = tuple(row for row in proof.files if row.device == name)
     ran = [row for row in rows if row.status == "ran"]
     first = ran[0].conditions if ran else {}
     shared = {key: value for key, value in first.items() if all(row.conditions.get(key) == value for row in ran)}
     (status, reason), *others = {(row.status, row.reason) for row in rows}
     alike = status == "not run" and not others
-    return Place(name, rows, tuple(_says(name, ran, proof)), shared, reason if alike else "")
+    return DeviceSection(name, rows, tuple(_says(name, ran, proof)), shared, reason if alike else "")
 
 
-def _says(name: str, ran: Sequence[FileRow], proof: Proof) -> list[str]:
+def _says(name: str, ran: Sequence[ModelResult], proof: Proof) -> list[str]:
     """What must be said of a device's numbers, lest they be taken for a phone's."""
     said = []
     if any(ms is not None for row in ran for ms in (row.p50_ms, row.load_ms, row.first_ms)):
@@ -148,7 +148,7 @@ def _says(name: str, ran: Sequence[FileRow], proof: Proof) -> list[str]:
     return said + ([COUNTED] if any(row.instructions is not None for row in ran) else [])
 
 
-def mark(row: FileRow, proof: Proof) -> tuple[str, str]:
+def mark(row: ModelResult, proof: Proof) -> tuple[str, str]:
     """What the gate says of a row, as a style and a word."""
     if row.status == "not run":
         return "none", "not run"
@@ -161,19 +161,19 @@ def remarks(proof: Proof) -> dict[str, int]:
     return {sentence: place for place, sentence in enumerate(sentences, 1)}
 
 
-def remarks_of(row: FileRow, proof: Proof) -> list[str]:
+def remarks_of(row: ModelResult, proof: Proof) -> list[str]:
     """Those of one row."""
     return [row.reason] if row.status == "not run" else row_failures(row, proof.limits)
 
 
-def smallest(proof: Proof) -> FileRow | None:
+def smallest(proof: Proof) -> ModelResult | None:
     """The smallest file that ran somewhere and held its limits wherever it ran."""
     failed = {row.form for row in proof.files if row_failures(row, proof.limits)}
     held = [row for row in proof.files if row.status == "ran" and row.bytes and row.form not in failed]
     return min(held, key=lambda row: row.bytes, default=None)
 
 
-def sheet(rows: Sequence[FileRow], columns: Sequence[Column]) -> Sheet:
+def sheet(rows: Sequence[ModelResult], columns: Sequence[Column]) -> Sheet:
     """Leaves out the columns in which nothing was measured."""
     ran = [row for row in rows if row.status == "ran"]
     kept = [column for column in columns if any(column[2](row) not in ("-", "") for row in ran)]
@@ -181,12 +181,20 @@ def sheet(rows: Sequence[FileRow], columns: Sequence[Column]) -> Sheet:
     return Sheet(tuple((label, kind) for label, kind, _ in kept), tuple(lines))
 
 
-def _flipped(row: FileRow) -> str:
-    return "-" if row.bits_flipped is None else f"{words.count(row.bits_flipped)} of {words.count(row.bits_compared)}"
+def _flipped(row: ModelResult) -> str:
+    return (
+        "-"
+        if row.bits_flipped is None
+        else f"{formatting.count(row.bits_flipped)} of {formatting.count(row.bits_compared)}"
+    )
 
 
-def _against_host(row: FileRow) -> str:
-    return "-" if row.host_flips is None else f"{words.count(row.host_flips)} ({words.count(row.host_flips_beyond)})"
+def _against_host(row: ModelResult) -> str:
+    return (
+        "-"
+        if row.host_flips is None
+        else f"{formatting.count(row.host_flips)} ({formatting.count(row.host_flips_beyond)})"
+    )
 
 
 def _logit(value: float) -> str:
@@ -200,22 +208,22 @@ def print_table(proof: Proof, console: Console | None = None) -> None:
 
     console = console or Console()
     word, style = ("PASSED", "bold green") if proof.verdict.passed else ("FAILED", "bold red")
-    console.print(Text(f"{word}  {words.plain(proof.name)}", style))
+    console.print(Text(f"{word}  {formatting.plain(proof.name)}", style))
     for sentence in (*proof.verdict.failures, *proof.verdict.notes[:NOTES_SHOWN]):
-        console.print(Text(f"  - {words.plain(sentence)}"))
+        console.print(Text(f"  - {formatting.plain(sentence)}"))
     if (more := len(proof.verdict.notes) - NOTES_SHOWN) > 0:
         console.print(Text(f"  - and {more} more notes, all of them in the report"))
-    console.print(Text(words.plain(proof.asked), "dim"))
+    console.print(Text(formatting.plain(proof.asked), "dim"))
     for place in places(proof):
         _print_place(place, proof, console)
 
 
-def _print_place(place: Place, proof: Proof, console: Console) -> None:
+def _print_place(place: DeviceSection, proof: Proof, console: Console) -> None:
     from rich.text import Text
 
-    console.print(Text(f"\n{words.plain(place.name)}", "bold"))
+    console.print(Text(f"\n{formatting.plain(place.name)}", "bold"))
     if place.reason:
-        console.print(Text(f"  not run: {words.plain(place.reason)}"))
+        console.print(Text(f"  not run: {formatting.plain(place.reason)}"))
         return
     shown = sheet(place.rows, TERMINAL)
     table = table_of("file", *(f">{label}" for label, _ in shown.heads), "verdict")
@@ -224,4 +232,4 @@ def _print_place(place: Place, proof: Proof, console: Console) -> None:
         add_row(table, row.form, *(texts or ("-",) * len(shown.heads)), word, style="red" if style == "fail" else "")
     console.print(table)
     for sentence in place.says:
-        console.print(Text(words.plain(sentence), "dim"))
+        console.print(Text(formatting.plain(sentence), "dim"))

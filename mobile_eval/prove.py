@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import Artifact, Refused
+from export.artifact import ExportedModel, ExportFailure
 from export.bundle import Manifest
 from gallery.codes import Codes, pack
 from gallery.console import log
 from gallery.index import GalleryIndex
-from gallery.metrics import RetrievalScore
-from mobile_eval.cells import four_cells
-from mobile_eval.compat import Shipped, check_file, reference
-from mobile_eval.results import Cell, FileRow, Limits
+from gallery.metrics import MapResult
+from gallery.results import Cell, ModelResult, Thresholds
+from mobile_eval.compare import Shipped, check_file, reference
+from mobile_eval.retrieval_pairs import four_cells
 from mobile_eval.runtimes import open_model
 
 
 @dataclass(frozen=True, eq=False)
-class Queries:
+class QuerySet:
     """pixels: uint8 `[Q, S, S, 3]` at the student's size; labels: int `[Q]` or multi-hot `[Q, C]`
 
     student, teacher: logits of the float networks, `[Q, bits]`; the teacher's are None where it is not at hand
@@ -42,17 +42,17 @@ class Proof:
     """score: of the float student in the real index, the product's number, query by query."""
 
     cells: tuple[Cell, ...]
-    files: tuple[FileRow, ...]
-    score: RetrievalScore
+    files: tuple[ModelResult, ...]
+    score: MapResult
 
 
 def prove(
     bundle: Path,
     manifest: Manifest,
-    queries: Queries,
+    queries: QuerySet,
     student_gallery: Codes,
     index: GalleryIndex,
-    limits: Limits,
+    limits: Thresholds,
 ) -> Proof:
     """Runs the files that `manifest` lists in `bundle`; what could not be exported is a row that says why."""
     teacher = None if queries.teacher is None else pack(queries.teacher)
@@ -67,19 +67,19 @@ def prove(
     return Proof(cells, tuple(rows), score)
 
 
-def _shipped(model: Artifact, bundle: Path) -> Shipped:
+def _shipped(model: ExportedModel, bundle: Path) -> Shipped:
     path = model.path.relative_to(bundle).as_posix()
     return Shipped(model.form, model.format, model.card.precision, path, bundle, model.sha256)
 
 
-def _line(row: FileRow) -> str:
+def _line(row: ModelResult) -> str:
     if row.status != "ran" or row.flip_rate is None or row.map is None:
         return f"{row.form}: {row.status}: {row.reason}"
     timing = "" if row.p50_ms is None else f", p50 {row.p50_ms:.2f} ms on this host"
     return f"{row.form}: {row.flip_rate:.3%} of bits flipped, mAP {row.map:.4f}{timing}"
 
 
-def refusal(one: Refused) -> FileRow:
+def refusal(one: ExportFailure) -> ModelResult:
     """The row of a form that could not be made."""
     format, _, precision = one.form.partition("-")
-    return FileRow(form=one.form, format=format, precision=precision, path="", status="not run", reason=one.reason)
+    return ModelResult(form=one.form, format=format, precision=precision, path="", status="not run", reason=one.reason)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gallery.files import write_whole
-from mobile_eval import plots, words
+from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_ALONE, TEACHER_TEACHER, ModelResult, Results
+from mobile_eval import formatting, plots
 from mobile_eval.gate import row_failures
-from mobile_eval.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_ALONE, TEACHER_TEACHER, FileRow, Results
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -51,7 +51,9 @@ def page(template: str) -> Template:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "size", "count", "duration")}
+    environment.filters |= {
+        name: getattr(formatting, name) for name in ("number", "percent", "size", "count", "duration")
+    }
     environment.filters |= {
         "heatmap": plots.heatmap,
         "off_diagonal": lambda rows: [x for i, row in enumerate(rows) for j, x in enumerate(row) if i != j],
@@ -59,7 +61,7 @@ def page(template: str) -> Template:
     return environment.get_template(template)
 
 
-def smallest(results: Results) -> FileRow | None:
+def smallest(results: Results) -> ModelResult | None:
     """The smallest file that ran and held its limits."""
     held = [row for row in results.files if row.status == "ran" and not row_failures(row, results.limits)]
     return min(held, key=lambda row: row.bytes, default=None)
@@ -72,12 +74,12 @@ def print_tables(results: Results, console: Console | None = None) -> None:
 
     console = console or Console()
     for alarm in results.alarms:
-        console.print(Text(f"WARNING: {words.plain(alarm)}", style="bold yellow"))
+        console.print(Text(f"WARNING: {formatting.plain(alarm)}", style="bold yellow"))
     word, style = ("PASSED", "bold green") if results.verdict.passed else ("FAILED", "bold red")
-    console.print(Text(f"{word}  {words.plain(results.name)}", style))
+    console.print(Text(f"{word}  {formatting.plain(results.name)}", style))
     for sentence in (*results.verdict.failures, *results.verdict.notes):
-        console.print(Text(f"  - {words.plain(sentence)}"))
-    console.print(Text(words.plain(results.protocol.sentence), "dim"))
+        console.print(Text(f"  - {formatting.plain(sentence)}"))
+    console.print(Text(formatting.plain(results.protocol.sentence), "dim"))
     tables = [_cells_table(results), _files_table(results)] + ([_skipped_table(results)] if results.skipped else [])
     for table in tables:
         console.print(table)
@@ -87,7 +89,7 @@ def _cells_table(results: Results) -> Table:
     table = table_of("queries->gallery", ">mAP", ">retrieved", "what it is")
     for cell in results.cells:
         meaning = cell.note or MEANING.get(cell.name, "")
-        figures = words.number(cell.map, 4), words.number(cell.map_retrieved, 4)
+        figures = formatting.number(cell.map, 4), formatting.number(cell.map_retrieved, 4)
         add_row(table, cell.name, *figures, meaning, style="bold" if cell.name == STUDENT_GALLERY else "")
     return table
 
@@ -96,12 +98,12 @@ def _files_table(results: Results) -> Table:
     table = table_of("file", ">size", ">flips", ">mAP", ">drop", ">p50 ms", ">p90", "verdict")
     for row in results.files:
         figures = (
-            words.size(row.bytes),
-            words.percent(row.flip_rate),
-            words.number(row.map, 4),
-            words.number(row.map_drop, 4),
-            words.number(row.p50_ms, 2),
-            words.number(row.p90_ms, 2),
+            formatting.size(row.bytes),
+            formatting.percent(row.flip_rate),
+            formatting.number(row.map, 4),
+            formatting.number(row.map_drop, 4),
+            formatting.number(row.p50_ms, 2),
+            formatting.number(row.p90_ms, 2),
         )
         failed = bool(row_failures(row, results.limits))
         verdict = "not run" if row.status == "not run" else "FAIL" if failed else "pass"
@@ -133,4 +135,4 @@ def table_of(*columns: str) -> Table:
 def add_row(table: Table, *texts: str, style: str = "") -> None:
     from rich.text import Text
 
-    table.add_row(*(Text(words.plain(text)) for text in texts), style=style)
+    table.add_row(*(Text(formatting.plain(text)) for text in texts), style=style)

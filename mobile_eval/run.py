@@ -30,15 +30,15 @@ from pydantic import ConfigDict, Field
 from distill.config import Learning, Model, load_yaml
 from gallery.console import exit_code, log
 from gallery.errors import EXIT_PASSED, CorruptFile, InputError
+from gallery.results import Proof, RetrievalExample, Thresholds, load_proof, now
 from mobile_eval import gate
-from mobile_eval.results import GridRow, Limits, Proof, load_proof, now
 
 if TYPE_CHECKING:
-    from distill.course import Course
+    from distill.context import RunContext
     from export.bundle import Golden, Manifest
-    from mobile_eval.compat import Reference
-    from mobile_eval.lanes import Lane
-    from mobile_eval.retrieval import Picture
+    from mobile_eval.compare import FloatReference
+    from mobile_eval.evaluate import DeviceResults
+    from mobile_eval.retrieval_grid import Picture
 
 JSON, PAGE, JUNIT = "proof.json", "proof.html", "junit.xml"
 SHOWN = 4  # queries in the grid of the worst
@@ -74,7 +74,7 @@ class Check(Model):
     """Timed inferences of each file, 10 s of them at most."""
     out: Path | None = None
     """Folder for proof.html, proof.json and junit.xml; by default `proof` beside the bundle."""
-    gate: Limits = Limits()
+    gate: Thresholds = Thresholds()
     """What a file may lose; by default what its run allows."""
     strict: bool = False
     """What cannot be checked here is an error (exit code 2)."""
@@ -100,19 +100,19 @@ class Finished(Learning):
     """What a run's config.yaml says that matters here."""
 
     model_config = ConfigDict(extra="ignore")
-    gate: Limits = Limits()
+    gate: Thresholds = Thresholds()
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class EvaluationInputs:
     """What the files are asked, and by which limits they are judged.
 
     words: which pictures; classes, hit: names, and the pixels of a gallery picture, where they can be shown
     """
 
-    against: Reference
+    against: FloatReference
     words: str
-    limits: Limits
+    limits: Thresholds
     classes: Sequence[str] = ()
     hit: Callable[[int], Picture] | None = None
 
@@ -132,20 +132,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def set_up(command: Setup) -> int:
     """Installs each part."""
-    from mobile_eval.devices import arm64, browser_parts
+    from mobile_eval.devices import arm64, browser_setup
 
     if not command.parts:
         raise InputError("arm64, browser, or both", "neither", "Name what to set up.")
     for part in dict.fromkeys(command.parts):
         log.info("[setup] %s", part)
-        {"arm64": arm64.setup, "browser": browser_parts.setup}[part]()
+        {"arm64": arm64.setup, "browser": browser_setup.setup}[part]()
     return EXIT_PASSED
 
 
 def check(command: Check) -> int:
     """Asks every file on every device, and writes what came out."""
     from export.bundle import open_bundle
-    from mobile_eval.lanes import everywhere, places
+    from mobile_eval.evaluate import everywhere, places
 
     if command.gate.min_ratio is not None:
         fix = "Leave it out: distill/run.py judges the networks, this the files."
@@ -163,42 +163,42 @@ def check(command: Check) -> int:
     return tell(summarise(command, manifest, asked, lanes, notes), out)
 
 
-def of_run(command: Check, folder: Path, manifest: Manifest) -> Asked:
+def of_run(command: Check, folder: Path, manifest: Manifest) -> EvaluationInputs:
     """All queries of a finished run, whose student must be that of the bundle."""
     from distill.engine import limit_threads
     from gallery.index import open_gallery
-    from mobile_eval.compat import reference
+    from mobile_eval.compare import reference
 
     if not (folder / "config.yaml").is_file():
         raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
     limit_threads()
     settings: Finished = load_yaml(folder / "config.yaml", Finished)
-    limits = (settings.gate if command.gate == Limits() else command.gate).model_copy(update={"min_ratio": None})
+    limits = (settings.gate if command.gate == Thresholds() else command.gate).model_copy(update={"min_ratio": None})
     gallery = open_gallery(command.gallery or (settings.gallery or folder) / "gallery", manifest.space)
     course, logits = float_student(folder, settings, manifest, golden_of(command.bundle, manifest))
     data, pixels = course.data, course.data.pixels[course.plan.student_size]
     labels = data.labels[data.query]
     against = reference(pixels[data.query], logits, labels, gallery, data.cut, limits.tolerance)
     shown = None if command.gallery else lambda hit: pixels[data.gallery[hit]]
-    return Asked(against, f"the {len(data.query):,} queries of {data.name}", limits, data.classes, shown)
+    return EvaluationInputs(against, f"the {len(data.query):,} queries of {data.name}", limits, data.classes, shown)
 
 
-def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: Golden) -> tuple[Course, Any]:
+def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: Golden) -> tuple[RunContext, Any]:
     """A run's pictures, and its student's logits of the queries.
 
     Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 file must: they may
     have been computed on a GPU.
     """
-    from distill import weights
     from distill.checkpoint import load_network
-    from distill.course import begin
-    from distill.runfolder import open_run
+    from distill.context import begin
+    from distill.models import pretrained
+    from distill.run_dir import open_run
     from export.quantize import logits, normalised
     from gallery import codespace
     from gallery.codes import pack
     from gallery.files import sha256_of
     from mobile_eval.golden import OK, judge
-    from mobile_eval.runtimes import Outputs
+    from mobile_eval.runtimes import ModelOutput
 
     with open_run(folder) as run:
         if not run.done("student"):
@@ -208,24 +208,26 @@ def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: 
         plan, path = course.plan, folder / "student.safetensors"
         net, seen = load_network(path), course.preprocessing(plan.student, plan.student_size)
         said = logits(net, normalised(golden.images, seen)).numpy()
-        end, found = judge("fp16", Outputs(pack(said), said), golden)
+        end, found = judge("fp16", ModelOutput(pack(said), said), golden)
         if end != OK:
             raise InputError(f"the bundle of the student in {folder}", found, "Export it again, or name its own --run.")
         key = f"{manifest.space.id} {sha256_of(path)}"  # as `Course.cells` keeps them
-        return course, course.logits("student", net.to(weights.device()), course.data.query, "student queries", key)
+        return course, course.logits("student", net.to(pretrained.device()), course.data.query, "student queries", key)
 
 
-def of_golden(command: Check, manifest: Manifest) -> Asked:
+def of_golden(command: Check, manifest: Manifest) -> EvaluationInputs:
     """The pictures that came with the bundle: they have no labels, so there is no mAP."""
     from gallery.index import open_gallery
-    from mobile_eval.compat import Reference, reference
+    from mobile_eval.compare import FloatReference, reference
 
     golden, limits = golden_of(command.bundle, manifest), command.gate
-    against = Reference(golden.images, golden.logits, manifest.space, tolerance=limits.tolerance)
+    against = FloatReference(golden.images, golden.logits, manifest.space, tolerance=limits.tolerance)
     if command.gallery is not None:
         gallery = open_gallery(command.gallery, manifest.space)
         against = reference(golden.images, golden.logits, None, gallery, tolerance=limits.tolerance)
-    return Asked(against, f"the {len(golden.images)} golden pictures of the bundle, which have no labels", limits)
+    return EvaluationInputs(
+        against, f"the {len(golden.images)} golden pictures of the bundle, which have no labels", limits
+    )
 
 
 def golden_of(bundle: Path, manifest: Manifest) -> Golden:
@@ -241,9 +243,11 @@ def golden_of(bundle: Path, manifest: Manifest) -> Golden:
     return golden
 
 
-def summarise(command: Check, manifest: Manifest, asked: Asked, lanes: Sequence[Lane], notes: Sequence[str]) -> Proof:
+def summarise(
+    command: Check, manifest: Manifest, asked: EvaluationInputs, lanes: Sequence[DeviceResults], notes: Sequence[str]
+) -> Proof:
     """All of it as one typed record, the only source of the table, the page and the XML."""
-    from mobile_eval.machine import describe
+    from mobile_eval.system_info import describe
 
     rows, against = tuple(row for lane in lanes for row in lane.rows), asked.against
     return Proof(
@@ -266,7 +270,7 @@ def summarise(command: Check, manifest: Manifest, asked: Asked, lanes: Sequence[
     )
 
 
-def _words(asked: Asked, lanes: Sequence[Lane]) -> str:
+def _words(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> str:
     """Which pictures were asked where."""
     fewer = [lane for lane in lanes if len(lane.against.pixels) < len(asked.against.pixels)]
     if not fewer:
@@ -275,7 +279,7 @@ def _words(asked: Asked, lanes: Sequence[Lane]) -> str:
     return f"{asked.words}; {len(fewer[0].against.pixels)} of them, evenly spread, on {where}"
 
 
-def worst_grid(asked: Asked, lanes: Sequence[Lane]) -> tuple[GridRow, ...]:
+def worst_grid(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> tuple[RetrievalExample, ...]:
     """For the queries whose codes changed most: what the float student finds, and what that file does."""
     from gallery.codes import pack
 
@@ -283,7 +287,7 @@ def worst_grid(asked: Asked, lanes: Sequence[Lane]) -> tuple[GridRow, ...]:
     chosen: dict[int, Any] = {}
     for worst, row, lane in sorted(found, key=lambda one: -one[0].flipped):
         chosen.setdefault(worst.query, (worst, row, lane))
-    grid: list[GridRow] = []
+    grid: list[RetrievalExample] = []
     for query, (worst, row, lane) in list(chosen.items())[:SHOWN]:
         places = lane.against.places
         here = query if places is None else places.tolist().index(query)
@@ -293,11 +297,11 @@ def worst_grid(asked: Asked, lanes: Sequence[Lane]) -> tuple[GridRow, ...]:
     return tuple(grid)
 
 
-def _found(asked: Asked, query: int, code: Any, by: str) -> list[GridRow]:
+def _found(asked: EvaluationInputs, query: int, code: Any, by: str) -> list[RetrievalExample]:
     """The nearest pictures to a code of a query, and who gave the code; nothing where they cannot be shown."""
     import numpy as np
 
-    from mobile_eval.retrieval import retrieval_grid
+    from mobile_eval.retrieval_grid import retrieval_grid
 
     against, hit = asked.against, asked.hit
     if against.gallery is None or against.labels is None or hit is None:
@@ -312,13 +316,13 @@ def _found(asked: Asked, query: int, code: Any, by: str) -> list[GridRow]:
 
 def take_in(command: Import) -> int:
     """Adds other tools' measurements, and judges again."""
-    from mobile_eval import imports
+    from mobile_eval import external_results
 
     if not command.files:
         raise InputError("reports to import", "none", "Name their files.")
     proof = load_proof(command.proof / JSON)
-    found = [one for file in command.files for one in imports.read(file, command.model, command.device)]
-    rows = tuple(imports.merge(proof.files, found))
+    found = [one for file in command.files for one in external_results.read(file, command.model, command.device)]
+    rows = tuple(external_results.merge(proof.files, found))
     verdict = gate.check(rows, proof.limits, strict=command.strict, notes=proof.notes)
     return tell(proof.model_copy(update={"files": rows, "verdict": verdict}), command.proof)
 

@@ -2,6 +2,6 @@
 
 from distill.data.dataset import Dataset as Dataset
 from distill.data.dataset import Skipped as Skipped
-from distill.data.source import load as load
-from distill.data.source import native_size as native_size
+from distill.data.load import load as load
+from distill.data.load import native_size as native_size
 from distill.data.splits import save_split as save_split

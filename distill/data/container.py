@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from distill.data.dataset import Listing
+from distill.data.dataset import ImageList
 from distill.data.decode import read, shorter_side
-from distill.data.folder import Files
+from distill.data.image_folder import ImageFiles
 from gallery.errors import InputError
 
 LOCAL_HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and of what follows that
 
 
-class Encoded:
+class PackedImages:
     """Picture i is the file in `data[offsets[i]:offsets[i + 1]]`."""
 
     def __init__(self, path: Path, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
         self.path, self.data, self.offsets = path, data, offsets
 
     def stamp(self) -> str:
-        return Files(self.path.parent, [self.path]).stamp()
+        return ImageFiles(self.path.parent, [self.path]).stamp()
 
     def read(self, index: int) -> tuple[Image, str]:
         return read(self._file(index))
@@ -40,7 +40,7 @@ class Encoded:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
 
-def list_container(path: Path, multi: bool | None = None) -> Listing:
+def list_container(path: Path, multi: bool | None = None) -> ImageList:
     """Lists a container by its single labels, or by several a picture where `multi`, or where there are no others.
 
     Raises `InputError` for what is no such file: every member is checked before a picture is opened.
@@ -57,12 +57,12 @@ def list_container(path: Path, multi: bool | None = None) -> Listing:
         fix = "Write it again with numpy.savez."
         raise InputError(f"a container of pictures at {path}", str(error) or type(error).__name__, fix) from error
     rows = ([known[c] for c in np.flatnonzero(row)] for row in labels) if multi else ([known[c]] for c in labels)
-    return Listing(
+    return ImageList(
         name=path.stem,
         names=called,
         labels=tuple(map(tuple, rows)),
         parts=(frozenset[str](),) * len(called),
-        pictures=Encoded(path, data, offsets),
+        pictures=PackedImages(path, data, offsets),
         multi=multi,
         classes=known,
     )

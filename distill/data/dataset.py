@@ -73,7 +73,7 @@ def present(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
     return np.asarray(labels.any(0) if labels.ndim == 2 else np.bincount(labels, minlength=count) > 0)
 
 
-class Pictures(Protocol):
+class ImageSource(Protocol):
     """Where a listing's pixels come from.  An `InputError` from `read` or `shorter_side` condemns one picture."""
 
     def stamp(self) -> str:
@@ -87,7 +87,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageList:
     """What a source says of its pictures before any is decoded; names, labels, parts and pictures are aligned.
 
     labels:  of each picture, exactly one where not `multi`; none of those that are unlabelled
@@ -103,7 +103,7 @@ class Listing:
     names: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
     parts: tuple[frozenset[str], ...]
-    pictures: Pictures
+    pictures: ImageSource
     origin: str = ""
     multi: bool = False
     classes: tuple[str, ...] | None = None
@@ -112,10 +112,10 @@ class Listing:
     cut: int | None = None
 
 
-class Joined:
+class ConcatSource:
     """The pictures of several listings, one after another."""
 
-    def __init__(self, listings: Sequence[Listing]) -> None:
+    def __init__(self, listings: Sequence[ImageList]) -> None:
         self.sources = [listing.pictures for listing in listings]
         self.starts = [0, *accumulate(len(listing.names) for listing in listings)]
 
@@ -130,13 +130,13 @@ class Joined:
         source, place = self._find(index)
         return source.shorter_side(place)
 
-    def _find(self, index: int) -> tuple[Pictures, int]:
+    def _find(self, index: int) -> tuple[ImageSource, int]:
         which = bisect(self.starts, index) - 1
         return self.sources[which], index - self.starts[which]
 
 
-def join(*listings: Listing) -> Listing:
+def join(*listings: ImageList) -> ImageList:
     """The first listing with the pictures of all."""
     columns = ("names", "labels", "parts", "skipped")
     joined: dict[str, Any] = {c: tuple(chain.from_iterable(getattr(part, c) for part in listings)) for c in columns}
-    return replace(listings[0], **joined, pictures=Joined(listings))
+    return replace(listings[0], **joined, pictures=ConcatSource(listings))

@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import PARTS, Listing
-from distill.data.folder import Files
+from distill.data.dataset import PARTS, ImageList
+from distill.data.image_folder import ImageFiles
 from gallery.errors import InputError
 
 COLUMNS = ("path", "label", "labels", "split")
@@ -31,7 +31,7 @@ class _Entry:
     parts: set[str] = field(default_factory=set)
 
 
-def list_manifest(path: Path) -> Listing:
+def list_manifest(path: Path) -> ImageList:
     """Reads a manifest; pictures come sorted by path.  Raises `InputError` that names the row and what is wrong."""
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
     header = [str(column).strip().lower() for column in next(rows, (0, ()))[1]]
@@ -43,12 +43,12 @@ def list_manifest(path: Path) -> Listing:
             raise InputError(f"{len(header)} fields in {where}", str(len(values)), "Quote fields that hold a comma.")
         _add(entries, root, dict(zip(header, values, strict=True)), where)
     names = tuple(sorted(entries))
-    return Listing(
+    return ImageList(
         name=path.stem,
         names=names,
         labels=tuple(entries[name].labels for name in names),
         parts=tuple(frozenset(entries[name].parts) for name in names),
-        pictures=Files(root, [root / name for name in names]),
+        pictures=ImageFiles(root, [root / name for name in names]),
         origin="split given by the manifest",
         multi="labels" in header,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill.data.homes import COCO, IMAGENET, MIRFLICKR, NUSWIDE, NUSWIDE_M, VOC2012, Home
+from distill.data.protocol_specs import COCO, IMAGENET, MIRFLICKR, NUSWIDE, NUSWIDE_M, VOC2012, DatasetSource
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Protocol:
     own:     whether the set's own lists, less the queries, are the database where there is no list of it
     """
 
-    home: Home
+    home: DatasetSource
     lists: str
     origin: str
     path: str

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.dataset import GALLERY, PARTS, QUERY, TRAIN, UNLABELLED, Dataset, Indices, Listing, present
+from distill.data.dataset import GALLERY, PARTS, QUERY, TRAIN, UNLABELLED, Dataset, ImageList, Indices, present
 from gallery.console import log
 from gallery.errors import InputError
 from gallery.files import write_whole
@@ -30,7 +30,7 @@ class Split(NamedTuple):
     protocol: str
 
 
-def encode_labels(listing: Listing, kept: Indices) -> tuple[tuple[str, ...], NDArray[Any]]:
+def encode_labels(listing: ImageList, kept: Indices) -> tuple[tuple[str, ...], NDArray[Any]]:
     """The classes that occur, sorted by name unless the source orders them, and labels of the pictures kept.
 
     int64 `[N]` (-1 for none), or multi-hot bool `[N, C]`.  Raises `InputError` where there is nothing to tell apart.
@@ -53,7 +53,7 @@ def encode_labels(listing: Listing, kept: Indices) -> tuple[tuple[str, ...], NDA
 
 
 def split(
-    listing: Listing,
+    listing: ImageList,
     kept: Indices,
     classes: tuple[str, ...],
     labels: NDArray[Any],
@@ -103,7 +103,7 @@ def save_split(data: Dataset, path: Path) -> Path:
 
 
 def _parts(
-    listing: Listing, kept: Indices, classes: tuple[str, ...], labels: NDArray[Any], seed: int, query_fraction: float
+    listing: ImageList, kept: Indices, classes: tuple[str, ...], labels: NDArray[Any], seed: int, query_fraction: float
 ) -> tuple[Indices, Indices, Indices, str]:
     """Train, gallery and query as the source has them, or drawn; and who did that."""
     parts = [listing.parts[i] for i in kept]
@@ -118,7 +118,7 @@ def _parts(
     return train, train, query, f"{query_fraction:.0%} of {whom} drawn as queries by seed {seed}"
 
 
-def _compare(listing: Listing, found: Mapping[str, int]) -> None:
+def _compare(listing: ImageList, found: Mapping[str, int]) -> None:
     published = dict(zip(PARTS, listing.published, strict=False))
     if wrong := [part for part in published if published[part] not in (None, found[part])]:
         differ = ", ".join(f"{found[part]} {part} pictures here, {published[part]} published" for part in wrong)
@@ -159,7 +159,7 @@ def _draw(groups: Mapping[str, Indices], fraction: float, seed: int, dither: boo
     return np.sort(np.concatenate(drawn))
 
 
-def _check_apart(listing: Listing) -> None:
+def _check_apart(listing: ImageList) -> None:
     for name, parts in zip(listing.names, listing.parts, strict=True):
         if QUERY in parts and len(parts) > 1:
             raise InputError(

@@ -9,13 +9,13 @@ from typing import ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.objectives.base import cosines
-from distill.objectives.csch import signs as signs_of
+from distill.losses.base import cosines
+from distill.losses.csch import signs as signs_of
 from gallery.errors import InputError
 
 
 @dataclass(frozen=True)
-class Task:
+class DistillContext:
     """What a student learns from.
 
     words: float `[C, bits]` of +-1, the center of each class; gallery: the teacher's logits of the gallery's pictures,
@@ -27,7 +27,7 @@ class Task:
     seed: int
 
 
-class Taught(NamedTuple):
+class DistillBatch(NamedTuple):
     """A batch: both networks' logits `[B, bits]` on the same looks, and the classes of its first L pictures.
 
     student: with gradient; teacher: without, but for CSCH's joint form; positive: bool `[L, C]`, the other B - L
@@ -49,16 +49,16 @@ class Distiller(nn.Module, ABC):
     asks_teacher: ClassVar[bool] = True
     """Whether it looks at what the teacher said; otherwise nobody asks."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: DistillContext) -> None:
         super().__init__()
         self.task = task
 
     @abstractmethod
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         """The loss of a batch, a scalar."""
 
 
-class AmongGallery(Distiller):
+class NeighborDistiller(Distiller):
     """A distiller that compares student and teacher by the gallery's embeddings nearest to the teacher's.
 
     k: how many; signs: whether the teacher's side is codes (1), each counted once, or logits (0)
@@ -66,13 +66,13 @@ class AmongGallery(Distiller):
 
     known: Tensor
 
-    def __init__(self, task: Task, k: float, signs: float) -> None:
+    def __init__(self, task: DistillContext, k: float, signs: float) -> None:
         super().__init__(task)
         self.k, self.signs = whole(k), signs
         stored = gallery_side(task.gallery, signs)
         self.register_buffer("known", stored.unique(dim=0) if signs else stored, persistent=False)
 
-    def compare(self, taught: Taught) -> tuple[Tensor, Tensor]:
+    def compare(self, taught: DistillBatch) -> tuple[Tensor, Tensor]:
         """Similarities to the nearest, nearest first: the teacher's, and the student's to the same, both `[B, k]`."""
         all_of_them = cosines(gallery_side(taught.teacher, self.signs), self.known)
         near, which = all_of_them.topk(min(self.k, len(self.known)), dim=1)

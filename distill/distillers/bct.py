@@ -23,24 +23,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distill.distillers.base import Distiller, Task, Taught
-from distill.objectives.base import cosines, soft_labels
-from distill.objectives.csch import SCALE
+from distill.distillers.base import DistillBatch, DistillContext, Distiller
+from distill.losses.base import cosines, soft_labels
+from distill.losses.csch import SCALE
 
 
-class Bct(Distiller):
+class BCTDistiller(Distiller):
     """weight: of the whole; scale: of the cosines, before the softmax."""
 
     asks_teacher = False
 
-    def __init__(self, task: Task, weight: float = 1.0, scale: float = SCALE) -> None:
+    def __init__(self, task: DistillContext, weight: float = 1.0, scale: float = SCALE) -> None:
         super().__init__(task)
         self.weight, self.scale = weight, scale
 
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         labelled = len(taught.positive)
         said = (self.scale * cosines(taught.student[:labelled], self.task.words)).log_softmax(1)
         return self.weight * -(soft_labels(taught.positive) * said).sum() / max(1, labelled)
 
 
-METHOD = Bct
+METHOD = BCTDistiller

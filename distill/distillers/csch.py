@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.config import Instance
-from distill.distillers.base import Distiller, Task, Taught
-from distill.objectives import csch
+from distill.distillers.base import DistillBatch, DistillContext, Distiller
+from distill.losses import csch
 
 
-class Csch(Distiller):
-    """The sum of the terms of `distill/objectives/csch.py` that have a weight.
+class CSCHDistiller(Distiller):
+    """The sum of the terms of `distill/losses/csch.py` that have a weight.
 
     instance_weight: to the teacher's own code of the picture, in the form `instance`; similarity_weight: to its
     similarities to all centers; rank_weight: to the order in which it ranks a batch; relation_weight: to its
@@ -18,14 +18,20 @@ class Csch(Distiller):
     """
 
     def __init__(
-        self, task: Task, instance_weight: float = 10.0, instance: Instance = "sign", similarity_weight: float = 0.0,
-        rank_weight: float = 0.0, relation_weight: float = 0.0, margin_weight: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        task: DistillContext,
+        instance_weight: float = 10.0,
+        instance: Instance = "sign",
+        similarity_weight: float = 0.0,
+        rank_weight: float = 0.0,
+        relation_weight: float = 0.0,
+        margin_weight: float = 0.0,
+    ) -> None:
         super().__init__(task)
         self.instance, self.instance_weight, self.similarity_weight = instance, instance_weight, similarity_weight
         self.rank_weight, self.relation_weight, self.margin_weight = rank_weight, relation_weight, margin_weight
 
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         student, teacher = taught.student, taught.teacher
         loss = student.new_zeros(())
         if self.instance_weight:
@@ -41,4 +47,4 @@ class Csch(Distiller):
         return loss
 
 
-METHOD = Csch
+METHOD = CSCHDistiller

@@ -25,23 +25,23 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.distillers.base import AmongGallery, Task, Taught
+from distill.distillers.base import DistillBatch, DistillContext, NeighborDistiller
 
 
-class Csd(AmongGallery):
+class CSDDistiller(NeighborDistiller):
     """weight: of the whole; k: neighbours; tau_q, tau_g: temperatures of student and teacher; signs: see above."""
 
     def __init__(
-        self, task: Task, weight: float = 20.0, k: float = 256, tau_q: float = 1.0, tau_g: float = 0.01,
+        self, task: DistillContext, weight: float = 20.0, k: float = 256, tau_q: float = 1.0, tau_g: float = 0.01,
         signs: float = 1,
     ) -> None:  # fmt: skip
         super().__init__(task, k, signs)
         self.weight, self.tau_q, self.tau_g = weight, tau_q, tau_g
 
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         near, asked = self.compare(taught)
         wanted, found = (near / self.tau_g).log_softmax(1), (asked / self.tau_q).log_softmax(1)
         return self.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
 
 
-METHOD = Csd
+METHOD = CSDDistiller

@@ -22,24 +22,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import Distiller, Task, Taught, gallery_side, whole
-from distill.objectives.base import cosines
+from distill.distillers.base import DistillBatch, DistillContext, Distiller, gallery_side, whole
+from distill.losses.base import cosines
 
 FLOOR = 0.1  # below which an error is absolute rather than relative
 
 
-class D3still(Distiller):
+class D3stillDistiller(Distiller):
     """weight: of the whole; k: a picture and its neighbours; alpha, beta, gamma: of its terms; signs: see above."""
 
     def __init__(
-        self, task: Task, weight: float = 1.0, k: float = 10, alpha: float = 200.0, beta: float = 10.0,
+        self, task: DistillContext, weight: float = 1.0, k: float = 10, alpha: float = 200.0, beta: float = 10.0,
         gamma: float = 2.0, signs: float = 1,
     ) -> None:  # fmt: skip
         super().__init__(task)
         self.weight, self.k, self.signs = weight, whole(k, least=2), signs
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         stored = gallery_side(taught.teacher, self.signs)
         asked, own = cosines(taught.student, stored), cosines(stored, stored)
         itself = (1 - asked.diagonal()).norm() / len(asked)
@@ -61,4 +61,4 @@ def _differences(similarities: Tensor) -> Tensor:
     return (similarities[:, :, None] - similarities[:, None, :]).flatten(1)
 
 
-METHOD = D3still
+METHOD = D3stillDistiller

@@ -19,20 +19,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import Distiller, Task, Taught, gallery_side
-from distill.objectives.base import cosines
+from distill.distillers.base import DistillBatch, DistillContext, Distiller, gallery_side
+from distill.losses.base import cosines
 
 
-class Raml(Distiller):
+class RAMLDistiller(Distiller):
     """weight: of the whole; cross, own: of student-teacher and student-student similarities; signs: see above."""
 
     def __init__(
-        self, task: Task, weight: float = 20.0, cross: float = 0.7482, own: float = 0.6778, signs: float = 1
+        self, task: DistillContext, weight: float = 20.0, cross: float = 0.7482, own: float = 0.6778, signs: float = 1
     ) -> None:
         super().__init__(task)
         self.weight, self.cross, self.own, self.signs = weight, cross, own, signs
 
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         q, g = taught.student, gallery_side(taught.teacher, self.signs)
         across, wanted = cosines(q, g), cosines(g, g)
         gaps = self.cross * (across - wanted).square() + self.own * (cosines(q, q) - wanted).square()
@@ -41,4 +41,4 @@ class Raml(Distiller):
         return self.weight * ((1 - across.diagonal()).square().mean() + pairs)
 
 
-METHOD = Raml
+METHOD = RAMLDistiller

@@ -22,19 +22,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import AmongGallery, Task, Taught
+from distill.distillers.base import DistillBatch, DistillContext, NeighborDistiller
 
 SHARP, SOFT = 1e-6, 0.2  # temperature of the teacher's sigmoid; factor of the similarities in the weights
 
 
-class Rop(AmongGallery):
+class ROPDistiller(NeighborDistiller):
     """weight: of the whole; k: neighbours; tau: temperature of the student's sigmoid; signs: see above."""
 
-    def __init__(self, task: Task, weight: float = 2.0, k: float = 256, tau: float = 0.1, signs: float = 1) -> None:
+    def __init__(
+        self, task: DistillContext, weight: float = 2.0, k: float = 256, tau: float = 0.1, signs: float = 1
+    ) -> None:
         super().__init__(task, k, signs)
         self.weight, self.tau = weight, tau
 
-    def forward(self, taught: Taught) -> Tensor:
+    def forward(self, taught: DistillBatch) -> Tensor:
         near, asked = self.compare(taught)
         place = near[:, :, None]  # j down, i across
         wanted = ((near[:, None] - place) / SHARP).sigmoid()
@@ -43,4 +45,4 @@ class Rop(AmongGallery):
         return self.weight * (weights * wrong).sum(1).mean() / near.shape[1]
 
 
-METHOD = Rop
+METHOD = ROPDistiller

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gallery.console import log
 from gallery.errors import DeviceLost, InputError, MissingBackend
-from mobile_eval.devices.process import ending, failed
+from mobile_eval.devices.subprocess_device import ending, failed
 
 ASK_S, MOVE_S = 30.0, 300.0
 MOST_BYTES = 1 << 20  # of what a command may say
@@ -25,7 +25,7 @@ STATES = {
 CONNECT = "Connect one with USB debugging on (Settings, Developer options), or run: adb connect HOST:PORT"
 
 
-class Adb:
+class AdbClient:
     """The one device that `serial` names, or the only one there is."""
 
     def __init__(self, serial: str | None = None) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError, MissingBackend, TwinhashError
-from mobile_eval.devices.adb import Adb, quote
-from mobile_eval.devices.base import Device, Outcome, Pixels
-from mobile_eval.devices.process import (
+from mobile_eval.devices.adb import AdbClient, quote
+from mobile_eval.devices.base import Device, DeviceOutput, Pixels
+from mobile_eval.devices.subprocess_device import (
     ANSWERS,
     PICTURES,
     REPORT,
@@ -62,13 +62,13 @@ class Android(Device):
             raise InputError("a benchmark_model binary", f"no file {benchmark}", GET_TOOL)
         self.serial, self.benchmark = serial, benchmark
         self.threads, self.samples, self.max_seconds = threads, samples, max_seconds
-        self._adb: Adb | None = None
+        self._adb: AdbClient | None = None
         self._folder, self._tool, self._count = "", "", 0
         self._python: set[str] = set()  # formats that a Python there can run
 
     def prepare(self) -> None:
         """Finds the device, what it can run with, and makes a folder there."""
-        self._adb = adb = Adb(self.serial)
+        self._adb = adb = AdbClient(self.serial)
         folder = f"{TEMP}/twinhash-{secrets.token_hex(6)}"
         adb.shell(quote("mkdir", folder))
         self._folder = folder
@@ -82,7 +82,7 @@ class Android(Device):
             self._tool = f"{folder}/{self.benchmark.name}"
             adb.shell(quote("chmod", "755", self._tool))
 
-    def push(self, files: Sequence[Artifact], pictures: Pixels) -> None:
+    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
         """Sends the files; the pictures and the worker too where they can be used."""
         if not len(pictures):
             raise InputError("a picture at least", "none", "Give queries.")
@@ -94,7 +94,7 @@ class Android(Device):
                 np.save(Path(place, PICTURES), pictures)
                 self._there.push(sorted(send_worker(Path(place)).iterdir()), self._folder)
 
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         """Runs the worker where there is Python for the file, else the benchmark tool."""
         before = self._thermal()
         if file.format in self._python:
@@ -120,7 +120,7 @@ class Android(Device):
         self._adb, self._folder, self._python = None, "", set()
 
     @property
-    def _there(self) -> Adb:
+    def _there(self) -> AdbClient:
         if self._adb is None:
             raise InputError("android prepared", "not prepared, or closed", "Use it in a with statement.")
         return self._adb
@@ -132,7 +132,7 @@ class Android(Device):
         except WorkerFailed:
             return ""
 
-    def _worker(self, file: Artifact) -> Outcome:
+    def _worker(self, file: ExportedModel) -> DeviceOutput:
         options = ["--threads", str(self.threads), "--samples", str(self.samples), "--seconds", str(self.max_seconds)]
         paths = [f"{self._folder}/{name}" for name in (file.path.name, PICTURES, ANSWERS, REPORT)]
         command = f"PYTHONPATH={self._folder} {quote('python3', *WORKER, *paths, *options)}"
@@ -144,7 +144,7 @@ class Android(Device):
             self._there.pull(paths[2], Path(place, ANSWERS))
             return read_outcome(Path(place), file, self._count)
 
-    def _benchmark(self, file: Artifact) -> Outcome:
+    def _benchmark(self, file: ExportedModel) -> DeviceOutput:
         flags = {
             "graph": f"{self._folder}/{file.path.name}",
             "num_threads": self.threads,
@@ -154,7 +154,7 @@ class Android(Device):
         flags |= {"max_secs": self.max_seconds, "warmup_runs": WARM_UPS, "use_xnnpack": "true"}
         command = quote(self._tool, *(f"--{name}={value}" for name, value in flags.items()))
         said = self._there.shell(f"{command} 2>&1", self.limit_s)
-        return Outcome(None, None, "LiteRT benchmark_model", read_log(said) | {"threads": self.threads})
+        return DeviceOutput(None, None, "LiteRT benchmark_model", read_log(said) | {"threads": self.threads})
 
     def _thermal(self) -> str:
         found = re.search(r"Thermal Status: (\d)", self._says("dumpsys thermalservice"))

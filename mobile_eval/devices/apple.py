@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from export.apps.run_on_mac import UNITS, CoreMl
-from export.artifact import Artifact
-from export.cards import backend
-from export.quiet import quiet
+from export.artifact import ExportedModel
+from export.capture_output import quiet
+from export.metadata import backend
 from gallery.errors import InputError, MissingBackend
 from mobile_eval import latency
-from mobile_eval.devices.base import Device, Outcome, Pixels
+from mobile_eval.devices.base import Device, DeviceOutput, Pixels
 from mobile_eval.runtimes import open_model
 from mobile_eval.runtimes.base import check_images
 
@@ -45,13 +45,13 @@ class Apple(Device):
         with quiet():
             backend("coremltools")
 
-    def push(self, files: Sequence[Artifact], pictures: Pixels) -> None:
+    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
         """Keeps the pictures; the files are here already."""
         if not len(pictures):
             raise InputError("a picture at least", "none", "Give queries.")
         self._pictures = pictures
 
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         """Times one picture on a Mac; the reference only answers."""
         check_images(self._pictures, file.card)
         return self._on_mac(file, self.unit) if self.unit else self._by_reference(file)
@@ -59,17 +59,19 @@ class Apple(Device):
     def close(self) -> None:
         """Nothing is held."""
 
-    def _by_reference(self, file: Artifact) -> Outcome:
+    def _by_reference(self, file: ExportedModel) -> DeviceOutput:
         runtime = open_model(file.path)
         conditions = {"arithmetic": "each operation exact, then rounded to the type that the saved program declares"}
-        return Outcome(*runtime.run(self._pictures), runtime.engine, {"device": self.name, "conditions": conditions})
+        return DeviceOutput(
+            *runtime.run(self._pictures), runtime.engine, {"device": self.name, "conditions": conditions}
+        )
 
-    def _on_mac(self, file: Artifact, unit: str) -> Outcome:
+    def _on_mac(self, file: ExportedModel, unit: str) -> DeviceOutput:
         model, load_ms = latency.timed(lambda: CoreMl(file.path, unit))
         taken = latency.measure(lambda one: model(one[0]), self._pictures[:1], self.samples, self.max_seconds)
         codes, logits = (np.stack(part) for part in zip(*map(model, self._pictures), strict=True))
         figures = {"device": self.name, "load_ms": load_ms, **vars(taken), "conditions": {"compute units": unit}}
-        return Outcome(codes, logits, f"Core ML, macOS {platform.mac_ver()[0]}", figures)
+        return DeviceOutput(codes, logits, f"Core ML, macOS {platform.mac_ver()[0]}", figures)
 
 
 def _mac() -> bool:

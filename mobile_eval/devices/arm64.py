@@ -12,18 +12,18 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from gallery.errors import InputError, MissingBackend
-from mobile_eval.devices.arm64_root import PROFILES, SETUP, default_root, emulated, environment, setup, stale
-from mobile_eval.devices.base import Outcome
-from mobile_eval.devices.process import WORKER, ProcessDevice, failed, send_worker
+from mobile_eval.devices.arm64_setup import PROFILES, SETUP, default_root, emulated, environment, setup, stale
+from mobile_eval.devices.base import DeviceOutput
+from mobile_eval.devices.subprocess_device import WORKER, SubprocessDevice, failed, send_worker
 
 __all__ = ["Arm64", "setup"]
 MARKS = 5
 COUNTS, MODULES = "counts.txt", "modules"  # not the repository: below /usr the emulator may see the userland instead
 
 
-class Arm64(ProcessDevice):
+class Arm64(SubprocessDevice):
     """An emulated core.
 
     profile: "cortex-a53" (most cheap phones) or "cortex-a76" (dot products, half precision); root: of `setup`;
@@ -46,7 +46,7 @@ class Arm64(ProcessDevice):
         super().prepare()
         send_worker(self.folder / MODULES)
 
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         """Runs the file and counts."""
         outcome = super().run(file)
         known = {"profile": self.profile, "emulator": f"qemu-user {_qemu()}"}

@@ -10,20 +10,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from gallery.codes import Codes
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class DeviceOutput:
     """What a file returned somewhere.
 
     codes, logits: uint8 `[n, bits/8]` and float32 `[n, bits]`, in the order of the pictures;
                    None where a file can only be timed
     engine:        its name for tables, "ONNX Runtime 1.31.1 CPU"
-    figures:       fields of `mobile_eval.results.FileRow` that were measured there: latency, memory, instructions
+    figures:       fields of `gallery.results.FileRow` that were measured there: latency, memory, instructions
     """
 
     codes: Codes | None
@@ -46,11 +46,11 @@ class Device(ABC):
         """Starts whatever is needed; raises `MissingBackend`, which names the command that sets it up."""
 
     @abstractmethod
-    def push(self, files: Sequence[Artifact], pictures: Pixels) -> None:
+    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
         """Makes files and pictures uint8 `[n, S, S, 3]` known there."""
 
     @abstractmethod
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         """Runs one file over all pictures and collects what it returned.
 
         Raises `DeviceLost` when the place is gone, and for the other files too; anything else is about this file.

@@ -21,17 +21,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from gallery.codes import Codes
 from gallery.console import track
 from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend, TwinhashError
 from mobile_eval import latency
-from mobile_eval.devices.base import Device, Outcome, Pixels
-from mobile_eval.devices.browser_parts import PACKAGES, SET_UP, chromium, home, installed, served
-from mobile_eval.devices.process import WorkerFailed
-from mobile_eval.devices.site import Entries, Site
-from mobile_eval.machine import cpu_name
+from mobile_eval.devices.base import Device, DeviceOutput, Pixels
+from mobile_eval.devices.browser_setup import PACKAGES, SET_UP, chromium, home, installed, served
+from mobile_eval.devices.subprocess_device import WorkerFailed
+from mobile_eval.devices.web_server import Entries, WebServer
 from mobile_eval.runtimes.base import check_images
+from mobile_eval.system_info import cpu_name
 
 ENGINES = {"onnx": ("ONNX Runtime Web", "onnxruntime-web"), "litert": ("LiteRT.js", "@litertjs/core")}
 QUIET = ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
@@ -43,7 +43,7 @@ CHUNK = 32  # pictures a step
 MAX_BYTES = 1 << 30  # a browser's largest array holds little more
 START_S, STEP_S = 60.0, 300.0
 Accelerator = Literal["wasm", "webgpu"]
-Refused = CorruptFile | WorkerFailed
+ExportFailure = CorruptFile | WorkerFailed
 
 
 class Browser(Device):
@@ -90,7 +90,7 @@ class Browser(Device):
         if self.accelerator == "wasm" and self.threads > 1 and not self._place["isolated"]:
             raise MissingBackend("an isolated page, for threads", "one without", "Use Chromium or Chrome, 92 or later.")
 
-    def push(self, files: Sequence[Artifact], pictures: Pixels) -> None:
+    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
         """Offers files and pictures to the browser, the pictures as binary chunks of `CHUNK`."""
         if not len(pictures):
             raise InputError("a picture at least", "none", "Give queries.")
@@ -104,7 +104,7 @@ class Browser(Device):
         for start in range(0, len(pictures), CHUNK):
             self._entries[f"/pictures/{start}"] = self._pictures[start : start + CHUNK].reshape(-1).data
 
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         """Raises `CorruptFile` or `WorkerFailed` with the engine's message, `DeviceLost` when the browser is gone.
 
         The time to load includes that of the engine itself, which a page starts with its first file.
@@ -114,7 +114,7 @@ class Browser(Device):
         check_images(self._pictures, file.card)
         return self._thread.submit(self._run, file).result()
 
-    def _run(self, file: Artifact) -> Outcome:
+    def _run(self, file: ExportedModel) -> DeviceOutput:
         adapter = self._place["adapter"] or {}
         if (self.accelerator, file.form) == ("webgpu", "onnx-fp16") and not adapter["f16"]:
             raise MissingBackend("shader-f16, which this file needs", f"{adapter['name']} without", "Use another GPU.")
@@ -131,7 +131,7 @@ class Browser(Device):
         engine = f"{name} {PACKAGES[package]} {'WebGPU' if self.accelerator == 'webgpu' else 'WebAssembly'}"
         taken = latency.Latency.of(timed["first"], timed["taken"])
         figures = {"device": self.name, "load_ms": opened["load"], "threads": opened["threads"], **vars(taken)}
-        return Outcome(*self._numbers(rows, file), engine, figures | {"conditions": self._conditions()})
+        return DeviceOutput(*self._numbers(rows, file), engine, figures | {"conditions": self._conditions()})
 
     def close(self) -> None:
         """Ends the browser, Playwright's driver and the server, whatever state they are in."""
@@ -152,7 +152,7 @@ class Browser(Device):
         from playwright.sync_api import Error, sync_playwright
 
         self._entries |= served(self.folder)
-        self._site = Site(self._entries)
+        self._site = WebServer(self._entries)
         self._parts.append(self._site.close)
         flags = [*QUIET, *([*GPU, *(SOFTWARE_GPU if self.software else [])] if self.accelerator == "webgpu" else [])]
         try:
@@ -182,7 +182,9 @@ class Browser(Device):
                 raise self._lost(error) from error
             yield page
 
-    def _ask(self, page: Any, name: str, *given: Any, limit_s: float = 0, refused: type[Refused] = WorkerFailed) -> Any:
+    def _ask(
+        self, page: Any, name: str, *given: Any, limit_s: float = 0, refused: type[ExportFailure] = WorkerFailed
+    ) -> Any:
         """What the page answers.
 
         A page that computes hears nothing, not even the end of a time limit: so it is asked in a call that returns at
@@ -215,7 +217,7 @@ class Browser(Device):
         self._browser = None
         return DeviceLost(f"{self.name} to stay", _said(error), "Start again; see whether memory ran out.")
 
-    def _numbers(self, rows: Sequence[str], file: Artifact) -> tuple[Codes, NDArray[np.float32]]:
+    def _numbers(self, rows: Sequence[str], file: ExportedModel) -> tuple[Codes, NDArray[np.float32]]:
         """Codes uint8 `[n, bits/8]` and logits float32 `[n, bits]` of the page's rows, one a picture."""
         count, width = len(self._pictures), file.card.bits // 8
         try:

@@ -6,14 +6,14 @@ import dataclasses
 import os
 import sys
 
-from export.artifact import Artifact
-from mobile_eval.devices.base import Outcome
-from mobile_eval.devices.process import REPOSITORY, WORKER, ProcessDevice
+from export.artifact import ExportedModel
+from mobile_eval.devices.base import DeviceOutput
+from mobile_eval.devices.subprocess_device import REPOSITORY, WORKER, SubprocessDevice
 from mobile_eval.latency import MAX_SECONDS, SAMPLES, THREADS
-from mobile_eval.machine import cpu_name
+from mobile_eval.system_info import cpu_name
 
 
-class Host(ProcessDevice):
+class Host(SubprocessDevice):
     """The engines installed here.
 
     threads: for the engine; samples, max_seconds: of the timing, 0 samples for codes alone
@@ -24,7 +24,7 @@ class Host(ProcessDevice):
     def __init__(self, threads: int = THREADS, samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> None:
         self._options = ["--threads", str(threads), "--samples", str(samples), "--seconds", str(max_seconds)]
 
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         """Adds the processor to what the worker found; a reference evaluator is not timed."""
         outcome = super().run(file)
         known = {"cpu": cpu_name()} | outcome.figures.get("conditions", {})

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.quiet import quiet
+from export.capture_output import quiet
 from gallery.errors import TwinhashError
 from gallery.files import whole, write_json
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime, open_model
 
 SOURCES = (
-    "export/__init__.py", "export/card.py", "export/cards.py", "export/quiet.py",
+    "export/__init__.py", "export/card.py", "export/metadata.py", "export/capture_output.py",
     "gallery/__init__.py", "gallery/codes.py", "gallery/console.py", "gallery/errors.py", "gallery/files.py",
     "mobile_eval/__init__.py", "mobile_eval/latency.py", "mobile_eval/runtimes/__init__.py",
-    "mobile_eval/runtimes/base.py", "mobile_eval/runtimes/litert.py", "mobile_eval/runtimes/ort.py",
+    "mobile_eval/runtimes/base.py", "mobile_eval/runtimes/litert.py", "mobile_eval/runtimes/onnxruntime_cpu.py",
     "mobile_eval/devices/__init__.py", "mobile_eval/devices/worker.py",
 )  # fmt: skip
 ENGINES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from gallery.errors import InputError
-from mobile_eval.runtimes.base import Outputs, Runtime
+from mobile_eval.runtimes.base import ModelOutput, Runtime
 
-__all__ = ["Outputs", "Runtime", "open_model"]
+__all__ = ["ModelOutput", "Runtime", "open_model"]
 
 
 def open_model(path: Path | str, threads: int = 1) -> Runtime:
@@ -21,7 +21,7 @@ def open_model(path: Path | str, threads: int = 1) -> Runtime:
     if not path.exists():
         raise InputError("a model file", f"nothing at {path}", "Name an .onnx, .tflite, .mlpackage or .aimodel file.")
     if path.suffix == ".onnx":
-        from mobile_eval.runtimes.ort import OnnxRuntime
+        from mobile_eval.runtimes.onnxruntime_cpu import OnnxRuntime
 
         return OnnxRuntime(path, threads)
     if path.suffix == ".tflite":

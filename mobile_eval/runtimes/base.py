@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from export.card import ANY_SIZE, Card
+from export.card import ANY_SIZE, ModelMetadata
 from gallery.codes import Codes
 from gallery.errors import CorruptFile, InputError
 
 Images = NDArray[np.uint8]
 
 
-class Outputs(NamedTuple):
+class ModelOutput(NamedTuple):
     """Packed codes uint8 `[N, bits/8]` and logits float32 `[N, bits]`."""
 
     codes: Codes
@@ -32,12 +32,12 @@ class Runtime(ABC):
     timed:  whether the time it takes says anything about a device
     """
 
-    card: Card
+    card: ModelMetadata
     engine: str
     batch: int = 1
     timed: bool = True
 
-    def run(self, images: Images) -> Outputs:
+    def run(self, images: Images) -> ModelOutput:
         """uint8 RGB pictures `[N, S, S, 3]` of the card's size, any N; raises `InputError` for anything else.
 
         A file that resizes inside takes `[N, H, W, 3]`.
@@ -46,19 +46,19 @@ class Runtime(ABC):
         if 0 < len(images) <= self.batch:
             return self._run(images)
         parts = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
-        empty = Outputs(np.empty((0, self.card.bits // 8), np.uint8), np.empty((0, self.card.bits), np.float32))
-        return Outputs(*map(np.concatenate, zip(empty, *parts, strict=True)))
+        empty = ModelOutput(np.empty((0, self.card.bits // 8), np.uint8), np.empty((0, self.card.bits), np.float32))
+        return ModelOutput(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
     def encode(self, images: Images) -> Codes:
         """The packed codes alone."""
         return self.run(images).codes
 
     @abstractmethod
-    def _run(self, images: Images) -> Outputs:
+    def _run(self, images: Images) -> ModelOutput:
         """Between 1 and `batch` pictures."""
 
 
-def check_images(images: Images, card: Card) -> None:
+def check_images(images: Images, card: ModelMetadata) -> None:
     """Raises `InputError` unless `images` is uint8 `[N, S, S, 3]`, or any size where the file resizes inside."""
     height, width = images.shape[1:3] if card.layout == ANY_SIZE and images.ndim == 4 else (card.size, card.size)
     if images.ndim == 4 and images.shape[1:] == (height, width, 3) and height * width and images.dtype == np.uint8:
@@ -74,7 +74,7 @@ def check_images(images: Images, card: Card) -> None:
     raise InputError(f"uint8 pictures [N, {sides}, 3]", f"{images.dtype} {list(images.shape)}", fix)
 
 
-def check_tensors(card: Card, path: Path, image: Any, codes: Any, logits: Any) -> None:
+def check_tensors(card: ModelMetadata, path: Path, image: Any, codes: Any, logits: Any) -> None:
     """Raises `CorruptFile` unless the file's shapes are those of its card; batch dimensions are not compared."""
     found = [tuple(shape[1:]) for shape in (image, codes, logits)]
     sides = ("height", "width") if card.layout == ANY_SIZE else (card.size, card.size)

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from export.cards import backend, coreai_card, damaged
-from export.quiet import quiet
-from mobile_eval.runtimes.base import Images, Outputs, Runtime, check_tensors
+from export.capture_output import quiet
+from export.metadata import backend, coreai_card, damaged
+from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 
 class CoreAi(Runtime):
@@ -36,9 +36,9 @@ class CoreAi(Runtime):
         check_tensors(self.card, path, about.input_descriptor("image").shape, codes, logits)
         self.engine = f"Core AI {_version()}, {platform.system()}"
 
-    def _run(self, images: Images) -> Outputs:
+    def _run(self, images: Images) -> ModelOutput:
         found = self._wait(self._function({"image": self._array(images)}))
-        return Outputs(found["codes"].numpy(), found["logits"].numpy())
+        return ModelOutput(found["codes"].numpy(), found["logits"].numpy())
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._thread.submit(asyncio.run, work).result()

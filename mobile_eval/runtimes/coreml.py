@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from export.cards import backend, coreml_card, coreml_spec, damaged
-from mobile_eval.runtimes.base import Images, Outputs, Runtime, check_tensors
+from export.metadata import backend, coreml_card, coreml_spec, damaged
+from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 CACHED_PIXELS = 1 << 17  # a batch of this many stays near the processor: 32 pictures of 64 pixels, 8 of 128 and more
 
@@ -37,9 +37,9 @@ class ReferenceCoreMl(Runtime):
         _check(self, path)
         self.batch = self._program.safe_batch(limit=max(8, min(32, CACHED_PIXELS // self.card.size**2)))
 
-    def _run(self, images: Images) -> Outputs:
+    def _run(self, images: Images) -> ModelOutput:
         found = self._program.run(images, self._threads)
-        return Outputs(found["codes"].astype(np.uint8), found["logits"].astype(np.float32))
+        return ModelOutput(found["codes"].astype(np.uint8), found["logits"].astype(np.float32))
 
 
 class AppleCoreMl(Runtime):
@@ -55,11 +55,11 @@ class AppleCoreMl(Runtime):
         _check(self, path)
         self.engine = f"Core ML, macOS {platform.mac_ver()[0]}"
 
-    def _run(self, images: Images) -> Outputs:
+    def _run(self, images: Images) -> ModelOutput:
         from PIL import Image
 
         found = self._model.predict({"image": Image.fromarray(images[0])})
-        return Outputs(found["codes"].astype(np.uint8), found["logits"].astype(np.float32))
+        return ModelOutput(found["codes"].astype(np.uint8), found["logits"].astype(np.float32))
 
 
 def _check(runtime: Runtime, path: Path) -> None:

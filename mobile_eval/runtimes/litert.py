@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from export.cards import backend, damaged, litert_card
-from export.quiet import quiet
+from export.capture_output import quiet
+from export.metadata import backend, damaged, litert_card
 from gallery.errors import CorruptFile
-from mobile_eval.runtimes.base import Images, Outputs, Runtime, check_tensors
+from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 
 class LiteRt(Runtime):
@@ -33,10 +33,10 @@ class LiteRt(Runtime):
         self._image, self._codes, self._logits = image["index"], codes["index"], logits["index"]
         self.engine = f"{'TensorFlow Lite' if old else 'LiteRT'} {_version(package)} XNNPACK"
 
-    def _run(self, images: Images) -> Outputs:
+    def _run(self, images: Images) -> ModelOutput:
         self._interpreter.set_tensor(self._image, images)
         self._interpreter.invoke()
-        return Outputs(self._interpreter.get_tensor(self._codes), self._interpreter.get_tensor(self._logits))
+        return ModelOutput(self._interpreter.get_tensor(self._codes), self._interpreter.get_tensor(self._logits))
 
     def _tensors(self, path: Path) -> tuple[Any, Any, Any]:
         """Input and outputs told apart by type: their order and names depend on the converter."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.cards import SPEC, coreml_spec, damaged
+from export.metadata import SPEC, coreml_spec, damaged
 from gallery.errors import MissingBackend
 from mobile_eval.runtimes.mil_ops import OPS
 

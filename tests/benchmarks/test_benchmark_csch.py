@@ -8,16 +8,31 @@ import pytest
 from PIL import Image
 
 from benchmarks import csch
-from benchmarks.cell import Cell
 from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Distillers, Table, Teachers, Terms, Unseen, compared, markdown
+from benchmarks.trial import Cell
 from distill.data import load
 
 
 def cell(row: str = BASE, seed: int = 0, product: float = 0.5, **changes: object) -> Cell:
-    facts = {"row": row, "data": "d", "bits": 64, "seed": seed, "center_distance": 32, "teacher_teacher": 0.75,
-             "student_gallery": product, "student_student": 0.25, "student_gallery_retrieved": 0.5,
-             "teacher_teacher_unseen": None, "student_gallery_unseen": None, "student_gallery_seen": None,
-             "agreement": 0.875, "fragile": 0.0625, "student_steps": 10, "seconds": {"student": 2.0}, "protocol": "p"}
+    facts = {
+        "row": row,
+        "data": "d",
+        "bits": 64,
+        "seed": seed,
+        "center_distance": 32,
+        "teacher_teacher": 0.75,
+        "student_gallery": product,
+        "student_student": 0.25,
+        "student_gallery_retrieved": 0.5,
+        "teacher_teacher_unseen": None,
+        "student_gallery_unseen": None,
+        "student_gallery_seen": None,
+        "agreement": 0.875,
+        "fragile": 0.0625,
+        "student_steps": 10,
+        "seconds": {"student": 2.0},
+        "protocol": "p",
+    }
     return Cell.model_validate({**facts, **changes})  # fmt: skip
 
 
@@ -57,8 +72,19 @@ def test_a_table_is_learned_written_and_read_back(tmp_path: Path, monkeypatch: p
             home.mkdir(parents=True, exist_ok=True)
             Image.fromarray(data.pixels[32][i]).save(home / f"{i}.png")
     rows = (BASE, RELEASED, "labels only")
-    options = {"data": (str(tmp_path / "in"),), "bits": (16,), "seeds": (0,), "rows": rows, "teacher": "resnet10t",
-               "student": "resnet10t", "size": 32, "epochs": 2, "runs": tmp_path / "runs", "name": "small", "unseen": 1}
+    options = {
+        "data": (str(tmp_path / "in"),),
+        "bits": (16,),
+        "seeds": (0,),
+        "rows": rows,
+        "teacher": "resnet10t",
+        "student": "resnet10t",
+        "size": 32,
+        "epochs": 2,
+        "runs": tmp_path / "runs",
+        "name": "small",
+        "unseen": 1,
+    }
     Table(**options).run()
     record = Cell.model_validate_json(next((tmp_path / "runs").glob("*labels*/cell.json")).read_text())
     assert 0 < record.student_gallery <= 1

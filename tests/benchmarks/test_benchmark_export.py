@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks import bare
 from benchmarks.export import everywhere
-from export.forms import export_all
-from export.int8 import layers, simulated
+from export.exporter import export_all
+from export.fake_quant import layers, simulated
 from gallery.codespace import Preprocessing
 
 IMAGENET = Preprocessing(16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

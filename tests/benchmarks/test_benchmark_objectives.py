@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks import objectives
-from benchmarks.objectives import OURS, Cell, Objectives, by_objective, markdown, standing
+from benchmarks import losses
+from benchmarks.losses import OURS, Cell, Objectives, by_objective, markdown, standing
 from benchmarks.published import PUBLISHED
 from distill.data import load
-from distill.models import build
-from distill.objectives import OBJECTIVES
+from distill.losses import OBJECTIVES
+from distill.models.hash_net import build
 
 
 def cell(name: str, map: float, seed: int = 0, **changes: object) -> Cell:
@@ -57,8 +57,8 @@ def test_published_figures_are_of_methods_there_are() -> None:
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(objectives, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(objectives, "FACTORS", (0.5, 1.0))
+    monkeypatch.setattr(losses, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(losses, "FACTORS", (0.5, 1.0))
     data = load("embedded", {32}, tmp_path / "cache", seed=0)
     for label in (0, 1, 8):
         for i in data.query[data.labels[data.query] == label][:60]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import votes
-from benchmarks.votes import Votes, retrieved
-from distill.centers import hash_centers
-from distill.votes import center_targets
+from benchmarks import multilabel_centers
+from benchmarks.multilabel_centers import Votes, retrieved
+from distill.hash_centers.constructions import hash_centers
+from distill.hash_centers.multilabel import center_targets
 from gallery.errors import InputError
 
 
@@ -28,7 +28,7 @@ def listed(root: Path, part: str, count: int, seed: int) -> np.ndarray:
 
 
 def test_cells_of_a_list_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(votes, "RESULTS", tmp_path)
+    monkeypatch.setattr(multilabel_centers, "RESULTS", tmp_path)
     known, asked = listed(tmp_path, "train", 150, 1), listed(tmp_path, "test", 30, 2)
     Votes(data=("voc2012",), bits=(16,), seeds=2, root=tmp_path).run()
     record = json.loads((tmp_path / "votes.json").read_text())

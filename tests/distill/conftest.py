@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from small import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
 
-from distill import stages
+from distill import pipeline
 from distill.config import Learning
-from distill.course import Course, begin
+from distill.context import RunContext, begin
 from distill.data import load
-from distill.models import build
-from distill.runfolder import open_run
+from distill.models.hash_net import build
+from distill.run_dir import open_run
+from tests.distill.factories import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,19 @@ def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Le
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
 
-    def run(name: str = "run", **changes: Any) -> tuple[Course, stages.Networks]:
-        small = {"teacher": "resnet10t", "student": "mobilenetv3_small", "teacher_size": SIZE, "student_size": SIZE,
-                 "data": str(pictures / "labelled"), "bits": BITS, "teacher_fit": TEACHER, "student_fit": STUDENT}
+    def run(name: str = "run", **changes: Any) -> tuple[RunContext, pipeline.TrainedModels]:
+        small = {
+            "teacher": "resnet10t",
+            "student": "mobilenetv3_small",
+            "teacher_size": SIZE,
+            "student_size": SIZE,
+            "data": str(pictures / "labelled"),
+            "bits": BITS,
+            "teacher_fit": TEACHER,
+            "student_fit": STUDENT,
+        }
         with open_run(tmp_path / name) as folder:
             course = begin(folder, Learning(**{**small, **changes}), tmp_path / "cache")
-            return course, stages.learn(course)
+            return course, pipeline.learn(course)
 
     return run

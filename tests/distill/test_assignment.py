@@ -5,8 +5,15 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from distill.assignment import _rotated, assign, class_means, class_similarity, equidistant, gram_correlation
-from distill.centers import hash_centers
+from distill.hash_centers.assignment import (
+    _rotated,
+    assign,
+    class_means,
+    class_similarity,
+    equidistant,
+    gram_correlation,
+)
+from distill.hash_centers.constructions import hash_centers
 from gallery.errors import InputError
 
 HOWS = ["none", "hungarian", "quadratic", "released"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill import mdshc
-from distill.centers import MAKERS, Construction, hadamard, hash_centers, min_distance
+from distill.hash_centers import mdshc
+from distill.hash_centers.constructions import MAKERS, Construction, hadamard, hash_centers, min_distance
 from gallery.codes import pack
 from gallery.errors import InputError
 
@@ -175,6 +175,6 @@ def test_refusals_name_the_fix(classes: int, bits: int, construction: str, says:
 def test_the_registry_and_the_type_name_the_same_constructions() -> None:
     from typing import get_args
 
-    from distill.centers import Construction
+    from distill.hash_centers.constructions import Construction
 
     assert set(MAKERS) == set(get_args(Construction))

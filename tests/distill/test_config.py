@@ -8,15 +8,15 @@ import pytest
 import tyro
 from pydantic import ValidationError
 
-from distill.config import Learning, Start, StudentFit, TeacherFit, load_yaml, resolve, to_yaml
+from distill.config import BackboneInfo, Learning, StudentTrainConfig, TeacherTrainConfig, load_yaml, resolve, to_yaml
 from gallery.errors import InputError
 
-VIT = Start(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
-CNN = Start(name="c", source="s", random=False, transformer=False, patch=1, mean=(0.5,) * 3, std=(0.5,) * 3)
+VIT = BackboneInfo(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+CNN = BackboneInfo(name="c", source="s", random=False, transformer=False, patch=1, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    learning = Learning(teacher="x", bits=48, student_fit=StudentFit(lr=0.1), teacher_weights=Path("a/b"))
+    learning = Learning(teacher="x", bits=48, student_fit=StudentTrainConfig(lr=0.1), teacher_weights=Path("a/b"))
     (tmp_path / "c.yaml").write_text(to_yaml(learning))
     assert load_yaml(tmp_path / "c.yaml", Learning) == learning
 
@@ -49,7 +49,7 @@ def test_auto_follows_pictures_device_and_weights() -> None:
     assert (small.teacher_size, small.student_size) == (28, 64)  # two patches of 14; a convolutional network
     assert (large.teacher_size, gpu.teacher_size) == (128, 224)
     assert (small.teacher_mode, large.teacher_mode) == ("full", "head_first")  # random weights; pretrained ones
-    whole = resolve(Learning(teacher_fit=TeacherFit(mode="full")), CNN, CNN, picture_size=600, gpu=False)
+    whole = resolve(Learning(teacher_fit=TeacherTrainConfig(mode="full")), CNN, CNN, picture_size=600, gpu=False)
     assert large.teacher_lr < whole.teacher_lr
     assert small.teacher_lr < whole.teacher_lr
     assert small.views < large.views
@@ -60,8 +60,12 @@ def test_auto_follows_pictures_device_and_weights() -> None:
 
 
 def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
-    asked = Learning(teacher_size=96, student_size=80, teacher_fit=TeacherFit(epochs=1, lr=0.5, crop=0.7, mode="full"),
-                     student_fit=StudentFit(epochs=2, lr=0.25, crop=0.6, views=3))  # fmt: skip
+    asked = Learning(
+        teacher_size=96,
+        student_size=80,
+        teacher_fit=TeacherTrainConfig(epochs=1, lr=0.5, crop=0.7, mode="full"),
+        student_fit=StudentTrainConfig(epochs=2, lr=0.25, crop=0.6, views=3),
+    )
     plan = resolve(asked, VIT, CNN, picture_size=28, gpu=False)
     assert plan.reasons == ()
     assert (plan.teacher_size, plan.student_size, plan.views) == (96, 80, 3)
@@ -72,23 +76,31 @@ def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
 @pytest.mark.parametrize(
     ("asked", "start", "fix"),
     [
-        (Learning(student_fit=StudentFit(center_weight=0, instance_weight=0, relation_weight=1)), CNN, "center_weight"),
-        (Learning(student_fit=StudentFit(center_weight=0, instance_weight=0, margin_weight=1)), CNN, "instance_weight"),
-        (Learning(student_fit=StudentFit(instance="joint")), CNN, "--schedule simultaneous"),
+        (
+            Learning(student_fit=StudentTrainConfig(center_weight=0, instance_weight=0, relation_weight=1)),
+            CNN,
+            "center_weight",
+        ),
+        (
+            Learning(student_fit=StudentTrainConfig(center_weight=0, instance_weight=0, margin_weight=1)),
+            CNN,
+            "instance_weight",
+        ),
+        (Learning(student_fit=StudentTrainConfig(instance="joint")), CNN, "--schedule simultaneous"),
         (Learning(schedule="simultaneous", gallery=Path("x")), CNN, "--schedule staged"),
-        (Learning(schedule="simultaneous", teacher_fit=TeacherFit(mode="quick")), CNN, "--schedule staged"),
+        (Learning(schedule="simultaneous", teacher_fit=TeacherTrainConfig(mode="quick")), CNN, "--schedule staged"),
         (Learning(schedule="simultaneous", unlabelled=("x",)), CNN, "--schedule staged"),
-        (Learning(teacher_fit=TeacherFit(mode="quick")), VIT, "mode full"),
+        (Learning(teacher_fit=TeacherTrainConfig(mode="quick")), VIT, "mode full"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_with_its_fix(asked: Learning, start: Start, fix: str) -> None:
+def test_what_cannot_be_learned_is_refused_with_its_fix(asked: Learning, start: BackboneInfo, fix: str) -> None:
     with pytest.raises(InputError, match=fix):
         resolve(asked, start, CNN, picture_size=64, gpu=False)
 
 
 @pytest.mark.parametrize("term", ["center_weight", "instance_weight", "similarity_weight", "rank_weight"])
 def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> None:
-    terms = StudentFit(**{"center_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
+    terms = StudentTrainConfig(**{"center_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
     assert resolve(Learning(student_fit=terms), CNN, CNN, picture_size=64, gpu=False).reasons
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from distill.centers import hash_centers
-from distill.objectives import csch
-from distill.objectives.csch import center_consistency, instance_consistency
-from distill.votes import center_targets
+from distill.hash_centers.constructions import hash_centers
+from distill.hash_centers.multilabel import center_targets
+from distill.losses import csch
+from distill.losses.csch import center_consistency, instance_consistency
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from distill import engine
-from distill.engine import Learner, Schedule, features, fit, forward, limit_threads, read_journal
-from distill.journal import Journal, to_tensorboard
+from distill.engine import OptimizedModule, TrainSpec, features, fit, forward, limit_threads, read_journal
+from distill.metrics_log import MetricsLogger, to_tensorboard
 from gallery.errors import InputError, MissingBackend
 
-SCHEDULE = Schedule(epochs=3, batch=8, warmup=0.1, clip=1.0, seed=3)
+SCHEDULE = TrainSpec(epochs=3, batch=8, warmup=0.1, clip=1.0, seed=3)
 ROWS = np.arange(40)
 DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 
@@ -53,7 +53,7 @@ def noisy(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]
 def train(
     models: list[nn.Module],
     folder: Path,
-    schedule: Schedule = SCHEDULE,
+    schedule: TrainSpec = SCHEDULE,
     tick: Callable[[], object] = lambda: None,
     key: str = "k",
     validate: Callable[[], float | None] | None = None,
@@ -71,7 +71,9 @@ def train(
         return loss, (outs[0].argmax(1) == batch[1]).float().mean()
 
     (folder / "work").mkdir(exist_ok=True, parents=True)
-    learners = [Learner(f"n{i}", m, **{"lr": 0.01, "weight_decay": 0.05, **learner}) for i, m in enumerate(models)]
+    learners = [
+        OptimizedModule(f"n{i}", m, **{"lr": 0.01, "weight_decay": 0.05, **learner}) for i, m in enumerate(models)
+    ]
     validate = validate or (lambda: chaotic(models[-1]))
     fit("teacher", learners, prepare, objective, ROWS, schedule, validate, folder / "work", key)
     return models
@@ -122,7 +124,7 @@ class Bomb:
         monkeypatch.setattr(owner, name, wrapped)
 
     def set(self, monkeypatch: pytest.MonkeyPatch) -> Bomb:
-        for owner, name in ((engine, "save_state"), (Journal, "_write"), (Path, "unlink")):
+        for owner, name in ((engine, "save_state"), (MetricsLogger, "_write"), (Path, "unlink")):
             self.wrap(monkeypatch, owner, name)
         return self
 
@@ -241,7 +243,7 @@ def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> Non
     def moved(folder: str, **learner: float) -> dict[str, float]:
         model = Net()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        schedule = Schedule(epochs=1, batch=40, warmup=0, clip=1e9, seed=0)  # one step, at the peak rate
+        schedule = TrainSpec(epochs=1, batch=40, warmup=0, clip=1e9, seed=0)  # one step, at the peak rate
         train([model], tmp_path / folder, schedule, **learner)
         return {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
 
@@ -322,7 +324,7 @@ def test_an_interrupt_while_waiting_ends_the_loop_and_its_thread(tmp_path: Path)
 def test_the_time_spent_waiting_is_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count()  # a second passes between any two looks at it
     monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    train([net()], tmp_path, Schedule(epochs=2, batch=2, warmup=0, clip=1, seed=0))
+    train([net()], tmp_path, TrainSpec(epochs=2, batch=2, warmup=0, clip=1, seed=0))
     assert [p.waited for p in read_journal(tmp_path / "train.jsonl")] == [2.0] * 20  # 2 steps a line
     old = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     del old["waited"]
@@ -331,7 +333,7 @@ def test_the_time_spent_waiting_is_in_the_journal(tmp_path: Path, monkeypatch: p
 
 
 def test_forward_keeps_the_head_in_fp32() -> None:
-    from distill.models import build
+    from distill.models.hash_net import build
 
     model = build("vit_tiny_patch16_224", 32, 16, seed=0).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

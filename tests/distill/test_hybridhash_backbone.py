@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill import weights
 from distill.checkpoint import load_network, save_network
-from distill.models import HashNet, build, import_timm, made_of_products, patch_size, timm_names
+from distill.models import pretrained
+from distill.models.hash_net import HashNet, build, import_timm, made_of_products, patch_size, timm_names
 from gallery.errors import InputError
 
 timm = import_timm()
 
 from timm.models.nest import Nest  # noqa: E402 - timm comes by import_timm
 
-from distill.hybridhash import HybridHash, Interaction, Spread  # noqa: E402
+from distill.models.hybridhash import HybridHash, Interaction, Spread  # noqa: E402
 
 DIMS, HEADS = (16, 32, 64), (2, 4, 8)  # of a small one
 LEVELS = ("patch_embed.", "levels.0.", "levels.1.", "levels.2.", "norm.")
@@ -57,7 +57,7 @@ def shape_of_full() -> Any:
 
 def test_it_is_a_name_like_any_other(full: HashNet) -> None:
     assert timm_names("hybridhash") == ("hybridhash",)
-    start = weights.start(weights.find("hybridhash"))
+    start = pretrained.start(pretrained.find("hybridhash"))
     assert (start.patch, start.transformer, start.random) == (16, True, True)
     assert made_of_products(full.backbone)
     assert full.head.features == 512
@@ -255,13 +255,13 @@ def test_weights_of_nest_are_found_and_loaded_where_they_fit(
 ) -> None:
     path, state = nest_file(tmp_path)
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    found = weights.find("hybridhash")
+    found = pretrained.find("hybridhash")
     assert (found.name, found.path) == ("hybridhash", path)
-    assert weights.find("vit_b").path is None
+    assert pretrained.find("vit_b").path is None
     net = small()
     start = {k: v.clone() for k, v in net.state_dict().items()}
     with caplog.at_level("INFO", "twinhash"):
-        weights.load(net, found)
+        pretrained.load(net, found)
     after = net.state_dict()
     lent = [k for k in after if k in state]
     assert {k.split("between")[0] for k in after if k not in state} == {
@@ -277,7 +277,7 @@ def test_a_file_of_its_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
     nest_file(tmp_path)
     save_file(small().state_dict(), tmp_path / "hybridhash.safetensors")
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    assert weights.find("hybridhash").path == tmp_path / "hybridhash.safetensors"
+    assert pretrained.find("hybridhash").path == tmp_path / "hybridhash.safetensors"
 
 
 def test_the_hub_is_asked_for_the_weights_of_nest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,14 +285,14 @@ def test_the_hub_is_asked_for_the_weights_of_nest(monkeypatch: pytest.MonkeyPatc
 
     asked: list[str] = []
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, _: asked.append(repo))
-    weights.find("hybridhash")
+    pretrained.find("hybridhash")
     assert asked == ["timm/nest_base_jx.goog_in1k"]
 
 
 def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> None:
     path, state = nest_file(tmp_path, size=128)
     net = small()
-    weights.load(net, weights.Weights("hybridhash", path, "a test"))
+    pretrained.load(net, pretrained.PretrainedWeights("hybridhash", path, "a test"))
     for i, grid in enumerate((4, 2, 1)):
         theirs, ours = (_as_picture(p, grid) for p in (state[f"levels.{i}.pos_embed"], net.levels[i].pos_embed))
         smaller = nn.functional.interpolate(theirs, scale_factor=0.5, mode="bicubic")
@@ -313,4 +313,4 @@ def _as_picture(embedding: Tensor, grid: int) -> Tensor:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="fits 0%"):
-        weights.load(small(), weights.find("hybridhash", tmp_path / "w.safetensors"))
+        pretrained.load(small(), pretrained.find("hybridhash", tmp_path / "w.safetensors"))

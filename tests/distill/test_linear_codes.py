@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from distill import linear_codes as codes
+from distill.hash_centers import linear_codes as codes
 
 DISTANCES = {  # (n, k): what the tables of best known linear codes give, or a little less
     (24, 7): 10, (24, 12): 8, (32, 7): 14, (32, 8): 13, (40, 7): 18, (40, 10): 16, (48, 7): 22, (48, 8): 21,

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import BITS, TEACHER, Learn
 
-from distill import stages
-from distill.course import Course
+from distill import pipeline
+from distill.context import RunContext
 from distill.engine import forward
-from distill.objectives import OBJECTIVES
+from distill.losses import OBJECTIVES
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.errors import InputError
+from tests.distill.factories import BITS, TEACHER, Learn
 
 
-def logits(course: Course, networks: stages.Networks, index: np.ndarray) -> np.ndarray:
+def logits(course: RunContext, networks: pipeline.TrainedModels, index: np.ndarray) -> np.ndarray:
     """The teacher's, computed anew."""
     assert networks.teacher
     return forward(networks.teacher)(course.lens("teacher").look(index)).detach().numpy()
@@ -46,7 +46,7 @@ def test_a_method_without_centers_gets_those_of_its_own_codes(learn: Learn) -> N
 
 def test_a_method_that_learns_codes_stores_them_and_says_so(learn: Learn) -> None:
     course, networks = learn(objective="adsh")
-    stored = np.load(course.run.work / stages.LEARNED)
+    stored = np.load(course.run.work / pipeline.LEARNED)
     assert (networks.gallery.codes() == pack(stored)).all()
     assert (stored.astype(int) @ stored.T.astype(int) / BITS > 0.99).sum() > len(stored)  # a class shares its code
     assert "adsh's own, learned from the labels" in course.protocol
@@ -54,15 +54,15 @@ def test_a_method_that_learns_codes_stores_them_and_says_so(learn: Learn) -> Non
 
 def test_learned_codes_are_what_the_student_is_taught(learn: Learn) -> None:
     course, networks = learn(objective="adsh")
-    again = stages.teach(course)
+    again = pipeline.teach(course)
     assert (again[3] == np.where(unpack(networks.gallery.codes()), 1, -1)).all()
 
 
 def test_a_new_student_for_learned_codes_is_taught_those_codes(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
     first, networks = learn("first", objective="adsh")
     shown: list[np.ndarray] = []
-    taught = stages.distiller_of
-    monkeypatch.setattr(stages, "distiller_of", lambda course, logits: shown.append(logits) or taught(course, logits))
+    taught = pipeline.distiller_of
+    monkeypatch.setattr(pipeline, "distiller_of", lambda course, logits: shown.append(logits) or taught(course, logits))
     second, _ = learn("second", gallery=first.run.folder)
     assert (pack(shown[0]) == networks.gallery.codes()).all()
     own = second.logits("teacher", networks.teacher, second.data.gallery, "gallery", networks.space.id)

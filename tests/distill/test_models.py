@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill import weights
 from distill.checkpoint import load_network, load_state, save_network, save_state
-from distill.models import SHORT_NAMES, build, made_of_products, timm_names
+from distill.models import pretrained
+from distill.models.hash_net import SHORT_NAMES, build, made_of_products, timm_names
 from gallery.errors import CorruptFile, InputError
 
 SMALL = "mobilenetv3_small_100"
@@ -115,20 +115,20 @@ def state_file(folder: Path, name: str = SMALL, drop: str = "?") -> Path:
 def test_weights_come_from_the_path_then_the_folder_then_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert weights.find("vit_b").path is None
-    assert "random" in weights.find("vit_b").source
+    assert pretrained.find("vit_b").path is None
+    assert "random" in pretrained.find("vit_b").source
     path = state_file(tmp_path)
-    assert weights.find("mobilenetv3_small", path).path == path
+    assert pretrained.find("mobilenetv3_small", path).path == path
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    found = weights.find("mobilenetv3_small")
+    found = pretrained.find("mobilenetv3_small")
     assert (found.name, found.path) == (SMALL, path)
     with pytest.raises(InputError, match="nothing at"):
-        weights.find("mobilenetv3_small", tmp_path / "none.safetensors")
+        pretrained.find("mobilenetv3_small", tmp_path / "none.safetensors")
 
 
 def test_loaded_weights_are_in_the_network(tmp_path: Path) -> None:
     net = build(SMALL, 32, 16, seed=0)
-    weights.load(net.backbone, weights.find(SMALL, state_file(tmp_path)))
+    pretrained.load(net.backbone, pretrained.find(SMALL, state_file(tmp_path)))
     expected = build(SMALL, 32, 16, seed=9).backbone.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in net.backbone.state_dict().items())
 
@@ -137,7 +137,7 @@ def test_what_a_file_lacks_is_said_and_starts_at_random(tmp_path: Path, caplog: 
     net = build(SMALL, 32, 16, seed=0)
     before = net.backbone.conv_head.weight.clone()
     with caplog.at_level("WARNING", "twinhash"):
-        weights.load(net.backbone, weights.find(SMALL, state_file(tmp_path, drop="conv_head")))
+        pretrained.load(net.backbone, pretrained.find(SMALL, state_file(tmp_path, drop="conv_head")))
     assert "conv_head" in caplog.text
     assert torch.equal(before, net.backbone.conv_head.weight)
 
@@ -147,14 +147,16 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
     backbone = build(name, 64, 16, seed=9).backbone
     save_file(dict(backbone.state_dict()), tmp_path / "w.safetensors")
     net = build(name, 32, 16, seed=0)
-    weights.load(net.backbone, weights.find(name, tmp_path / "w.safetensors"))
+    pretrained.load(net.backbone, pretrained.find(name, tmp_path / "w.safetensors"))
     assert net.backbone.pos_embed.shape[1] == 5
     assert torch.allclose(net.backbone.pos_embed[:, 0], backbone.pos_embed[:, 0], atol=1e-6)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fits"):
-        weights.load(build(SMALL, 32, 16, 0).backbone, weights.find(SMALL, state_file(tmp_path, "mobilenetv2_100")))
+        pretrained.load(
+            build(SMALL, 32, 16, 0).backbone, pretrained.find(SMALL, state_file(tmp_path, "mobilenetv2_100"))
+        )
 
 
 @pytest.mark.parametrize("junk", [b"", b"not weights", b"\x80\x04\x95"])
@@ -163,7 +165,7 @@ def test_junk_weights_are_refused(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(junk)
     for path in tmp_path.iterdir():
         with pytest.raises(CorruptFile, match="readable"):
-            weights.load(build(SMALL, 32, 16, 0).backbone, weights.find(SMALL, path))
+            pretrained.load(build(SMALL, 32, 16, 0).backbone, pretrained.find(SMALL, path))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -173,17 +175,17 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"x": Bomb()}, tmp_path / "w.pth")
     with pytest.raises(CorruptFile):
-        weights.load(build(SMALL, 32, 16, 0).backbone, weights.find(SMALL, tmp_path / "w.pth"))
+        pretrained.load(build(SMALL, 32, 16, 0).backbone, pretrained.find(SMALL, tmp_path / "w.pth"))
     assert not (tmp_path / "exploded").exists()
 
 
 def test_package_weights_are_those_of_the_network(tmp_path: Path) -> None:
     """EfficientNet-lite0 from its package: without training its features must tell classes apart far above chance."""
-    found = weights.find("efficientnet_lite0")
+    found = pretrained.find("efficientnet_lite0")
     assert found.name == "tf_efficientnet_lite0"
     assert found.sha256
     net = build(found.name, 64, 16, seed=0).eval()
-    weights.load(net.backbone, found)
+    pretrained.load(net.backbone, found)
     from distill.data import load
 
     data = load("embedded", {64}, tmp_path, seed=0)
@@ -197,15 +199,15 @@ def test_package_weights_are_those_of_the_network(tmp_path: Path) -> None:
 
 def test_a_package_with_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"x")
-    fake = weights.Weights("tf_efficientnet_lite0", tmp_path / "w.pth", "a package", "0" * 64)
+    fake = pretrained.PretrainedWeights("tf_efficientnet_lite0", tmp_path / "w.pth", "a package", "0" * 64)
     with pytest.raises(CorruptFile, match="sha256"):
-        weights.load(build("tf_efficientnet_lite0", 32, 16, 0).backbone, fake)
+        pretrained.load(build("tf_efficientnet_lite0", 32, 16, 0).backbone, fake)
 
 
 def test_an_unreachable_hub_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    weights._answers.clear()
+    pretrained._answers.clear()
     start = time.monotonic()
-    assert not weights._reachable("https://127.0.0.1:9")
-    assert not weights._reachable("https://no-such-host.invalid")
-    assert time.monotonic() - start < 4 * weights.HUB_TIMEOUT_S
+    assert not pretrained._reachable("https://127.0.0.1:9")
+    assert not pretrained._reachable("https://no-such-host.invalid")
+    assert time.monotonic() - start < 4 * pretrained.HUB_TIMEOUT_S

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import engine, parallel
-from distill.engine import Learner, Schedule, fit, forward, read_journal
-from distill.models import HashHead, HashNet
+from distill import distributed, engine
+from distill.engine import OptimizedModule, TrainSpec, fit, forward, read_journal
+from distill.models.hash_net import HashHead, HashNet
 from gallery.errors import InputError, TwinhashError
 
 ROOT = Path(__file__).parents[2]
-SCHEDULE = Schedule(epochs=4, batch=8, warmup=0.1, clip=1.0, seed=3, ema=0.5, patience=2)
+SCHEDULE = TrainSpec(epochs=4, batch=8, warmup=0.1, clip=1.0, seed=3, ema=0.5, patience=2)
 PIXELS = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
 LABELS = (PIXELS[:, 0].mean((1, 2)) > 0.5).long()
 STEPS, DIES_AT = 15, 11
@@ -43,7 +43,7 @@ def net(seed: int, norm: bool = False) -> HashNet:
         return HashNet(backbone, 8, 16).double().to(memory_format=torch.channels_last)
 
 
-def train(folder: Path, schedule: Schedule = SCHEDULE, tick: Callable[[], object] = lambda: None) -> list[HashNet]:
+def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], object] = lambda: None) -> list[HashNet]:
     """A teacher and a student at once, on crops drawn for the whole batch."""
     nets = [net(0), net(1)]
     run, ask = map(forward, nets)
@@ -51,7 +51,7 @@ def train(folder: Path, schedule: Schedule = SCHEDULE, tick: Callable[[], object
 
     def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noise = 0.1 * torch.randn(len(rows), 3, 8, 8, generator=generator)
-        return PIXELS[parallel.mine(rows)] + parallel.mine(noise), LABELS[rows]
+        return PIXELS[distributed.mine(rows)] + distributed.mine(noise), LABELS[rows]
 
     def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         tick()
@@ -63,13 +63,16 @@ def train(folder: Path, schedule: Schedule = SCHEDULE, tick: Callable[[], object
 
     def validate() -> float:
         """It falls: training ends when patience does, after three epochs, and takes the first one's weights."""
-        assert parallel.is_first(), "the others take its word"
+        assert distributed.is_first(), "the others take its word"
         nets[1].eval()
         with torch.inference_mode():
             return round(float(nn.functional.cross_entropy(ask(PIXELS) @ words.T, LABELS)), 6)
 
     (folder / "work").mkdir(exist_ok=True, parents=True)
-    learners = [Learner("teacher", nets[0], 3e-3, 0.05), Learner("student", nets[1], 1e-3, 0.05, head_lr=3e-3)]
+    learners = [
+        OptimizedModule("teacher", nets[0], 3e-3, 0.05),
+        OptimizedModule("student", nets[1], 1e-3, 0.05, head_lr=3e-3),
+    ]
     fit("pair", learners, prepare, objective, np.arange(40), schedule, validate, folder / "work", "key")
     return nets
 
@@ -87,24 +90,24 @@ def rounded_only(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def whole(folder: Path) -> None:
     """Trains to the end, then meets every kind of trouble; the findings of each process go to a file of its own."""
-    torch.save(tensors(train(folder)), folder / f"{parallel.rank()}.pt")
+    torch.save(tensors(train(folder)), folder / f"{distributed.rank()}.pt")
     found = {
-        "share": parallel.share(0.1 if parallel.is_first() else 7.0), "none": parallel.share(None),
+        "share": distributed.share(0.1 if distributed.is_first() else 7.0), "none": distributed.share(None),
         "gather": gathered(), "odd": trouble(lambda: train(folder / "odd", replace(SCHEDULE, batch=7, patience=0))),
         "blind": trouble(lambda: failing(folder)), "first": entered(folder), "aligned": aligned(),
         "warned": warned(),
     }  # fmt: skip
-    parallel.barrier()
-    (folder / f"{parallel.rank()}.json").write_text(json.dumps(found))
+    distributed.barrier()
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 def gathered() -> list[list[float]]:
     """Rows of both processes, and the averaged gradient of a loss on all of them: sum of w * row squared."""
     weight = nn.Parameter(torch.tensor([2.0]))
-    rows = weight * parallel.mine(torch.arange(4.0))[:, None]
-    everything = parallel.gather(rows)
+    rows = weight * distributed.mine(torch.arange(4.0))[:, None]
+    everything = distributed.gather(rows)
     everything.square().sum().backward()
-    parallel.average([weight])
+    distributed.average([weight])
     return [everything.flatten().tolist(), weight.grad.tolist()]
 
 
@@ -117,22 +120,22 @@ def trouble(act: Callable[[], object]) -> str:
 
 
 def failing(folder: Path) -> None:
-    with parallel.first_here() as first:
-        (folder / f"entered{parallel.rank()}").touch()
+    with distributed.first_here() as first:
+        (folder / f"entered{distributed.rank()}").touch()
         if first:
             raise InputError("light", "darkness", "Open your eyes.")
 
 
 def entered(folder: Path) -> bool:
-    with parallel.first_here() as first:
+    with distributed.first_here() as first:
         if first:
             (folder / "made").touch()
         return (folder / "made").exists()
 
 
 def aligned() -> float:
-    one = net(parallel.rank())
-    parallel.align(one)
+    one = net(distributed.rank())
+    distributed.align(one)
     return float((tensors([one])["0.backbone.0.weight"] - tensors([net(0)])["0.backbone.0.weight"]).abs().max())
 
 
@@ -142,7 +145,7 @@ def warned() -> list[int]:
     said: list[str] = []
     log.addFilter(lambda record: said.append(record.getMessage()) or False)
     for norm in (False, True):
-        parallel.synchronise(net(0, norm))
+        distributed.synchronise(net(0, norm))
     return [len(said), log.level]
 
 
@@ -153,12 +156,12 @@ def killed(folder: Path) -> None:
 
     def tick() -> None:
         steps.append(1)
-        if parallel.rank() == 1 and len(steps) == DIES_AT and not (folder / "died").exists():
+        if distributed.rank() == 1 and len(steps) == DIES_AT and not (folder / "died").exists():
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.save(tensors(train(folder, tick=tick)), folder / f"{parallel.rank()}.pt")
-    (folder / f"{parallel.rank()}.json").write_text(json.dumps(len(steps)))
+    torch.save(tensors(train(folder, tick=tick)), folder / f"{distributed.rank()}.pt")
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(len(steps)))
 
 
 # ---- what they are held to
@@ -210,8 +213,8 @@ def test_two_processes_train_as_one(alone: Path, pair: Pair) -> None:
 def test_the_head_sees_the_whole_batch(alone: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above would notice: half batches end elsewhere."""
     with monkeypatch.context() as patch:
-        patch.setattr(parallel, "mine", lambda rows: rows[: len(rows) // 2])
-        patch.setattr(parallel, "gather", lambda rows: torch.cat([rows, rows]))
+        patch.setattr(distributed, "mine", lambda rows: rows[: len(rows) // 2])
+        patch.setattr(distributed, "gather", lambda rows: torch.cat([rows, rows]))
         halved = train(pair[0].parent / "halved")
     assert not rounded_only(tensors(halved), pair[1][0][0])
 
@@ -262,12 +265,17 @@ def test_alone_everything_is_a_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     rows, weight = torch.arange(3.0), nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, 2.0])
-    with parallel.start(), parallel.first_here() as first:
-        assert (first, parallel.rank(), parallel.world(), parallel.is_first()) == (True, 0, 1, True)
-        assert parallel.gather(rows) is rows
-        assert torch.equal(parallel.mine(rows), rows)
-        assert (parallel.share(0.3), parallel.share(None)) == (0.3, None)
-        parallel.barrier(), parallel.average([weight]), parallel.align(nn.Linear(2, 2)), parallel.synchronise(net(0))
+    with distributed.start(), distributed.first_here() as first:
+        assert (first, distributed.rank(), distributed.world(), distributed.is_first()) == (True, 0, 1, True)
+        assert distributed.gather(rows) is rows
+        assert torch.equal(distributed.mine(rows), rows)
+        assert (distributed.share(0.3), distributed.share(None)) == (0.3, None)
+        (
+            distributed.barrier(),
+            distributed.average([weight]),
+            distributed.align(nn.Linear(2, 2)),
+            distributed.synchronise(net(0)),
+        )
     assert weight.grad.tolist() == [1, 2]
     assert not torch.distributed.is_initialized()
 
@@ -277,18 +285,18 @@ def test_shares_cover_the_batch_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     shares = []
     for place in range(3):
         monkeypatch.setenv("RANK", str(place))
-        shares.append(parallel.mine(np.arange(6)))
+        shares.append(distributed.mine(np.arange(6)))
     assert np.concatenate(shares).tolist() == [0, 1, 2, 3, 4, 5]
     with pytest.raises(InputError, match="multiple of 3"):
-        parallel.mine(torch.zeros(7, 2))
+        distributed.mine(torch.zeros(7, 2))
 
 
 def test_on_gpus_only_the_backbones_norms_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(parallel, "_device", lambda: "cuda")
+    monkeypatch.setattr(distributed, "_device", lambda: "cuda")
     one = net(0, norm=True)
     before = dict(one.named_parameters())
-    parallel.synchronise(one)
+    distributed.synchronise(one)
     assert isinstance(one.backbone[1], nn.SyncBatchNorm)
     assert type(one.head[1]) is type(HashHead(2, 8)[1]) is nn.BatchNorm2d
     assert all(p is before[name] for name, p in one.named_parameters())
@@ -298,19 +306,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for name, value in (("WORLD_SIZE", "4"), ("RANK", "2"), ("LOCAL_RANK", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="--nproc-per-node 2"), parallel.start():
+    with pytest.raises(InputError, match="--nproc-per-node 2"), distributed.start():
         pytest.fail("it started")
 
 
 def test_a_rank_that_is_not_torchruns_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert parallel.rank() == 0
-    assert parallel.is_first()
+    assert distributed.rank() == 0
+    assert distributed.is_first()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with parallel.start():
+    with distributed.start():
         {"whole": whole, "killed": killed}[sys.argv[2]](Path(sys.argv[1]))
     assert not torch.distributed.is_initialized()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from distill.config import Learning
-from distill.runfolder import open_run
+from distill.run_dir import open_run
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
 
-HOLD = "import sys,time; from pathlib import Path; from distill.runfolder import open_run\n" \
+HOLD = "import sys,time; from pathlib import Path; from distill.run_dir import open_run\n" \
        "with open_run(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"  # fmt: skip
 
 

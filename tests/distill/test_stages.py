@@ -11,30 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import BITS, SIZE, STUDENT, TEACHER, Learn
 
-from distill import stages
-from distill.assignment import assign
-from distill.centers import hash_centers
+from distill import pipeline
 from distill.config import Learning, RoundedFit
-from distill.course import Course, begin
+from distill.context import RunContext, begin
 from distill.engine import read_journal
-from distill.models import build
-from distill.runfolder import open_run
-from distill.votes import center_targets, elected
-from export.int8 import layers
+from distill.hash_centers.assignment import assign
+from distill.hash_centers.constructions import hash_centers
+from distill.hash_centers.multilabel import center_targets, elected
+from distill.models.hash_net import build
+from distill.run_dir import open_run
+from export.fake_quant import layers
 from export.quantize import quantize
 from export.query_model import deployable
 from gallery import codespace
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+from tests.distill.factories import BITS, SIZE, STUDENT, TEACHER, Learn
 
 
 def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
 
 
-def codes(course: Course, networks: stages.Networks) -> np.ndarray:
+def codes(course: RunContext, networks: pipeline.TrainedModels) -> np.ndarray:
     return pack(course.cells(networks).student_queries)
 
 
@@ -136,7 +136,7 @@ def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pi
     loose = (str(pictures / "loose"),)
     course, with_them = learn("with", unlabelled=loose)
     assert len(course.data.unlabelled) == 20
-    index, spare = stages._pupils(course, with_them.teacher)
+    index, spare = pipeline._pupils(course, with_them.teacher)
     assert np.array_equal(index[: len(course.data.train)], course.data.train)
     assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
     assert spare == round(16 * 2 * 20 / (20 + len(course.data.train)))
@@ -149,23 +149,23 @@ def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pi
 
 def test_the_pictures_without_labels_are_bounded(learn: Learn, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     course, networks = learn(unlabelled=(str(pictures / "loose"),))
-    monkeypatch.setattr(stages, "MOST_OTHERS", 0)
-    assert len(stages._pupils(course, networks.teacher)[0]) == len(course.data.train)
+    monkeypatch.setattr(pipeline, "MOST_OTHERS", 0)
+    assert len(pipeline._pupils(course, networks.teacher)[0]) == len(course.data.train)
 
 
 def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures: Path) -> None:
     course, networks = learn(unlabelled=(str(pictures / "loose"),))
     looked_at = np.load(course.run.work / "view-0" / "00000.npy")
     assert len(looked_at) == len(course.data.unlabelled)  # the others are in the gallery
-    index, _ = stages._pupils(course, networks.teacher)
+    index, _ = pipeline._pupils(course, networks.teacher)
     gallery = course.logits("teacher", networks.teacher, course.data.gallery, "gallery", networks.space.id)
-    taught = stages._taught(course, networks.teacher, index, networks.space, gallery).logits[0].numpy()
+    taught = pipeline._taught(course, networks.teacher, index, networks.space, gallery).logits[0].numpy()
     fresh = course.logits("teacher", networks.teacher, index, "all anew", networks.space.id)
     assert np.allclose(taught, fresh, atol=1e-4)
 
 
 def test_stored_features_stay_within_their_room(learn: Learn, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "HEAD_BYTES", 1)
+    monkeypatch.setattr(pipeline, "HEAD_BYTES", 1)
     course, _ = learn(teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "quick"}))
     assert [path.name for path in course.run.work.glob("teacher-features-*")] == ["teacher-features-0"]
 
@@ -176,7 +176,7 @@ def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Lear
     assert networks.space.classes == course.classes
     assert set(course.labels[course.data.train]) == {0, 1, 2}
     assert -1 in course.labels[course.data.gallery]
-    index, spare = stages._pupils(course, networks.teacher)
+    index, spare = pipeline._pupils(course, networks.teacher)
     assert spare > 0
     assert set(course.labels[index[len(course.data.train) :]]) == {-1}
     assert course.center_map(networks)["classes"] == course.classes
@@ -212,7 +212,7 @@ def test_biases_learn_to_make_up_for_8_bit(learn: Learn) -> None:
     course, networks = learn(student_fit=STUDENT.model_copy(update={"epochs": 4}))
     before = quantized(course, networks)
     net = copy.deepcopy(before)
-    stages.adapt(course, networks.student, net, RoundedFit(epochs=4, batch=16))
+    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=4, batch=16))
     pictures = course.student_lesson.lens.look(course.data.query)
     with torch.no_grad():
         expected, plain, adapted = (one.eval()(pictures) for one in (networks.student, before, net))
@@ -221,7 +221,7 @@ def test_biases_learn_to_make_up_for_8_bit(learn: Learn) -> None:
     assert moved
     assert all(name.endswith("bias") for name in moved)
     again = copy.deepcopy(before)
-    stages.adapt(course, networks.student, again, RoundedFit(epochs=4, batch=16))  # read back from its checkpoint
+    pipeline.adapt(course, networks.student, again, RoundedFit(epochs=4, batch=16))  # read back from its checkpoint
     assert same(net, again)
 
 
@@ -229,12 +229,12 @@ def test_biases_that_learn_nothing_stay_as_they_were(learn: Learn, caplog: pytes
     course, networks = learn()
     before = quantized(course, networks)
     net = copy.deepcopy(before)
-    stages.adapt(course, networks.student, net, RoundedFit(epochs=1, batch=16, lr=10.0))  # they fly apart
+    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=1, batch=16, lr=10.0))  # they fly apart
     assert same(net, before)
     assert "no better" in caplog.text
 
 
-def quantized(course: Course, networks: stages.Networks) -> torch.nn.Module:
+def quantized(course: RunContext, networks: pipeline.TrainedModels) -> torch.nn.Module:
     """The student in 8-bit wherever that can be, and with its activations cut too early."""
     preprocessing = course.preprocessing(course.plan.student, SIZE)
     made = quantize(deployable(networks.student, SIZE), preprocessing, *course.calibration()).net

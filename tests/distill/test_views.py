@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.views import Lens, draw, stored, tinted
+from distill.data.augment import ImageLoader, draw, stored, tinted
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -37,19 +37,19 @@ def test_the_first_stored_view_is_the_whole_picture_and_the_seed_decides_the_res
 
 
 @pytest.fixture
-def lens() -> Lens:
+def lens() -> ImageLoader:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    return Lens(pixels, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu"))
+    return ImageLoader(pixels, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu"))
 
 
-def test_normalisation_is_that_of_the_definition(lens: Lens) -> None:
+def test_normalisation_is_that_of_the_definition(lens: ImageLoader) -> None:
     seen = lens.look(np.array([3, 1]))
     slow = (lens.pixels[[3, 1]].astype(np.float64) / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.25, 0.5)
     assert seen.shape == (2, 3, 8, 8)
     assert np.allclose(seen.numpy().transpose(0, 2, 3, 1), slow, atol=1e-5)
 
 
-def test_the_whole_view_shows_the_pixels_themselves_and_a_mirror_reverses_them(lens: Lens) -> None:
+def test_the_whole_view_shows_the_pixels_themselves_and_a_mirror_reverses_them(lens: ImageLoader) -> None:
     index = np.arange(5)
     plain = lens.look(index)
     whole = lens.look(index, torch.tensor([[1.0, 1, 0, 0]]).expand(5, 4))
@@ -58,9 +58,11 @@ def test_the_whole_view_shows_the_pixels_themselves_and_a_mirror_reverses_them(l
     assert torch.allclose(mirror, plain.flip(3), atol=1e-4)
 
 
-def test_a_quarter_crop_shows_that_quarter(lens: Lens) -> None:
+def test_a_quarter_crop_shows_that_quarter(lens: ImageLoader) -> None:
     seen = lens.look(np.array([0]), torch.tensor([[0.5, 0.5, 0.5, -0.5]]))  # right half, upper half
-    alone = Lens(lens.pixels[:1, :4, 4:], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu")).look(np.array([0]))
+    alone = ImageLoader(lens.pixels[:1, :4, 4:], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu")).look(
+        np.array([0])
+    )
     big = torch.nn.functional.interpolate(alone, scale_factor=2, mode="bilinear", align_corners=False)
     assert torch.allclose(seen[:, :, 1:-1, 1:-1], big[:, :, 1:-1, 1:-1], atol=1e-4)  # its border sees neighbours
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill import data
-from distill.centers import hash_centers
-from distill.votes import MIDDLE, SCALE, SETS, center_targets, elected
+from distill.hash_centers.constructions import hash_centers
+from distill.hash_centers.multilabel import MIDDLE, SCALE, SETS, center_targets, elected
 from gallery.codes import pack
 from gallery.metrics import mean_average_precision
 
@@ -35,7 +35,6 @@ def test_targets_are_the_majority_vote_and_ties_are_fixed_by_the_label_set() -> 
 def test_single_labels_and_one_hot_rows_have_the_same_targets() -> None:
     centers, labels = hash_centers(5, 16), np.array([4, 0, 2])
     assert np.array_equal(center_targets(labels, centers), center_targets(np.eye(5, dtype=bool)[labels], centers))
-
 
 
 def sets_of(seed: int, pictures: int, classes: int) -> np.ndarray:

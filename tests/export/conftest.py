@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from students import Shipped, Student, exported, taught
 
 from export.artifact import DEFAULT_FORMS
+from tests.export.factories import Shipped, Student, exported, taught
 
 
 @pytest.fixture(scope="session")

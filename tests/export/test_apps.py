@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from students import BITS, SIZE, Shipped
 
 from distill.data.decode import _to_rgb, to_square
 from export.bundle import APPS, open_bundle, write_bundle
@@ -25,7 +24,8 @@ from export.card import KEY
 from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
 from gallery.files import sha256_of
-from mobile_eval.runtimes import Outputs, open_model
+from mobile_eval.runtimes import ModelOutput, open_model
+from tests.export.factories import BITS, SIZE, Shipped
 
 HERE = Path(__file__).with_name("apps")
 GOLDEN, ODD = 5, 25  # golden pictures; a side for squares that no model takes
@@ -201,12 +201,12 @@ def test_the_readme_claims_what_is_tested_here(case: Case) -> None:
     assert "`apps/QueryEncoder.swift`, Swift for Core ML: parsed, but not compiled here: **untested**" in text
 
 
-def said_by(ran: Answers, name: str) -> Outputs:
+def said_by(ran: Answers, name: str) -> ModelOutput:
     """The codes and logits of one model for every picture, in order."""
     numbers = sorted(int(key.split(":")[2]) for key in ran if key.startswith(f"code:{name}:"))
     codes = [np.frombuffer(bytes.fromhex(ran[f"code:{name}:{number}"]), np.uint8) for number in numbers]
     logits = [np.array(ran[f"logits:{name}:{number}"].split(","), np.float32) for number in numbers]
-    return Outputs(np.stack(codes), np.stack(logits))
+    return ModelOutput(np.stack(codes), np.stack(logits))
 
 
 def test_golden_pictures_give_their_codes(ran: Answers, language: str, case: Case) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from students import SIZE, Shipped, Student
 
-from export.artifact import Artifact, Refused
+from export.artifact import ExportedModel, ExportFailure
 from export.bundle import MANIFEST, Manifest, open_bundle, read_golden, write_bundle
 from export.card import KEY
 from gallery import codespace
@@ -23,9 +22,10 @@ from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
+from tests.export.factories import SIZE, Shipped, Student
 
 FORMS = ("onnx-int8-weights", "litert-int8-weights", "coreml-int8-weights")
-REFUSED = Refused("coreml-fp16", "ValueError: no such operation")
+REFUSED = ExportFailure("coreml-fp16", "ValueError: no such operation")
 SPEC = "query-int8-weights.mlpackage/Data/com.apple.CoreML/model.mlmodel"
 
 
@@ -332,7 +332,7 @@ def test_an_artifact_that_changed_after_its_export_is_refused(shipped: Shipped, 
         write(
             tmp_path / "bundle",
             shipped,
-            made=[Artifact(path, "litert", exported.card, exported.sha256, exported.bytes)],
+            made=[ExportedModel(path, "litert", exported.card, exported.sha256, exported.bytes)],
         )
 
 

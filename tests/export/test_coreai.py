@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from students import IMAGENET, Shipped, Student, exported
 
-from export.artifact import Refused
-from export.card import Card
-from export.cards import COREAI_PROGRAM, read_card
-from export.forms import export_all
+from export.artifact import ExportFailure
+from export.card import ModelMetadata
+from export.exporter import export_all
+from export.metadata import COREAI_PROGRAM, read_card
 from gallery.codes import pack
 from gallery.errors import CorruptFile, MissingBackend
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
+from tests.export.factories import IMAGENET, Shipped, Student, exported
 
 needs_extra = pytest.mark.skipif(find_spec("coreai_torch") is None, reason="needs the extra: pip install .[coreai]")
 FORMS = ("coreai-fp32", "coreai-fp16")
@@ -77,11 +77,11 @@ def test_a_damaged_program_is_corrupt(assets: Shipped, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("coreai_torch") is not None, reason="the extra coreai is installed here")
 def test_without_the_extra_the_row_says_what_to_install(v3: Student, tmp_path: Path) -> None:
-    from test_metadata import aimodel
+    from tests.export.test_metadata import aimodel
 
     (row,) = export_all(v3.net, IMAGENET, v3.space.id, v3.name, ["coreai-fp32"], tmp_path)
-    assert isinstance(row, Refused)
+    assert isinstance(row, ExportFailure)
     assert row.reason.startswith("MissingBackend")
     assert "pip install coreai-torch" in row.reason
     with pytest.raises(MissingBackend, match="pip install coreai-core"):
-        open_model(aimodel(tmp_path, Card(v3.space.id, 64, v3.name, "fp32", 32, IMAGENET.resize).to_json()))
+        open_model(aimodel(tmp_path, ModelMetadata(v3.space.id, 64, v3.name, "fp32", 32, IMAGENET.resize).to_json()))

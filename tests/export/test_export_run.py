@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.checkpoint import load_network
-from distill.foreign import load_foreign
-from distill.models import import_timm
+from distill.models.custom import load_foreign
+from distill.models.hash_net import import_timm
 from export.bundle import MANIFEST, Golden, open_bundle, read_golden
 from export.card import ANY_SIZE
 from export.quantize import logits, normalised
@@ -32,7 +32,7 @@ from gallery.codespace import Preprocessing
 from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
 from mobile_eval.golden import judge
-from mobile_eval.runtimes import Outputs, open_model
+from mobile_eval.runtimes import ModelOutput, open_model
 
 ROOT, PATIENCE_S, BITS = Path(__file__).parents[2], 240, 16
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
@@ -375,13 +375,13 @@ def test_a_file_without_an_engine_is_a_row(bundle: Path, call: Call, monkeypatch
     assert call("verify", bundle, "--strict")[0] == 2
 
 
-def answers(turned: int, distance: float = 1.0) -> tuple[Outputs, Golden]:
+def answers(turned: int, distance: float = 1.0) -> tuple[ModelOutput, Golden]:
     """A file's answers to 8 pictures of 64 bits, `turned` of which are another's, from `distance` either side of 0."""
     expected = np.random.default_rng(0).choice([-1.0, 1.0], (8, 64)).astype(np.float32)
     expected.flat[:turned] *= distance
     found = expected.copy()
     found.flat[:turned] *= -1
-    return Outputs(pack(found), found), Golden(np.zeros((8, 1, 1, 3), np.uint8), pack(expected), expected)
+    return ModelOutput(pack(found), found), Golden(np.zeros((8, 1, 1, 3), np.uint8), pack(expected), expected)
 
 
 @pytest.mark.parametrize(

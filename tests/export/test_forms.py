@@ -16,22 +16,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from students import IMAGENET, SIZE, Shipped, Student, pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.data.decode import read, to_square
 from export import to_coreml, to_litert, to_onnx
-from export.artifact import DEFAULT_FORMS, SMALL_WEIGHTS, Artifact, Refused
-from export.card import ANY_SIZE, KEY, Card
-from export.cards import read_card
-from export.forms import FORMATS, export_all
+from export.artifact import DEFAULT_FORMS, SMALL_WEIGHTS, ExportedModel, ExportFailure
+from export.capture_output import quiet
+from export.card import ANY_SIZE, KEY, ModelMetadata
+from export.exporter import FORMATS, export_all
+from export.metadata import read_card
 from export.query_model import QueryModel, deployable
-from export.quiet import quiet
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
+from tests.export.factories import IMAGENET, SIZE, Shipped, Student, pictures
 
 ROOT = Path(__file__).parents[2]
 # Flipped bits of all 6,144, measured: fp16 0.00-0.07 %, int8 0.16 %.
@@ -195,12 +195,12 @@ def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     ]
     folder = tmp_path_factory.mktemp("partly")
     made = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder, float_layers=LEFT, resize_inside=True)
-    files = {one.form: one for one in made if isinstance(one, Artifact)}
+    files = {one.form: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(forms), made
     return Shipped(v3, files)
 
 
-def float_weights(artifact: Artifact) -> list[NDArray[Any]]:
+def float_weights(artifact: ExportedModel) -> list[NDArray[Any]]:
     """Every float array of a file that is large enough to be quantized, output channels first."""
     if artifact.format == "onnx":
         import onnx
@@ -250,7 +250,7 @@ def test_a_layer_that_does_not_exist_is_refused(form: str, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"conv\b.*left|wrong\.name"):
         export_all(small(), IMAGENET, "s" * 16, "small", [form], tmp_path, float_layers=["conv", "wrong.name"])
     format = FORMATS[form.split("-")[0]]
-    card = Card("s" * 16, 64, "small", "int8-weights", SIZE, "any", float_layers=("wrong.name",))
+    card = ModelMetadata("s" * 16, 64, "small", "int8-weights", SIZE, "any", float_layers=("wrong.name",))
     with quiet():
         program = format.convert(QueryModel(deployable(small(), SIZE), IMAGENET))
     with pytest.raises(InputError, match=r"wrong\.name"):
@@ -259,10 +259,10 @@ def test_a_layer_that_does_not_exist_is_refused(form: str, tmp_path: Path) -> No
 
 
 def test_a_card_of_older_files_is_read_and_a_new_one_repeats_itself() -> None:
-    card = Card("s" * 16, 64, "small", "int8-weights", SIZE, "any", float_layers=("a.b", "c"))
-    assert Card.from_json(card.to_json(), "here") == card
+    card = ModelMetadata("s" * 16, 64, "small", "int8-weights", SIZE, "any", float_layers=("a.b", "c"))
+    assert ModelMetadata.from_json(card.to_json(), "here") == card
     old = {key: value for key, value in json.loads(card.to_json()).items() if key != "float_layers"}
-    assert Card.from_json(json.dumps(old), "here").float_layers == ()
+    assert ModelMetadata.from_json(json.dumps(old), "here").float_layers == ()
 
 
 def photographs(count: int) -> list[Image.Image]:
@@ -333,8 +333,8 @@ def test_a_palette_has_so_many_values_and_no_depthwise_layer(bits: int, tmp_path
     net, images = small(Deep), pictures(4, seed=1)[0]
     forms = ["coreml-fp16", f"coreml-palette{bits}"]
     exact, table = export_all(net, IMAGENET, "s" * 16, "deep", forms, tmp_path)
-    assert isinstance(exact, Artifact)
-    assert isinstance(table, Artifact), table
+    assert isinstance(exact, ExportedModel)
+    assert isinstance(table, ExportedModel), table
     stored = [op for op in _load(table.path).operations if op.op_type == "constexpr_lut_to_dense"]
     assert [op.outputs[0].shape for op in stored] == [(64, 128)]
     weights = stored[0].materialized_val_inference()
@@ -355,7 +355,7 @@ def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_one_function_a_format_makes_one_file(tmp_path: Path) -> None:
     model = QueryModel(deployable(small(), SIZE), IMAGENET)
-    card = Card("s" * 16, 64, "small", "fp16", SIZE, "any")
+    card = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, "any")
     images, _ = pictures(4, seed=1)
     with torch.no_grad():
         logits = model(torch.from_numpy(images))[1].numpy()
@@ -380,10 +380,10 @@ class Antialiased(Small):
 def test_what_a_converter_refuses_is_a_row_with_its_reason(tmp_path: Path) -> None:
     forms = ["litert-fp32", "onnx-fp32", "litert-int8-weights"]
     rows = export_all(small(Antialiased), IMAGENET, "s" * 16, "small", forms, tmp_path)
-    assert isinstance(rows[1], Artifact)
+    assert isinstance(rows[1], ExportedModel)
     assert rows[1].form == "onnx-fp32"
     for row, form in ((rows[0], forms[0]), (rows[2], forms[2])):
-        assert isinstance(row, Refused)
+        assert isinstance(row, ExportFailure)
         assert row.form == form
         assert "_upsample_bilinear2d_aa" in row.reason
         assert "\n" not in row.reason
@@ -411,7 +411,7 @@ def test_quiet_moves_what_is_said_to_the_debug_log_and_lets_errors_pass() -> Non
     code = """
 import logging, os, sys, warnings
 logging.basicConfig(level=logging.DEBUG, stream=open(sys.argv[1], "w"))
-from export.quiet import quiet
+from export.capture_output import quiet
 logging.getLogger("twinhash").setLevel(logging.DEBUG)
 try:
     with quiet():

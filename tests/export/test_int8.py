@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from students import IMAGENET, Student, pictures
 from torch import nn
 
 from export import quantize as q
 from export.artifact import SMALL_WEIGHTS
-from export.int8 import LARGEST, LEVELS, Int8Conv, Range, layers, set_mode, shipped, simulated, watched
+from export.fake_quant import LARGEST, LEVELS, FakeQuantConv2d, Range, layers, set_mode, shipped, simulated, watched
 from export.query_model import deployable
 from gallery.errors import InputError
+from tests.export.factories import IMAGENET, Student, pictures
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folded(v3: Student) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def quantized(folded: nn.Module) -> q.Quantized:
+def quantized(folded: nn.Module) -> q.QuantizationResult:
     return q.quantize(folded, IMAGENET, pictures(64, seed=4)[0], pictures(32, seed=5)[0])
 
 
@@ -36,17 +36,17 @@ def ranged(low: float, high: float) -> Range:
     return grid
 
 
-def made(seed: int, groups: int) -> tuple[Int8Conv, torch.Tensor]:
+def made(seed: int, groups: int) -> tuple[FakeQuantConv2d, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     conv = nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=groups)
     for parameter in conv.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
-    layer = Int8Conv(conv)
+    layer = FakeQuantConv2d(conv)
     layer.input, layer.output, layer.mode = ranged(-1.0, 2.5), ranged(0.0, 9.0), "int8"
     return layer, 3 * torch.randn(2, 4, 7, 7, generator=generator)
 
 
-def in_integers(layer: Int8Conv, x: NDArray[np.float32]) -> NDArray[np.float64]:
+def in_integers(layer: FakeQuantConv2d, x: NDArray[np.float32]) -> NDArray[np.float64]:
     """What an integer unit does: whole numbers in, an int32 sum with the bias on its grid, one rescaling."""
     conv, a, b = layer.conv, layer.input, layer.output
     whole = np.clip(np.round(x / a.scale) + a.zero_point, 0, LEVELS).astype(np.int64) - a.zero_point
@@ -127,7 +127,7 @@ def test_float_mode_is_the_network_itself(folded: nn.Module, v3: Student) -> Non
     assert torch.equal(q.logits(simulated(folded), images), q.logits(folded, images))
 
 
-def test_the_choice_keeps_its_promise(quantized: q.Quantized, folded: nn.Module, v3: Student) -> None:
+def test_the_choice_keeps_its_promise(quantized: q.QuantizationResult, folded: nn.Module, v3: Student) -> None:
     own = layers(quantized.net)
     modes = {name: layer.mode for name, layer in own.items()}
     assert set(modes.values()) <= {"float", "weights", "int8"}
@@ -143,7 +143,7 @@ def test_the_choice_keeps_its_promise(quantized: q.Quantized, folded: nn.Module,
     assert q.flipped(q.logits(quantized.net, images), torch.from_numpy(v3.logits)) < 0.03
 
 
-def test_what_is_shipped_says_what_was_simulated(quantized: q.Quantized, v3: Student) -> None:
+def test_what_is_shipped_says_what_was_simulated(quantized: q.QuantizationResult, v3: Student) -> None:
     images = q.normalised(v3.images, IMAGENET)
     expected = q.logits(quantized.net, images)
     for stored, signed in ((True, False), (True, True), (False, True)):

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from students import Shipped
 
-from export.card import KEY, Card
-from export.cards import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_card
+from export.card import KEY, ModelMetadata
+from export.metadata import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_card
 from gallery.errors import CodeSpaceMismatch, CorruptFile
+from tests.export.factories import Shipped
 
 ROOT = Path(__file__).parents[2]
 FORMS = ("onnx-fp16", "litert-int8-weights", "coreml-int8-weights")
@@ -30,7 +30,7 @@ READER = """
 import dataclasses, json, pathlib, sys
 blocked, *paths = sys.argv[1:]
 sys.modules.update(dict.fromkeys(blocked.split(",")))  # importing any of them raises
-from export.cards import read_card
+from export.metadata import read_card
 print(json.dumps([dataclasses.asdict(read_card(pathlib.Path(path))) for path in paths]))
 """
 
@@ -53,13 +53,13 @@ def resaved(path: Path, folder: Path) -> Path:
     return copied
 
 
-def read_elsewhere(*paths: Path) -> list[Card]:
+def read_elsewhere(*paths: Path) -> list[ModelMetadata]:
     done = subprocess.run(
         [sys.executable, "-c", READER, ",".join(BLOCKED), *map(str, paths)],
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [Card(**card | {"float_layers": tuple(card["float_layers"])}) for card in json.loads(done.stdout)]
+    return [ModelMetadata(**card | {"float_layers": tuple(card["float_layers"])}) for card in json.loads(done.stdout)]
 
 
 def aimodel(folder: Path, card: str, program: bytes = b"program", hashed: bytes = b"program") -> Path:
@@ -88,7 +88,7 @@ def test_cards_are_read_where_no_framework_can_be_imported(shipped: Shipped, tmp
 
 
 def test_a_program_that_was_not_hashed_is_corrupt_and_one_without_card_is_not_trusted(tmp_path: Path) -> None:
-    text = Card("s" * 16, 64, "small", "fp32", 32, "any").to_json()
+    text = ModelMetadata("s" * 16, 64, "small", "fp32", 32, "any").to_json()
     with pytest.raises(CorruptFile, match=r"main\.hash"):
         read_card(aimodel(tmp_path, text, program=b"another"))
     with pytest.raises(CodeSpaceMismatch, match="card"):
@@ -112,7 +112,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=8,
 )
-fields = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Card)]), values)
+fields = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(ModelMetadata)]), values)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,4 +137,4 @@ def test_junk_is_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> No
 @given(values | fields)
 def test_a_card_of_any_json_is_a_card_or_refused(value: object) -> None:
     with contextlib.suppress(CorruptFile, CodeSpaceMismatch):
-        assert isinstance(Card.from_json(json.dumps(value), "here"), Card)
+        assert isinstance(ModelMetadata.from_json(json.dumps(value), "here"), ModelMetadata)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from students import IMAGENET, SIZE, Student, normalised, pictures
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.models import build
+from distill.models.hash_net import build
 from export import query_model
-from export.fold import fold_batch_norm
+from export.fold_bn import fold_batch_norm
 from export.query_model import QueryModel, deployable
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError
+from tests.export.factories import IMAGENET, SIZE, Student, normalised, pictures
 
 
 def norms(net: nn.Module) -> int:

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.int8 import LARGEST, Int8Conv, layers, simulated, unwrapped
-from export.rounding import DAMP, gram, round_weights, rounded
+from export.fake_quant import LARGEST, FakeQuantConv2d, layers, simulated, unwrapped
+from export.gptq import DAMP, gram, round_weights, rounded
 
 
-def made(groups: int, each: int, outputs: int, side: int, seed: int) -> tuple[Int8Conv, Tensor]:
+def made(groups: int, each: int, outputs: int, side: int, seed: int) -> tuple[FakeQuantConv2d, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     conv = nn.Conv2d(groups * each, groups * outputs, side, padding=side // 2, groups=groups).requires_grad_(False)
     conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator))
     mixed = torch.randn(groups * each, groups * each, generator=generator)
     pictures = torch.einsum("cd,bdhw->bchw", mixed, torch.rand(6, groups * each, 5, 5, generator=generator))
-    return Int8Conv(conv), pictures
+    return FakeQuantConv2d(conv), pictures
 
 
 def solved(weight: Tensor, step: Tensor, sums: Tensor) -> Tensor:

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from students import BITS, IMAGENET
 from torch import nn
 
-from distill.models import build
-from export.artifact import SMALL_WEIGHTS, Artifact
-from export.forms import export_all
+from distill.models.hash_net import build
+from export.artifact import SMALL_WEIGHTS, ExportedModel
+from export.exporter import export_all
 from export.query_model import QueryModel, deployable
 from export.to_coreai import _halved
 from gallery.codes import pack
 from mobile_eval.runtimes import open_model
+from tests.export.factories import BITS, IMAGENET
 
 SIZES = {"mobilenetv3_large_100": 32, "mobilenetv2_100": 32, "mobilenetv4_conv_small": 32,
          "tf_efficientnet_lite0": 32, "fastvit_t8": 64}  # fmt: skip
@@ -71,7 +71,7 @@ def test_a_student_keeps_its_codes_in_every_format(name: str, tmp_path: Path) ->
     half, whole = said(_halved(model), images), said(integers, images)  # what float16, and int8, explain
     assert np.abs(whole - exact).mean() > 4 * np.abs(half - exact).mean() > 0
     for row in export_all(net, pre, "s" * 16, name, FORMS, tmp_path):
-        assert isinstance(row, Artifact), row
+        assert isinstance(row, ExportedModel), row
         found = open_model(row.path).run(images)
         assert np.array_equal(found.codes, pack(found.logits))
         if row.form == "coreml-fp16":

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from students import IMAGENET, Student, pictures
 from torch import nn
 
 from export import quantize as q
-from export.artifact import SMALL_WEIGHTS, Artifact, Refused
-from export.forms import STATIC, export_all
-from export.int8 import layers
+from export.artifact import SMALL_WEIGHTS, ExportedModel, ExportFailure
+from export.exporter import STATIC, export_all
+from export.fake_quant import layers
 from gallery.codes import pack
 from gallery.files import size_of
 from mobile_eval.runtimes import open_model
+from tests.export.factories import IMAGENET, Student, pictures
 
 FORMATS = ("onnx", "litert", "coreml")
 
 
 @pytest.fixture(scope="module")
-def made(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> tuple[q.Quantized, dict[str, Artifact]]:
+def made(
+    v3: Student, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[q.QuantizationResult, dict[str, ExportedModel]]:
     forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "int8-calibrated")]
     forms += ["litert-int8-weights", "litert-int8x16"]
     seen, held = pictures(64, seed=4)[0], pictures(32, seed=5)[0]
@@ -29,14 +31,14 @@ def made(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> tuple[q.Quant
         v3.net, IMAGENET, v3.space.id, v3.name, forms, tmp_path_factory.mktemp("static"),
         quantized.float_layers, simulated, quantized.calibration,
     )  # fmt: skip
-    files = {row.form: row for row in rows if isinstance(row, Artifact)}
+    files = {row.form: row for row in rows if isinstance(row, ExportedModel)}
     assert set(files) == set(forms), rows
     return quantized, files
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_file_says_what_was_simulated(
-    made: tuple[q.Quantized, dict[str, Artifact]], v3: Student, format: str
+    made: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student, format: str
 ) -> None:
     quantized, files = made
     expected = q.logits(quantized.net, q.normalised(v3.images, IMAGENET)).numpy()
@@ -48,7 +50,9 @@ def test_the_file_says_what_was_simulated(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_card_says_how_and_the_file_is_smaller(made: tuple[q.Quantized, dict[str, Artifact]], format: str) -> None:
+def test_the_card_says_how_and_the_file_is_smaller(
+    made: tuple[q.QuantizationResult, dict[str, ExportedModel]], format: str
+) -> None:
     quantized, files = made
     card = files[f"{format}-int8-calibrated"].card
     assert card.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
@@ -57,7 +61,7 @@ def test_the_card_says_how_and_the_file_is_smaller(made: tuple[q.Quantized, dict
     assert size_of(files[f"{format}-int8-calibrated"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
 
 
-def test_integers_are_what_the_engines_get(made: tuple[q.Quantized, dict[str, Artifact]]) -> None:
+def test_integers_are_what_the_engines_get(made: tuple[q.QuantizationResult, dict[str, ExportedModel]]) -> None:
     import onnx
 
     quantized, files = made
@@ -70,7 +74,7 @@ def test_integers_are_what_the_engines_get(made: tuple[q.Quantized, dict[str, Ar
 
 
 def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
-    made: tuple[q.Quantized, dict[str, Artifact]], v3: Student
+    made: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student
 ) -> None:
     quantized, files = made
     own, left = layers(quantized.net), quantized.float_layers
@@ -85,7 +89,7 @@ def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
     assert all(layer.mode != "float" for layer in own.values() if layer.pixels > 1)  # the copy was told, not this one
 
 
-def tflite_integer_convolutions(file: Artifact, kind: str = "INT8") -> int:
+def tflite_integer_convolutions(file: ExportedModel, kind: str = "INT8") -> int:
     """Convolutions of the file whose input is a tensor of that type."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -104,7 +108,7 @@ def test_without_a_simulated_network_the_row_says_so(v3: Student, tmp_path_facto
     folder = tmp_path_factory.mktemp("none")
     forms = ["onnx-int8", "litert-int8x16"]
     rows = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder)
-    assert rows == [Refused(form, "ValueError: no pictures to calibrate it by") for form in forms]
+    assert rows == [ExportFailure(form, "ValueError: no pictures to calibrate it by") for form in forms]
 
 
 def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:

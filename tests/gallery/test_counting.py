@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gallery import counting
-from gallery.counting import count_by_distance
+from gallery import distance_histogram
+from gallery.distance_histogram import count_by_distance
 from gallery.errors import InputError
 
 
@@ -58,8 +58,8 @@ def test_every_road_gives_the_same_counts(road: str, width: int, multi: bool, mo
     q, ql = some(rng, 41, width, 5, multi)
     g, gl = some(rng, 67, width, 5, multi)
     expected = slow(q, g, ql, gl)
-    monkeypatch.setattr(counting, "BLOCK", 10 if road in ("blocks", "both") else counting.BLOCK)
-    monkeypatch.setattr(counting, "ROWS", 3 if road in ("rows", "both") else counting.ROWS)
+    monkeypatch.setattr(distance_histogram, "BLOCK", 10 if road in ("blocks", "both") else distance_histogram.BLOCK)
+    monkeypatch.setattr(distance_histogram, "ROWS", 3 if road in ("rows", "both") else distance_histogram.ROWS)
     if road == "float":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         monkeypatch.delattr(torch, "_int_mm")
@@ -74,7 +74,7 @@ def test_every_road_gives_the_same_counts(road: str, width: int, multi: bool, mo
 def test_no_pair_is_lost_in_a_large_gallery() -> None:
     rng = np.random.default_rng(0)
     q, ql = some(rng, 130, 8, 3, False)
-    g, gl = some(rng, counting.BLOCK + 1000, 8, 3, False)
+    g, gl = some(rng, distance_histogram.BLOCK + 1000, 8, 3, False)
     every, relevant = count_by_distance(q, g, ql, gl)
     assert (every.sum(1) == len(g)).all()
     assert relevant.sum(1).tolist() == [(gl == label).sum() for label in ql]
@@ -108,7 +108,7 @@ def test_the_number_of_torch_threads_is_put_back(fails: bool, monkeypatch: pytes
     torch.set_num_threads(3)
     try:
         if fails:
-            monkeypatch.setattr(counting, "_fold", lambda *_: 1 / 0)
+            monkeypatch.setattr(distance_histogram, "_fold", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 count_by_distance(codes, codes, labels, labels)
         else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.bundle import MANIFEST, Manifest, write_bundle
-from export.forms import export_all
+from export.exporter import export_all
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.files import sha256_of, size_of, write_json

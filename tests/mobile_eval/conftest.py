@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from bundles import Call, Good
+    from tests.mobile_eval.bundles import Call, Good
 
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
-    from bundles import good_bundle  # loads torch, which most tests here can do without
+    from tests.mobile_eval.bundles import good_bundle  # loads torch, which most tests here can do without
 
     return good_bundle(tmp_path_factory.mktemp("good"))
 

@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-from bundles import BITS, GOLDEN, SEEN, SPACE, Call, Good, bundle_of, in_bgr, refit
 
 from export.bundle import open_bundle
 from gallery import codespace
 from gallery.codes import pack
 from gallery.codespace import CENTERS, FILE, CodeSpace, Preprocessing, hash_centers
 from gallery.index import create_gallery
+from tests.mobile_eval.bundles import BITS, GOLDEN, SEEN, SPACE, Call, Good, bundle_of, in_bgr, refit
 
 ONNX = "query-fp32.onnx"
 

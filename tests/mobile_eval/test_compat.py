@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.card import Card
+from export.card import ModelMetadata
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
-from mobile_eval import compat
+from gallery.results import MARGIN_BINS, MOST_LISTED, BitDisagreement, Thresholds, WorstQuery
+from mobile_eval import compare
 from mobile_eval.gate import check
-from mobile_eval.results import MARGIN_BINS, MOST_LISTED, Disagreement, Limits, Worst
 
 BITS, SIZE, QUERIES = 16, 8, 130  # more queries than one chunk, and not a multiple of it
 SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3))
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(self, logits: Any, codes: Any = None, space: str = SPACE.id, size: int = SIZE) -> None:
         self.logits, self.codes = logits, pack(logits) if codes is None else codes
-        self.card = Card(code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none")
+        self.card = ModelMetadata(code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none")
         self.calls: list[int] = []
 
     def run(self, pixels: Any) -> Any:
@@ -67,21 +67,21 @@ def float_student(queries: int = QUERIES) -> Any:
     return np.random.default_rng(1).standard_normal((queries, BITS)).astype(np.float32)
 
 
-def make_reference(logits: Any = None, **changes: Any) -> compat.Reference:
+def make_reference(logits: Any = None, **changes: Any) -> compare.FloatReference:
     logits = float_student() if logits is None else logits
     labels = changes.pop("labels", np.arange(len(logits)) % 2)
-    return compat.reference(numbered(len(logits)), logits, labels, changes.pop("gallery", Gallery()), **changes)
+    return compare.reference(numbered(len(logits)), logits, labels, changes.pop("gallery", Gallery()), **changes)
 
 
-def shipped(folder: Path, **changes: Any) -> compat.Shipped:
+def shipped(folder: Path, **changes: Any) -> compare.Shipped:
     (folder / "m.onnx").write_bytes(b"weights")
-    return compat.Shipped(
+    return compare.Shipped(
         **{"form": "onnx-fp32", "format": "onnx", "precision": "fp32", "path": "m.onnx", "root": folder, **changes}
     )
 
 
-def check_with(engine: Any, folder: Path, against: compat.Reference | None = None, **changes: Any) -> Any:
-    return compat.check_file(shipped(folder, **changes), against or make_reference(), lambda path: engine, samples=3)
+def check_with(engine: Any, folder: Path, against: compare.FloatReference | None = None, **changes: Any) -> Any:
+    return compare.check_file(shipped(folder, **changes), against or make_reference(), lambda path: engine, samples=3)
 
 
 def slow_ap(code: Any, label: int, gallery: Gallery, orders: int = 400) -> float:
@@ -113,9 +113,9 @@ def test_known_flips_are_counted_and_placed(tmp_path: Path) -> None:
     moved[7, 3], moved[99, 0], moved[99, 1] = -1e-4, -1e-4, 0.1
     row = check_with(Engine(moved), tmp_path, make_reference(logits, tolerance=1e-3))
     assert (row.bits_flipped, row.flips_beyond_tolerance) == (3, 2)
-    assert row.worst == (Worst(query=99, flipped=2), Worst(query=7, flipped=1))
+    assert row.worst == (WorstQuery(query=99, flipped=2), WorstQuery(query=7, flipped=1))
     assert row.flip_rate == 3 / (QUERIES * BITS)
-    assert not check([row], Limits()).passed
+    assert not check([row], Thresholds()).passed
 
 
 def test_a_zero_logit_is_a_zero_bit(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_shipped_bytes_are_judged_and_not_the_logits(tmp_path: Path) -> None
     row = check_with(Engine(logits, codes=reversed_order), tmp_path)
     assert row.predicted_flip_rate == 0.0
     assert row.flip_rate > 0.2
-    assert not check([row], Limits()).passed
+    assert not check([row], Thresholds()).passed
 
 
 @settings(max_examples=25, deadline=None)
@@ -146,13 +146,13 @@ def test_flips_and_map_equal_an_independent_slow_count(seed: int, queries: int, 
     logits = rng.standard_normal((queries, BITS)).astype(np.float32)
     moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
     against = make_reference(logits, tolerance=0.3)
-    found = compat.compare(pack(moved), moved, against)
+    found = compare.compare(pack(moved), moved, against)
     flips = [(q, b) for q in range(queries) for b in range(BITS) if (logits[q, b] > 0) != (moved[q, b] > 0)]
     assert found["bits_flipped"] == len(flips)
     assert found["bits_compared"] == queries * BITS
     assert found["flips_beyond_tolerance"] == sum(abs(float(logits[q, b])) > against.tolerance for q, b in flips)
     counts = {q: sum(a == q for a, _ in flips) for q in range(queries)}
-    expected = sorted((-n, q) for q, n in counts.items() if n)[: compat.WORST]
+    expected = sorted((-n, q) for q, n in counts.items() if n)[: compare.WORST]
     assert [(-w.flipped, w.query) for w in found["worst"]] == expected
 
 
@@ -160,7 +160,7 @@ def test_map_equals_the_mean_over_random_tie_orders() -> None:
     logits = float_student(6)
     moved = logits + RNG.normal(0, 0.8, logits.shape).astype(np.float32)
     against = make_reference(logits)
-    found = compat.compare(pack(moved), moved, against)
+    found = compare.compare(pack(moved), moved, against)
     slow = [[slow_ap(code, q % 2, Gallery()) for q, code in enumerate(pack(z))] for z in (logits, moved)]
     assert against.map == pytest.approx(np.mean(slow[0]), abs=4e-3)
     assert found["map"] == pytest.approx(np.mean(slow[1]), abs=4e-3)
@@ -189,7 +189,7 @@ def test_the_predicted_flip_rate_is_near_the_observed(noise: float, shape: str) 
     density = 1 / math.sqrt(2 * math.pi) * (1 if shape == "gaussian" else 2 * math.exp(-2))
     error = noise * rng.standard_normal(logits.shape)
     observed = int(((logits + error > 0) != (logits > 0)).sum())
-    predicted = compat.predicted_flip_rate(logits.astype(np.float32), error.astype(np.float32)) * logits.size
+    predicted = compare.predicted_flip_rate(logits.astype(np.float32), error.astype(np.float32)) * logits.size
     assert predicted == pytest.approx(density * noise * math.sqrt(2 / math.pi) * logits.size, rel=0.1)
     assert abs(observed - predicted) < 4 * math.sqrt(predicted) + 0.1 * predicted + 1
 
@@ -198,7 +198,7 @@ def test_errors_that_grow_with_the_logit_are_not_overestimated() -> None:
     """A quantized tail that only stretches the logits flips nothing, however large the mean error."""
     logits = float_student(2000)
     everywhere = np.abs(0.1 * logits).mean() / math.sqrt(2 * math.pi)
-    assert 0 < compat.predicted_flip_rate(logits, 0.1 * logits) < everywhere / 10
+    assert 0 < compare.predicted_flip_rate(logits, 0.1 * logits) < everywhere / 10
 
 
 def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
     row = check_with(Engine(broken), tmp_path)
     assert row.bits_flipped == 0
     assert math.isnan(row.predicted_flip_rate)
-    assert not check([row], Limits()).passed
+    assert not check([row], Thresholds()).passed
 
 
 def test_a_stale_code_space_is_refused_and_says_which_side(tmp_path: Path) -> None:
@@ -243,11 +243,11 @@ def test_what_stops_a_file_is_kept_with_its_type(tmp_path: Path, error: Exceptio
     def open_model(path: Path) -> Any:
         raise error
 
-    row = compat.check_file(shipped(tmp_path), make_reference(), open_model)
+    row = compare.check_file(shipped(tmp_path), make_reference(), open_model)
     assert (row.status, row.map, row.bytes) == (status, None, 7)
     assert row.reason.startswith(type(error).__name__)
     assert str(error) in row.reason
-    assert check([row], Limits()).passed is False
+    assert check([row], Thresholds()).passed is False
 
 
 def test_breaking_in_the_middle_is_a_failed_row(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_ctrl_c_is_not_swallowed(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compat.check_file(shipped(tmp_path), make_reference(), open_model)
+        compare.check_file(shipped(tmp_path), make_reference(), open_model)
 
 
 def test_the_file_must_be_there_and_be_the_promised_one(tmp_path: Path) -> None:
@@ -296,18 +296,18 @@ def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: 
 @pytest.mark.parametrize("logits", [float_student(5)[:, :8], float_student(4), np.full((5, BITS), np.nan, np.float32)])
 def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
     with pytest.raises(InputError, match="float-student logits"):
-        compat.reference(numbered(5), logits, np.zeros(5, int), Gallery())
+        compare.reference(numbered(5), logits, np.zeros(5, int), Gallery())
 
 
 def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
     logits = np.array([[0.0, -0.12, 0.13, 2.9, -30.0, np.nan]], np.float32)
-    counts = compat.margins(logits, unit=1.0)
+    counts = compare.margins(logits, unit=1.0)
     assert (len(counts), sum(counts)) == (MARGIN_BINS, 6)
     assert counts[0] == 3  # 0, -0.12, and what is not a number
     assert counts[1] == 1
     assert counts[MARGIN_BINS - 1] == 2
-    assert compat.margins(2 * logits, unit=2.0) == counts
-    assert sum(compat.margins(np.zeros((3, 8), np.float32), unit=0.0)) == 24
+    assert compare.margins(2 * logits, unit=2.0) == counts
+    assert sum(compare.margins(np.zeros((3, 8), np.float32), unit=0.0)) == 24
 
 
 def slow_nearest(code: Any, gallery: Any, k: int) -> list[int]:
@@ -325,7 +325,7 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((9, BITS)).astype(np.float32)
     moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
-    found = compat.compare(pack(moved), moved, make_reference(logits))
+    found = compare.compare(pack(moved), moved, make_reference(logits))
     kept = [
         len(set(slow_nearest(a, Gallery(), 10)) & set(slow_nearest(b, Gallery(), 10)))
         for a, b in zip(pack(logits), pack(moved), strict=True)
@@ -348,19 +348,19 @@ def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
             return super().names()[:3]
 
     logits = float_student(4)
-    assert compat.compare(pack(-logits), -logits, make_reference(logits, gallery=Few()))["neighbours_kept"] == 1.0
+    assert compare.compare(pack(-logits), -logits, make_reference(logits, gallery=Few()))["neighbours_kept"] == 1.0
 
 
 def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
     logits = float_student(6)
-    bare = compat.Reference(numbered(6), logits, SPACE)
+    bare = compare.FloatReference(numbered(6), logits, SPACE)
     unlabelled = make_reference(logits, labels=None)
     assert (bare.map, unlabelled.map) == (None, None)
     row = check_with(Engine(logits), tmp_path, bare)
     assert (row.status, row.bits_flipped, row.map, row.map_drop, row.neighbours_kept) == ("ran", 0, None, None, None)
     row = check_with(Engine(logits), tmp_path, unlabelled)
     assert (row.bits_flipped, row.map, row.map_drop, row.neighbours_kept) == (0, None, None, 1.0)
-    assert check([row], Limits()).passed
+    assert check([row], Thresholds()).passed
 
 
 def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> None:
@@ -370,13 +370,13 @@ def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> Non
     assert few.places.tolist() == [0, 32, 64, 97, 129]
     assert np.array_equal(few.logits, logits[few.places])
     assert np.array_equal(few.pixels, all_of_them.pixels[few.places])
-    alone = compat.reference(few.pixels, few.logits, np.arange(QUERIES)[few.places] % 2, Gallery())
+    alone = compare.reference(few.pixels, few.logits, np.arange(QUERIES)[few.places] % 2, Gallery())
     assert few.map == alone.map != all_of_them.map
     assert np.array_equal(few.nearest, all_of_them.nearest[few.places])
     assert all_of_them.some(QUERIES) is all_of_them
     moved = few.logits.copy()
     moved[3, :4] *= -1
-    assert compat.compare(pack(moved), moved, few)["worst"] == (Worst(query=97, flipped=4),)
+    assert compare.compare(pack(moved), moved, few)["worst"] == (WorstQuery(query=97, flipped=4),)
 
 
 def test_bits_unlike_the_hosts_are_counted_and_the_sure_ones_listed() -> None:
@@ -385,10 +385,10 @@ def test_bits_unlike_the_hosts_are_counted_and_the_sure_ones_listed() -> None:
     host[1, 2], host[2, 7] = 5e-4, np.nan
     there = np.nan_to_num(host.copy(), nan=1.0)
     there[0, 4], there[1, 2], there[2, 7] = -1.0, -5e-4, 1.0
-    found = compat.compare_hosts(pack(there), there, pack(host), host, few)
+    found = compare.compare_hosts(pack(there), there, pack(host), host, few)
     assert (found["host_flips"], found["host_flips_beyond"]) == (3, 2)
-    assert found["disagreements"][0] == Disagreement(query=0, bit=4, logit=-1.0, host=1.0)
+    assert found["disagreements"][0] == BitDisagreement(query=0, bit=4, logit=-1.0, host=1.0)
     assert (found["disagreements"][1].query, found["disagreements"][1].bit) == (5, 7)
-    many = compat.compare_hosts(pack(-few.logits), -few.logits, pack(few.logits), few.logits, few)
+    many = compare.compare_hosts(pack(-few.logits), -few.logits, pack(few.logits), few.logits, few)
     assert many["host_flips_beyond"] == 3 * BITS
     assert len(many["disagreements"]) == min(MOST_LISTED, 3 * BITS)

@@ -3,14 +3,14 @@ from __future__ import annotations
 import math
 
 import pytest
-from made_up import cells, not_run, ran
 
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED
+from gallery.results import ModelResult, Threshold, Thresholds
 from mobile_eval.gate import check, exit_code, row_failures
-from mobile_eval.results import FileRow, Limit, Limits
+from tests.mobile_eval.factories import cells, not_run, ran
 
-LIMITS = Limits(
-    float_files=Limit(map_drop=0.002, flip_rate=0.005), quantized_files=Limit(map_drop=0.01, flip_rate=0.02)
+LIMITS = Thresholds(
+    float_files=Threshold(map_drop=0.002, flip_rate=0.005), quantized_files=Threshold(map_drop=0.01, flip_rate=0.02)
 )
 
 
@@ -49,7 +49,7 @@ def test_fp32_bits_beyond_the_tolerance() -> None:
 @pytest.mark.parametrize("field", ["map", "map_drop", "flip_rate", "predicted_flip_rate", "p90_ms"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_never_passes(field: str, value: float | None) -> None:
-    lax = Limits(float_files=Limit(map_drop=1.0, flip_rate=1.0))
+    lax = Thresholds(float_files=Threshold(map_drop=1.0, flip_rate=1.0))
     verdict = check([ran(**{field: value})], lax)
     assert not verdict.passed
     assert "is not a number" in " ".join(verdict.failures)
@@ -80,7 +80,7 @@ def test_a_file_that_broke_fails() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [not_run()]])
-def test_nothing_ran_nothing_passes(rows: list[FileRow]) -> None:
+def test_nothing_ran_nothing_passes(rows: list[ModelResult]) -> None:
     verdict = check(rows, LIMITS)
     assert "nothing was proved" in verdict.failures[0]
     assert exit_code(verdict) == EXIT_GATE_FAILED
@@ -93,7 +93,7 @@ def test_one_bad_file_among_good_ones_names_only_itself() -> None:
 
 
 def test_the_student_must_keep_its_share_of_the_teacher() -> None:
-    limits = Limits(min_ratio=0.95)
+    limits = Thresholds(min_ratio=0.95)
     assert check([ran()], limits, cells(0.80, 0.80 * 0.95 + 1e-9)).passed
     under = check([ran()], limits, cells(0.80, 0.80 * 0.95 - 1e-9))
     assert "student->gallery over teacher->teacher" in under.failures[0]
@@ -150,7 +150,9 @@ def test_time_is_limited_by_device() -> None:
         ([ran()], "android: a limit of p90 is set, and nothing ran there"),
     ],
 )
-def test_a_limit_that_nothing_was_held_against_is_a_note_and_strict_refuses_it(rows: list[FileRow], says: str) -> None:
+def test_a_limit_that_nothing_was_held_against_is_a_note_and_strict_refuses_it(
+    rows: list[ModelResult], says: str
+) -> None:
     limits = LIMITS.model_copy(update={"p90_ms": {"android": 5.0}})
     verdict = check(rows, limits)
     assert verdict.passed

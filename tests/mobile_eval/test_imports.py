@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import ran
 
 from gallery.errors import CorruptFile, InputError, TwinhashError
-from mobile_eval import imports
-from mobile_eval.imports import merge, read
-from mobile_eval.results import FileRow
+from gallery.results import ModelResult
+from mobile_eval import external_results
+from mobile_eval.external_results import merge, read
+from tests.mobile_eval.factories import ran
 
 FIXTURES = Path(__file__).with_name("fixtures")
 ROWS = [
@@ -42,7 +42,7 @@ MAC = {
 }  # fmt: skip
 
 
-def added(name: str, **names: str) -> FileRow:
+def added(name: str, **names: str) -> ModelResult:
     return merge(ROWS, read(FIXTURES / name, **names))[-1]
 
 
@@ -190,7 +190,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         read(path)
     with pytest.raises(CorruptFile, match="No such file"):
         read(tmp_path / "nowhere.json")
-    monkeypatch.setattr(imports, "MAX_BYTES", 100)
+    monkeypatch.setattr(external_results, "MAX_BYTES", 100)
     with pytest.raises(CorruptFile, match="more than 100 bytes"):
         read(FIXTURES / "litert.json")
 
@@ -199,7 +199,7 @@ def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
     path = edited("xcode.json", lambda d: d["deviceInfo"].update(modelName="iPhone\x1b[2J\n" + "x" * 999), tmp_path)
     row = merge(ROWS, read(path))[-1]
     assert row.device.startswith("iPhone?[2J xxx")
-    assert len(row.device) == imports.MAX_TEXT
+    assert len(row.device) == external_results.MAX_TEXT
 
 
 JSON = st.recursive(
@@ -225,4 +225,4 @@ def test_any_value_anywhere_is_read_or_refused(
     path.write_text(json.dumps(report))
     with suppress(TwinhashError):
         made = merge(ROWS, read(path, model="query-fp32.tflite" if name != "xcode.json" else ""))[-1]
-        assert FileRow.model_validate_json(made.model_dump_json()) == made
+        assert ModelResult.model_validate_json(made.model_dump_json()) == made

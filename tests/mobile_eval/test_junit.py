@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import not_run, ran, results
 
+from gallery.results import ModelResult, Proof, Thresholds, load_proof
 from mobile_eval import junit
 from mobile_eval.gate import check
-from mobile_eval.results import FileRow, Limits, Proof, load_proof
+from tests.mobile_eval.factories import not_run, ran, results
 
 
-def proof(rows: tuple[FileRow, ...], **changes: Any) -> Proof:
+def proof(rows: tuple[ModelResult, ...], **changes: Any) -> Proof:
     made: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00", "command": "run.py check", "name": "mine", "code_space": "c" * 16,
         "bits": 64, "student": "net", "asked": "8 pictures", "queries": 8, "gallery": None, "map": None,
-        "files": rows, "limits": Limits(), "verdict": check(rows, Limits()), "machine": results().machine,
+        "files": rows, "limits": Thresholds(), "verdict": check(rows, Thresholds()), "machine": results().machine,
     }  # fmt: skip
     return Proof(**made | changes)
 
 
-def written(rows: tuple[FileRow, ...], folder: Path, **changes: Any) -> ET.Element:
+def written(rows: tuple[ModelResult, ...], folder: Path, **changes: Any) -> ET.Element:
     return ET.parse(junit.write(proof(rows, **changes), folder / "junit.xml")).getroot()
 
 

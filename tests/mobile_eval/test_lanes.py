@@ -12,41 +12,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import BITS, SPACE, Good
 
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, DeviceLost, InputError, MissingBackend
 from gallery.index import open_gallery
-from mobile_eval.compat import Reference, reference
-from mobile_eval.devices import browser_parts
+from gallery.results import Thresholds
+from mobile_eval.compare import FloatReference, reference
+from mobile_eval.devices import browser_setup
 from mobile_eval.devices.android import Android
 from mobile_eval.devices.arm64 import Arm64
-from mobile_eval.devices.base import Device, Outcome
+from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.process import ending
+from mobile_eval.devices.subprocess_device import ending
+from mobile_eval.evaluate import GROUPS, everywhere, places, run_on
 from mobile_eval.gate import check, exit_code
-from mobile_eval.lanes import GROUPS, everywhere, places, run_on
-from mobile_eval.results import Limits
+from tests.mobile_eval.bundles import BITS, SPACE, Good
 
 FILES = ("onnx-fp32", "onnx-fp16")
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
 
 
 @pytest.fixture(scope="module")
-def against(good: Good) -> Reference:
+def against(good: Good) -> FloatReference:
     return reference(good.pixels, good.logits, good.labels, open_gallery(good.gallery, SPACE))
 
 
 class Other(Host):
     """This machine under another name, which answers what `change` makes of the answers."""
 
-    def __init__(self, change: Callable[[Outcome], Outcome] = lambda outcome: outcome, name: str = "phone") -> None:
+    def __init__(
+        self, change: Callable[[DeviceOutput], DeviceOutput] = lambda outcome: outcome, name: str = "phone"
+    ) -> None:
         super().__init__(samples=1)
         self.name, self._change = name, change
 
-    def run(self, file: Artifact) -> Outcome:
+    def run(self, file: ExportedModel) -> DeviceOutput:
         return self._change(super().run(file))
 
 
@@ -64,7 +66,7 @@ class Unplugged(Other):
         raise DeviceLost(f"{self.name} to stay connected", ending(worker.wait(60), ""), "Connect it again.")
 
 
-def test_the_host_runs_every_file(good: Good, against: Reference) -> None:
+def test_the_host_runs_every_file(good: Good, against: FloatReference) -> None:
     lane = run_on(Host(samples=2), good.manifest.files, against)
     assert [(row.device, row.form, row.status) for row in lane.rows] == [("host", form, "ran") for form in FILES]
     row = lane.rows[0]
@@ -73,20 +75,22 @@ def test_the_host_runs_every_file(good: Good, against: Reference) -> None:
     assert row.map == against.map
     assert row.host_flips is None
     assert np.array_equal(lane.outcomes[row.sha256].codes, pack(good.logits))
-    assert check(lane.rows, Limits()).passed
+    assert check(lane.rows, Thresholds()).passed
 
 
-def test_a_file_that_breaks_costs_only_its_row(good: Good, against: Reference, tmp_path: Path) -> None:
+def test_a_file_that_breaks_costs_only_its_row(good: Good, against: FloatReference, tmp_path: Path) -> None:
     first, second = good.manifest.files
     (tmp_path / first.path.name).write_bytes(first.path.read_bytes()[:-400])
     broken = replace(first, path=tmp_path / first.path.name)
     lane = run_on(Host(samples=1), [broken, second], against)
     assert [row.status for row in lane.rows] == ["failed", "ran"]
     assert lane.rows[0].reason.startswith(("CorruptFile: ", "WorkerFailed: "))
-    assert exit_code(check(lane.rows, Limits())) == 1
+    assert exit_code(check(lane.rows, Thresholds())) == 1
 
 
-def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(good: Good, against: Reference) -> None:
+def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(
+    good: Good, against: FloatReference
+) -> None:
     first, second = good.manifest.files
     large = replace(first, card=replace(first.card, size=32))
     assert [row.status for row in run_on(Host(samples=1), [large, second], against).rows] == ["failed", "ran"]
@@ -94,7 +98,7 @@ def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(g
         run_on(Host(samples=1), [replace(first, card=replace(first.card, code_space="f" * 16)), second], against)
 
 
-def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, against: Reference) -> None:
+def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, against: FloatReference) -> None:
     devices = [Host(samples=1), Unplugged(), Other(name="tablet")]
     lanes, notes = everywhere(devices, good.manifest.files, against, 10)
     rows = [row for lane in lanes for row in lane.rows]
@@ -104,8 +108,8 @@ def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good,
     assert rows[3].reason.startswith("DeviceLost: ")
     assert "SIGKILL" in rows[3].reason
     assert notes == []
-    assert exit_code(check(rows, Limits())) == 0
-    assert exit_code(check(rows, Limits(), strict=True)) == 2
+    assert exit_code(check(rows, Thresholds())) == 0
+    assert exit_code(check(rows, Thresholds(), strict=True)) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good,
     ids=["no userland", "no browser", "no adapter", "no phone"],
 )
 def test_a_device_that_is_not_there_is_rows_with_the_reason(
-    absent: Callable[[Path], Device], good: Good, against: Reference, tmp_path: Path
+    absent: Callable[[Path], Device], good: Good, against: FloatReference, tmp_path: Path
 ) -> None:
     device = absent(tmp_path)
     lane = run_on(device, good.manifest.files, against)
@@ -135,7 +139,7 @@ def engines(pytestconfig: pytest.Config) -> Path:
     """The browser's parts, in pytest's cache as for the tests of that device."""
     assert pytestconfig.cache is not None
     try:
-        return browser_parts.setup(Path(pytestconfig.cache.mkdir("browser")))
+        return browser_setup.setup(Path(pytestconfig.cache.mkdir("browser")))
     except MissingBackend as error:
         if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
             pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
@@ -158,12 +162,12 @@ def of_process(path: Path) -> bytes:
 
 
 def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
-    engines: Path, good: Good, against: Reference
+    engines: Path, good: Good, against: FloatReference
 ) -> None:
     class Dying(Browser):
         ran = 0
 
-        def run(self, file: Artifact) -> Outcome:
+        def run(self, file: ExportedModel) -> DeviceOutput:
             self.ran += 1
             for pid in chromium_below(os.getpid()) if self.ran == 2 else []:
                 with suppress(ProcessLookupError):
@@ -178,13 +182,13 @@ def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
     ]  # fmt: skip
     assert rows[1].reason.startswith("DeviceLost: ")
     assert (rows[0].host_flips_beyond, rows[0].bits_compared) == (0, 5 * BITS)
-    assert exit_code(check(rows, Limits(), strict=True)) == 2
+    assert exit_code(check(rows, Thresholds(), strict=True)) == 2
 
 
-def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, against: Reference) -> None:
+def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, against: FloatReference) -> None:
     """One bit in 640 is no flip rate to speak of; only the host tells that it should not be."""
 
-    def turned(outcome: Outcome) -> Outcome:
+    def turned(outcome: DeviceOutput) -> DeviceOutput:
         assert outcome.logits is not None
         logits = outcome.logits.copy()
         logits[1, 4] *= -1
@@ -199,11 +203,11 @@ def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, agains
     assert (one.query, one.bit) == (asked[1], 4)
     assert one.host == pytest.approx(good.logits[asked[1], 4], abs=1e-4)
     assert one.logit == -one.host
-    verdict = check([row], Limits())
+    verdict = check([row], Thresholds())
     assert any("phone onnx-fp32: disagrees with the host" in sentence for sentence in verdict.failures)
 
 
-def test_few_pictures_give_the_map_of_all(good: Good, against: Reference) -> None:
+def test_few_pictures_give_the_map_of_all(good: Good, against: FloatReference) -> None:
     """Where the answers are the host's, so is the figure; a difference on the few moves it by what it makes there."""
     lanes, _ = everywhere([Host(samples=1), Other(), Other(lambda o: replace(o, codes=~o.codes), "mad")],
                           good.manifest.files[:1], against, 7)  # fmt: skip
@@ -221,21 +225,21 @@ def test_few_pictures_give_the_map_of_all(good: Good, against: Reference) -> Non
     assert mad.map_drop == pytest.approx(host.map_drop + drop, abs=1e-9)
 
 
-def test_latency_alone_is_a_row_without_codes(good: Good, against: Reference) -> None:
-    timed = Other(lambda o: Outcome(None, None, "benchmark", {"p50_ms": 2.0}))
+def test_latency_alone_is_a_row_without_codes(good: Good, against: FloatReference) -> None:
+    timed = Other(lambda o: DeviceOutput(None, None, "benchmark", {"p50_ms": 2.0}))
     lanes, notes = everywhere([Host(samples=1), timed], good.manifest.files, against, 10)
     row = lanes[1].rows[0]
     assert (row.status, row.p50_ms, row.flip_rate, row.host_flips) == ("ran", 2.0, None, None)
     assert notes == []
-    assert check([row for lane in lanes for row in lane.rows], Limits()).passed
+    assert check([row for lane in lanes for row in lane.rows], Thresholds()).passed
 
 
-def test_answers_of_another_shape_are_this_files_failure(good: Good, against: Reference) -> None:
+def test_answers_of_another_shape_are_this_files_failure(good: Good, against: FloatReference) -> None:
     lane = run_on(Other(lambda o: replace(o, codes=o.codes[:-1])), good.manifest.files[:1], against)
     assert (lane.rows[0].status, lane.rows[0].reason[:11]) == ("failed", "CorruptFile")
 
 
-def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, against: Reference) -> None:
+def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, against: FloatReference) -> None:
     lanes, notes = everywhere([Other(), *places(["apple-reference"], 1)], good.manifest.files, against, 10)
     assert [lane.device for lane in lanes] == ["phone", "apple-reference"]
     assert [row.host_flips for row in lanes[0].rows] == [0, 0]
@@ -243,10 +247,10 @@ def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, agai
 
 
 def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
-    good: Good, against: Reference, tmp_path: Path
+    good: Good, against: FloatReference, tmp_path: Path
 ) -> None:
     class Bare(Host):
-        def run(self, file: Artifact) -> Outcome:
+        def run(self, file: ExportedModel) -> DeviceOutput:
             raise MissingBackend("onnxruntime", "none", "Install it.")
 
     lanes, notes = everywhere([Bare(), Other()], good.manifest.files, against, 10)

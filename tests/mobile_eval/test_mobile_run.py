@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from bundles import BITS, GOLDEN, SEEN, Call, Good, bundle_of, logits_of, refit
 
 from export.bundle import read_golden
 from gallery.files import sha256_of, write_json
-from mobile_eval.results import load as load_results
-from mobile_eval.results import load_proof
+from gallery.results import load as load_results
+from gallery.results import load_proof
+from tests.mobile_eval.bundles import BITS, GOLDEN, SEEN, Call, Good, bundle_of, logits_of, refit
 
 ROOT, PATIENCE_S = Path(__file__).parents[2], 240
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}

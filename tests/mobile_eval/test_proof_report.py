@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import IMAGE, not_run, ran
 from rich.console import Console
-from test_report import HOSTILE, URL_ATTRIBUTES, Page
 
+from gallery.results import (
+    MARGIN_BINS,
+    BitDisagreement,
+    ModelResult,
+    Proof,
+    RetrievalExample,
+    SystemInfo,
+    Thresholds,
+    Thumbnail,
+    WorstQuery,
+)
 from mobile_eval import plots
-from mobile_eval.devices.browser_parts import chromium
+from mobile_eval.devices.browser_setup import chromium
 from mobile_eval.gate import check
 from mobile_eval.proof_report import COUNTED, EMULATED, mark, print_table, smallest, write_html
-from mobile_eval.results import (
-    MARGIN_BINS,
-    Disagreement,
-    FileRow,
-    GridRow,
-    Limits,
-    Machine,
-    Proof,
-    Tile,
-    Worst,
-)
+from tests.mobile_eval.factories import IMAGE, not_run, ran
+from tests.mobile_eval.test_report import HOSTILE, URL_ATTRIBUTES, Page
 
 BITS = 16
 FLIPS = (0,) * 5 + (3,) + (0,) * 9 + (7,)
@@ -69,9 +69,9 @@ class Tables(Page):
         return {row[0]: dict(zip(heads[1:], row[1:], strict=False)) for row in rows}
 
 
-def there(form: str, device: str, **changes: Any) -> FileRow:
+def there(form: str, device: str, **changes: Any) -> ModelResult:
     """A file held against the host's."""
-    listed = tuple(Disagreement(query=40 + i, bit=i, logit=0.0123 * (i + 1), host=-0.0456) for i in range(3))
+    listed = tuple(BitDisagreement(query=40 + i, bit=i, logit=0.0123 * (i + 1), host=-0.0456) for i in range(3))
     found = {"host_flips": 6, "host_flips_beyond": 5, "disagreements": listed, "conditions": {"kind": device}}
     return ran(form, device=device, **{**found, **changes})
 
@@ -85,12 +85,23 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
         ran(bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, neighbours_kept=0.9712),
         ran("litert-int8", bit_flips=(0,) * BITS, bytes=2_310_000, p50_ms=0.5, margins=(2,) * MARGIN_BINS),
         there(
-            "onnx-fp32", "arm64-cortex-a53", **untimed, precision="fp16", instructions=36_763_297,
+            "onnx-fp32",
+            "arm64-cortex-a53",
+            **untimed,
+            precision="fp16",
+            instructions=36_763_297,
             conditions={"profile": label, "loads": "7,645,773"},
         ),
         there(
-            "litert-int8", "arm64-cortex-a53", **untimed, instructions=13_026_917, host_flips=0, host_flips_beyond=0,
-            disagreements=(), worst=(Worst(query=9, flipped=2),), conditions={"profile": label, "loads": "4,784,391"},
+            "litert-int8",
+            "arm64-cortex-a53",
+            **untimed,
+            instructions=13_026_917,
+            host_flips=0,
+            host_flips_beyond=0,
+            disagreements=(),
+            worst=(WorstQuery(query=9, flipped=2),),
+            conditions={"profile": label, "loads": "4,784,391"},
         ),
         not_run("coreml-fp16", reason=f"MissingBackend: {label} a").model_copy(update={"device": "arm64-cortex-a53"}),
         *(
@@ -99,11 +110,15 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
         ),
         not_run("onnx-fp32", "failed", f"WorkerFailed: {label} c").model_copy(update={"device": "android"}),
         ran(
-            "coreml-fp16", device=f"phone {label}", **untimed | bare | {"p50_ms": 0.61}, margins=(), worst=(),
+            "coreml-fp16",
+            device=f"phone {label}",
+            **untimed | bare | {"p50_ms": 0.61},
+            margins=(),
+            worst=(),
             conditions={"units": label},
         ),
-    )  # fmt: skip
-    tile = Tile(image=IMAGE, label=label)
+    )
+    tile = Thumbnail(image=IMAGE, label=label)
     made: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00",
         "command": f"check {label}",
@@ -116,10 +131,12 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
         "gallery": 6001,
         "map": 0.7015,
         "files": files,
-        "limits": Limits(p90_ms={"host": 50.5}, size_mb=77.5),
-        "verdict": check(files, Limits()),
-        "grid": (GridRow(query=tile, hits=tuple(tile.model_copy(update={"distance": d}) for d in range(41, 51))),),
-        "machine": Machine(
+        "limits": Thresholds(p90_ms={"host": 50.5}, size_mb=77.5),
+        "verdict": check(files, Thresholds()),
+        "grid": (
+            RetrievalExample(query=tile, hits=tuple(tile.model_copy(update={"distance": d}) for d in range(41, 51))),
+        ),
+        "machine": SystemInfo(
             cpu=f"CPU {label}",
             cores=2,
             memory_gb=23.4,
@@ -150,7 +167,7 @@ def test_the_verdict_comes_first_and_every_sentence_of_it(tmp_path: Path) -> Non
     places = [body.index(sentence) for sentence in (*made.verdict.failures, *made.verdict.notes)]
     assert len(places) == 4
     assert max(places[0], *places) < body.index("Devices and files")
-    passed = proof(files=(ran(),), verdict=check((ran(),), Limits()))
+    passed = proof(files=(ran(),), verdict=check((ran(),), Thresholds()))
     assert "✓ Passed 1 of 1 files ran, on 1 of 1 device." in render(passed, tmp_path).body
 
 
@@ -214,7 +231,7 @@ def test_a_file_that_broke_is_not_hidden_by_those_that_did_not_run(tmp_path: Pat
 
 
 def test_what_a_number_is_not_is_said_where_it_applies(tmp_path: Path) -> None:
-    def said(row: FileRow) -> str:
+    def said(row: ModelResult) -> str:
         return render(proof(files=(row,)), tmp_path).body + printed(proof(files=(row,)), 1000)
 
     still = {"p50_ms": None, "load_ms": None, "first_ms": None}
@@ -263,9 +280,9 @@ def test_bits_ranges_margins_and_the_grid_are_drawn(tmp_path: Path) -> None:
 
 
 def test_labels_tell_right_from_wrong_by_more_than_colour(tmp_path: Path) -> None:
-    tile = Tile(image=IMAGE, label="cat")
+    tile = Thumbnail(image=IMAGE, label="cat")
     hits = [tile.model_copy(update={"distance": d, "right": d > 2}) for d in (1, 3)]
-    page = render(proof(grid=(GridRow(query=tile, hits=tuple(hits)),)), tmp_path)
+    page = render(proof(grid=(RetrievalExample(query=tile, hits=tuple(hits)),)), tmp_path)
     assert "cat ✗ 1 cat ✓ 3 How to read" in page.body
     assert "dashed frame" in page.body
     assert "dashed frame" not in render(proof(), tmp_path).body
@@ -319,7 +336,7 @@ def test_what_is_missing_or_not_a_number_still_renders(tmp_path: Path, changes: 
 
 
 def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
-    made = proof(limits=Limits(size_mb=1.0))
+    made = proof(limits=Thresholds(size_mb=1.0))
     lines = printed(made).splitlines()
     assert lines[0] == "FAILED  bundle Ankle boot"
     assert max(map(len, lines)) <= 80

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import cells, not_run, ran, results
 from rich.console import Console
 
-from mobile_eval import plots, words
+from gallery.results import Results, Skipped, Thresholds, TrainingCurve
+from mobile_eval import formatting, plots
 from mobile_eval.gate import check
 from mobile_eval.report import print_tables, smallest, write_html
-from mobile_eval.results import Curve, Limits, Results, Skipped
+from tests.mobile_eval.factories import cells, not_run, ran, results
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}</title></style>"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -148,7 +148,7 @@ def test_a_failure_is_said_on_the_banner_and_on_its_row(tmp_path: Path) -> None:
         not_run("onnx-int4", status="failed", reason="Fail: INVALID_PROTOBUF"),
         ran("litert-fp32"),
     )
-    run = results(files=files, verdict=check(files, Limits(), cells()))
+    run = results(files=files, verdict=check(files, Thresholds(), cells()))
     body = render(run, tmp_path).body
     assert "✗ Failed 2 of 3 files" in body
     assert "onnx-fp32: mAP drop 0.0312 is over the limit 0.002" in body
@@ -189,9 +189,9 @@ def test_right_and_wrong_differ_by_more_than_colour(tmp_path: Path) -> None:
         {"warnings": ("a", "b")},
         {
             "curves": (
-                Curve(stage="s", steps=(), loss=()),
-                Curve(stage="t", steps=(0,), loss=(math.nan,)),
-                Curve(stage="u", steps=(5,), loss=(2.0,), validation=((5, math.nan),)),
+                TrainingCurve(stage="s", steps=(), loss=()),
+                TrainingCurve(stage="t", steps=(0,), loss=(math.nan,)),
+                TrainingCurve(stage="u", steps=(5,), loss=(2.0,), validation=((5, math.nan),)),
             )
         },
     ],
@@ -256,17 +256,23 @@ def test_no_page_scrolls_sideways(tmp_path: Path, width: int) -> None:
 
 
 def test_words() -> None:
-    assert [words.percent(v) for v in (None, 0.0, 0.00019, 0.0123, math.nan)] == ["-", "0%", "0.019%", "1.23%", "nan%"]
-    assert [words.size(v) for v in (0, 999, 8_512_345)] == ["-", "1.0 kB", "8.51 MB"]
-    assert [words.duration(v) for v in (0.04, 9.94, 59.4, 59.6, 356.2)] == [
+    assert [formatting.percent(v) for v in (None, 0.0, 0.00019, 0.0123, math.nan)] == [
+        "-",
+        "0%",
+        "0.019%",
+        "1.23%",
+        "nan%",
+    ]
+    assert [formatting.size(v) for v in (0, 999, 8_512_345)] == ["-", "1.0 kB", "8.51 MB"]
+    assert [formatting.duration(v) for v in (0.04, 9.94, 59.4, 59.6, 356.2)] == [
         "0.0 s",
         "9.9 s",
         "59 s",
         "1 min 0 s",
         "5 min 56 s",
     ]
-    assert words.number(None, 4) == words.count(None) == "-"
-    assert words.count(64000) == "64,000"
+    assert formatting.number(None, 4) == formatting.count(None) == "-"
+    assert formatting.count(64000) == "64,000"
 
 
 def test_a_long_curve_is_thinned_to_means_and_its_plot_stays_inside() -> None:
@@ -277,7 +283,7 @@ def test_a_long_curve_is_thinned_to_means_and_its_plot_stays_inside() -> None:
     stretch = math.ceil(9999 / plots.MAX_POINTS)
     assert thinned[3][1] == pytest.approx(np.mean(values[3 * stretch + 1 : 4 * stretch + 1]))
     for plot in plots.of_curve(
-        Curve(
+        TrainingCurve(
             stage="s",
             steps=steps,
             loss=values,
@@ -298,10 +304,10 @@ def test_the_center_map_shows_every_entry_and_escapes_names(tmp_path: Path) -> N
 
     from PIL import Image
 
-    from mobile_eval.results import CenterMap
+    from gallery.results import HashCenterSummary
 
     distance = ((0, 8, 6), (8, 0, 7), (6, 7, 0))
-    shown = CenterMap(
+    shown = HashCenterSummary(
         classes=("cat", "<b>dog</b>", "cow"), distance=distance, similarity=((1, 0.5, 0), (0.5, 1, 0.25), (0, 0.25, 1)),
         similarity_of="features", construction="auto", assignment="quadratic", correlation=0.31,
     )  # fmt: skip

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import IMAGE, cells, ran, results
 from pydantic import ValidationError
 
 from gallery.errors import CorruptFile
-from mobile_eval.machine import cores, cpu_name, describe
-from mobile_eval.results import Curve, Limits, Results, Tile, load, ratio
+from gallery.results import Results, Thresholds, Thumbnail, TrainingCurve, load, ratio
+from mobile_eval.system_info import cores, cpu_name, describe
+from tests.mobile_eval.factories import IMAGE, cells, ran, results
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_records_are_frozen_and_strict_about_keys() -> None:
     with pytest.raises(ValidationError, match="mapp"):
         ran(mapp=1.0)
     with pytest.raises(ValidationError):
-        Limits(float_files={"map_drop": -0.1, "flip_rate": 0.0})
+        Thresholds(float_files={"map_drop": -0.1, "flip_rate": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_records_are_frozen_and_strict_about_keys() -> None:
 )
 def test_a_thumbnail_is_nothing_but_inline_pixels(image: str) -> None:
     with pytest.raises(ValidationError):
-        Tile(image=image, label="x")
+        Thumbnail(image=image, label="x")
 
 
 def test_a_curve_must_be_aligned() -> None:
     with pytest.raises(ValidationError, match="2 steps, 1 losses"):
-        Curve(stage="s", steps=(1, 2), loss=(1.0,))
+        TrainingCurve(stage="s", steps=(1, 2), loss=(1.0,))
     with pytest.raises(ValidationError):
-        Curve(stage="s", steps=(1, 2), loss=(1.0, 2.0), accuracy=(0.5,))
+        TrainingCurve(stage="s", steps=(1, 2), loss=(1.0, 2.0), accuracy=(0.5,))
 
 
 def test_random_weights_are_never_forgotten() -> None:
@@ -114,7 +114,7 @@ def test_random_weights_are_never_forgotten() -> None:
 
 
 def test_the_kind_of_a_file_decides_its_limit() -> None:
-    limits = Limits()
+    limits = Thresholds()
     for form, limit in (
         ("onnx-fp32", limits.float_files),
         ("coreml-fp16", limits.float_files),
@@ -135,7 +135,7 @@ def test_the_machine_describes_itself_without_torch() -> None:
     import subprocess
     import sys
 
-    probe = "import sys, mobile_eval.machine as m; d = m.describe(); print('torch' in sys.modules, d.gpu)"
+    probe = "import sys, mobile_eval.system_info as m; d = m.describe(); print('torch' in sys.modules, d.gpu)"
     assert subprocess.check_output([sys.executable, "-c", probe], text=True).split() == ["False", "None"]
     machine = describe()
     assert (machine.cpu, machine.cores) == (cpu_name(), cores())

@@ -9,7 +9,7 @@ import numpy as np
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.index import MemoryGallery
-from mobile_eval.retrieval import TOP, retrieval_grid, spread
+from mobile_eval.retrieval_grid import TOP, retrieval_grid, spread
 
 CLASSES = ("a", "b", "c")
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.artifact import Artifact
-from export.card import KEY, Card
-from export.cards import SPEC, read_card
-from export.forms import export_all
+from export.artifact import ExportedModel
+from export.card import KEY, ModelMetadata
+from export.exporter import export_all
+from export.metadata import SPEC, read_card
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
@@ -53,7 +53,7 @@ def net() -> nn.Module:
 def files(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
-    return {one.form.split("-")[0]: one.path for one in made if isinstance(one, Artifact)}
+    return {one.form.split("-")[0]: one.path for one in made if isinstance(one, ExportedModel)}
 
 
 @pytest.fixture(scope="module", params=SUFFIXES)
@@ -212,7 +212,7 @@ def test_reading_a_card_survives_any_flipped_bytes(files: dict[str, Path], tmp_p
         damaged[places] ^= rng.integers(1, 256, 4).astype(np.uint8)
         part.write_bytes(damaged.tobytes())
         try:
-            assert isinstance(read_card(path), Card)
+            assert isinstance(read_card(path), ModelMetadata)
         except (CorruptFile, CodeSpaceMismatch):
             refused += 1
     assert refused > 0
@@ -279,7 +279,7 @@ def test_a_card_that_describes_another_graph_is_refused(
 ) -> None:
     card = json.loads(open_model(files["onnx"]).card.to_json()) | change
     with pytest.raises(CorruptFile, match="shapes"):
-        open_model(with_card(files["onnx"], tmp_path, Card(**card).to_json()))
+        open_model(with_card(files["onnx"], tmp_path, ModelMetadata(**card).to_json()))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"bits": 64}', '{"unknown": 1}'])

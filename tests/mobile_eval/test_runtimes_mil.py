@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.quiet import quiet
+from export.capture_output import quiet
 from gallery.errors import MissingBackend
 from mobile_eval.runtimes import mil_ops
 from mobile_eval.runtimes.mil import Program

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_pictures import MakeFolder, noise
+
+from tests.distill.data.factories import MakeFolder, noise
 
 
 @pytest.fixture

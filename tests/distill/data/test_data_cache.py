@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_pictures import MakeFolder, noise
 from PIL import Image
 
 from distill.data import Dataset, load
 from gallery.errors import InputError
+from tests.distill.data.factories import MakeFolder, noise
 
 LOAD = """
 import sys

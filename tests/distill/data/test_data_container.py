@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_pictures import encoded, pack, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data import Dataset, load, native_size
-from distill.data.container import Encoded, list_container
+from distill.data.container import PackedImages, list_container
 from distill.data.decode import to_square
 from gallery.errors import InputError
+from tests.distill.data.factories import encoded, pack, photo
 
 PICTURES = [encoded(i) for i in range(20)]
 SINGLE: dict[str, Any] = {"labels": np.arange(20, dtype=np.uint8) % 2, "classes": np.array(["no", "yes"])}
@@ -47,7 +47,7 @@ def test_single_and_multi_labels(tmp_path: Path) -> None:
 
 def test_pictures_are_not_read_before_they_are_wanted(tmp_path: Path) -> None:
     listing = list_container(pack(tmp_path / "c.npz", PICTURES, **SINGLE))
-    assert isinstance(listing.pictures, Encoded)
+    assert isinstance(listing.pictures, PackedImages)
     assert isinstance(listing.pictures.data, np.memmap)
     assert listing.pictures.data[:8].tobytes() == PICTURES[0][:8]
     assert listing.pictures.read(7)[0].tobytes() == photo(7).tobytes()

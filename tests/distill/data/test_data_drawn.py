@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_pictures import encoded, pack, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data import Dataset, load, native_size
 from distill.data.decode import to_square
-from distill.data.drawn import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, draw
+from distill.data.sampled_splits import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, draw
 from gallery.errors import CorruptFile, InputError
+from tests.distill.data.factories import encoded, pack, photo
 
 SCENES = ("agricultural", "airplane", "beach")
 TABLE = "IMAGE\\LABEL\tfield\tsand\twater\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.data import embedded, load
+from distill.data import fashion_mnist, load
 from gallery.errors import CorruptFile, InputError
 
 NAMES = [
@@ -23,7 +23,7 @@ NAMES = [
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
 ]
-installed = pytest.mark.skipif(not embedded.DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
+installed = pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
 
 
 def idx(*shape: int, value: int = 0, kind: int = 8) -> bytes:
@@ -41,7 +41,7 @@ def full_set(folder: Path, n_train: int = 40, n_test: int = 10) -> Path:
 
 def test_the_subset(tmp_path: Path) -> None:
     data = load("embedded", [28, 32], tmp_path, seed=0)
-    assert (data.name, data.classes) == ("fashion_mnist_7k", embedded.CLASSES)
+    assert (data.name, data.classes) == ("fashion_mnist_7k", fashion_mnist.CLASSES)
     assert (data.classes[0], data.classes[8], data.classes[9]) == ("T-shirt/top", "Bag", "Ankle boot")
     assert len(set(data.names)) == 7000
     assert np.bincount(data.labels[data.gallery]).tolist() == [600] * 10
@@ -51,29 +51,29 @@ def test_the_subset(tmp_path: Path) -> None:
     assert not set(data.query) & set(data.gallery)
     assert {data.names[i].split("/")[0] for i in data.query} == {"test"}
     assert {data.names[i].split("/")[0] for i in data.gallery} == {"train"}
-    with np.load(embedded.SUBSET, allow_pickle=False) as file:
+    with np.load(fashion_mnist.SUBSET, allow_pickle=False) as file:
         assert np.array_equal(data.pixels[28], file["images"][..., None].repeat(3, -1))
     assert "6000 train = gallery, 1000 query; 300 of train" in data.protocol
     assert load("embedded", [28], tmp_path, seed=0).fingerprint == data.fingerprint
 
 
 def test_file_and_licence() -> None:
-    assert embedded.SUBSET.stat().st_size < 6e6
-    licence = embedded.SUBSET.with_name("FASHION_MNIST_LICENSE").read_text()
+    assert fashion_mnist.SUBSET.stat().st_size < 6e6
+    licence = fashion_mnist.SUBSET.with_name("FASHION_MNIST_LICENSE").read_text()
     for words in ("MIT", "Copyright (c) 2017 Zalando SE", "https://tech.zalando.com", "WITHOUT WARRANTY OF ANY KIND"):
         assert words in licence
 
 
 @installed
 def test_the_subset_is_debians(tmp_path: Path) -> None:
-    embedded.make(tmp_path / "again.npz")
+    fashion_mnist.make(tmp_path / "again.npz")
     read = {}
     for part, n in (("train", 60_000), ("t10k", 10_000)):
-        with gzip.open(embedded.DEBIAN / f"{part}-images-idx3-ubyte.gz") as stream:
+        with gzip.open(fashion_mnist.DEBIAN / f"{part}-images-idx3-ubyte.gz") as stream:
             read[part] = np.frombuffer(stream.read()[16:], np.uint8).reshape(n, 28, 28)
-        with gzip.open(embedded.DEBIAN / f"{part}-labels-idx1-ubyte.gz") as stream:
+        with gzip.open(fashion_mnist.DEBIAN / f"{part}-labels-idx1-ubyte.gz") as stream:
             read[part + " labels"] = np.frombuffer(stream.read()[8:], np.uint8)
-    with np.load(embedded.SUBSET) as file, np.load(tmp_path / "again.npz") as again:
+    with np.load(fashion_mnist.SUBSET) as file, np.load(tmp_path / "again.npz") as again:
         assert all(np.array_equal(file[name], again[name]) for name in ("images", "labels", "rows"))
         train, test = file["rows"][:6000], file["rows"][6000:]
         assert np.array_equal(file["images"], np.concatenate([read["train"][train], read["t10k"][test]]))
@@ -85,7 +85,7 @@ def test_the_full_set(tmp_path: Path) -> None:
     data = load("fashion_mnist", [4], tmp_path, seed=0)
     assert (len(data.gallery), len(data.query), len(data.validation)) == (60_000, 10_000, 3_000)
     assert np.bincount(data.labels[data.query]).tolist() == [1000] * 10
-    assert data.classes == embedded.CLASSES
+    assert data.classes == fashion_mnist.CLASSES
 
 
 def zipped(data: bytes) -> bytes:
@@ -112,7 +112,7 @@ def zipped(data: bytes) -> bytes:
 )
 def test_damaged_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None) -> None:
     folder = full_set(tmp_path / "set")
-    monkeypatch.setattr(embedded, "DEBIAN", folder)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", folder)
     assert len(load("fashion_mnist", [4], tmp_path / "cache", seed=0).query) == 10
     (folder / name).unlink()
     if content is not None:
@@ -126,13 +126,13 @@ def test_an_idx_bomb_is_not_unpacked(tmp_path: Path) -> None:
         for _ in range(64):
             stream.write(bytes(1 << 20))
     with pytest.raises(CorruptFile, match=f"{16 + 70_000 * 784 + 1} bytes"):
-        embedded._idx(tmp_path / "a.gz", 3)
+        fashion_mnist._idx(tmp_path / "a.gz", 3)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server of torchvision's four files, from the folder returned."""
-    from distill.models import import_timm
+    from distill.models.hash_net import import_timm
 
     import_timm()
     from torchvision.datasets import FashionMNIST
@@ -142,7 +142,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         monkeypatch.setenv("no_proxy", "*")
-        monkeypatch.setattr(embedded, "DEBIAN", tmp_path / "not installed")
+        monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "not installed")
         monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
         monkeypatch.setattr(FashionMNIST, "resources", [(name, None) for name in NAMES])
         yield folder
@@ -166,7 +166,7 @@ def test_a_server_that_has_it_not(tmp_path: Path, server: Path) -> None:
 def test_a_server_that_never_answers(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import FashionMNIST
 
-    monkeypatch.setattr(embedded, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(fashion_mnist, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
         with pytest.raises(InputError, match="timed out"):

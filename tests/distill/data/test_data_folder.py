@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pictures import MakeFolder, noise
 from PIL import Image
 
-from distill.data import Skipped, decode, folder, load, native_size
+from distill.data import Skipped, decode, image_folder, load, native_size
 from distill.data.decode import to_square
 from gallery.errors import InputError
+from tests.distill.data.factories import MakeFolder, noise
 
 
 def test_class_folders(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_native_size_reads_headers_of_a_bounded_sample(
         opened.append(path)
         return decode.shorter_side(path)
 
-    monkeypatch.setattr(folder, "shorter_side", shorter_side)
+    monkeypatch.setattr(image_folder, "shorter_side", shorter_side)
     assert native_size(str(root)) == 8
     assert len(set(opened)) == len(opened) == 200
     assert opened[-1] == root / "b" / "000.png"
@@ -262,7 +262,7 @@ def test_uc_merced_unpacked(tmp_path: Path) -> None:
     picked = [i for c in range(10) for i in np.flatnonzero(labels == c)[:10]]
     for i in picked:
         folder = tmp_path / "ucmerced" / str(classes[labels[i]])
-        folder.mkdir(parents=True, exist_ok=True)
+        image_folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i:04d}.img").write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())
     source = str(tmp_path / "ucmerced")
     assert native_size(source) == 128

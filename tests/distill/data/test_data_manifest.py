@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_pictures import MakeFolder, noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.data import Dataset, load, native_size
 from distill.data.manifest import list_manifest
 from gallery.errors import InputError
+from tests.distill.data.factories import MakeFolder, noise
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_pictures import encoded
 
-from distill.data import Dataset, lists, load, native_size
+from distill.data import Dataset, list_files, load, native_size
 from distill.data.decode import decode, to_square
-from distill.data.lists import list_published
+from distill.data.list_files import list_published
 from distill.data.protocols import PROTOCOLS
 from distill.data.published import PUBLISHED
 from gallery.errors import InputError
+from tests.distill.data.factories import encoded
 
 PARTS = {"test": range(20), "train": range(20, 60), "database": range(60, 100)}
 COLUMNS = {"imagenet100": 2, "coco": 80, "nuswide_21": 21, "nuswide_21_m": 21, "nuswide_81_m": 81, "mirflickr": 38,
@@ -257,7 +257,7 @@ def test_damaged_list_files(tmp_path: Path, damage: bytes) -> None:
 
 def test_a_list_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "voc2012")
-    monkeypatch.setattr(lists, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(list_files, "MAX_BYTES", 1 << 20)
     (tmp_path / "voc2012" / "test.txt.xz").write_bytes(lzma.compress(bytes((1 << 20) + 1)))
     with pytest.raises(InputError, match="more than 1 MiB"):
         opened("voc2012", tmp_path)

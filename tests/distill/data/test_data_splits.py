@@ -9,13 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distill.data.dataset import Listing
+from distill.data.dataset import ImageList
 from distill.data.splits import encode_labels, split
 from gallery.errors import InputError
 
 
-def listing(labels: list[tuple[str, ...]], parts: list[set[str]] | None = None, multi: bool = False) -> Listing:
-    return Listing(
+def listing(labels: list[tuple[str, ...]], parts: list[set[str]] | None = None, multi: bool = False) -> ImageList:
+    return ImageList(
         name="set",
         names=tuple(f"{i:05d}" for i in range(len(labels))),
         labels=tuple(labels),
@@ -27,7 +27,7 @@ def listing(labels: list[tuple[str, ...]], parts: list[set[str]] | None = None, 
 
 
 def splits(
-    source: Listing, seed: int = 0, query: float = 0.2, validation: float = 0.05
+    source: ImageList, seed: int = 0, query: float = 0.2, validation: float = 0.05
 ) -> tuple[Any, dict[str, Any], str]:
     kept = np.arange(len(source.names))
     classes, labels = encode_labels(source, kept)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_pictures import MakeFolder, encoded, pack, photo
 
 from distill.data import Dataset, load, save_split
 from distill.data.decode import to_square
 from gallery.errors import InputError
+from tests.distill.data.factories import MakeFolder, encoded, pack, photo
 
 LABELLED = {"a": 20, "b": 20, "c": 20}
 PARTS = ("train", "validation", "gallery", "query")

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-import teaching
 import torch
 
-from distill.distillers.bct import Bct
+from distill.distillers.bct import BCTDistiller
+from tests.distill.distillers import factories as teaching
 
 
 def test_by_loops_of_pictures_with_one_and_several_labels() -> None:
@@ -19,8 +19,8 @@ def test_by_loops_of_pictures_with_one_and_several_labels() -> None:
             powers = [math.exp(scale * teaching.cosine(row, word)) for word in of.words.numpy()]
             chosen = [c for c, belongs in enumerate(classes) if belongs]
             total -= sum(math.log(powers[c] / sum(powers)) for c in chosen) / len(chosen)
-        assert Bct(of, weight=weight, scale=scale)(batch).item() == pytest.approx(weight * total / 4, rel=1e-5)
-    assert Bct(of)(batch).item() == Bct(of, scale=8)(batch).item()
+        assert BCTDistiller(of, weight=weight, scale=scale)(batch).item() == pytest.approx(weight * total / 4, rel=1e-5)
+    assert BCTDistiller(of)(batch).item() == BCTDistiller(of, scale=8)(batch).item()
 
 
 def test_the_rules() -> None:
@@ -30,7 +30,7 @@ def test_the_rules() -> None:
 def test_without_labels_it_is_nothing_but_has_a_gradient() -> None:
     of = teaching.task()
     batch = teaching.taught(of, labelled=0)
-    loss = Bct(of)(batch)
+    loss = BCTDistiller(of)(batch)
     assert loss.item() == 0
     loss.backward()
     assert batch.student.grad is not None
@@ -42,7 +42,9 @@ def test_the_teacher_and_rows_without_labels_are_not_looked_at() -> None:
     batch = teaching.taught(of)
     other = batch.student.detach().clone()
     other[4:] += 1
-    assert Bct(of)(batch._replace(student=other, teacher=-batch.teacher)).item() == Bct(of)(batch).item()
+    assert (
+        BCTDistiller(of)(batch._replace(student=other, teacher=-batch.teacher)).item() == BCTDistiller(of)(batch).item()
+    )
 
 
 def test_learns_the_bits_of_the_centers() -> None:
@@ -54,5 +56,5 @@ def test_learns_the_bits_of_the_centers() -> None:
     labels = torch.arange(12) % 8
     batch = teaching.taught(of, 12)._replace(teacher=of.words[labels], positive=torch.eye(8, dtype=torch.bool)[labels])
     assert (of.words[0] != of.words).any(0).all()
-    before, after = teaching.agreement(Bct(of), batch)
+    before, after = teaching.agreement(BCTDistiller(of), batch)
     assert before < 0.7 < 0.9 < after

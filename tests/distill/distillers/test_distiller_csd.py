@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import teaching
 import torch
 
-from distill.distillers.csd import Csd
+from distill.distillers.csd import CSDDistiller
 from gallery.errors import InputError
+from tests.distill.distillers import factories as teaching
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -28,7 +28,7 @@ def test_by_loops(signs: int, k: int) -> None:
         wanted = softmax([teaching.cosine(g, gallery[j]) / 0.01 for j in near])
         found = softmax([teaching.cosine(q, gallery[j]) / 1.0 for j in near])
         total += sum(p * math.log(p / r) for p, r in zip(wanted, found, strict=True) if p > 0)
-    assert Csd(of, k=k, signs=signs)(batch).item() == pytest.approx(20 * total / 6, rel=1e-5, abs=1e-12)
+    assert CSDDistiller(of, k=k, signs=signs)(batch).item() == pytest.approx(20 * total / 6, rel=1e-5, abs=1e-12)
 
 
 def test_the_rules() -> None:
@@ -39,11 +39,11 @@ def test_neighbours_are_codes_each_once_of_the_whole_gallery() -> None:
     of = teaching.task(of_codes=True)
     batch = teaching.taught(of)
     copies = type(of)(of.words, torch.cat([of.gallery, of.gallery[:1].expand(300, -1)]), 0)
-    assert len(Csd(of).known) == len(teaching.distinct(of.gallery.numpy())) < 40
-    assert Csd(copies)(batch).item() == pytest.approx(Csd(of)(batch).item())
+    assert len(CSDDistiller(of).known) == len(teaching.distinct(of.gallery.numpy())) < 40
+    assert CSDDistiller(copies)(batch).item() == pytest.approx(CSDDistiller(of)(batch).item())
     fewer = type(of)(of.words, of.gallery[:20], 0)
-    assert Csd(fewer)(batch).item() != pytest.approx(Csd(of)(batch).item(), rel=1e-3)
-    near, asked = Csd(of, k=5).compare(batch)
+    assert CSDDistiller(fewer)(batch).item() != pytest.approx(CSDDistiller(of)(batch).item(), rel=1e-3)
+    near, asked = CSDDistiller(of, k=5).compare(batch)
     assert near.shape == asked.shape == (6, 5)
     assert torch.equal(near, near.sort(dim=1, descending=True).values)
     assert near[:, 0].detach().numpy() == pytest.approx(np.ones(6))  # a picture of the gallery is its own nearest
@@ -52,15 +52,15 @@ def test_neighbours_are_codes_each_once_of_the_whole_gallery() -> None:
 def test_learns_the_teachers_bits_in_a_varied_gallery() -> None:
     """In a gallery whose codes agree in no bit: bits in which all neighbours agree it leaves to the center term."""
     of = teaching.task(pictures=200)
-    before, after = teaching.agreement(Csd(of), teaching.taught(of, 12))
+    before, after = teaching.agreement(CSDDistiller(of), teaching.taught(of, 12))
     assert before < 0.7 < 0.9 < after
 
 
 @pytest.mark.parametrize("k", [0, -3, 2.5])
 def test_no_neighbours_are_refused(k: float) -> None:
     with pytest.raises(InputError, match="a whole k of at least 1"):
-        Csd(teaching.task(), k=k)
+        CSDDistiller(teaching.task(), k=k)
 
 
 def test_nothing_of_the_gallery_is_written_into_a_checkpoint() -> None:
-    assert not Csd(teaching.task()).state_dict()
+    assert not CSDDistiller(teaching.task()).state_dict()

@@ -3,15 +3,15 @@
 import math
 
 import pytest
-import teaching
 import torch
 
-from distill.distillers.base import Task, Taught
-from distill.distillers.d3still import D3still
+from distill.distillers.base import DistillBatch, DistillContext
+from distill.distillers.d3still import D3stillDistiller
 from gallery.errors import InputError
+from tests.distill.distillers import factories as teaching
 
 
-def slow(batch: Taught, signs: int, k: int, alpha: float, beta: float, gamma: float) -> float:
+def slow(batch: DistillBatch, signs: int, k: int, alpha: float, beta: float, gamma: float) -> float:
     q, g = batch.student.detach().numpy(), teaching.looked_at(batch.teacher, signs)
     count = len(q)
     own = [[round(teaching.cosine(g[i], g[j]), 12) for j in range(count)] for i in range(count)]
@@ -36,10 +36,12 @@ def slow(batch: Taught, signs: int, k: int, alpha: float, beta: float, gamma: fl
 def test_by_loops(signs: int, k: int, count: int) -> None:
     of = teaching.task()
     batch = teaching.taught(of, count)
-    assert D3still(of, k=k, signs=signs)(batch).item() == pytest.approx(slow(batch, signs, k, 200, 10, 2), rel=1e-5)
+    assert D3stillDistiller(of, k=k, signs=signs)(batch).item() == pytest.approx(
+        slow(batch, signs, k, 200, 10, 2), rel=1e-5
+    )
     for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
         parts = dict(zip(("alpha", "beta", "gamma"), weights, strict=True))
-        found = D3still(of, k=k, signs=signs, weight=3, **parts)(batch).item()
+        found = D3stillDistiller(of, k=k, signs=signs, weight=3, **parts)(batch).item()
         assert found == pytest.approx(3 * slow(batch, signs, k, *weights), rel=1e-5)
         assert found > 0
 
@@ -50,21 +52,21 @@ def test_the_rules() -> None:
 
 def test_a_tie_of_the_teachers_has_no_order_to_lose() -> None:
     codes = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, 1]], dtype=torch.float64)
-    of = Task(codes, codes, 0)
+    of = DistillContext(codes, codes, 0)
     student = torch.tensor([[1.0, 1, 0.2, 0.9]], dtype=torch.float64)  # nearer to the third than to the second
-    alone = D3still(of, alpha=0)
-    others = alone(Taught(codes, codes, torch.zeros(0, 3, dtype=torch.bool))).item()
+    alone = D3stillDistiller(of, alpha=0)
+    others = alone(DistillBatch(codes, codes, torch.zeros(0, 3, dtype=torch.bool))).item()
     assert others == pytest.approx(0)
     first = torch.cat([student, codes[1:]])
-    assert alone(Taught(first, codes, torch.zeros(0, 3, dtype=torch.bool))).item() == pytest.approx(0)
+    assert alone(DistillBatch(first, codes, torch.zeros(0, 3, dtype=torch.bool))).item() == pytest.approx(0)
 
 
 def test_learns_the_teachers_bits() -> None:
     of = teaching.task()
-    before, after = teaching.agreement(D3still(of), teaching.taught(of, 12))
+    before, after = teaching.agreement(D3stillDistiller(of), teaching.taught(of, 12))
     assert before < 0.7 < 0.9 < after
 
 
 def test_a_picture_without_neighbours_is_refused() -> None:
     with pytest.raises(InputError, match="a whole k of at least 2"):
-        D3still(teaching.task(), k=1)
+        D3stillDistiller(teaching.task(), k=1)

@@ -3,11 +3,11 @@
 import math
 
 import pytest
-import teaching
 import torch
 
-from distill.distillers.fitnet import FitNet
-from distill.objectives.base import cosines
+from distill.distillers.fitnet import FitNetDistiller
+from distill.losses.base import cosines
+from tests.distill.distillers import factories as teaching
 
 
 @pytest.mark.parametrize("signs", [0, 1])
@@ -18,8 +18,8 @@ def test_by_loops(signs: int) -> None:
     for q, g in zip(batch.student.detach().numpy(), teaching.looked_at(batch.teacher, signs), strict=True):
         long, wide = math.sqrt(sum(x * x for x in q)), math.sqrt(sum(x * x for x in g))
         total += sum((q[bit] / long - g[bit] / wide) ** 2 for bit in range(16))
-    assert FitNet(of, signs=signs)(batch).item() == pytest.approx(5 * total / 6, rel=1e-5)
-    assert FitNet(of, weight=2, signs=signs)(batch).item() == pytest.approx(2 * total / 6, rel=1e-5)
+    assert FitNetDistiller(of, signs=signs)(batch).item() == pytest.approx(5 * total / 6, rel=1e-5)
+    assert FitNetDistiller(of, weight=2, signs=signs)(batch).item() == pytest.approx(2 * total / 6, rel=1e-5)
 
 
 def test_the_rules() -> None:
@@ -30,13 +30,15 @@ def test_codes_are_all_it_sees_unless_asked_for_logits() -> None:
     of = teaching.task()
     batch = teaching.taught(of)
     louder = batch._replace(teacher=batch.teacher * torch.linspace(0.5, 3, 16, dtype=torch.float64))
-    assert FitNet(of)(louder).item() == FitNet(of)(batch).item()
-    assert FitNet(of, signs=0)(louder).item() != pytest.approx(FitNet(of, signs=0)(batch).item(), rel=1e-3)
+    assert FitNetDistiller(of)(louder).item() == FitNetDistiller(of)(batch).item()
+    assert FitNetDistiller(of, signs=0)(louder).item() != pytest.approx(
+        FitNetDistiller(of, signs=0)(batch).item(), rel=1e-3
+    )
 
 
 def test_learns_the_teachers_bits() -> None:
     of = teaching.task()
-    before, after = teaching.agreement(FitNet(of), teaching.taught(of))
+    before, after = teaching.agreement(FitNetDistiller(of), teaching.taught(of))
     assert before < 0.7 < after == 1
 
 

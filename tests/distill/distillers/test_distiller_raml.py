@@ -1,9 +1,9 @@
 """Similarities within a batch against loops over pairs of pictures."""
 
 import pytest
-import teaching
 
-from distill.distillers.raml import Raml
+from distill.distillers.raml import RAMLDistiller
+from tests.distill.distillers import factories as teaching
 
 
 @pytest.mark.parametrize("signs", [0, 1])
@@ -16,9 +16,9 @@ def test_by_loops(signs: int) -> None:
     cross = sum((teaching.cosine(q[i], g[j]) - teaching.cosine(g[i], g[j])) ** 2 for i, j in pairs) / 30
     own = sum((teaching.cosine(q[i], q[j]) - teaching.cosine(g[i], g[j])) ** 2 for i, j in pairs) / 30
     slow = 20 * (itself + 0.7482 * cross + 0.6778 * own)
-    assert Raml(of, signs=signs)(batch).item() == pytest.approx(slow, rel=1e-5)
+    assert RAMLDistiller(of, signs=signs)(batch).item() == pytest.approx(slow, rel=1e-5)
     slow = itself + 0.5 * cross  # one weight for both was the bug of the released code
-    assert Raml(of, weight=1, cross=0.5, own=0, signs=signs)(batch).item() == pytest.approx(slow, rel=1e-5)
+    assert RAMLDistiller(of, weight=1, cross=0.5, own=0, signs=signs)(batch).item() == pytest.approx(slow, rel=1e-5)
 
 
 def test_the_rules() -> None:
@@ -29,12 +29,15 @@ def test_only_the_term_of_students_alone_is_blind_to_a_rotation() -> None:
     of = teaching.task()
     batch = teaching.taught(of)
     turned = batch._replace(student=batch.student @ teaching.rotation(16))
-    both = [Raml(of, cross=0, own=own)(batch).item() - Raml(of, cross=0, own=own)(turned).item() for own in (0, 1)]
+    both = [
+        RAMLDistiller(of, cross=0, own=own)(batch).item() - RAMLDistiller(of, cross=0, own=own)(turned).item()
+        for own in (0, 1)
+    ]
     assert both[0] == pytest.approx(both[1])
     assert abs(both[0]) > 1e-3
 
 
 def test_learns_the_teachers_bits() -> None:
     of = teaching.task()
-    before, after = teaching.agreement(Raml(of), teaching.taught(of))
+    before, after = teaching.agreement(RAMLDistiller(of), teaching.taught(of))
     assert before < 0.7 < after == 1

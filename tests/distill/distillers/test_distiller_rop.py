@@ -3,10 +3,10 @@
 import math
 
 import pytest
-import teaching
 
-from distill.distillers.rop import Rop
+from distill.distillers.rop import ROPDistiller
 from gallery.errors import InputError
+from tests.distill.distillers import factories as teaching
 
 
 def step(x: float, tau: float) -> float:
@@ -28,7 +28,7 @@ def test_by_loops(signs: int, k: int) -> None:
         for j in range(len(near)):
             place = sum((step(s[i] - s[j], 1e-6) - step(q[i] - s[j], 0.1)) ** 2 for i in range(len(near)))
             total += math.exp(0.2 * s[j]) / norm * (j + 1) * place / len(near)
-    assert Rop(of, k=k, signs=signs)(batch).item() == pytest.approx(2 * total / 6, rel=1e-5)
+    assert ROPDistiller(of, k=k, signs=signs)(batch).item() == pytest.approx(2 * total / 6, rel=1e-5)
 
 
 def test_the_rules() -> None:
@@ -37,10 +37,10 @@ def test_the_rules() -> None:
 
 def test_learns_the_teachers_bits() -> None:
     of = teaching.task(pictures=100)
-    before, after = teaching.agreement(Rop(of), teaching.taught(of, 12))
+    before, after = teaching.agreement(ROPDistiller(of), teaching.taught(of, 12))
     assert before < 0.7 < 0.9 < after
 
 
 def test_no_neighbours_are_refused() -> None:
     with pytest.raises(InputError, match="a whole k of at least 1"):
-        Rop(teaching.task(), k=0)
+        ROPDistiller(teaching.task(), k=0)

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from handset import Handset, exported
 
 from gallery.errors import MissingBackend
-from mobile_eval.devices.arm64_root import default_root, setup, stale
+from mobile_eval.devices.arm64_setup import default_root, setup, stale
+from tests.mobile_eval.devices.handset import Handset, exported
 
 
 @pytest.fixture(scope="session")

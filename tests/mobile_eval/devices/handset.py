@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.models import build
-from export.artifact import Artifact
-from export.forms import export_all
+from distill.models.hash_net import build
+from export.artifact import ExportedModel
+from export.exporter import export_all
 from gallery.codespace import Preprocessing
 
 torch.set_num_threads(1)
@@ -26,7 +26,7 @@ FORMS = ("onnx-fp32", "litert-fp32")
 class Handset:
     """files by form; pictures uint8 `[6, S, S, 3]`; logits: of torch, float32 `[6, bits]`."""
 
-    files: dict[str, Artifact]
+    files: dict[str, ExportedModel]
     pictures: NDArray[np.uint8]
     logits: NDArray[np.float32]
 
@@ -45,7 +45,7 @@ def exported(folder: Path) -> Handset:
         net.eval()
         logits = net(inputs[:6]).numpy()
     made = export_all(net, HALF, "c" * 16, "mobilenetv3_small_100", FORMS, folder)
-    files = {one.form: one for one in made if isinstance(one, Artifact)}
+    files = {one.form: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(FORMS), made
     return Handset(files, pictures[:6], logits)
 

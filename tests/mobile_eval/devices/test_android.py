@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adb_daemon import Daemon, make_root
-from handset import TOLERANCE, Handset
 
 from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend
+from gallery.results import ModelResult
 from mobile_eval.devices import android
-from mobile_eval.devices.adb import Adb, choose
+from mobile_eval.devices.adb import AdbClient, choose
 from mobile_eval.devices.android import TEMP, Android, read_log
-from mobile_eval.devices.process import WorkerFailed
-from mobile_eval.results import FileRow
+from mobile_eval.devices.subprocess_device import WorkerFailed
+from tests.mobile_eval.devices.adb_daemon import Daemon, make_root
+from tests.mobile_eval.devices.handset import TOLERANCE, Handset
 
 RECORDED = """INFO: Initialized session in 119.515ms.
 INFO: Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
@@ -92,7 +92,7 @@ def left_behind(daemon: Daemon) -> list[str]:
 
 
 def test_shell_and_files_pass_through_the_real_adb(phone: Daemon, tmp_path: Path) -> None:
-    adb = Adb()
+    adb = AdbClient()
     assert adb.serial == phone.serial
     assert adb.shell("echo out; echo err >&2") == "out\n"
     for code, words in {7: "exit code 7", 127: "exit code 127", 137: "SIGKILL", 132: "SIGILL"}.items():
@@ -122,7 +122,7 @@ def test_with_a_python_there_codes_and_latency_come_back(phone: Daemon, handset:
         sure = np.abs(handset.logits[:2]) > TOLERANCE
         assert np.array_equal((found.logits > 0)[sure], (handset.logits[:2] > 0)[sure])
         assert np.array_equal(found.codes, np.packbits(found.logits > 0, axis=1, bitorder="little"))
-        row = FileRow(form="f", format="f", precision="p", path="p", status="ran", **found.figures)
+        row = ModelResult(form="f", format="f", precision="p", path="p", status="ran", **found.figures)
         assert (row.samples, row.threads) == (3, 1)
         assert row.p50_ms > 0
         assert row.conditions["model"] == "Test double"
@@ -155,7 +155,7 @@ def test_without_a_python_the_benchmark_tool_gives_latency_alone(
         device.push([file], handset.pictures)
         found = device.run(file)
         assert (found.codes, found.logits) == (None, None)
-        row = FileRow(form="f", format="f", precision="p", path="p", status="ran", **found.figures)
+        row = ModelResult(form="f", format="f", precision="p", path="p", status="ran", **found.figures)
         assert row.load_ms > 0
         assert row.first_ms > 0
         assert (row.samples, row.p90_ms) == (1, None)
@@ -198,13 +198,13 @@ def unplug_when_busy(phone: Daemon) -> None:
 def test_several_devices_need_a_name_and_a_locked_one_its_owner(phone: Daemon) -> None:
     other = plugged(Daemon(phone.root))
     with pytest.raises(InputError, match=rf"{phone.serial}.*Name one"):
-        Adb()
-    assert Adb(other.serial).serial == other.serial
+        AdbClient()
+    assert AdbClient(other.serial).serial == other.serial
     other.unplug()
     locked = Daemon(phone.root, locked=True)
     subprocess.run(["adb", "connect", locked.serial], timeout=30, capture_output=True)
     with pytest.raises(MissingBackend, match=r"unauthorized.*accept this computer's key"):
-        Adb(locked.serial)
+        AdbClient(locked.serial)
     locked.unplug()
 
 

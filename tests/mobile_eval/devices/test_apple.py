@@ -21,15 +21,15 @@ from torch.nn import functional as F
 
 from export.apps import run_on_mac
 from export.apps.run_on_mac import UNITS, Answer, Picture, Run
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from export.bundle import open_bundle, write_bundle
-from export.forms import export_all
+from export.exporter import export_all
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.errors import InputError, MissingBackend
-from mobile_eval import imports
+from gallery.results import ModelResult
+from mobile_eval import external_results
 from mobile_eval.devices.apple import Apple
-from mobile_eval.results import FileRow
 from mobile_eval.runtimes import open_model
 
 SIZE, BITS = 24, 16
@@ -63,9 +63,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def file(bundle: Path) -> Artifact:
+def file(bundle: Path) -> ExportedModel:
     path = bundle / "query-fp16.mlpackage"
-    return Artifact.of(path, "coreml", open_model(path).card)
+    return ExportedModel.of(path, "coreml", open_model(path).card)
 
 
 def by_reference(path: Path, unit: str) -> Run:
@@ -86,7 +86,7 @@ def ran(bundle: Path, out: Path, opener: Callable[[Path, str], Run] = by_referen
 
 
 @elsewhere
-def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: Artifact) -> None:
+def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: ExportedModel) -> None:
     with Apple() as device:
         device.push([file], IMAGES)
         outcome = device.run(file)
@@ -94,7 +94,7 @@ def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: Artifact) ->
     assert np.array_equal(outcome.codes, here.codes)
     assert np.array_equal(outcome.logits, here.logits)
     assert (device.name, outcome.figures["device"]) == ("apple-reference", "apple-reference")
-    row = FileRow(form="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures)
+    row = ModelResult(form="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures)
     assert (row.load_ms, row.p50_ms, row.samples) == (None, None, None)
 
 
@@ -106,7 +106,7 @@ def test_a_compute_unit_takes_a_mac(unit: str) -> None:
     assert platform.system() in caught.value.found
 
 
-def test_what_no_mac_has_is_refused(file: Artifact) -> None:
+def test_what_no_mac_has_is_refused(file: ExportedModel) -> None:
     with pytest.raises(InputError, match="CPU_AND_NE"):
         Apple("TPU")
     with Apple() as device:
@@ -130,10 +130,10 @@ def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_ta
     assert "0 where |logit| > 0.001" in capsys.readouterr().out
     kept = {"format": "coreml", "status": "ran"}
     rows = [
-        FileRow(form=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
+        ModelResult(form=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
         for one in open_bundle(bundle).files
     ]
-    merged = imports.merge(rows, imports.read(tmp_path / "mac.json"))[2:]
+    merged = external_results.merge(rows, external_results.read(tmp_path / "mac.json"))[2:]
     assert len(merged) == 2 * len(UNITS)
     assert {row.device for row in merged} == {"apple-cpu-only", "apple-cpu-and-gpu", "apple-cpu-and-ne", "apple-all"}
     for row in merged:

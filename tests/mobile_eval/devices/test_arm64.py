@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handset import SIZE, TOLERANCE, Handset, kill_worker_in
 
 from gallery.errors import CorruptFile, InputError, MissingBackend
-from mobile_eval.devices import arm64_root
+from gallery.results import ModelResult
+from mobile_eval.devices import arm64_setup
 from mobile_eval.devices.arm64 import COUNTS, MARKS, Arm64, least, setup
-from mobile_eval.devices.arm64_root import PROFILES, SETUP, WHEELS, cpuinfo, stale
+from mobile_eval.devices.arm64_setup import PROFILES, SETUP, WHEELS, cpuinfo, stale
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.process import WorkerFailed
-from mobile_eval.results import FileRow
+from mobile_eval.devices.subprocess_device import WorkerFailed
+from tests.mobile_eval.devices.handset import SIZE, TOLERANCE, Handset, kill_worker_in
 
 
 def test_setup_leaves_all_of_it_and_a_second_one_leaves_it_alone(userland: Path) -> None:
@@ -79,7 +79,7 @@ def multiply_adds() -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from distill.models import build
+    from distill.models.hash_net import build
 
     net = build("mobilenetv3_small_100", SIZE, 64, seed=0).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -87,12 +87,12 @@ def multiply_adds() -> float:
     return counter.get_total_flops() / 2
 
 
-def count(root: Path, profile: str, handset: Handset) -> FileRow:
+def count(root: Path, profile: str, handset: Handset) -> ModelResult:
     with Arm64(profile, root) as device:
         device.push([], handset.pictures[:1])
         found = device.run(handset.files["litert-fp32"])
     assert device.name == f"arm64-{profile}"
-    return FileRow(form="f", format="litert", precision="fp32", path="p", status="ran", **found.figures)
+    return ModelResult(form="f", format="litert", precision="fp32", path="p", status="ran", **found.figures)
 
 
 def test_a_killed_emulator_costs_only_its_file(userland: Path, handset: Handset) -> None:
@@ -125,13 +125,13 @@ def test_without_a_userland_the_command_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_a_userland_of_other_versions_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stamp = arm64_root._stamp() | {"numpy": "1.0"}
+    stamp = arm64_setup._stamp() | {"numpy": "1.0"}
     (tmp_path / "stamp.json").write_text(json.dumps(stamp))
     with pytest.raises(MissingBackend, match=r"made of numpy 1\.0, not 2\.") as error:
         Arm64(root=tmp_path).prepare()
     assert SETUP in str(error.value)
-    (tmp_path / "stamp.json").write_text(json.dumps(arm64_root._stamp()))
-    assert set(WHEELS) < set(arm64_root._stamp())
+    (tmp_path / "stamp.json").write_text(json.dumps(arm64_setup._stamp()))
+    assert set(WHEELS) < set(arm64_setup._stamp())
     monkeypatch.setenv("PATH", str(tmp_path))
     assert stale(tmp_path) == "no qemu-aarch64 on the path"
 

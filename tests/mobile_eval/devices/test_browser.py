@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.artifact import Artifact
-from export.forms import export_all
+from export.artifact import ExportedModel
+from export.exporter import export_all
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend
+from gallery.results import ModelResult
 from mobile_eval.devices import browser as lane
-from mobile_eval.devices import browser_parts as parts
+from mobile_eval.devices import browser_setup as parts
 from mobile_eval.devices.browser import CHUNK, PAGE, Browser
-from mobile_eval.devices.browser_parts import PACKAGES, SET_UP, setup
-from mobile_eval.devices.process import WorkerFailed
-from mobile_eval.devices.site import Site
-from mobile_eval.devices.steps import step
-from mobile_eval.results import FileRow
+from mobile_eval.devices.browser_setup import PACKAGES, SET_UP, setup
+from mobile_eval.devices.install import step
+from mobile_eval.devices.subprocess_device import WorkerFailed
+from mobile_eval.devices.web_server import WebServer
 from mobile_eval.runtimes import open_model
 
 SIZE, BITS, TOLERANCE = 24, 16, 1e-3
@@ -52,13 +52,13 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportedModel]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = Tiny().eval()
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
-    return {one.form: one for one in made if isinstance(one, Artifact)}
+    return {one.form: one for one in made if isinstance(one, ExportedModel)}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def engines(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chromium(engines: Path, files: dict[str, Artifact]) -> Iterator[Browser]:
+def chromium(engines: Path, files: dict[str, ExportedModel]) -> Iterator[Browser]:
     with Browser(folder=engines, samples=3, max_seconds=5) as device:
         device.push(list(files.values()), PICTURES)
         yield device
@@ -125,7 +125,9 @@ def altered(device: Browser, old: str, new: str) -> memoryview:
 
 
 @pytest.mark.parametrize(("threads", "forms"), [(1, FORMS), (2, FORMS[:2])])
-def test_codes_are_the_hosts(threads: int, forms: tuple[str, ...], engines: Path, files: dict[str, Artifact]) -> None:
+def test_codes_are_the_hosts(
+    threads: int, forms: tuple[str, ...], engines: Path, files: dict[str, ExportedModel]
+) -> None:
     with Browser(threads, folder=engines, samples=7, max_seconds=5) as device:
         device.push(list(files.values()), PICTURES)
         for form in forms:
@@ -135,7 +137,7 @@ def test_codes_are_the_hosts(threads: int, forms: tuple[str, ...], engines: Path
             assert np.allclose(outcome.logits, here.logits, atol=0.02 if "fp16" in form else 1e-4), form
             assert np.array_equal(outcome.codes, pack(outcome.logits)), form
             format, precision = form.split("-", 1)
-            row = FileRow(form=form, format=format, precision=precision, path="x", status="ran", **outcome.figures)
+            row = ModelResult(form=form, format=format, precision=precision, path="x", status="ran", **outcome.figures)
             assert (row.device, row.threads, row.samples) == (f"browser-wasm-{threads}", threads, 7)
             assert None not in (row.load_ms, row.first_ms, row.p50_ms, row.p90_ms, row.p99_ms)
             assert row.conditions["isolated"] == "true"
@@ -144,7 +146,7 @@ def test_codes_are_the_hosts(threads: int, forms: tuple[str, ...], engines: Path
             assert outcome.engine == f"{name} WebAssembly"
 
 
-def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, files: dict[str, Artifact]) -> None:
+def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, files: dict[str, ExportedModel]) -> None:
     with Browser(accelerator="webgpu", software=True, folder=engines, samples=1, max_seconds=1) as device:
         device.push(list(files.values()), PICTURES[:2])
         outcome, here = device.run(files["litert-fp32"]), open_model(files["litert-fp32"].path).run(PICTURES[:2])
@@ -166,7 +168,7 @@ def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, fil
 
 
 def test_a_damaged_file_is_refused_with_the_engines_words_and_the_next_one_runs(
-    chromium: Browser, files: dict[str, Artifact], tmp_path: Path
+    chromium: Browser, files: dict[str, ExportedModel], tmp_path: Path
 ) -> None:
     for form, words in (("onnx-fp32", "protobuf parsing failed"), ("litert-fp32", "Failed to load model")):
         torn = tmp_path / files[form].path.name
@@ -179,7 +181,7 @@ def test_a_damaged_file_is_refused_with_the_engines_words_and_the_next_one_runs(
 
 
 def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
-    chromium: Browser, files: dict[str, Artifact]
+    chromium: Browser, files: dict[str, ExportedModel]
 ) -> None:
     with pytest.raises(MissingBackend, match="in a browser"):
         chromium.run(replace(files["onnx-fp32"], format="coreml"))
@@ -195,7 +197,7 @@ def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
 
 @pytest.mark.parametrize("change", [("rows.push(", "if (start) rows.push("), ("[codes, logits].map", "[codes].map")])
 def test_answers_of_another_shape_are_refused(
-    change: tuple[str, str], chromium: Browser, files: dict[str, Artifact]
+    change: tuple[str, str], chromium: Browser, files: dict[str, ExportedModel]
 ) -> None:
     page, chromium._entries[PAGE] = chromium._entries[PAGE], altered(chromium, *change)
     try:
@@ -205,7 +207,7 @@ def test_answers_of_another_shape_are_refused(
         chromium._entries[PAGE] = page
 
 
-def test_an_engine_that_never_answers_costs_only_its_file(engines: Path, files: dict[str, Artifact]) -> None:
+def test_an_engine_that_never_answers_costs_only_its_file(engines: Path, files: dict[str, ExportedModel]) -> None:
     with Browser(folder=engines, samples=1, max_seconds=0.5, limit_s=3) as device:
         device.push(list(files.values()), PICTURES)
         page, device._entries[PAGE] = (
@@ -218,7 +220,7 @@ def test_an_engine_that_never_answers_costs_only_its_file(engines: Path, files: 
         assert len(device.run(files["litert-fp32"]).codes) == len(PICTURES)
 
 
-def test_a_page_that_is_killed_costs_only_its_file(engines: Path, files: dict[str, Artifact]) -> None:
+def test_a_page_that_is_killed_costs_only_its_file(engines: Path, files: dict[str, ExportedModel]) -> None:
     old = processes()
     with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
         device.push(list(files.values()), PICTURES)
@@ -236,7 +238,7 @@ def test_a_page_that_is_killed_costs_only_its_file(engines: Path, files: dict[st
     ids=["chromium", "driver"],
 )
 def test_a_browser_that_is_killed_is_lost_and_leaves_nothing_behind(
-    which: Callable[[str], bool], engines: Path, files: dict[str, Artifact]
+    which: Callable[[str], bool], engines: Path, files: dict[str, ExportedModel]
 ) -> None:
     old = processes()
     with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
@@ -253,7 +255,7 @@ def test_a_browser_that_is_killed_is_lost_and_leaves_nothing_behind(
     assert not left, processes()
 
 
-def test_closing_ends_what_is_under_way(engines: Path, files: dict[str, Artifact]) -> None:
+def test_closing_ends_what_is_under_way(engines: Path, files: dict[str, ExportedModel]) -> None:
     with Browser(folder=engines, samples=10**9, max_seconds=120) as device, ThreadPoolExecutor(1) as pool:
         device.push(list(files.values()), PICTURES)
         under_way = pool.submit(device.run, files["onnx-fp32"])
@@ -315,7 +317,7 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path)
 def test_the_server_knows_its_entries_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a.mjs").write_text("export {}")
     (tmp_path / "secret").write_text("x")
-    site = Site({"/npm/a.mjs": tmp_path / "a.mjs", "/pictures/0": PICTURES[:2].reshape(-1).data})
+    site = WebServer({"/npm/a.mjs": tmp_path / "a.mjs", "/pictures/0": PICTURES[:2].reshape(-1).data})
     try:
         status, headers, body = got(site, "/npm/a.mjs")
         assert (status, headers["Content-Type"], body) == (200, "text/javascript", b"export {}")
@@ -331,7 +333,7 @@ def test_the_server_knows_its_entries_and_nothing_else(tmp_path: Path) -> None:
         got(site, "/npm/a.mjs")
 
 
-def got(site: Site, path: str, host: str = "") -> tuple[int, dict[str, str], bytes]:
+def got(site: WebServer, path: str, host: str = "") -> tuple[int, dict[str, str], bytes]:
     place = site.url.removeprefix("http://")
     connection = http.client.HTTPConnection(place, timeout=5)
     try:

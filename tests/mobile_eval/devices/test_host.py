@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handset import TOLERANCE, Handset, kill_worker_in
 
-from export.artifact import Artifact
+from export.artifact import ExportedModel
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from gallery.results import ModelResult
 from mobile_eval.devices import worker
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.process import ANSWERS, REPORT, REPOSITORY, WorkerFailed, ending, read_outcome
-from mobile_eval.results import FileRow
+from mobile_eval.devices.subprocess_device import ANSWERS, REPORT, REPOSITORY, WorkerFailed, ending, read_outcome
 from mobile_eval.runtimes import open_model
+from tests.mobile_eval.devices.handset import TOLERANCE, Handset, kill_worker_in
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def host(handset: Handset) -> Iterator[Host]:
         yield device
 
 
-def other(file: Artifact, path: Path) -> Artifact:
+def other(file: ExportedModel, path: Path) -> ExportedModel:
     return replace(file, path=path)
 
 
@@ -50,7 +50,7 @@ def test_a_file_gives_what_it_gives_in_this_process_and_is_measured(host: Host, 
     assert sure.mean() > 0.9
     assert np.array_equal((found.logits > 0)[sure], (handset.logits > 0)[sure])
     assert found.engine == here.engine
-    row = FileRow(form=form, format=file.format, precision="fp32", path="f", status="ran", **found.figures)
+    row = ModelResult(form=form, format=file.format, precision="fp32", path="f", status="ran", **found.figures)
     assert (row.samples, row.threads) == (5, 1)
     assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
     assert row.load_ms > 0

@@ -1,0 +1,149 @@
+"""Protocols whose splits are drawn here, class by class and by the seed: nobody published theirs.
+
+A class's draw depends on the seed, its name and the order of its own pictures, so a set packed in another order has
+another split; each run saves its own.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.container import list_container
+from distill.data.dataset import GALLERY, QUERY, TRAIN, ImageList, join
+from distill.data.fashion_mnist import ImageArrays
+from distill.data.image_folder import list_folder
+from distill.data.protocol_specs import CIFAR10, IMAGENET20, UCMERCED
+from gallery.errors import CorruptFile, InputError
+
+Parts = tuple[frozenset[str], ...]
+LEARNED, FOUND, BOTH = frozenset({TRAIN}), frozenset({GALLERY}), frozenset({TRAIN, GALLERY})
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_EDGE, CIFAR_BATCHES = 32, (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+CIFAR_PROTOCOLS = {  # queries and train pictures a class, the parts of the latter, and the sizes all that makes
+    "cifar10": (100, 500, LEARNED, (5_000, 54_000, 1_000)),
+    "cifar10-1": (100, 500, BOTH, (5_000, 59_000, 1_000)),
+    "cifar10-2": (1_000, 5_000, BOTH, (50_000, 50_000, 10_000)),
+}
+ALL = "in the literature mAP@all"
+
+
+def draw(groups: Sequence[str], seed: int, queries: int, train: int | None, learned: frozenset[str] = BOTH) -> Parts:
+    """Of each group so many queries, then so many (None: all others) in the parts `learned`; the rest is gallery."""
+    members = defaultdict[str, list[int]](list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    parts = [FOUND] * len(groups)
+    for group, own in members.items():
+        order = np.random.default_rng([seed, zlib.crc32(group.encode())]).permutation(own)
+        for i in order[:queries]:
+            parts[i] = frozenset({QUERY})
+        for i in order[queries : None if train is None else queries + train]:
+            parts[i] = learned
+    return tuple(parts)
+
+
+def list_cifar10(name: str, root: Path, seed: int) -> ImageList:
+    """CIFAR-10's binary version, or containers of its pictures.  Raises `InputError` and `CorruptFile`."""
+    queries, train, learned, sizes = CIFAR_PROTOCOLS[name]
+    folder = root / CIFAR10.folder
+    binary, containers = folder / "cifar-10-batches-bin", sorted(folder.glob("cifar10_*.npz"))
+    if binary.is_dir():
+        listing = join(*(_batch(binary / f"{batch}.bin") for batch in CIFAR_BATCHES))
+    elif containers:
+        listing = join(*map(list_container, containers))
+    else:
+        raise CIFAR10.absent(root)
+    return replace(
+        listing,
+        name=name,
+        parts=draw(_first(listing), seed, queries, train, learned),
+        origin=f"CIFAR-10, {queries} queries and {train} of train a class drawn here by seed {seed} ({ALL})",
+        published=sizes,
+    )
+
+
+def _batch(path: Path) -> ImageList:
+    """Records of a label and 3 x 32 x 32 bytes."""
+    try:
+        record = 1 + 3 * CIFAR_EDGE**2
+        rows = np.fromfile(path, np.uint8, 10_000 * record + 1).reshape(-1, record)
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"a batch of CIFAR-10's binary version at {path}", str(error), "Unpack it again.") from error
+    labels, edge = rows[:, 0], CIFAR_EDGE
+    if labels.max(initial=0) >= len(CIFAR_CLASSES):
+        raise CorruptFile(f"labels below {len(CIFAR_CLASSES)} in {path}", str(labels.max()), "Unpack it again.")
+    return ImageList(
+        name=path.stem,
+        names=tuple(f"{path.stem}/{i:05d}" for i in range(len(rows))),
+        labels=tuple((CIFAR_CLASSES[label],) for label in labels),
+        parts=(),
+        pictures=ImageArrays(rows[:, 1:].reshape(-1, 3, edge, edge).transpose(0, 2, 3, 1)),
+        classes=CIFAR_CLASSES,
+    )
+
+
+def list_ucmerced(name: str, root: Path, seed: int) -> ImageList:
+    """UC Merced as it unpacks, or a container; both names have the same split.  Raises `InputError`."""
+    multi, folder = name == "ucmerced_multi", root / UCMERCED.folder
+    images, containers = folder / "UCMerced_LandUse" / "Images", sorted(folder.glob("ucmerced*.npz"))
+    if images.is_dir():
+        scenes = list_folder(images)
+        listing = _multi_labels(scenes, folder / "LandUse_Multilabeled.txt", root) if multi else scenes
+    elif containers:
+        scenes, listing = list_container(containers[0], False), list_container(containers[0], multi)
+    else:
+        raise UCMERCED.absent(root)
+    return replace(
+        listing,
+        name=name,
+        parts=draw(_first(scenes), seed, 20, None),
+        origin=f"UC Merced, 20 queries a scene class drawn here by seed {seed} ({ALL})",
+        published=(1_680, 1_680, 420),
+    )
+
+
+def _multi_labels(scenes: ImageList, path: Path, root: Path) -> ImageList:
+    """The pictures with their rows of the published table: a header with the classes; names without their ending."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UCMERCED.absent(root, str(error)) from error
+    header, *rows = [line.split("\t") for line in text.splitlines() if line.strip()] or [[""]]
+    classes, table = tuple(map(str.strip, header[1:])), dict[str, tuple[str, ...]]()
+    for stem, *bits in rows:
+        if len(bits) != len(classes) or not re.fullmatch("[01]+", "".join(map(str.strip, bits))):
+            fix = "Download the table again; it is separated by tabs."
+            raise InputError(f"{len(classes)} labels of 0 or 1 for {stem!r} in {path}", f"{bits}", fix)
+        table[stem.strip()] = tuple(c for c, bit in zip(classes, bits, strict=True) if bit.strip() == "1")
+    if lost := [name for name in scenes.names if Path(name).stem not in table]:
+        raise InputError(f"labels of {lost[0]} in {path}", "none", "Download the table again.")
+    labels = tuple(table[Path(name).stem] for name in scenes.names)
+    return replace(scenes, labels=labels, multi=True, classes=classes)
+
+
+def list_imagenet20(name: str, root: Path, seed: int) -> ImageList:
+    """The two containers of imagenet20; their split into query and database is given, train is drawn."""
+    files = [root / IMAGENET20.folder / f"imagenet20_160_{part}.npz" for part in ("database", "query")]
+    if not all(file.is_file() for file in files):
+        raise IMAGENET20.absent(root)
+    database, query = map(list_container, files)
+    return replace(
+        join(
+            replace(database, parts=draw(_first(database), seed, 0, 100)),
+            replace(query, parts=(frozenset({QUERY}),) * len(query.names)),
+        ),
+        name=name,
+        origin=f"20 ImageNet classes, not a published protocol, 100 of train a class drawn here by seed {seed}",
+        published=(2_000, 4_900, 1_000),
+    )
+
+
+def _first(listing: ImageList) -> list[str]:
+    return [labels[0] for labels in listing.labels]

@@ -1,0 +1,192 @@
+"""Data parallel training: `torchrun --nproc-per-node N distill/run.py ...`; alone, every function here is a no-op.
+
+All processes draw the same batches, each looks at its own share (`mine`), and the features of all meet before the hash
+head (`gather`): the head's batch norm and the loss see the whole batch, as one process would.  The processes have to
+see the same run folder, in which only the first one writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from gallery.console import log
+from gallery.errors import InputError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    Rows = TypeVar("Rows", Tensor, NDArray[Any])
+
+_apart = False  # whether what the processes did together has ended
+PATIENCE = timedelta(hours=12)  # the first process works alone for whole stages while the others wait
+
+
+@contextmanager
+def start() -> Iterator[None]:
+    """Joins the processes that torchrun has started, for the length of the block; only the first one is heard."""
+    if world() == 1:
+        yield
+        return
+    import torch
+
+    gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if gpus and local >= gpus:
+        raise InputError("a GPU for each process", f"{gpus} GPUs", f"Give torchrun --nproc-per-node {gpus}.")
+    torch.cuda.set_device(local if gpus else -1)
+    torch.distributed.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    level = log.level
+    log.setLevel(level if is_first() else logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        leave()
+
+
+def leave() -> None:
+    """Ends what the processes do together: from here on each is alone, and need not wait for the others."""
+    import torch
+
+    global _apart
+    _apart = True
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's place among all that torchrun has started, from 0."""
+    return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return 1 if _apart else _started()
+
+
+def _started() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if world() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def share(value: float | None) -> float | None:
+    """The first process's `value`, in every process."""
+    if world() == 1:
+        return value
+    import torch
+
+    box = torch.tensor([math.nan if value is None else value], dtype=torch.float64, device=_device())
+    torch.distributed.broadcast(box, 0)
+    return None if box.isnan() else float(box)
+
+
+@contextmanager
+def first_here() -> Iterator[bool]:
+    """The first process enters alone, and the others when it has left: they find what it has made.
+
+    Yields whether this is the first one.  Where it fails, the others raise `InputError` instead of entering.
+    """
+    if is_first():
+        try:
+            yield True
+        except Exception:  # whatever it was: the others must not wait for it
+            share(0.0)
+            raise
+        share(1.0)
+    elif share(None):
+        yield False
+    else:
+        raise InputError("what the first process makes", "that it failed", "See its message.")
+
+
+def mine(rows: Rows) -> Rows:
+    """This process's share of the rows of a batch; raises `InputError` where the shares would differ in size."""
+    size, left = divmod(len(rows), world())
+    if left:
+        fix = f"Choose a batch size that is a multiple of {world()}."
+        raise InputError(f"batches that {world()} processes can share evenly", f"{len(rows)} pictures", fix)
+    return rows[rank() * size : (rank() + 1) * size]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all processes, `[B, ...]` to `[B * world, ...]`, in the order of `mine`.
+
+    Differentiable, if every process computes the same loss from what it gets here and `average`s its gradients: a
+    process takes the gradient of its own rows, times `world`, so that the mean over processes is that of one process.
+    """
+    if world() == 1:
+        return rows
+    import torch
+
+    own = rows.contiguous().view_as(rows)
+    parts = [torch.empty_like(own) for _ in range(world())]
+    torch.distributed.all_gather(parts, own.detach())
+    if own.requires_grad:
+        own.register_hook(lambda gradient: gradient * world())
+    parts[rank()] = own
+    return torch.cat(parts)
+
+
+def average(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces the gradients by their mean over all processes, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if world() == 1 or not gradients:
+        return
+    import torch
+
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, (flat / world()).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
+
+
+def align(net: nn.Module) -> None:
+    """Gives every process the first one's tensors of `net`."""
+    if world() > 1:
+        import torch
+
+        for tensor in net.state_dict().values():
+            row = tensor.contiguous()  # channels_last cannot travel
+            torch.distributed.broadcast(row, 0)
+            tensor.copy_(row)
+
+
+def synchronise(net: nn.Module) -> None:
+    """Makes the batch norms of `net.backbone` see the whole batch: on GPUs.  torch cannot do so on CPUs."""
+    backbone: Any = getattr(net, "backbone", None)
+    if world() == 1 or backbone is None:
+        return
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from distill.models.hash_net import import_timm
+
+    if _device() == "cuda":
+        net.backbone = import_timm().layers.convert_sync_batchnorm(backbone)
+    elif any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        log.warning("  batch norms of the backbone see the pictures of one process each: CPUs cannot share them")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

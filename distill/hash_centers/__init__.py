@@ -1,0 +1,1 @@
+"""Hash centers: constructions, assignment to classes, multi-label targets."""

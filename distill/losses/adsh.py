@@ -1,0 +1,49 @@
+"""ADSH: the network hashes queries only; the gallery's codes are learned themselves, from the labels of its pictures.
+
+"Asymmetric Deep Supervised Hashing", AAAI, 2018.
+
+L = mean_ij (u_i.v_j / K - S_ij)^2 + gamma / (G K) mean_ik (sign(u_ik) - u_ik)^2
+
+u = tanh(h) `[B, K]` of a batch; V `[G, K]` of +-1; S_ij = 1 where i and j share a class, else -r, with
+r = |S1| / |S0|, the numbers of pairs of either kind, for which the two kinds weigh the same.
+At the end of a round V is improved bit by bit in closed form, by discrete cyclic coordinate descent on
+sum_ij (U_i.v_j - K S_ij)^2:  v_k = sign(K (S^T U)_k - V' U'^T U_k),  V' and U' without bit k.
+
+Departures.  The paper's sums are divided by their number of pairs and K^2: its gamma = 200 weighs gamma / (G K) here.
+Its gamma |v_i - u_i|^2 is for queries drawn from the gallery; here the training pictures are a set of their own, of
+which nobody knows where in the gallery they are, so u is drawn to its own sign, and the closed form has no such term.
+It draws 2,000 queries a round; here all training pictures are, in the engine's batches.  Codes learned from the labels
+of what is searched must not be compared with those of methods that hash pictures they know nothing of.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.losses.asymmetric import AsymmetricHashLoss
+from distill.losses.base import LossContext
+from distill.losses.csch import signs
+
+
+class ADSHLoss(AsymmetricHashLoss):
+    """Inner products with the gallery's codes regress on similarities."""
+
+    def __init__(self, task: LossContext, gamma: float = 200.0, every: float = 3.0) -> None:
+        super().__init__(task, gamma, every)
+        self.ratio = self.share / (1 - self.share) if self.share < 1 else 0.0
+
+    def fit(self, product: Tensor, near: Tensor) -> Tensor:
+        return (product - torch.where(near > 0, 1.0, -self.ratio)).square()
+
+    def improved(self) -> Tensor:
+        v, u = self.learned.clone(), self.bank.values
+        near, gram = self.of_alike(u), u.T @ u
+        wanted = self.task.bits * (near - self.ratio * (u.sum(0) - near))
+        for k in range(self.task.bits):
+            others = v @ gram[:, k] - v[:, k] * gram[k, k]
+            v[:, k] = signs(wanted[:, k] - others)
+        return v
+
+
+METHOD = ADSHLoss

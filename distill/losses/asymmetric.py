@@ -1,0 +1,83 @@
+"""What ADSH, ADMH and JLDSH share: codes of the gallery, learned from its labels in turns with the network.
+
+The network is trained against the gallery's codes V; at the end of every few epochs, a round, V is improved against
+the bank U, what the network last said of each training picture, and so on.  It is no method itself.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike
+from distill.losses.csch import signs
+
+ENTRIES = 1 << 22  # of training x gallery pictures that are looked at in one go: 16 MiB, whatever their numbers
+
+
+class AsymmetricHashLoss(HashLoss):
+    """A loss of u = tanh(h) against V, and a step that improves V.
+
+    learned: V, `[G, bits]` of +-1, begun at random; bank: its values are U, `[N, bits]`, zeros for pictures not seen
+    yet, which thus move nothing; gamma: weight of the quantization term, as published; every: epochs of a round
+    """
+
+    learns_codes = True
+    learned: Tensor
+    step: Tensor
+
+    def __init__(self, task: LossContext, gamma: float, every: float) -> None:
+        super().__init__(task)
+        self.gamma, self.round = gamma, max(1, round(every * task.steps))
+        begun = torch.randint(2, (len(task.gallery), task.bits), generator=task.generator())
+        self.bank = CodeMemory(task)
+        self.register_buffer("learned", 2.0 * begun - 1)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        ones = torch.ones(len(task.positive), 1, device=task.positive.device)
+        self.share = self.of_alike(ones).double().mean().item() / len(task.positive)
+        """Of pairs, a training picture and one of the gallery, that share a class."""
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        u = torch.tanh(seen.logits)
+        if self.training:
+            self._remember(u.detach(), seen.rows)
+        return self.loss(u, seen.rows)
+
+    def loss(self, u: Tensor, rows: Tensor) -> Tensor:
+        """The loss of what the network says, u `[B, bits]`, of the training pictures `rows`."""
+        near = alike(self.task.positive[rows], self.task.gallery)
+        return self.fit(u @ self.learned.T / self.task.bits, near).mean() + self.quantization(u)
+
+    @abstractmethod
+    def fit(self, product: Tensor, near: Tensor) -> Tensor:
+        """The loss of each pair; product: u.v / K, near: 1 where the two share a class, both `[B, G]` or `[G, N]`."""
+
+    @abstractmethod
+    def improved(self) -> Tensor:
+        """V after a step that lowers the loss of its pairs with the bank, `[G, bits]`."""
+
+    def quantization(self, u: Tensor) -> Tensor:
+        """gamma / (G K) mean (sign(u) - u)^2, in the scale that a mean over pairs of (u.v / K)^2 gives to gamma."""
+        return self.gamma / self.learned.numel() * (signs(u.detach()) - u).square().mean()
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """V, improved once more: no training is too short to have learned it, and none ends with codes of an old U."""
+        return self.improved()
+
+    def of_alike(self, values: Tensor) -> Tensor:
+        """For each gallery picture the sum of `values` `[N, M]` over training pictures that share a class, `[G, M]`."""
+        positive, gallery = self.task.positive, self.task.gallery
+        if not self.task.several:
+            return gallery.float() @ (positive.float().T @ values)
+        blocks = gallery.split(max(1, ENTRIES // len(positive)))
+        return torch.cat([alike(block, positive) @ values for block in blocks])
+
+    @torch.no_grad()
+    def _remember(self, u: Tensor, rows: Tensor) -> None:
+        self.bank.remember(rows, u)
+        self.step += 1
+        if int(self.step) % self.round == 0:
+            self.learned.copy_(self.improved())

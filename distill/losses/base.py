@@ -1,0 +1,176 @@
+"""What every objective of a teacher is made for, is shown, and answers.
+
+An objective is a module: what it learns beside the network (a classifier, proxies) are its parameters, and what it
+remembers from step to step (a bank of codes, a count) are its buffers, so that a training that was killed goes on bit
+for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distill.hash_centers.constructions import Construction
+from gallery.errors import InputError
+
+
+class UnsupportedLabels(InputError):
+    """A method was asked for what it is not defined for."""
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a teacher learns from.  N training pictures, G of the gallery, C classes.
+
+    positive: bool `[N, C]`, the classes of each training picture; gallery: bool `[G, C]`, for methods that learn the
+    gallery's codes; words: float `[C, bits]` of +-1, the hash center of each class; targets: float `[N, bits]`, the
+    word each training picture is drawn to; several: whether a picture can have several classes; features: width of the
+    backbone's output; steps: of an epoch; epochs: in all
+    """
+
+    positive: Tensor
+    gallery: Tensor
+    words: Tensor
+    targets: Tensor
+    several: bool
+    features: int
+    steps: int
+    epochs: int
+    seed: int
+
+    @property
+    def bits(self) -> int:
+        """Length of the code."""
+        return self.words.shape[1]
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self.words.shape[0]
+
+    def generator(self) -> torch.Generator:
+        """A source of randomness on the CPU, begun anew from the seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+class LossBatch(NamedTuple):
+    """A batch: the network's logits `[B, bits]` and features `[B, D]`, and which training pictures, int `[B]`.
+
+    again: logits of a second, harder look at the same pictures, for an objective that asks for `looks = 2`
+    """
+
+    logits: Tensor
+    features: Tensor
+    rows: Tensor
+    again: Tensor | None = None
+
+
+class HashLoss(nn.Module, ABC):
+    """A loss over batches.  A method is a subclass; its options are its constructor's keywords, with their defaults."""
+
+    centers: ClassVar[Construction | None] = None
+    """What `--centers auto` stands for; None: the method knows no centers, and a class's center is found afterwards,
+    as the majority of the codes of its training pictures."""
+    several: ClassVar[bool] = True
+    """Whether it is defined for pictures of several classes."""
+    looks: ClassVar[int] = 1
+    """How often it looks at each picture of a batch."""
+    learns_codes: ClassVar[bool] = False
+    """Whether it learns the codes of the gallery's pictures, from their labels, in place of hashing them."""
+
+    def __init__(self, task: LossContext) -> None:
+        super().__init__()
+        self.task = task
+        if task.several and not self.several:
+            name = type(self).__module__.rpartition(".")[2]
+            found = "pictures of several classes, for which it is not defined"
+            raise UnsupportedLabels(f"one class a picture for --objective {name}", found, "Choose another objective.")
+
+    @abstractmethod
+    def forward(self, seen: LossBatch) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    def codes(self) -> Tensor | None:
+        """The learned codes of the gallery, `[G, bits]` of +-1, where the method `learns_codes`."""
+        return None
+
+
+def alike(left: Tensor, right: Tensor) -> Tensor:
+    """Which pictures share a class: bool `[L, C]` and `[R, C]` to float `[L, R]` of 0 and 1."""
+    return ((left.float() @ right.float().T) > 0).float()
+
+
+def same_class(positive: Tensor) -> Tensor:
+    """The class of each picture of one class: bool `[N, C]` to int `[N]`."""
+    return positive.int().argmax(1)
+
+
+def soft_labels(positive: Tensor) -> Tensor:
+    """y / |y|: bool `[B, C]` to float; a row sums to one, or to zero where a picture has no class."""
+    return positive / positive.sum(1, keepdim=True).clamp(min=1)
+
+
+class CodeMemory(nn.Module):
+    """What was last said of each training picture, without gradient.
+
+    values: float `[N, bits]`; known: bool `[N]`, of which pictures something was said; momentum: m of the moving
+    average m * before + (1 - m) * now, which begins with the first value
+    """
+
+    values: Tensor
+    known: Tensor
+
+    def __init__(self, task: LossContext, momentum: float = 0.0) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("values", torch.zeros(len(task.positive), task.bits))
+        self.register_buffer("known", torch.zeros(len(task.positive), dtype=torch.bool))
+
+    @torch.no_grad()
+    def remember(self, rows: Tensor, values: Tensor) -> None:
+        """In training; values: float `[B, bits]` of the pictures `rows`, int `[B]`, each once."""
+        if not self.training:
+            return
+        average = torch.lerp(values, self.values[rows], self.momentum)
+        self.values[rows] = torch.where(self.known[rows, None], average, values)
+        self.known[rows] = True
+
+
+def cosines(left: Tensor, right: Tensor) -> Tensor:
+    """cos(l_i, r_j), `[L, D]` and `[R, D]` to `[L, R]`; exact ties of +-1 rows stay ties, whatever D is."""
+    lengths = left.norm(dim=1, keepdim=True) * right.norm(dim=1)
+    return (left @ right.T) / lengths.clamp(min=1e-12)
+
+
+def mean_over(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean; 0 where all weights are."""
+    return (values * weights).sum() / weights.sum().clamp(min=1)
+
+
+def balanced(losses: Tensor, similar: Tensor) -> Tensor:
+    """The mean over pairs of a batch weighted by |S|/|S1| where `similar` is 1 and by |S|/|S0| where it is 0, `[B, B]`:
+    the mean over the S1 similar pairs and that over the S0 others, added.  A picture and itself are no pair."""
+    pairs = 1 - torch.eye(len(similar), device=similar.device)
+    return mean_over(losses, similar * pairs) + mean_over(losses, (1 - similar) * pairs)
+
+
+def triplets(positive: Tensor) -> Tensor:
+    """Which (i, j, k) of a batch have i and j, two pictures, share a class and i and k none: float `[B, B, B]`."""
+    similar = alike(positive, positive)
+    others = 1 - torch.eye(len(similar), device=similar.device)
+    return (similar * others)[:, :, None] * ((1 - similar) * others)[:, None, :]
+
+
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """||l - r||^2 of `[L, bits]` and `[R, bits]`, as `[L, R]`."""
+    squares = left.square().sum(1)[:, None] + right.square().sum(1)
+    return (squares - 2 * left @ right.T).clamp(min=0)
+
+
+def others_known(bank: CodeMemory, rows: Tensor) -> Tensor:
+    """Which pictures of a bank those of a batch are compared with, float `[B, N]`: the known ones, but not itself."""
+    return bank.known.float().repeat(len(rows), 1).scatter(1, rows[:, None], 0.0)

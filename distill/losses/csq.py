@@ -1,0 +1,41 @@
+"""CSQ: each bit is a yes or no, answered by the hash center of the picture's class.
+
+"Central Similarity Quantization for Efficient Image and Video Retrieval", Yuan, Wang, Zhang, Tay, Jie, Liu and Feng,
+CVPR 2020.
+
+    L = mean_{i,k} BCE( (u_ik + 1)/2, (t_ik + 1)/2 ) + lambda mean_{i,k} (|u_ik| - 1)^2,    u = tanh(h)
+
+h: logits; t_i: the target of +-1, the center of the class, or with several classes the majority vote of their centers,
+tie bits fixed for each set of classes (CSQ: one random word for all).  (tanh h + 1)/2 is the sigmoid of 2h, so that the
+first term is softplus(-2 h t), without the logarithm of a saturated tanh.  lambda: .05 is ResNet50's, AlexNet's is .001
+(.0001 at 64 bits of ImageNet).  The third, pairwise term has the weight 0 in the released recipe, and is left out.
+
+CSQ's centers are Hadamard rows, then rows and complements, then Bernoulli words where there are more classes than
+that or bits are no power of two.  `auto` has Hadamard's too unless a code is further apart, and codes in place of
+Bernoulli's words; `--centers hadamard_pm` and `--centers bernoulli` are CSQ's own.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import HashLoss, LossBatch, LossContext
+
+
+class CSQLoss(HashLoss):
+    """quantization: weight lambda of the term that draws bits to +-1."""
+
+    centers = "auto"
+
+    def __init__(self, task: LossContext, quantization: float = 0.05) -> None:
+        super().__init__(task)
+        self.quantization = quantization
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        h = seen.logits
+        central = F.softplus(-2 * h * self.task.targets[seen.rows]).mean()
+        return central + self.quantization * (h.tanh().abs() - 1).square().mean()
+
+
+METHOD = CSQLoss

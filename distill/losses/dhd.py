@@ -1,0 +1,57 @@
+"""DHD: learned proxies of the classes, and a harder look at each picture that must agree with the easier one.
+
+"Deep Hash Distillation for Image Retrieval", Jang et al., ECCV 2022.
+
+    L = mean_i CE(softmax_c( cos(u_i, P_c) / tau ), y_i / |y_i|) + lambda1 mean_i (1 - cos(v_i, u_i*)) + lambda2 L_Q
+    L_Q = mean_{i,k} [ BCE(g(u - 1), b) + BCE(g(u + 1), 1 - b) ],    g(x) = exp(-x^2 / (2 sigma^2)),  b = [u > 0]
+
+u = tanh(h), v: of the logits of the first and of the second, harder look; u*: without gradient; P `[C, bits]`: learned,
+begun as Xavier's uniform with the gain of tanh; y: classes of the picture.  The first look is the released code's
+teacher, and only it has the first and the last term.
+Of the two bumps of L_Q one is near a bit, at |u| - 1, and one far, at |u| + 1, so that it is
+(|u| - 1)^2 / (2 sigma^2) - log(1 - g(|u| + 1)), without the logarithm of a number that may be zero.
+The paper's head ends in layer norm, ours in batch norm; the tanh is here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.losses.base import HashLoss, LossBatch, LossContext, soft_labels
+
+
+class DHDLoss(HashLoss):
+    """temperature: tau; distillation and quantization: weights lambda1, lambda2; spread: sigma of the bumps."""
+
+    looks = 2
+
+    def __init__(
+        self, task: LossContext, temperature: float = 0.2, distillation: float = 0.1, quantization: float = 0.1,
+        spread: float = 0.5,
+    ) -> None:  # fmt: skip
+        super().__init__(task)
+        self.temperature, self.distillation, self.quantization = temperature, distillation, quantization
+        self.spread = spread
+        start = torch.empty(task.classes, task.bits)
+        self.proxies = nn.Parameter(nn.init.xavier_uniform_(start, nn.init.calculate_gain("tanh"), task.generator()))
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        if seen.again is None:
+            raise ValueError("DHD compares two looks at each picture, and was given one")
+        u, harder = seen.logits.tanh(), seen.again.tanh()
+        apart = (1 - F.cosine_similarity(harder, u.detach(), dim=1)).mean()
+        proxy = self._proxy(u, self.task.positive[seen.rows])
+        return proxy + self.distillation * apart + self.quantization * self._bumps(u.abs())
+
+    def _proxy(self, u: Tensor, positive: Tensor) -> Tensor:
+        cosines = F.normalize(u, dim=1) @ F.normalize(self.proxies, dim=1).T
+        return -(soft_labels(positive) * (cosines / self.temperature).log_softmax(1)).sum(1).mean()
+
+    def _bumps(self, size: Tensor) -> Tensor:
+        near, far = ((size + at).square() / (2 * self.spread**2) for at in (-1, 1))
+        return (near - torch.log1p(-torch.exp(-far))).mean()
+
+
+METHOD = DHDLoss

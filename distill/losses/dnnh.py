@@ -1,0 +1,35 @@
+"""DNNH: Simultaneous Feature Learning and Hash Coding with Deep Neural Networks (CVPR 2015).
+
+L = mean over triplets (i, p, n) of a batch of  max(0, ||u_i - u_p||^2 - ||u_i - u_n||^2 + margin),  u = sigmoid(h)
+h: logits; i and p, two pictures, share a class, and i and n none.
+
+The margin is the published 1, the worth of one bit whatever their number: squared distances grow with the bits, so for
+a margin that grows too give a quarter of them.  Left out is "divide and encode", one slice of the features for each
+bit: all bits are one 1x1 convolution of all features, as for every method here.  So is the piecewise threshold behind
+the sigmoid, which with eps = 0.5 is the identity.  The code is h > 0, which is u > 1/2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import HashLoss, LossBatch, LossContext, mean_over, squared_distances, triplets
+
+
+class DNNHLoss(HashLoss):
+    """margin: by how much a dissimilar picture is to be farther, in bits."""
+
+    def __init__(self, task: LossContext, margin: float = 1.0) -> None:
+        super().__init__(task)
+        self.margin = margin
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        u = torch.sigmoid(seen.logits)
+        distance = squared_distances(u, u)
+        losses = F.relu(distance[:, :, None] - distance[:, None, :] + self.margin)
+        return mean_over(losses, triplets(self.task.positive[seen.rows]))
+
+
+METHOD = DNNHLoss

@@ -1,0 +1,34 @@
+"""DPN: each bit is pushed past a margin on the side of its hash center.
+
+"Deep Polarized Network for Supervised Learning of Accurate Binary Hashing Codes", Fan et al., IJCAI 2020.
+
+    L = mean over i, k of max(0, m - h_ik t_ik)
+
+h_ik: bit k of picture i's logits; t_i: the target of +-1, the center of its class; m: the margin.  With several
+classes t_i is the majority vote of their centers, as the zoo's re-implementation has it; here the tie bits are fixed
+for each set of classes.  Each center has as many +1 as -1, as the paper draws them (p = 1/2); the paper takes the first
+draw, `bernoulli` here the best of up to 10,000.  Neither DPN-A (targets that are voted anew) nor DPN-T (ternary).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import HashLoss, LossBatch, LossContext
+
+
+class DPNLoss(HashLoss):
+    """margin: that a bit must pass, in units of its spread, for the head ends in batch norm."""
+
+    centers = "bernoulli"
+
+    def __init__(self, task: LossContext, margin: float = 1.0) -> None:
+        super().__init__(task)
+        self.margin = margin
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        return F.relu(self.margin - seen.logits * self.task.targets[seen.rows]).mean()
+
+
+METHOD = DPNLoss

@@ -1,0 +1,40 @@
+"""GreedyHash: a classifier on the code itself, whose gradient passes the sign as if it were not there.
+
+"Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN", Su, Zhang, Han and Tian, NeurIPS 2018.
+
+    L = mean_i CE(W b_i, y_i) + alpha mean_{i,k} | |h_ik| - 1 |^3,    b = sign(h),  db/dh := 1
+
+h: logits; y: the class; W `[C, bits]`: learned, begun as a linear layer is, U(-1/sqrt(bits), 1/sqrt(bits)), without
+a bias.  The penalty is on h, before the sign.  The paper's alpha is 0.1 on CIFAR-10 and 1 on ImageNet.
+The released code takes the first class of a picture that has several; here such pictures are refused.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.losses.base import HashLoss, LossBatch, LossContext, same_class
+from distill.losses.csch import signs
+
+
+class GreedyHashLoss(HashLoss):
+    """alpha: weight of the penalty that keeps logits near +-1."""
+
+    several = False
+
+    def __init__(self, task: LossContext, alpha: float = 0.1) -> None:
+        super().__init__(task)
+        self.alpha, bound = alpha, task.bits**-0.5
+        start = torch.empty(task.classes, task.bits).uniform_(-bound, bound, generator=task.generator())
+        self.classifier = nn.Parameter(start)
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        h = seen.logits
+        code = signs(h) + (h - h.detach())  # the bracket is exactly zero, so that the code is exactly +-1
+        guess = F.cross_entropy(code @ self.classifier.T, same_class(self.task.positive[seen.rows]))
+        return guess + self.alpha * (h.abs() - 1).abs().pow(3).mean()
+
+
+METHOD = GreedyHashLoss

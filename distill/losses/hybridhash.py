@@ -1,0 +1,41 @@
+"""HybridHash's loss: the likelihood of all pairs of a batch and the codes last seen of every training picture.
+
+"HybridHash: Hybrid Convolutional and Self-Attention Deep Hashing for Image Retrieval", He and Wei, ICMR 2024; the loss
+is HashNet's (ICCV 2017), against a bank.
+
+    L = (1/|S|) sum_{i,j} w_ij ( log(1 + e^theta_ij) - s_ij theta_ij ),    theta_ij = alpha u_i . U_j,  u = tanh(h)
+
+h: logits of the batch; U `[N, bits]`: the latest u of each training picture, without gradient; s_ij: 1 for a shared
+class, else 0; w_ij: |S|/|S1| where s_ij = 1 and |S|/|S0| where it is 0, S1 and S0 the pairs of either kind and S both;
+so L is the mean over S1 plus the mean over S0.  The batch enters the bank first.
+The released bank begins with zeros, of more rows than CIFAR-10 has pictures, all of which count as negatives; here a
+picture counts from its first code on, and it is no pair with itself.  The released bank is in half precision, this one
+in single.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
+
+
+class HybridHashLoss(HashLoss):
+    """alpha: scale of the inner products."""
+
+    def __init__(self, task: LossContext, alpha: float = 0.5) -> None:
+        super().__init__(task)
+        self.alpha = alpha
+        self.bank = CodeMemory(task)
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        u, positive = seen.logits.tanh(), self.task.positive
+        self.bank.remember(seen.rows, u)
+        theta, pairs = self.alpha * u @ self.bank.values.T, others_known(self.bank, seen.rows)
+        same = alike(positive[seen.rows], positive)
+        surprise = F.softplus(theta) - same * theta
+        return mean_over(surprise, same * pairs) + mean_over(surprise, (1 - same) * pairs)
+
+
+METHOD = HybridHashLoss

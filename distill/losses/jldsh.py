@@ -1,0 +1,47 @@
+"""JLDSH-style: ADSH, whose codes must also tell the classes apart and use both values of each bit.
+
+"Joint learning based deep supervised hashing for large-scale image retrieval", Neurocomputing 385, 2020.  The paper's
+text was not to be had: this follows its published description as far as it is known, a joint loss of similarity,
+classification and balance over learned codes of the gallery, and its weights are ours.
+
+L = L_ADSH + lambda CE(W u, y) + mu mean_k (mean_i u_ik)^2
+
+u = tanh(h) `[B, K]`, W `[C, K]` learned; with several labels a picture, the binary cross-entropy of each class, a mean
+over them, takes the place of CE.  V is improved as ADSH does it: neither added term knows V.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.losses.adsh import ADSHLoss
+from distill.losses.base import LossContext, same_class
+
+
+class JLDSHLoss(ADSHLoss):
+    """class_weight: lambda; balance_weight: mu."""
+
+    def __init__(
+        self, task: LossContext, gamma: float = 200.0, every: float = 3.0, class_weight: float = 0.1,
+        balance_weight: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__(task, gamma, every)
+        self.class_weight, self.balance_weight = class_weight, balance_weight
+        begun = torch.randn(task.classes, task.bits, generator=task.generator())
+        self.classifier = nn.Parameter(begun / task.bits**0.5)
+
+    def loss(self, u: Tensor, rows: Tensor) -> Tensor:
+        balance = u.mean(0).square().mean()
+        return super().loss(u, rows) + self.class_weight * self.classes(u, rows) + self.balance_weight * balance
+
+    def classes(self, u: Tensor, rows: Tensor) -> Tensor:
+        """How badly the codes tell the classes, a mean over pictures."""
+        logits, positive = u @ self.classifier.T, self.task.positive[rows]
+        if self.task.several:
+            return F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype))
+        return F.cross_entropy(logits, same_class(positive))
+
+
+METHOD = JLDSHLoss

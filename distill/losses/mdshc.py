@@ -1,0 +1,77 @@
+"""MDSHC: hash centers a guaranteed distance apart, and pictures of a class near each other's earlier codes.
+
+"Deep Hashing with Minimal-Distance-Separated Hash Centers", Wang et al., CVPR 2023.  L = L_C + beta L_P +
+lambda L_Q, u = tanh(h):
+
+    L_C = - mean_i sum_c [ y_ic log p_ic + (1 - y_ic) log(1 - p_ic) ],    p_i = softmax_c( sqrt(bits) cos(u_i, t_c) )
+    L_P = mean over i, j that share a class of log(1 + exp((1 - cos(u_i, U_j)) / 2))
+    L_Q = mean_{i,k} (|u_ik| - 1)^2
+
+h: logits; t_c: center of class c; y: classes, 0 or 1; U `[N, bits]`: a bank of slow codes of all training pictures.
+L_C is a binary cross-entropy of a softmax, kept as released: with several classes y is multi-hot, and p = 1/|y| meets
+it best.  Only, the released code averages it over classes too, which makes it C times smaller; here it is their sum.
+L_P has no negatives, and its least value is log 2.  It enters after a warm-up: a training of no more epochs than that
+never sees it.
+The paper's U is what a second network says, a moving average (.9) of the first.  An objective sees no second network:
+here U_j is a moving average, by the same momentum, of picture j's own codes.  The released bank begins with random
+codes of random labels; here a picture counts from its first code on, and it is no pair with itself.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
+
+
+class MDSHCLoss(HashLoss):
+    """beta: weight of the pairs; quantization: weight lambda of L_Q; warmup: epochs without pairs; momentum: of U."""
+
+    centers = "mdshc"
+    steps: Tensor
+
+    def __init__(
+        self,
+        task: LossContext,
+        beta: float = 1.0,
+        quantization: float = 1e-4,
+        warmup: float = 9.0,
+        momentum: float = 0.9,
+    ) -> None:
+        super().__init__(task)
+        self.beta, self.quantization, self.warmup = beta, quantization, warmup
+        self.bank = CodeMemory(task, momentum)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        u, y = seen.logits.tanh(), self.task.positive[seen.rows]
+        warm = bool(self.steps >= self.warmup * self.task.steps)
+        self.bank.remember(seen.rows, u)
+        self.steps += int(self.training)
+        loss = self._central(u, y.float()) + self.quantization * (u.abs() - 1).square().mean()
+        return loss + self.beta * self._pairs(u, seen.rows) if warm else loss
+
+    def _central(self, u: Tensor, y: Tensor) -> Tensor:
+        similarity = sqrt(self.task.bits) * F.normalize(u, dim=1) @ F.normalize(self.task.words, dim=1).T
+        return -(y * similarity.log_softmax(1) + (1 - y) * log_others(similarity)).sum(1).mean()
+
+    def _pairs(self, u: Tensor, rows: Tensor) -> Tensor:
+        cosines = F.normalize(u, dim=1) @ F.normalize(self.bank.values, dim=1).T
+        same = alike(self.task.positive[rows], self.task.positive)
+        return mean_over(F.softplus((1 - cosines) / 2), same * others_known(self.bank, rows))
+
+
+def log_others(logits: Tensor) -> Tensor:
+    """log(1 - softmax(logits)), `[B, C]`; the largest share by the sum of the others, for 1 - 0.99999999 is 0."""
+    top = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    total = logits.logsumexp(1, keepdim=True)
+    share = (logits - total).exp().masked_fill(top, 0)
+    others = logits.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.where(top, others - total, torch.log1p(-share))
+
+
+METHOD = MDSHCLoss

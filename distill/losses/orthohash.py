@@ -1,0 +1,38 @@
+"""OrthoHash: one cosine loss to fixed, nearly orthogonal hash centers, and nothing else.
+
+"One Loss for All: Deep Hashing with a Single Cosine Similarity based Learning Objective", Hoe, Ng, Zhang, Chan, Song
+and Xiang, NeurIPS 2021.
+
+    L = - mean_i sum_c (y_ic / |y_i|) log softmax_c( s (cos(h_i, t_c) - m y_ic) )
+
+h: logits; t_c: center of class c; y_i: the classes of picture i, |y_i| how many; s: scale; m: margin.
+With one class this is CosFace, the center term of CSCH for one network.  With several, the margin is taken from every
+class of the picture and the labels are smoothed over them, as released.  s = 8 is the released default, the paper's is
+sqrt(bits).  The sampler of its centers is CSCH's, line by line.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import HashLoss, LossBatch, LossContext, soft_labels
+
+
+class OrthoHashLoss(HashLoss):
+    """scale: of the cosines; margin: by which the own class must win, a cosine."""
+
+    centers = "csch"
+
+    def __init__(self, task: LossContext, scale: float = 8.0, margin: float = 0.2) -> None:
+        super().__init__(task)
+        self.scale, self.margin = scale, margin
+
+    def forward(self, seen: LossBatch) -> Tensor:
+        positive = self.task.positive[seen.rows]
+        cosines = F.normalize(seen.logits, dim=1) @ F.normalize(self.task.words, dim=1).T
+        guess = (self.scale * (cosines - self.margin * positive)).log_softmax(1)
+        return -(soft_labels(positive) * guess).sum(1).mean()
+
+
+METHOD = OrthoHashLoss

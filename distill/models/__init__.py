@@ -1,0 +1,1 @@
+"""Networks: backbone and hash head, pretrained weights, custom models."""

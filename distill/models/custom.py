@@ -1,0 +1,123 @@
+"""A student that was trained elsewhere, and a folder of pictures to judge it by."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distill.config import BackboneInfo, Model
+from gallery.codes import hamming
+from gallery.console import log
+from gallery.errors import CorruptFile, InputError
+
+SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
+MOST = 520  # pictures that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
+
+
+class Saved(Model):
+    """What a run notes in the header of a network's file."""
+
+    name: str
+    size: int
+    bits: int
+
+
+class CustomModel(NamedTuple):
+    """A network in eval mode, its beginning as far as it is known, and the side of its input in pixels."""
+
+    net: nn.Module
+    start: BackboneInfo
+    size: int
+
+
+def load_foreign(path: Path, student: str | None, side: int | None, bits: int) -> CustomModel:
+    """A network of the user's with so many bits; `student` and `side` may be left out where the file says them.
+
+    Takes a run's student, the same tensors without its header, and timm's own network with `bits` outputs.
+    Raises `InputError` naming the tensors that are missing, surplus, or of another shape.
+    """
+    from distill.models import pretrained
+    from distill.models.hash_net import build, timm_names
+
+    tensors, saved = _read(path)
+    name, size = student or (saved and saved.name), side or (saved and saved.size)
+    if not (name and size):
+        raise InputError("--student and --size with a file that names neither", "one or both left out", "Add them.")
+    if saved and (saved.name not in timm_names(name) or saved.bits != bits):
+        found = f"{saved.name} with {saved.bits}, as its header says"
+        raise InputError(f"{name} with {bits} bits in {path}", found, "Name its own network and code space.")
+    if not SMALLEST <= size <= LARGEST:
+        raise InputError(f"a --size from {SMALLEST} to {LARGEST}", str(size), "Give the side it was trained at.")
+    start = pretrained.start(pretrained.find(saved.name if saved else name, path))
+    net: Any = build(start.name, size, bits, seed=0)
+    if not any(key.startswith("backbone.") for key in tensors):
+        net = net.backbone
+        net.reset_classifier(bits)
+    _fit(net, tensors, f"{start.name} with {bits} outputs at {size} px, in {path}")
+    log.info("%s: %s, %d bits, input of %d px", path, start.name, bits, size)
+    return CustomModel(net.eval(), start, size)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Saved | None]:
+    """The tensors of a safetensors file, and what a run noted in its header; raises `CorruptFile`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            note = (file.metadata() or {}).get("twinhash")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return tensors, Saved.model_validate_json(note) if note else None
+    except (OSError, SafetensorError, ValueError) as error:
+        fix = "Give a .safetensors file; others are saved so by safetensors.torch.save_file(net.state_dict(), path)."
+        raise CorruptFile(f"a readable safetensors file at {path}", str(error), fix) from error
+
+
+def _fit(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Loads all tensors; raises `InputError` that says which do not fit."""
+    own = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    counted = {key for key in own if key.endswith(".num_batches_tracked")}  # of no use here, and often left out
+    wrong = {
+        "missing": sorted(own.keys() - found.keys() - counted),
+        "surplus": sorted(found.keys() - own.keys()),
+        "of another shape": [f"{k} {list(found[k])} for {list(own[k])}" for k in own if found.get(k, own[k]) != own[k]],
+    }
+    if any(wrong.values()):
+        few = (f"{len(k)} {how} ({', '.join(k[:4])}{', ...' if len(k) > 4 else ''})" for how, k in wrong.items() if k)
+        fix = "Name the network they are of; its last layer must put out the code space's bits."
+        raise InputError(f"the {len(own)} tensors of {what}", "; ".join(few), fix)
+    net.load_state_dict(tensors, strict=False)
+
+
+def read_pictures(folder: Path, size: int) -> NDArray[np.uint8]:
+    """Up to `MOST` squares uint8 `[n, size, size, 3]`, evenly of all that are below `folder`; others are named."""
+    from distill.data.dataset import Skipped
+    from distill.data.decode_cache import decoded
+    from distill.data.image_folder import ImageFiles, name_of, walk
+
+    left: list[Skipped] = []
+    found = sorted(walk(folder, left))
+    paths = found[:: -(-len(found) // MOST) or 1]
+    with tempfile.TemporaryDirectory() as cache:
+        made = decoded(ImageFiles(folder, paths), [name_of(path, folder) for path in paths], [size], Path(cache))
+        pixels = np.array(made.pixels[size])
+    for one in (*left, *made.skipped):
+        log.warning("  skipped %s: %s", one.name, one.reason)
+    if not len(pixels):
+        raise InputError(f"pictures in {folder}", f"none among {len(paths)} files", "Name another folder.")
+    log.info("%d pictures, of %d files in %s", len(pixels), len(found), folder)
+    return pixels
+
+
+def tell_nearness(codes: NDArray[np.uint8], centers: NDArray[np.uint8]) -> None:
+    """Says how near the codes lie to the centers: a network of another space is no nearer than chance."""
+    chance = np.random.default_rng(0).integers(0, 256, (1024, codes.shape[1]), dtype=np.uint8)
+    found, expected = (hamming(some, centers).min(axis=1).mean() for some in (codes, chance))
+    log.info("codes lie %.1f bits from the nearest center; random ones would lie %.1f", found, expected)
+    if found > 0.75 * expected:  # students of trained runs: 0.02 to 0.4 of it; one in another run's space: 0.94
+        log.warning("The network hardly speaks this code: does it belong to this space, with this mean and std?")

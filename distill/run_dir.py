@@ -1,0 +1,154 @@
+"""The run folder: one process at a time, what is finished is not done again, and a log of all that was said."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from distill.config import Model, load_yaml, to_yaml
+from distill.distributed import barrier, first_here, is_first
+from gallery.console import log
+from gallery.errors import InputError, RunLocked
+from gallery.files import write_json, write_whole
+
+M = TypeVar("M", bound=Model)
+
+
+class Run:
+    """An open run folder: `folder / "work"` holds what only a resumed run needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work = folder, folder / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._record = folder / "stages.json"
+        self._stages: dict[str, dict[str, Any]] = json.loads(self._record.read_text()) if self._record.exists() else {}
+
+    def done(self, stage: str) -> bool:
+        """Whether `stage` was finished, here or by an earlier process."""
+        return bool(self._stages.get(stage, {}).get("done"))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, summed over the processes that worked on it and were not killed."""
+        return {name: round(stage["seconds"], 1) for name, stage in self._stages.items()}
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Announces a stage, times it, and marks it done if it ends without an exception."""
+        log.info("[%s] %s", name, what)
+        start, before = time.monotonic(), self._stages.get(name, {}).get("seconds", 0.0)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            self._stages[name] = {"done": done, "seconds": before + time.monotonic() - start}
+            self._keep()
+
+    def forget(self, *stages: str) -> None:
+        """Marks stages as not done, so that they are done again."""
+        self._stages = {name: stage for name, stage in self._stages.items() if name not in stages}
+        self._keep()
+
+    def finish(self, stage: str) -> None:
+        """Marks a stage as done that had no time of its own."""
+        self._stages[stage] = {"done": True, "seconds": 0.0}
+        self._keep()
+
+    def discard(self, *names: str) -> None:
+        """Deletes files of `work` that nothing needs any more."""
+        for name in names:
+            (self.work / name).unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        if is_first():
+            write_json(self._record, self._stages)
+
+    def remember(self, name: str, value: M) -> M:
+        """Returns what an earlier process settled under `name`.yaml, or settles `value` now."""
+        path = self.folder / f"{name}.yaml"
+        with first_here():
+            if path.exists():
+                return load_yaml(path, type(value))
+            write_whole(path, to_yaml(value))
+            return value
+
+    def require_same(self, name: str, value: BaseModel, but: tuple[str, ...] = ()) -> set[str]:
+        """Keeps `value` as `name`.yaml; raises `InputError` if the folder was made with another one.
+
+        but: keys that may change; returns those that did.
+        """
+        with first_here():
+            return self._compare(self.folder / f"{name}.yaml", value, but)
+
+    def _compare(self, path: Path, value: BaseModel, but: tuple[str, ...]) -> set[str]:
+        if not path.exists():
+            write_whole(path, to_yaml(value))
+            return set()
+        new, old = value.model_dump(mode="json"), type(value).model_construct().model_dump(mode="json")
+        old |= yaml.safe_load(path.read_text()) or {}  # a folder of an earlier version had what are the defaults now
+        changed = {key for key in new if new[key] != old.get(key)}
+        if fixed := sorted(changed - set(but)):
+            raise InputError(
+                f"the settings that {self.folder} was made with",
+                "; ".join(f"{key} {new[key]!r} instead of {old.get(key)!r}" for key in fixed),
+                "Give this run another --name, or delete the folder.",
+            )
+        if changed:
+            write_whole(path, to_yaml(value))
+        return changed
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[Run]:
+    """Opens or makes a run folder under its lock; raises `RunLocked` while another process holds it.
+
+    Processes that train together are one: the first of them holds the lock, and it alone writes.
+    """
+    with ExitStack() as stack:
+        with first_here() as first:
+            if first:
+                stack.enter_context(_locked(folder))
+            run = Run(folder)
+        barrier()  # nobody changes what another has yet to read
+        yield run
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError("a run folder that can be written", str(error), "Choose another --runs or --name.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise RunLocked(
+                "a run folder that nobody works in",
+                f"process {lock.read().strip() or '?'} in {folder}",
+                "Wait for it, or give this run another --name.",
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        handler = logging.FileHandler(folder / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,153 @@
+"""All the forms of one student: each format's slow conversion once, and a row for whatever was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+from torch import nn
+
+from export import to_coreai, to_coreml, to_litert, to_onnx
+from export.artifact import FLOAT, ExportedModel, ExportFailure, check_layers
+from export.capture_output import quiet
+from export.card import ANY_SIZE, ModelMetadata
+from export.fake_quant import ranged, shipped
+from export.query_model import QueryModel, deployable
+from gallery.codespace import Preprocessing
+from gallery.console import log, track
+from gallery.errors import InputError
+
+
+class Format(Protocol):
+    """What each `to_*.py` offers: one slow `convert`, and a quick `write` for each precision."""
+
+    FORMAT: str
+    SUFFIX: str
+    LAYOUT: str
+    PRECISIONS: tuple[str, ...]
+    INTEGERS: dict[str, bool]  # how it wants an 8-bit convolution said: see export/fake_quant.py
+
+    def convert(self, model: QueryModel) -> Any: ...
+
+    def write(self, program: Any, card: ModelMetadata, path: Path) -> ExportedModel: ...
+
+
+STATIC = ("int8", "int8-calibrated")  # 8-bit activations too, after quantization-aware distillation or without
+WIDE = "int8x16"  # 16-bit activations, by the ranges of "int8-calibrated"
+FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
+
+
+def check_forms(forms: Sequence[str]) -> None:
+    """Raises `InputError` unless every form, e.g. "onnx-int8-weights", can be made and is named once."""
+    known = [f"{name}-{precision}" for name, format in FORMATS.items() for precision in format.PRECISIONS]
+    wrong = sorted({form for form in forms if form not in known or list(forms).count(form) > 1})
+    if wrong or not forms:
+        raise InputError(
+            "forms that can be made, each once", ", ".join(wrong) or "none", f"Choose from {', '.join(known)}."
+        )
+
+
+def export_all(
+    net: nn.Module, preprocessing: Preprocessing, space_id: str, student: str, forms: Sequence[str], folder: Path,
+    float_layers: Sequence[str] = (), simulated: Mapping[str, nn.Module] = MappingProxyType({}), calibration: str = "",
+    resize_inside: bool = False,
+) -> list[ExportedModel | ExportFailure]:  # fmt: skip
+    """Writes `folder/query-<precision>.<suffix>` for each form, in the order given.
+
+    net:           normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
+    float_layers:  dotted names, in the folded network, of convolutions and linear layers that no precision quantizes
+    simulated:     networks of `export.quantize.simulate` by precision: for `STATIC` with simulated 8-bit layers, whose
+                   ranges "int8x16" takes too; for "int8-weights" with weights rounded together, or else to the nearest
+    calibration:   how these were chosen, for the card
+    resize_inside: ONNX files take pictures of any one size `[B, H, W, 3]` and follow the resize rule themselves
+    A form whose converter raises is an `ExportFailure` with the reason; a form that does not exist, a layer that does
+    not, or a network that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
+    """
+    check_forms(forms)
+    _check_rule(preprocessing, resize_inside)
+    model = QueryModel(deployable(net, preprocessing.size), preprocessing)
+    check_layers(float_layers, [n for n, m in model.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
+    programs: dict[tuple[str, str], Any] = {}
+    rows = []
+    for form in track(forms, "export", len(forms)):
+        format, precision = _parsed(form)
+        layout = ANY_SIZE if resize_inside and format is FORMATS["onnx"] else format.LAYOUT
+        card = ModelMetadata(
+            space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
+            float_layers=() if precision in FLOAT else tuple(float_layers),
+            calibration=calibration if precision in (*STATIC, WIDE) else "",
+        )  # fmt: skip
+        given = simulated.get("int8-calibrated" if precision == WIDE else precision)
+        make = partial(_program, format, model, given, precision, preprocessing)
+        key = "" if given is None else precision
+        rows.append(_made(format, card, make, programs, key, folder / f"query-{precision}{format.SUFFIX}"))
+    return rows
+
+
+def _program(
+    format: Format, model: QueryModel, simulated: nn.Module | None, precision: str, preprocessing: Preprocessing
+) -> Any:
+    """The format's own form of the network, of which the precision's weights are made."""
+    if simulated is not None:
+        return format.convert(QueryModel(_ready(simulated, format, precision), preprocessing))
+    if precision in (*STATIC, WIDE):
+        raise ValueError("no pictures to calibrate it by")
+    return format.convert(model)
+
+
+def _ready(simulated: nn.Module, format: Format, precision: str) -> nn.Module:
+    if precision in STATIC:
+        return shipped(simulated, **format.INTEGERS)
+    return ranged(simulated) if precision == WIDE else simulated
+
+
+def _check_rule(preprocessing: Preprocessing, resize_inside: bool) -> None:
+    rule = Preprocessing.resize
+    if resize_inside and preprocessing.resize != rule:
+        raise InputError(f"the rule {rule!r} to resize inside the file", preprocessing.resize, "Resize outside.")
+
+
+def _made(
+    format: Format,
+    card: ModelMetadata,
+    make: Callable[[], Any],
+    programs: dict[tuple[str, str], Any],
+    key: str,
+    path: Path,
+) -> ExportedModel | ExportFailure:
+    """key: of the network that the precision is made of; the float one is "", and shared."""
+    if (format.FORMAT, key) not in programs:
+        programs[format.FORMAT, key] = _attempt(make)
+    program = programs[format.FORMAT, key]
+    made = program if isinstance(program, Exception) else _attempt(lambda: format.write(program, card, path))
+    if isinstance(made, Exception):
+        form = f"{format.FORMAT}-{card.precision}"
+        log.warning("  %s cannot be made: %s", form, reason(made))
+        return ExportFailure(form, reason(made))
+    return cast(ExportedModel, made)
+
+
+def _attempt(step: Any) -> Any:
+    """The step's result, or the exception it raised: converters raise everything there is."""
+    try:
+        with quiet():
+            return step()
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001  (the row says why)
+        log.debug("export failed", exc_info=error)
+        return error
+
+
+def reason(error: Exception) -> str:
+    """One line: the class and the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
+
+
+def _parsed(form: str) -> tuple[Format, str]:
+    name, _, precision = form.partition("-")
+    return FORMATS[name], precision

@@ -1,0 +1,35 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from export.card import KEY, ModelMetadata
+from export.metadata import backend, damaged
+from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
+
+OUTPUTS = ["codes", "logits"]
+
+
+class OnnxRuntime(Runtime):
+    """One session; 8 pictures at a time are as fast as any number, 32 of 224 pixels a third slower."""
+
+    batch = 8
+
+    def __init__(self, path: Path, threads: int) -> None:
+        ort = backend("onnxruntime")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise damaged(path, error) from error
+        self.card = ModelMetadata.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY), path.name)
+        shapes = {tensor.name: tensor.shape for tensor in [*self._session.get_inputs(), *self._session.get_outputs()]}
+        check_tensors(self.card, path, *(shapes.get(name, ()) for name in ["image", *OUTPUTS]))
+        self.engine = f"ONNX Runtime {ort.__version__} CPU"
+
+    def _run(self, images: Images) -> ModelOutput:
+        return ModelOutput(*self._session.run(OUTPUTS, {"image": np.ascontiguousarray(images)}))

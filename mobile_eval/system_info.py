@@ -1,0 +1,75 @@
+"""What the numbers were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from gallery.results import SystemInfo
+
+PACKAGES = (
+    "torch",
+    "timm",
+    "numpy",
+    "onnxruntime",
+    "ai-edge-litert",
+    "tflite-runtime",
+    "litert-torch",
+    "coremltools",
+    "lancedb",
+    "faiss-cpu",
+)
+
+
+def describe() -> SystemInfo:
+    """Describes this machine without importing anything heavy: the GPU is named only where torch is loaded already."""
+    return SystemInfo(
+        cpu=cpu_name(),
+        cores=cores(),
+        memory_gb=_memory_gb(),
+        gpu=_gpu(),
+        os=platform.platform(terse=True),
+        python=platform.python_version(),
+        packages=_versions(),
+    )
+
+
+def cpu_name() -> str:
+    """The processor's model name as the system gives it, or else its architecture."""
+    try:
+        if sys.platform == "darwin":
+            return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return next(filter(None, names), platform.processor() or platform.machine())
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gb() -> float:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return round(pages / 2**30, 1)
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_available() else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

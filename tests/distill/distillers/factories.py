@@ -1,0 +1,120 @@
+"""A gallery and a batch for a distiller under test, slow words for cosines, and what every distiller must hold to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.distillers import DISTILLERS
+from distill.distillers.base import DistillBatch, DistillContext, Distiller
+from distill.hash_centers.constructions import hash_centers
+
+Rows = NDArray[np.float64]
+
+
+def task(pictures: int = 40, bits: int = 16, classes: int = 4, of_codes: bool = False) -> DistillContext:
+    """A gallery of pictures round four centers, of which some have the same code."""
+    words = torch.from_numpy(hash_centers(classes, bits)).double()
+    noise = torch.randn(pictures, bits, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    gallery = words[torch.arange(pictures) % classes] + 0.9 * noise
+    return DistillContext(words, torch.where(gallery > 0, 1.0, -1.0).double() if of_codes else gallery, seed=0)
+
+
+def taught(of: DistillContext, count: int = 6, labelled: int = 4, seed: int = 0) -> DistillBatch:
+    """What two networks may say of pictures of the gallery; the first ones have a class, every other one two."""
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(count, of.words.shape[1], generator=generator, dtype=torch.float64).requires_grad_()
+    rows = torch.arange(labelled)
+    positive = torch.zeros(labelled, len(of.words), dtype=torch.bool)
+    positive[rows, rows % len(of.words)] = True
+    positive[rows[::2], (rows[::2] + 1) % len(of.words)] = True
+    return DistillBatch(student, of.gallery[:count].clone().requires_grad_(), positive)
+
+
+def cosine(a: Rows, b: Rows) -> float:
+    return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def looked_at(logits: Tensor, signs: int) -> Rows:
+    """The teacher's rows as a term sees them."""
+    found: Rows = logits.detach().numpy()
+    return np.where(found > 0, 1.0, -1.0) if signs else found
+
+
+def distinct(rows: Rows) -> Rows:
+    """Each row once, where it first occurs."""
+    return np.array(list({tuple(row): row for row in rows}.values()))
+
+
+def nearest(row: Rows, others: Rows, k: int) -> list[int]:
+    """The k of `others` that are nearest, nearest first; the k-th must be nearer than the next."""
+    order = sorted(range(len(others)), key=lambda j: -cosine(row, others[j]))
+    if k < len(order):
+        assert cosine(row, others[order[k - 1]]) > cosine(row, others[order[k]]) + 1e-9, "a tie at the cut"
+    return order[:k]
+
+
+def rotation(bits: int) -> Tensor:
+    square = torch.randn(bits, bits, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return torch.linalg.qr(square)[0]
+
+
+def holds_to_the_rules(name: str, looks_at_teacher: bool = True) -> None:
+    """What is asked of any distiller: gradients, labels, rotations, small batches, extreme logits."""
+    of = task()
+    for options in ({}, {"signs": 0}) if looks_at_teacher else ({},):
+        distiller = DISTILLERS.make(name, of, options)
+        batch = taught(of)
+        distiller(batch).backward()
+        assert batch.teacher.grad is None
+        assert batch.student.grad is not None
+        reached = batch.student.grad.abs().sum(1) > 0
+        assert reached.tolist() == [True] * 4 + [looks_at_teacher] * 2  # the last two have no label
+        home = distiller(batch._replace(student=batch.teacher.detach())).item()
+        turned = distiller(batch._replace(student=batch.teacher.detach() @ rotation(16))).item()
+        assert turned > home + 0.05 * distiller.weight
+        small(distiller, of)
+        extreme(distiller, of)
+
+
+def small(distiller: Distiller, of: DistillContext) -> None:
+    """Batches of one and two, with and without a label, have a finite loss and gradient."""
+    for count in (1, 2):
+        for labelled in (0, 1):
+            batch = taught(of, count, labelled)
+            loss = distiller(batch)
+            loss.backward()
+            assert loss.isfinite()
+            assert batch.student.grad is not None
+            assert batch.student.grad.isfinite().all()
+
+
+def extreme(distiller: Distiller, of: DistillContext) -> None:
+    """Neither huge logits nor a student that agrees in all makes a loss or a gradient that is no number."""
+    for said in (1e6 * taught(of).student, taught(of).teacher, -taught(of).teacher):
+        student = said.detach().clone().requires_grad_()
+        loss = distiller(taught(of)._replace(student=student))
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+
+def agreement(distiller: Distiller, batch: DistillBatch, steps: int = 300, lr: float = 0.05) -> tuple[float, float]:
+    """The share of bits in which free logits agree with the teacher's signs, before and after training."""
+    free = batch.student.detach().clone().requires_grad_()
+    before = _agree(free, batch.teacher)
+    optimizer = torch.optim.Adam([free], lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        distiller(batch._replace(student=free)).backward()
+        optimizer.step()
+    return before, _agree(free, batch.teacher)
+
+
+def _agree(student: Tensor, teacher: Tensor) -> float:
+    return ((student > 0) == (teacher > 0)).double().mean().item()

@@ -1,0 +1,14 @@
+"""The sizes of what is learned in tests of whole stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distill import pipeline
+from distill.config import StudentTrainConfig, TeacherTrainConfig
+from distill.context import RunContext
+
+BITS, SIZE, EACH = 16, 32, 20
+TEACHER = TeacherTrainConfig(mode="full", epochs=1, batch=16)
+STUDENT = StudentTrainConfig(epochs=1, batch=16, views=2)
+Learn = Callable[..., tuple[RunContext, pipeline.TrainedModels]]

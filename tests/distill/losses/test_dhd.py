@@ -1,0 +1,81 @@
+"""DHD against loops, and which of its two looks learns from which."""
+
+import math
+
+import pytest
+import torch
+
+from distill.losses.dhd import DHDLoss
+from tests.distill.losses.factories import learns, seen, task
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def bce(guess: float, wanted: int) -> float:
+    return -math.log(guess) if wanted else -math.log(1 - guess)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("options", [(0.2, 0.1, 0.1, 0.5), (0.7, 2.0, 3.0, 0.8)])
+def test_proxies_a_second_look_and_two_bumps(several: bool, options: tuple[float, float, float, float]) -> None:
+    temperature, distillation, quantization, spread = options
+    of = task(several)
+    batch, loss, slow = seen(of, [3, 0, 11, 7], again=True), DHDLoss(of, *options), 0.0
+    assert batch.again is not None
+    for row, h, hard in zip(batch.rows.tolist(), batch.logits.tolist(), batch.again.tolist(), strict=True):
+        u, v, own = [math.tanh(x) for x in h], [math.tanh(x) for x in hard], of.positive[row].tolist()
+        powers = [math.exp(cosine(u, proxy) / temperature) for proxy in loss.proxies.tolist()]
+        for power, mine in zip(powers, own, strict=True):
+            slow -= mine / sum(own) * math.log(power / sum(powers)) / 4
+        slow += distillation * (1 - cosine(u, v)) / 4
+        for x in u:
+            up, down = (math.exp(-0.5 * ((x - mean) / spread) ** 2) for mean in (1, -1))
+            slow += quantization * (bce(up, x > 0) + bce(down, x <= 0)) / len(u) / 4
+    assert loss(batch).item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_the_defaults_are_the_published_ones() -> None:
+    of = task()
+    batch = seen(of, [3, 0], again=True)
+    assert DHDLoss(of)(batch).item() == DHDLoss(of, 0.2, 0.1, 0.1, 0.5)(batch).item()
+
+
+def test_the_second_look_learns_from_the_first_and_not_the_first_from_it() -> None:
+    of = task()
+    alone, both = seen(of, [3, 0, 5], again=True), seen(of, [3, 0, 5], again=True)
+    DHDLoss(of, distillation=0.0)(alone).backward()
+    DHDLoss(of, distillation=1.0)(both).backward()
+    assert alone.logits.grad is not None
+    assert both.logits.grad is not None
+    assert both.again is not None
+    assert torch.equal(alone.logits.grad, both.logits.grad)
+    assert both.again.grad is not None
+    with torch.no_grad():
+        nearer = both.again - both.again.grad
+        u = both.logits.tanh()
+        towards = torch.cosine_similarity(nearer.tanh(), u) - torch.cosine_similarity(both.again.tanh(), u)
+    assert (towards > 0).all()
+
+
+def test_one_look_is_not_enough() -> None:
+    with pytest.raises(ValueError, match="two looks"):
+        DHDLoss(task())(seen(task(), [0, 1]))
+    assert DHDLoss.looks == 2
+
+
+def test_the_proxies_begin_as_the_seed_says_and_are_learned() -> None:
+    first, again, other = (DHDLoss(task(seed=seed)).proxies for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    loss = DHDLoss(task())
+    learns(loss, task(), steps=5)
+    assert not torch.equal(first, loss.proxies)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_it_learns(several: bool) -> None:
+    before, after = learns(DHDLoss(task(several)), task(several))
+    assert after > before + 0.3

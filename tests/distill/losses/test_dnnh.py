@@ -1,0 +1,40 @@
+"""DNNH against loops over all triplets."""
+
+import math
+
+import numpy as np
+import pytest
+
+from distill.losses.base import LossContext
+from distill.losses.dnnh import METHOD
+from tests.distill.losses.factories import learns, seen, sharing, task
+
+
+def slow(of: LossContext, rows: list[int], logits: np.ndarray, margin: float) -> float:
+    positive, terms = of.positive.numpy(), []
+    u = [[1 / (1 + math.exp(-x)) for x in row] for row in logits]
+    places = range(len(rows))
+    for i in places:
+        for p in places:
+            for n in places:
+                ip, i_n = (sharing(positive[rows[i]], positive[rows[j]]) for j in (p, n))
+                if i not in (p, n) and ip and not i_n:
+                    near, far = (sum((a - b) ** 2 for a, b in zip(u[i], u[j], strict=True)) for j in (p, n))
+                    terms.append(max(0.0, near - far + margin))
+    return sum(terms) / max(1, len(terms))
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("rows", [[0, 1, 4, 9, 2, 6], [0, 4, 8], [0, 1, 2]])
+def test_by_loops(several: bool, rows: list[int]) -> None:
+    of = task(several)
+    batch = seen(of, rows)
+    logits = batch.logits.detach().numpy().astype(float)
+    assert METHOD(of)(batch).item() == pytest.approx(slow(of, rows, logits, 1.0), rel=1e-5)
+    assert METHOD(of, margin=4.0)(batch).item() == pytest.approx(slow(of, rows, logits, 4.0), rel=1e-5)
+
+
+def test_learns() -> None:
+    for margin, gain in ((1.0, 0.1), (4.0, 0.5)):  # one bit of sixteen is soon gained
+        before, after = learns(METHOD(task(), margin=margin), task())
+        assert after > before + gain

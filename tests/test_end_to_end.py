@@ -1,0 +1,251 @@
+"""The whole road on real pictures, as a user walks it: one command, from a folder of PNGs to a verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from distill.data import load
+from distill.engine import read_journal
+from gallery.codespace import CodeSpace
+from gallery.index import open_gallery
+from gallery.results import load as load_results
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 240
+FILES = ("config.yaml", "codespace.json", "centers.npy", "teacher.safetensors", "student.safetensors", "train.jsonl",
+         "gallery", "bundle/manifest.json", "results.json", "report.html", "log.txt")  # fmt: skip
+SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-fit.epochs", "6",
+         "--student-fit.epochs", "4", "--student-fit.views", "2", "--student-fit.batch", "16", "--teacher-fit.batch",
+         "16", "--forms", "onnx-fp32", "litert-fp32")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of the embedded set, forty PNGs each, and one file that is no picture."""
+    folder = tmp_path_factory.mktemp("catalogue")
+    data = load("embedded", {32}, folder / "cache", seed=0)
+    for label, name in enumerate(("shirt", "trouser", "bag", "boot")):
+        (folder / "in" / name).mkdir(parents=True)
+        wanted = data.query[data.labels[data.query] == (0, 1, 8, 9)[label]][:40]
+        for i in wanted:
+            Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
+    (folder / "in" / "bag" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder / "in"
+
+
+def start(pictures: Path, runs: Path, *more: str, preexec: Callable[[], object] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, *SMALL, *more], cwd=ROOT, env=env, preexec_fn=preexec, **pipes)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out
+
+
+def student_sha(runs: Path) -> str:
+    return hashlib.sha256((runs / "r" / "student.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    runs = tmp_path_factory.mktemp("runs")
+    code, out = finish(start(pictures, runs))
+    assert code == 0, out
+    return runs, out
+
+
+def test_it_leaves_every_file_and_a_verdict(whole: tuple[Path, str]) -> None:
+    runs, out = whole
+    for name in FILES:
+        assert (runs / "r" / name).exists(), name
+    results = load_results(runs / "r" / "results.json")
+    assert results.verdict.passed
+    assert [row.form for row in results.files] == ["onnx-fp32", "litert-fp32"]
+    assert all(row.flips_beyond_tolerance == 0 for row in results.files)
+    assert {cell.name for cell in results.cells} >= {"teacher->teacher", "student->gallery", "student->student"}
+    assert [skipped.reason for skipped in results.skipped]
+    assert "RANDOM" in out
+    assert "broken.png" in (runs / "r" / "report.html").read_text()
+    assert not list((runs / "r" / "work").glob("*.checkpoint.safetensors"))
+
+
+def test_everything_carries_the_one_code_space(whole: tuple[Path, str]) -> None:
+    runs, _ = whole
+    space = CodeSpace.from_dict(json.loads((runs / "r" / "codespace.json").read_text()))
+    assert open_gallery(str(runs / "r" / "gallery"), space).space == space
+    assert json.loads((runs / "r" / "bundle" / "codespace.json").read_text())["id"] == space.id
+    assert load_results(runs / "r" / "results.json").code_space == space.id
+
+
+def test_the_same_command_again_redoes_nothing(pictures: Path, whole: tuple[Path, str]) -> None:
+    runs, _ = whole
+    before = {p: p.stat().st_mtime_ns for name in FILES[1:8] if (p := runs / "r" / name).is_file()}
+    code, out = finish(start(pictures, runs))
+    assert code == 0, out
+    for stage in ("teacher", "gallery", "student", "export", "prove"):
+        assert f"[{stage}]" not in out
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_stricter_gate_fails_it_without_training_again(pictures: Path, whole: tuple[Path, str]) -> None:
+    runs, _ = whole
+    code, out = finish(start(pictures, runs, "--gate.min-ratio", "9"))
+    assert code == 1, out
+    assert "[student]" not in out
+    assert not load_results(runs / "r" / "results.json").verdict.passed
+
+
+def test_other_settings_in_the_same_folder_are_refused(pictures: Path, whole: tuple[Path, str]) -> None:
+    code, out = finish(start(pictures, whole[0], "--seed", "5"))
+    assert code == 2
+    assert "seed" in out
+    assert "--name" in out
+    assert "Traceback" not in out
+
+
+def test_strict_refuses_the_broken_picture(pictures: Path, tmp_path: Path) -> None:
+    code, out = finish(start(pictures, tmp_path, "--strict"))
+    assert code == 2
+    assert "broken.png" in out
+    assert "Traceback" not in out
+
+
+def journal_has(runs: Path, stage: str) -> Callable[[str], bool]:
+    path = runs / "r" / "train.jsonl"
+    return lambda _: path.exists() and f'"{stage}"' in path.read_text()
+
+
+def kill_when(process: subprocess.Popen[str], log: Path, condition: Callable[[str], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition(log.read_text() if log.exists() else ""):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_student(
+    pictures: Path, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    log = tmp_path / "r" / "log.txt"
+    moments: list[Callable[[str], bool]] = [
+        lambda text: "[data]" in text,
+        journal_has(tmp_path, "teacher"),
+        lambda text: "[gallery]" in text,
+        journal_has(tmp_path, "student"),
+        lambda text: "[export]" in text,
+        lambda text: "[prove]" in text,
+    ]
+    for moment in moments:
+        kill_when(start(pictures, tmp_path), log, moment)
+    code, out = finish(start(pictures, tmp_path))
+    assert code == 0, out
+    assert student_sha(tmp_path) == student_sha(whole[0])
+    ours, theirs = (load_results(runs / "r" / "results.json") for runs in (tmp_path, whole[0]))
+    assert ours.cells == theirs.cells
+    assert ours.code_space == theirs.code_space
+    assert [c.steps for c in ours.curves] == [c.steps for c in theirs.curves]
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(pictures: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not inherit
+    process = start(pictures, tmp_path, preexec=heeding)
+    while not journal_has(tmp_path, "teacher")(""):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, out = finish(process)
+    assert code == 130
+    assert "goes on" in out
+    assert "Traceback" not in out
+    second, third = start(pictures, tmp_path), start(pictures, tmp_path)
+    codes = sorted([finish(second), finish(third)])
+    assert [code for code, _ in codes] == [0, 2]  # two at once: one works, the other is refused
+    assert "in this run folder" in codes[1][1] or "nobody works in" in codes[1][1]
+    assert student_sha(tmp_path) == student_sha(whole[0])
+
+
+def test_a_disk_that_takes_no_more_is_a_sentence_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))  # a checkpoint of the teacher needs 60 MB
+
+    code, out = finish(start(pictures, tmp_path, preexec=small_files))
+    assert code == 2, out
+    assert "cannot be written" in out
+    assert "goes on" in out
+    assert "Traceback" not in out
+    assert not (tmp_path / "r" / "teacher.safetensors").exists()
+
+
+def test_help_answers_without_loading_torch() -> None:
+    code = "import sys; sys.argv=['run.py','--help']\n" \
+           "import runpy\ntry: runpy.run_path('distill/run.py', run_name='__main__')\n" \
+           "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'matplotlib'} & set(sys.modules)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--teacher" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--teacher", "vit_bb"), "vit_b"),
+        (("--data", "/no/such/place"), "/no/such/place"),
+        (("--forms", "tf"), "onnx-fp32"),
+        (("--student-weights", "/none"), "/none"),
+        (("--teacher", "vit_t", "--teacher-size", "50"), "multiple of 16"),
+    ],
+)
+def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flags: tuple[str, str], says: str) -> None:
+    code, out = finish(start(pictures, tmp_path, *flags))
+    assert code == 2, out
+    assert says in out
+    assert "Traceback" not in out
+
+
+def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
+    """One learns what the other does; the first alone exports, proves and writes."""
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
+    options = ["--data", str(pictures), "--runs", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
+               "--teacher-fit.epochs", "2", "--student-fit.epochs", "1", "--forms", "onnx-fp32"]  # fmt: skip
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    results = load_results(tmp_path / "r" / "results.json")
+    assert results.verdict.passed
+    assert (done.stdout + done.stderr).count("[teacher]") == 1
+    assert (tmp_path / "r" / "log.txt").read_text().count("[prove]") == 1
+    points = read_journal(tmp_path / "r" / "train.jsonl")
+    assert len(points) == len({(point.stage, point.step) for point in points})
+
+
+def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "runs")
+    before = student_sha(tmp_path / "runs")
+    forms = ("--forms", "onnx-fp32", "onnx-int8-weights", "onnx-int8", "--rounded.epochs", "1")
+    code, out = finish(start(pictures, tmp_path / "runs", *forms))
+    assert code in (0, 1), out  # so small a student may well lose more than the gate allows
+    results = load_results(tmp_path / "runs" / "r" / "results.json")
+    assert [(row.form, row.status) for row in results.files] == [(form, "ran") for form in forms[1:4]]
+    assert student_sha(tmp_path / "runs") == before  # nothing was learned again
+    assert results.quantization is not None
+    assert {row.mode for row in results.quantization.layers} == {"weights", "int8"}
+    assert [curve.stage for curve in results.curves] == ["teacher", "student", "rounded"]
+    assert "8-bit layers" in (tmp_path / "runs" / "r" / "report.html").read_text()
