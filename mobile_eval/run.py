@@ -81,8 +81,8 @@ class Check(Model):
 
 
 class Import(Model):
-    """Add measurements to a proof: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's apps/run_on_mac.py,
-    or the .mlperf folder of Xcode's performance report.  A newer one replaces that of the same file and device."""
+    """Add measurements to a proof: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's apps/run_on_mac.py.
+    A newer one replaces that of the same file and device."""
 
     proof: tyro.conf.Positional[Path]
     """The folder that `check` wrote."""
@@ -321,8 +321,10 @@ def take_in(command: Import) -> int:
     if not command.files:
         raise InputError("reports to import", "none", "Name their files.")
     proof = load_proof(command.proof / JSON)
-    found = [one for file in command.files for one in external_results.read(file, command.model, command.device)]
-    rows = tuple(external_results.merge(proof.files, found))
+    found = [
+        one for file in command.files for one in external_results.read_results(file, command.model, command.device)
+    ]
+    rows = tuple(external_results.merge_results(proof.files, found))
     verdict = gate.check(rows, proof.limits, strict=command.strict, notes=proof.notes)
     return tell(proof.model_copy(update={"files": rows, "verdict": verdict}), command.proof)
 

@@ -133,7 +133,7 @@ def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_ta
         ModelResult(form=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
         for one in open_bundle(bundle).files
     ]
-    merged = external_results.merge(rows, external_results.read(tmp_path / "mac.json"))[2:]
+    merged = external_results.merge_results(rows, external_results.read_results(tmp_path / "mac.json"))[2:]
     assert len(merged) == 2 * len(UNITS)
     assert {row.device for row in merged} == {"apple-cpu-only", "apple-cpu-and-gpu", "apple-cpu-and-ne", "apple-all"}
     for row in merged:
