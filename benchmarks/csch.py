@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.trial import Cell, measure
+from benchmarks.trial import Cell, data_source, measure
 from distill.config import Learning, Model, StudentTrainConfig, TeacherTrainConfig
 from distill.distillers import DISTILLERS
 from gallery.console import log
@@ -114,9 +114,9 @@ class Table(Model):
         if self.borrows(row):
             changes["gallery"] = self.folder(data, bits, seed, BASE)
         return Learning(
-            teacher=self.teacher, student=self.student, data=data, bits=bits, seed=seed, teacher_size=self.size,
-            student_size=self.size, unseen=self.unseen, teacher_fit=TeacherTrainConfig(**teaching),
-            student_fit=StudentTrainConfig(**terms), **changes,
+            teacher=self.teacher, student=self.student, data=data_source(data), bits=bits, seed=seed,
+            teacher_size=self.size, student_size=self.size, unseen=self.unseen,
+            teacher_fit=TeacherTrainConfig(**teaching), student_fit=StudentTrainConfig(**terms), **changes,
         )  # fmt: skip
 
 

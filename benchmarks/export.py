@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.bare import compare
 from benchmarks.csch import RESULTS
-from benchmarks.trial import learned
+from benchmarks.trial import data_source, learned
 from distill.config import Learning, Model, RoundedFit, StudentTrainConfig, TeacherTrainConfig
 from export.artifact import ExportedModel, ExportFailure
 from export.metadata import read_card
@@ -99,7 +99,7 @@ class Export(Model):
         log.info("[%s, %s]", data, student)
         first = self.runs / f"export-{data}-{self.students[0]}"
         learning = Learning(
-            data=data, teacher=self.teacher, student=student, bits=self.bits, seed=self.seed,
+            data=data_source(data), teacher=self.teacher, student=student, bits=self.bits, seed=self.seed,
             gallery=None if folder == first else first, teacher_fit=TEACHERS.get(data, TeacherTrainConfig()),
             student_fit=StudentTrainConfig(epochs=EPOCHS.get((data, student), "auto")),
         )  # fmt: skip

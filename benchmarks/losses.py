@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.csch import RESULTS, spread
 from benchmarks.published import PUBLISHED
-from benchmarks.trial import opened
+from benchmarks.trial import data_source, opened
 from distill.config import Learning, Model, TeacherTrainConfig
 from distill.losses import OBJECTIVES
 from gallery.console import log
@@ -123,7 +123,7 @@ class Objectives(Model):
     def learning(self, data: str, bits: int, seed: int, name: str, factor: float) -> Learning:
         """What one cell learns."""
         return Learning(
-            data=data,
+            data=data_source(data),
             teacher=self.teacher,
             student=self.teacher,
             bits=bits,

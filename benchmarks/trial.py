@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ class Cell(Model):
     student_steps: int
     seconds: dict[str, float]
     protocol: str
+
+
+def data_source(name: str) -> str:
+    """What --data is for a data set of the benchmarks: imagenet20 has a manifest below TWINHASH_DATA."""
+    return f"{os.environ.get('TWINHASH_DATA', '.')}/imagenet20/manifest.csv" if name == "imagenet20" else name
 
 
 def measure(row: str, learning: Learning, folder: Path, cache: Path) -> Cell:

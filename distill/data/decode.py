@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gallery.errors import InputError
-from gallery.files import sha256_of
 
 # Pillow would open many more; an EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -31,19 +28,14 @@ def decode(path: Path) -> Image.Image:
     pretrained on.  JPEGs are decoded in full: the decoder's `draft` mode would be faster (12 Mpx to a square: 30 ms
     for 110), but would make a picture's pixels at one size depend on the other sizes asked for.
     """
-    return read(path)[0]
-
-
-def read(file: Path | bytes) -> tuple[Image.Image, str]:
-    """`decode`, of a file or of what it would hold, and the SHA-256 of that."""
-    with _opened(file) as image:
+    with _opened(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image), hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else sha256_of(file)
+        return _to_rgb(image)
 
 
-def shorter_side(file: Path | bytes) -> int:
+def shorter_side(path: Path) -> int:
     """Pixels, from the header alone; raises `InputError` like `decode`."""
-    with _opened(file) as image:
+    with _opened(path) as image:
         return min(image.size)
 
 
@@ -63,26 +55,19 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(file: Path | bytes) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        size = len(file) if isinstance(file, bytes) else _regular(file)
-        if not 0 < size <= MAX_BYTES:
-            raise ValueError(f"a file of more than {MAX_BYTES >> 20} MiB" if size else "an empty file")
-        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # before opening: to open a FIFO is to wait for its writer
+            raise ValueError("not a regular file")
+        if not 0 < status.st_size <= MAX_BYTES:
+            raise ValueError(f"a file of more than {MAX_BYTES >> 20} MiB" if status.st_size else "an empty file")
+        with path.open("rb") as stream:
             image = Image.open(stream, formats=FORMATS)
             _check_shape(*image.size)
             yield image
     except Exception as error:  # Pillow's decoders raise a dozen types on hostile bytes; the reason is kept
-        where = "a container" if isinstance(file, bytes) else file
-        raise InputError(f"a picture in {where}", _reason(error), "Replace or remove the file.") from error
-
-
-def _regular(path: Path) -> int:
-    """Bytes of a regular file, found before opening: to open a FIFO is to wait for its writer."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    return status.st_size
+        raise InputError(f"an image in {path}", _reason(error), "Replace or remove the file.") from error
 
 
 def _check_shape(width: int, height: int) -> None:

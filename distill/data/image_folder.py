@@ -11,8 +11,9 @@ from pathlib import Path
 from PIL.Image import Image
 
 from distill.data.dataset import PARTS, QUERY, TRAIN, ImageList, Skipped
-from distill.data.decode import read, shorter_side
+from distill.data.decode import decode, shorter_side
 from gallery.errors import InputError
+from gallery.files import sha256_of
 
 # Found beside pictures and clearly none: passed over in silence, like hidden files.
 NO_PICTURE = re.compile(
@@ -40,7 +41,7 @@ class ImageFiles:
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[Image, str]:
-        return read(self.paths[index])
+        return decode(self.paths[index]), sha256_of(self.paths[index])
 
     def shorter_side(self, index: int) -> int:
         return shorter_side(self.paths[index])

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data import fashion_mnist
-from distill.data.container import list_container
 from distill.data.dataset import Dataset, ImageList, Indices, Skipped
 from distill.data.decode_cache import decoded
 from distill.data.image_folder import list_folder
@@ -44,8 +43,7 @@ def load(
 ) -> Dataset:
     """Loads `source` with its pictures decoded at each of `sizes`.
 
-    source: "embedded", "fashion_mnist", a protocol's name, or the path of an image folder, a CSV or Parquet manifest,
-        or a container (.npz)
+    source: "embedded", "fashion_mnist", a protocol's name, or the path of an image folder or a CSV or Parquet manifest
     cache:  folder of decoded pictures, shared by all sources
     query_fraction: share of each class drawn as queries where the source has no split
     validation_fraction: share of train held out, by `seed` too
@@ -138,11 +136,7 @@ def _list(source: str, cache: Path, root: Path | None, seed: int) -> ImageList:
         return list_folder(path)
     if stat.S_ISREG(mode) and path.suffix.lower() in MANIFESTS:
         return list_manifest(path)
-    if stat.S_ISREG(mode) and path.suffix.lower() == ".npz":
-        return list_container(path)
-    expected = (
-        f"data: {', '.join(fashion_mnist.SOURCES)}, an image folder, or a manifest ({', '.join(MANIFESTS)} or .npz)"
-    )
+    expected = f"data: {', '.join(fashion_mnist.SOURCES)}, an image folder, or a manifest ({', '.join(MANIFESTS)})"
     raise InputError(expected, found, f"Check the path, or name a protocol: {', '.join(PROTOCOLS)}.")
 
 

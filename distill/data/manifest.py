@@ -44,7 +44,7 @@ def list_manifest(path: Path) -> ImageList:
         _add(entries, root, dict(zip(header, values, strict=True)), where)
     names = tuple(sorted(entries))
     return ImageList(
-        name=path.stem,
+        name=path.stem if path.stem != "manifest" else root.name,
         names=names,
         labels=tuple(entries[name].labels for name in names),
         parts=tuple(frozenset(entries[name].parts) for name in names),

@@ -27,14 +27,13 @@ class DatasetSource:
 
 
 CIFAR10 = DatasetSource(
-    "CIFAR-10", "cifar10", "cifar-10-batches-bin/*.bin, or cifar10_*.npz containers",
+    "CIFAR-10", "cifar10", "cifar-10-batches-bin/*.bin",
     "the binary version (not the pickled one) from https://www.cs.toronto.edu/~kriz/cifar.html",
     "none is given; for research, citing Krizhevsky 2009",
 )  # fmt: skip
 UCMERCED = DatasetSource(
     "UC Merced Land Use", "ucmerced",
-    "UCMerced_LandUse/Images/<class>/*.tif, for ucmerced_multi with LandUse_Multilabeled.txt beside UCMerced_LandUse, "
-    "or a ucmerced*.npz container",
+    "UCMerced_LandUse/Images/<class>/*.tif, for ucmerced_multi with LandUse_Multilabeled.txt beside UCMerced_LandUse",
     "UCMerced_LandUse.zip from http://weegee.vision.ucmerced.edu/datasets/landuse.html, and for ucmerced_multi "
     "multilabels.zip from https://bigearth.eu/datasets",
     "the pictures are in the public domain (USGS); cite Yang and Newsam 2010, Chaudhuri et al. 2018 for multi-labels",
@@ -43,11 +42,6 @@ IMAGENET = DatasetSource(
     "ImageNet (ILSVRC 2012)", "imagenet", "train/n01440764/*.JPEG, ... and val/*.JPEG or val/n01440764/*.JPEG, ...",
     "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org, after registering there",
     "ImageNet's terms of access: non-commercial research and education only",
-)  # fmt: skip
-IMAGENET20 = DatasetSource(
-    "20 classes of ImageNet", "imagenet20_160", "imagenet20_160_query.npz and imagenet20_160_database.npz",
-    "nothing: it is not published, but packed from ILSVRC 2012 into two containers",
-    IMAGENET.licence,
 )  # fmt: skip
 COCO = DatasetSource(
     "COCO 2014", "coco", "train2014/*.jpg and val2014/*.jpg (or train2017 and val2017)",

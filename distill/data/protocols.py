@@ -8,16 +8,15 @@ from pathlib import Path
 
 from distill.data.dataset import ImageList
 from distill.data.list_files import list_published
-from distill.data.protocol_specs import CIFAR10, IMAGENET20, UCMERCED, DatasetSource
+from distill.data.protocol_specs import CIFAR10, UCMERCED, DatasetSource
 from distill.data.published import PUBLISHED
-from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_imagenet20, list_ucmerced
+from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
 
 VARIABLE = "TWINHASH_DATA"
 PROTOCOLS: dict[str, tuple[DatasetSource, Callable[[str, Path, int], ImageList]]] = {
     **dict.fromkeys(CIFAR_PROTOCOLS, (CIFAR10, list_cifar10)),
     **{name: (spec.home, list_published) for name, spec in PUBLISHED.items()},
     **dict.fromkeys(("ucmerced", "ucmerced_multi"), (UCMERCED, list_ucmerced)),
-    "imagenet20": (IMAGENET20, list_imagenet20),
 }
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.container import list_container
 from distill.data.dataset import GALLERY, QUERY, TRAIN, ImageList, join
 from distill.data.fashion_mnist import ImageArrays
 from distill.data.image_folder import list_folder
-from distill.data.protocol_specs import CIFAR10, IMAGENET20, UCMERCED
+from distill.data.protocol_specs import CIFAR10, UCMERCED
 from gallery.errors import CorruptFile, InputError
 
 Parts = tuple[frozenset[str], ...]
@@ -50,16 +49,12 @@ def draw(groups: Sequence[str], seed: int, queries: int, train: int | None, lear
 
 
 def list_cifar10(name: str, root: Path, seed: int) -> ImageList:
-    """CIFAR-10's binary version, or containers of its pictures.  Raises `InputError` and `CorruptFile`."""
+    """CIFAR-10's binary version.  Raises `InputError` and `CorruptFile`."""
     queries, train, learned, sizes = CIFAR_PROTOCOLS[name]
-    folder = root / CIFAR10.folder
-    binary, containers = folder / "cifar-10-batches-bin", sorted(folder.glob("cifar10_*.npz"))
-    if binary.is_dir():
-        listing = join(*(_batch(binary / f"{batch}.bin") for batch in CIFAR_BATCHES))
-    elif containers:
-        listing = join(*map(list_container, containers))
-    else:
+    folder = root / CIFAR10.folder / "cifar-10-batches-bin"
+    if not folder.is_dir():
         raise CIFAR10.absent(root)
+    listing = join(*(_batch(folder / f"{batch}.bin") for batch in CIFAR_BATCHES))
     return replace(
         listing,
         name=name,
@@ -90,16 +85,13 @@ def _batch(path: Path) -> ImageList:
 
 
 def list_ucmerced(name: str, root: Path, seed: int) -> ImageList:
-    """UC Merced as it unpacks, or a container; both names have the same split.  Raises `InputError`."""
-    multi, folder = name == "ucmerced_multi", root / UCMERCED.folder
-    images, containers = folder / "UCMerced_LandUse" / "Images", sorted(folder.glob("ucmerced*.npz"))
-    if images.is_dir():
-        scenes = list_folder(images)
-        listing = _multi_labels(scenes, folder / "LandUse_Multilabeled.txt", root) if multi else scenes
-    elif containers:
-        scenes, listing = list_container(containers[0], False), list_container(containers[0], multi)
-    else:
+    """UC Merced as it unpacks; both names have the same split.  Raises `InputError`."""
+    folder = root / UCMERCED.folder
+    if not (folder / "UCMerced_LandUse" / "Images").is_dir():
         raise UCMERCED.absent(root)
+    scenes = list_folder(folder / "UCMerced_LandUse" / "Images")
+    multi = name == "ucmerced_multi"
+    listing = _multi_labels(scenes, folder / "LandUse_Multilabeled.txt", root) if multi else scenes
     return replace(
         listing,
         name=name,
@@ -126,23 +118,6 @@ def _multi_labels(scenes: ImageList, path: Path, root: Path) -> ImageList:
         raise InputError(f"labels of {lost[0]} in {path}", "none", "Download the table again.")
     labels = tuple(table[Path(name).stem] for name in scenes.names)
     return replace(scenes, labels=labels, multi=True, classes=classes)
-
-
-def list_imagenet20(name: str, root: Path, seed: int) -> ImageList:
-    """The two containers of imagenet20; their split into query and database is given, train is drawn."""
-    files = [root / IMAGENET20.folder / f"imagenet20_160_{part}.npz" for part in ("database", "query")]
-    if not all(file.is_file() for file in files):
-        raise IMAGENET20.absent(root)
-    database, query = map(list_container, files)
-    return replace(
-        join(
-            replace(database, parts=draw(_first(database), seed, 0, 100)),
-            replace(query, parts=(frozenset({QUERY}),) * len(query.names)),
-        ),
-        name=name,
-        origin=f"20 ImageNet classes, not a published protocol, 100 of train a class drawn here by seed {seed}",
-        published=(2_000, 4_900, 1_000),
-    )
 
 
 def _first(listing: ImageList) -> list[str]:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.data.decode import read, to_square
+from distill.data.decode import decode, to_square
 from export import to_coreml, to_litert, to_onnx
 from export.artifact import DEFAULT_FORMS, SMALL_WEIGHTS, ExportedModel, ExportFailure
 from export.capture_output import quiet
@@ -269,9 +269,7 @@ def photographs(count: int) -> list[Image.Image]:
     folder = os.environ.get("TWINHASH_DATA")
     if not folder:
         pytest.skip("TWINHASH_DATA is not set")
-    with np.load(Path(folder, "coco256", "coco256.npz"), allow_pickle=False) as kept:
-        data, ends = kept["data"], kept["offsets"]
-        return [read(data[ends[i] : ends[i + 1]].tobytes())[0] for i in range(count)]
+    return [decode(path) for path in sorted(Path(folder, "coco256", "images").iterdir())[:count]]
 
 
 def test_the_resize_inside_is_the_resize_outside(partly: Shipped) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +30,6 @@ def photo(index: int) -> Image.Image:
 def _photos() -> NDArray[np.uint8]:
     with np.load(fashion_mnist.SUBSET, allow_pickle=False) as file:
         return file["images"]
-
-
-def pack(path: Path, pictures: Sequence[bytes], **columns: Any) -> Path:
-    """Writes a container; `labels`, `classes`, ... are its columns, and replace what is made up here."""
-    arrays = {
-        "data": np.frombuffer(b"".join(pictures), np.uint8),
-        "offsets": np.cumsum([0, *map(len, pictures)]).astype(np.int64),
-        "names": np.array([f"{i:05d}" for i in range(len(pictures))], "S8"),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{**arrays, **columns})
-    return path
 
 
 def encoded(index: int, form: str = "PNG") -> bytes:

@@ -1,4 +1,4 @@
-"""Protocols whose splits are drawn here, from sets in their true layouts and from containers."""
+"""Protocols whose splits are drawn here, from sets in their true layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.data import Dataset, load, native_size
 from distill.data.decode import to_square
 from distill.data.sampled_splits import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, draw
 from gallery.errors import CorruptFile, InputError
-from tests.distill.data.factories import encoded, pack, photo
+from tests.distill.data.factories import encoded, photo
 
 SCENES = ("agricultural", "airplane", "beach")
 TABLE = "IMAGE\\LABEL\tfield\tsand\twater\n"
@@ -145,55 +145,22 @@ def test_multi_labels_that_cannot_be_read(tmp_path: Path, rows: str | None, word
         opened("ucmerced_multi", tmp_path)
 
 
-def test_ucmerced_packed(tmp_path: Path) -> None:
-    pictures = [encoded(100 * k + i) for k in range(3) for i in range(25)]
-    pack(
-        tmp_path / "ucmerced" / "ucmerced_128.npz", pictures,
-        names=np.array([f"{scene}{i:02d}" for scene in SCENES for i in range(25)], "S19"),
-        labels=np.repeat(np.arange(3, dtype=np.uint8), 25), classes=np.array(SCENES),
-        multilabels=np.eye(2, dtype=np.uint8)[np.arange(75) % 2], multilabel_classes=np.array(["x", "y"]),
-    )  # fmt: skip
-    packed = opened("ucmerced", tmp_path)
-    unpacked = opened("ucmerced", ucmerced(tmp_path / "other"))
-    same = [[data.names[i].split("/")[-1].removesuffix(".tif") for i in data.query] for data in (packed, unpacked)]
-    assert same[0] == same[1]
-    multi = opened("ucmerced_multi", tmp_path)
-    assert multi.labels.tolist() == [[i % 2 == 0, i % 2 == 1] for i in range(75)]
-    np.testing.assert_array_equal(multi.query, packed.query)
-
-
-def test_imagenet20(tmp_path: Path) -> None:
-    for part, count, start in (("database", 240, 0), ("query", 6, 500)):
-        pack(
-            tmp_path / "imagenet20_160" / f"imagenet20_160_{part}.npz", [encoded(start + i) for i in range(count)],
-            names=np.array([f"{part}{i}" for i in range(count)], "S28"),
-            labels=(np.arange(count) % 2).astype(np.uint8), classes=np.array(["tench", "gas pump"]),
-        )  # fmt: skip
-    data = opened("imagenet20", tmp_path)
-    assert data.classes == ("tench", "gas pump")
-    assert {data.names[i] for i in data.query} == {f"query{i}" for i in range(6)}
-    assert {data.names[i] for i in data.gallery} == {f"database{i}" for i in range(240)}
-    learned = np.union1d(data.train, data.validation)
-    assert np.isin(learned, data.gallery).all()
-    assert np.bincount(data.labels[learned]).tolist() == [100, 100]
-    assert "not a published protocol, 100 of train a class drawn here by seed 1" in data.protocol
-    np.testing.assert_array_equal(data.pixels[28][data.names.index("query5")], to_square(photo(505), 28))
-
-
 @pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
 @pytest.mark.parametrize(
     ("name", "classes", "sizes"),
     [
         ("ucmerced", 21, (1680, 1680, 420)),
         ("ucmerced_multi", 17, (1680, 1680, 420)),
-        ("imagenet20", 20, (2000, 4900, 1000)),
-        ("cifar10", 10, (5000, None, 1000)),
+        ("imagenet20/manifest.csv", 20, (2000, 4900, 1000)),
+        ("cifar10", 10, (5000, 54_000, 1000)),
     ],
 )
-def test_real_sets(tmp_path: Path, name: str, classes: int, sizes: tuple[int | None, ...]) -> None:
-    data = load(name, [8], tmp_path / "cache", seed=0, strict=True)
+def test_real_sets(tmp_path: Path, name: str, classes: int, sizes: tuple[int, ...]) -> None:
+    folder = Path(os.environ["TWINHASH_DATA"], name)
+    data = load(str(folder) if folder.suffix else name, [8], tmp_path / "cache", seed=0, strict=True)
     assert len(data.classes) == len(data.seen) == classes
     found = (len(data.train) + len(data.validation), len(data.gallery), len(data.query))
-    assert found == tuple(size or len(data.names) - 6000 for size in sizes)
+    assert found == sizes
+    assert data.name == name.split("/")[0]
     if data.labels.ndim == 1:
         assert len(set(np.bincount(data.labels[data.query]))) == 1

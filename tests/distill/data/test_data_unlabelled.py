@@ -15,7 +15,7 @@ import pytest
 from distill.data import Dataset, load, save_split
 from distill.data.decode import to_square
 from gallery.errors import InputError
-from tests.distill.data.factories import MakeFolder, encoded, pack, photo
+from tests.distill.data.factories import MakeFolder, encoded, photo
 
 LABELLED = {"a": 20, "b": 20, "c": 20}
 PARTS = ("train", "validation", "gallery", "query")
@@ -69,17 +69,6 @@ def test_copies_of_queries_are_left_out(make_folder: MakeFolder, caplog: pytest.
     both = opened(root, unlabelled=[more])
     assert [both.names[i].split("/")[-1] for i in both.unlabelled] == ["000.png", "001.png", "harmless.png"]
     assert "left out 1 pictures without labels that are copies of queries" in caplog.text
-
-
-def test_copies_of_queries_in_a_container(tmp_path: Path, make_folder: MakeFolder) -> None:
-    pictures = [encoded(i) for i in range(20)]
-    path = pack(tmp_path / "c.npz", pictures, labels=np.arange(20) % 2, classes=np.array(["x", "y"]))
-    more = make_folder({"": 0}, "more", width=30)
-    for i, raw in enumerate(pictures):
-        (more / f"{i:02d}.png").write_bytes(raw)
-    both = opened(path, unlabelled=[more])
-    assert len(both.query) == 4
-    assert {int(both.names[i][-6:-4]) for i in both.unlabelled} == set(range(20)) - set(both.query)
 
 
 def test_multi_label_sets_get_empty_rows(make_folder: MakeFolder) -> None:
