@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distill.distillers import DISTILLERS
 from distill.hash_centers.assignment import Assignment
@@ -162,6 +162,11 @@ class Learning(Model):
     seed: int = Field(0, ge=0)
     strict: bool = False
     """A picture that cannot be read, or a file that cannot run here, is fatal."""
+
+    @field_validator("data")
+    @classmethod
+    def _without_slash(cls, data: str) -> str:
+        return data.rstrip("/") or data
 
 
 class BackboneInfo(Model):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 TRAIN, GALLERY, QUERY = PARTS = ("train", "gallery", "query")
-UNLABELLED = "unlabelled"
+VALIDATION, UNLABELLED = "validation", "unlabelled"
 
 
 @dataclass(frozen=True)

@@ -1,111 +1,111 @@
-"""Pictures listed in a CSV or Parquet file: columns `path`, `label` (or `labels`) and, optionally, `split`.
+"""Images listed in a CSV or Parquet file: columns `path`, `label` (or `labels`) and, optionally, `split`.
 
 `labels` holds several, separated by `;` (in Parquet a list column will do too), and makes the set multi-label.
-`split` is train, gallery or query; a picture in both train and gallery has two rows, or `train;gallery`.  Paths are
-relative to the manifest's folder and may not leave it, neither by `..`, nor absolutely, nor through a link: a
-manifest is a text that may come from anywhere, and must not point at the rest of the disk.
+`split` is train, validation, gallery or query; an image in both train and gallery has two rows, or `train;gallery`.
+Paths are relative to the manifest's folder and may not leave it, neither by `..`, nor absolutely, nor through a link:
+a manifest is a text that may come from anywhere, and must not point at the rest of the disk.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import PARTS, ImageList
+from distill.data.dataset import GALLERY, PARTS, VALIDATION, ImageList
 from distill.data.image_folder import ImageFiles
 from gallery.errors import InputError
 
 COLUMNS = ("path", "label", "labels", "split")
-Rows = Iterator[tuple[int, Sequence[Any]]]  # row number in the file, values; the header comes first
+BLOCK = 1 << 26  # bytes of a CSV parsed at once, more than its longest row
+Rows = tuple[int, list[dict[str, Any]]]  # number of the first row, and values by column
 
 
 @dataclass
-class _Entry:
+class _ManifestEntry:
     labels: tuple[str, ...]
-    parts: set[str] = field(default_factory=set)
+    splits: set[str] = field(default_factory=set)
 
 
 def list_manifest(path: Path) -> ImageList:
-    """Reads a manifest; pictures come sorted by path.  Raises `InputError` that names the row and what is wrong."""
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    header = [str(column).strip().lower() for column in next(rows, (0, ()))[1]]
-    _check_header(header, path)
-    root, entries = Path(os.path.realpath(path.parent)), dict[str, _Entry]()
-    for number, values in rows:
-        where = f"row {number} of {path.name}"
-        if len(values) != len(header):
-            raise InputError(f"{len(header)} fields in {where}", str(len(values)), "Quote fields that hold a comma.")
-        _add(entries, root, dict(zip(header, values, strict=True)), where)
+    """Read a manifest, sorted by path.  Raises `InputError` that names the row and what is wrong."""
+    first, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+    root, entries = Path(os.path.realpath(path.parent)), dict[str, _ManifestEntry]()
+    for number, row in enumerate(rows, first):
+        if any(value is not None and value != "" for value in row.values()):
+            _add(entries, root, row, f"row {number} of {path.name}")
     names = tuple(sorted(entries))
     return ImageList(
         name=path.stem if path.stem != "manifest" else root.name,
         names=names,
         labels=tuple(entries[name].labels for name in names),
-        parts=tuple(frozenset(entries[name].parts) for name in names),
+        parts=tuple(frozenset(entries[name].splits) for name in names),
         pictures=ImageFiles(root, [root / name for name in names]),
         origin="split given by the manifest",
-        multi="labels" in header,
+        multi=any("labels" in row for row in rows[:1]),
     )
 
 
 def _csv_rows(path: Path) -> Rows:
+    import pyarrow
+    from pyarrow import csv
+
     try:
-        text = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-        reader = csv.reader(text, strict=True)
-        yield from ((reader.line_num, row) for row in reader if row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"a CSV file in UTF-8 at {path}", str(error), "Save it again as UTF-8 CSV.") from error
+        table = csv.read_csv(
+            path,
+            csv.ReadOptions(use_threads=False, block_size=BLOCK),  # without threads, errors name the row
+            csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+            csv.ConvertOptions(default_column_type=pyarrow.string()),
+        )
+        columns = _known_columns(table.schema.names, path)
+        return 2, table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        fix = "Save it again as UTF-8 CSV, and quote fields that hold a comma."
+        raise InputError(f"a CSV file in UTF-8 at {path}", str(error)[:200], fix) from error
 
 
 def _parquet_rows(path: Path) -> Rows:
     import pyarrow
-    import pyarrow.parquet
+    from pyarrow import parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            header = file.schema_arrow.names
-            yield 0, header
-            wanted = [name for name in header if name.strip().lower() in COLUMNS]
-            count = 0
-            for batch in file.iter_batches(columns=wanted):
-                columns = [batch[name].to_pylist() if name in wanted else [None] * len(batch) for name in header]
-                yield from enumerate(zip(*columns, strict=True), count + 1)
-                count += len(batch)
+        with parquet.ParquetFile(path) as file:
+            columns = _known_columns(file.schema_arrow.names, path)
+            table = file.read(columns=[file.schema_arrow.names[index] for index in columns.values()])
+        return 1, table.rename_columns([name.strip().lower() for name in table.schema.names]).to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"a Parquet file at {path}", str(error), "Write it again.") from error
+        raise InputError(f"a Parquet file at {path}", str(error)[:200], "Write it again.") from error
 
 
-def _check_header(header: Sequence[str], path: Path) -> None:
-    known = [column for column in header if column in COLUMNS]
-    if len(known) == len(set(known)) and "path" in known and ("label" in known) != ("labels" in known):
-        return
-    found = ", ".join(header) or "none"
-    raise InputError(
-        f"columns path, label (or labels; not both) and optionally split in {path}",
-        found,
-        "Rename the columns, and separate CSV fields by commas.",
-    )
+def _known_columns(header: Sequence[str], path: Path) -> dict[str, int]:
+    """Index of each known column; raises `InputError` where the columns are not those of a manifest."""
+    names = [name.strip().lower() for name in header]
+    known = [name for name in names if name in COLUMNS]
+    if len(known) != len(set(known)) or "path" not in known or ("label" in known) == ("labels" in known):
+        raise InputError(
+            f"columns path, label (or labels; not both) and optionally split in {path}",
+            ", ".join(names) or "none",
+            "Rename the columns, and separate CSV fields by commas.",
+        )
+    return {name: names.index(name) for name in known}
 
 
-def _add(entries: dict[str, _Entry], root: Path, row: dict[str, Any], where: str) -> None:
+def _add(entries: dict[str, _ManifestEntry], root: Path, row: dict[str, Any], where: str) -> None:
     name = _inside(root, _text(row["path"]), where)
     labels = _texts(row["labels"]) if "labels" in row else tuple(filter(None, [_text(row["label"])]))
-    if not labels:
+    splits = {part.lower() for part in _texts(row["split"])} if "split" in row else set()
+    if not labels and not ("labels" in row and splits == {GALLERY}):
         raise InputError(f"a label in {where}", "none", "Fill it in, or remove the row.")
-    entry = entries.setdefault(name, _Entry(labels))
+    entry = entries.setdefault(name, _ManifestEntry(labels))
     if entry.labels != labels:
         found = f"{'; '.join(entry.labels)} and {'; '.join(labels)} for {name}"
-        raise InputError(f"the same labels in every row of a picture ({where})", found, "Use a `labels` column.")
-    parts = _texts(row["split"]) if "split" in row else ()
-    if ("split" in row and not parts) or not {part.lower() for part in parts} <= set(PARTS):
-        raise InputError(f"train, gallery or query as split in {where}", repr(row["split"]), "Correct it.")
-    entry.parts.update(part.lower() for part in parts)
+        raise InputError(f"the same labels in every row of an image ({where})", found, "Use a `labels` column.")
+    if ("split" in row and not splits) or not splits <= {*PARTS, VALIDATION}:
+        raise InputError(f"train, validation, gallery or query as split in {where}", repr(row["split"]), "Correct it.")
+    entry.splits |= splits
 
 
 def _text(value: Any) -> str:
@@ -126,7 +126,7 @@ def _inside(root: Path, text: str, where: str) -> str:
         raise InputError(
             f"a path inside {root} in {where}",
             repr(text),
-            "Put the manifest in a folder above its pictures; copy linked ones into it with `cp -rL`.",
+            "Put the manifest in a folder above its images; copy linked ones into it with `cp -rL`.",
         )
     return os.path.relpath(path, root)
 

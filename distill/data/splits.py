@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.dataset import GALLERY, PARTS, QUERY, TRAIN, UNLABELLED, Dataset, ImageList, Indices, present
+from distill.data.dataset import (
+    GALLERY,
+    PARTS,
+    QUERY,
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    Dataset,
+    ImageList,
+    Indices,
+    present,
+)  # fmt: skip
 from gallery.console import log
 from gallery.errors import InputError
 from gallery.files import write_whole
@@ -79,26 +90,33 @@ def split(
         told += f", {unseen} classes held out of train by seed {seed}"
         train = train[~(labels[train][:, hidden].any(1) if listing.multi else np.isin(labels[train], hidden))]
     _check_parts(listing.name, classes, labels, train, gallery, query)
-    validation = _draw(_groups(train, classes, labels), validation_fraction, seed + 1, dither=True)
+    held_out = np.intersect1d(train, np.flatnonzero([VALIDATION in listing.parts[i] for i in kept]))
+    sampled = not len(held_out)
+    validation = _draw(_groups(train, classes, labels), validation_fraction, seed + 1, True) if sampled else held_out
     sizes = f"{len(train)} train" + (" = gallery" if np.array_equal(train, gallery) else f", {len(gallery)} gallery")
-    told += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation by seed {seed}."
+    by = f" by seed {seed}" if sampled else ""
+    told += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
     unlabelled = np.flatnonzero([UNLABELLED in listing.parts[i] for i in kept])
     names = tuple(classes[c] for c in hidden)
     return Split(np.setdiff1d(train, validation), validation, gallery, query, unlabelled, names, told)
 
 
 def save_split(data: Dataset, path: Path) -> Path:
-    """Writes the parts of each picture as a CSV of the columns name, labels and parts, whole or not at all."""
-    parts: list[list[str]] = [[] for _ in data.names]
-    for part in (TRAIN, "validation", GALLERY, QUERY, UNLABELLED):
+    """Write the split as a manifest, which `--data` reads back from the folder that the paths are relative to.
+
+    Images without labels, and those in no part, are left out.
+    """
+    splits: list[list[str]] = [[] for _ in data.names]
+    for part in (TRAIN, VALIDATION, GALLERY, QUERY):
         for i in getattr(data, part):
-            parts[i].append(part)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["name", "labels", "parts"])
-    for name, label, own in zip(data.names, data.labels, parts, strict=True):
-        chosen = np.flatnonzero(label) if data.labels.ndim == 2 else [label] if label >= 0 else []
-        table.writerow([name, ";".join(data.classes[c] for c in chosen), ";".join(own)])
+            splits[i].append(part)
+    text, multi = io.StringIO(), data.labels.ndim == 2
+    table = csv.writer(text)
+    table.writerow(["path", "labels" if multi else "label", "split"])
+    for name, label, own in zip(data.names, data.labels, splits, strict=True):
+        if own:
+            chosen = np.flatnonzero(label) if multi else [label]
+            table.writerow([name, ";".join(data.classes[c] for c in chosen), ";".join(own)])
     return write_whole(path, text.getvalue())
 
 
@@ -110,6 +128,7 @@ def _parts(
     if any(part - {UNLABELLED} for part in parts):
         _check_apart(listing)
         train, gallery, query = (np.flatnonzero([part in p for p in parts]) for part in PARTS)
+        train = np.union1d(train, np.flatnonzero([VALIDATION in part for part in parts]))
         return train, (gallery if len(gallery) else train), query, listing.origin
     labelled = np.flatnonzero([not part for part in parts])
     query = _draw(_groups(labelled, classes, labels), query_fraction, seed)

@@ -96,6 +96,16 @@ def test_excels_csv(make_folder: MakeFolder) -> None:
     assert opened(root / "m.csv").classes == ("a", "b")
 
 
+def test_blank_rows_count_but_are_passed_over_and_a_field_may_be_long(make_folder: MakeFolder) -> None:
+    root = make_folder({"x": 4})
+    rows = [f"x/{i:03d}.png,{'ab'[i % 2]},{'n' * 200_000}" for i in range(4)]
+    (root / "m.csv").write_text("\n".join(["path,label,note", rows[0], "", ",,", *rows[1:]]))
+    assert len(opened(root / "m.csv").names) == 4
+    (root / "m.csv").write_text("\n".join(["path,label", "", "x/000.png,"]))
+    with pytest.raises(InputError, match=r"a label in row 3 of m\.csv"):
+        opened(root / "m.csv")
+
+
 REFUSED = [
     ({"path": "x/000.png", "name": "a"}, "columns path, label .* found path, name"),
     ({"file": "x/000.png", "label": "a"}, "columns path, label .* found file, label|found label"),
@@ -104,13 +114,16 @@ REFUSED = [
     ({"path": "x/000.png", "labels": " ; "}, "a label in row"),
     ({"path": "", "label": "a"}, "a path inside"),
     ({"path": ".", "label": "a"}, "a path inside"),
-    ({"path": "../secret.png", "label": "a"}, "a path inside .*'../secret.png'.*folder above its pictures"),
+    ({"path": "../secret.png", "label": "a"}, "a path inside .*'../secret.png'.*folder above its images"),
     ({"path": "x/../../secret.png", "label": "a"}, "a path inside"),
     ({"path": "/etc/passwd", "label": "a"}, "a path inside"),
     ({"path": "away/secret.png", "label": "a"}, "a path inside .*cp -rL"),
     ({"path": "leak.png", "label": "a"}, "a path inside"),
-    ({"path": "x/000.png", "label": "a", "split": "test"}, "train, gallery or query as split in row .*'test'"),
-    ({"path": "x/000.png", "label": "a", "split": ""}, "train, gallery or query"),
+    (
+        {"path": "x/000.png", "label": "a", "split": "test"},
+        "train, validation, gallery or query as split in row .*'test'",
+    ),
+    ({"path": "x/000.png", "label": "a", "split": ""}, "train, validation, gallery or query"),
     ({"path": "x/000.png", "label": "a", "split": "train;query"}, "queries that are in no other part"),
 ]
 
@@ -160,14 +173,13 @@ def test_conflicting_rows_and_missing_files(make_folder: MakeFolder) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", b"", "found none"),
+        ("m.csv", b"", "found Empty CSV file"),
         ("m.csv", b"path;label\nx/000.png;a\n", "found path;label"),
-        ("m.csv", b"path,label\nx/000.png,a,b\n", "2 fields in row 2 of m.csv; found 3. Quote"),
-        ("m.csv", b'path,label\n"x/000.png,a\n', "unexpected end of data"),
+        ("m.csv", b"path,label\nx/000.png,a,b\n", "Row #2: Expected 2 columns, got 3.* quote fields"),
+        ("m.csv", b'path,label\n"x/000.png,a\n', "Row #2: Expected 2 columns, got 1"),
         ("m.csv", "path,label\nx/000.png,caf\u00e9\n".encode("latin-1"), "UTF-8"),
         ("m.csv", "path,label\nx/000.png,a\n".encode("utf-16"), "UTF-8"),
         ("m.csv", b"path,label\nx/\0.png,a\n", "CSV file in UTF-8|a path inside"),
-        ("m.csv", b"path,label\n" + b"x" * 200_000 + b",a\n", "field larger than field limit"),
         ("m.csv", b"path,label\n", "0 of 0"),
         ("m.csv", b"path,label,label\nx/000.png,a,b\n", "columns path"),
         ("m.parquet", b"", "Parquet"),

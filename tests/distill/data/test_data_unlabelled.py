@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distill.config import Learning
 from distill.data import Dataset, load, save_split
 from distill.data.decode import to_square
 from gallery.errors import InputError
@@ -141,20 +141,27 @@ def test_too_many_unseen_classes(make_folder: MakeFolder, unseen: int) -> None:
         opened(make_folder(LABELLED), unseen=unseen)
 
 
-def test_the_split_as_a_file(make_folder: MakeFolder) -> None:
+def test_a_saved_split_is_read_back(make_folder: MakeFolder) -> None:
     root, more = make_folder({"a": 20, 'c, "d"': 20, "e": 20}), make_folder({"": 2}, "more", width=30)
-    data = opened(root, unlabelled=[more], unseen=1)
-    path = save_split(data, root.parent / "run" / "split.csv")
-    with path.open(newline="") as stream:
-        table = list(csv.DictReader(stream))
-    assert [row["name"] for row in table] == list(data.names)
-    assert [row["labels"] for row in table] == [data.classes[c] if c >= 0 else "" for c in data.labels]
-    for part in (*PARTS, "unlabelled"):
-        assert [i for i, row in enumerate(table) if part in row["parts"].split(";")] == getattr(data, part).tolist()
-    rows = [f"a/{i:03d}.png,{'x;y' if i % 2 else 'y'}" for i in range(20)]
-    (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
-    text = save_split(opened(root / "m.csv"), path).read_text().splitlines()
-    assert text[:1] + [line.rsplit(",", 1)[0] for line in text[1:]] == ["name,labels,parts", *rows]
+    (root / "a" / "000.png").rename(root / "a" / "0\r0.png")
+    rows = [f"a/{i:03d}.png,{'x;y' if i % 2 else 'y'},{'gallery' if i > 9 else 'train'}" for i in range(1, 20)]
+    (root / "m.csv").write_text("\n".join(["path,labels,split", *rows, "e/000.png,,gallery", "e/001.png,x,query"]))
+    for source, options in ((root, {"unlabelled": [more], "unseen": 1}), (root / "m.csv", {})):
+        data = opened(source, **options)
+        again = load(str(save_split(data, root / "split.csv")), [8], root.parent / "cache", seed=9)
+        for part in (*PARTS, "validation"):
+            indices = [[one.names[i] for i in getattr(one, part)] for one in (data, again)]
+            assert indices[0] == indices[1], part
+        assert again.classes == data.classes
+        assert np.array_equal(again.labels, data.labels[: len(again.labels)])
+        assert len(again.validation)
+        assert "held out for validation." in again.protocol
+
+
+def test_a_slash_at_the_end_changes_nothing(make_folder: MakeFolder) -> None:
+    root = make_folder(LABELLED)
+    assert load(f"{root}/", [8], root.parent / "cache", seed=4).fingerprint == opened(root).fingerprint
+    assert Learning(data="some/DIR/").data == Learning(data="some/DIR").data == "some/DIR"
 
 
 def test_the_embedded_fingerprint_stays(tmp_path: Path) -> None:
