@@ -13,14 +13,13 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.csch import spread
-from benchmarks.losses import OURS, Cell, by_objective
+from benchmarks.losses import OURS, LossTrial, by_loss
+from benchmarks.trial import RESULTS, mean_and_half_range
 from gallery import results
 from gallery.files import write_whole
 from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, ModelResult, Proof, Results
 from mobile_eval import formatting
 
-RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[1] / "README.md"
 PROOF = "proof.json"
 BEGIN, END = "<!-- results:", "<!-- end of results -->"
@@ -38,9 +37,9 @@ def keep(run: Path) -> Path:
 def render() -> str:
     """The block between the markers of README.md."""
     roads = [results.load(path) for path in sorted(RESULTS.glob("road-*.json"))]
-    records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "objectives", "metric")]
+    records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "losses", "metric")]
     proofs = [results.load_proof(path) for path in sorted(RESULTS.glob("proof-*.json"))]
-    tables = [written(record) for written, record in zip((_csch, _objectives, _metric), records, strict=True)]
+    tables = [written(record) for written, record in zip((_csch, _losses, _metric), records, strict=True)]
     return "\n\n".join([*map(_road, roads), *map(_proof, proofs), *tables])
 
 
@@ -98,15 +97,16 @@ def _cost(row: ModelResult | None) -> str:
 def _csch(c: dict[str, Any]) -> str:
     """Student->gallery of every row, by data and length of code: the mean over seeds, and half the range."""
     values: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for cell in c["cells"]:
-        values.setdefault((cell["data"], cell["bits"]), {}).setdefault(cell["row"], []).append(cell["student_gallery"])
+    for trial in c["trials"]:
+        own = values.setdefault((trial["data"], trial["bits"]), {})
+        own.setdefault(trial["row"], []).append(trial["student_gallery"])
     rows = c["options"]["rows"]
-    table = [f"| {data}, {bits} bits | " + " | ".join(spread(own[row]) for row in rows) + " |"
+    table = [f"| {data}, {bits} bits | " + " | ".join(mean_and_half_range(own[row]) for row in rows) + " |"
              for (data, bits), own in sorted(values.items())]  # fmt: skip
     o = c["options"]
     return f"""Beside CSCH as its authors released it (`{c["command"]}`): {o["teacher"]} and {o["student"]} at \
 {o["size"]} px from pretrained weights, {o["epochs"]} epochs each, the same steps in every row, \
-{len(o["seeds"])} seeds; tie-aware mAP of student->gallery. All four cells, seconds and protocols: \
+{len(o["seeds"])} seeds; tie-aware mAP of student->gallery. All figures, seconds and protocols: \
 `benchmarks/results/csch.md` and `.json`.
 
 | | {" | ".join(rows)} |
@@ -114,22 +114,22 @@ def _csch(c: dict[str, Any]) -> str:
 """ + "\n".join(table)
 
 
-def _objectives(o: dict[str, Any]) -> str:
-    """Our teacher beside the best of the other inductive ones, by data and length of code."""
-    cells = [cell for cell in map(Cell.model_validate, o["cells"]) if not cell.transductive]
+def _losses(o: dict[str, Any]) -> str:
+    """CSCH and the best of the other inductive losses, by data and length of code."""
+    trials = [trial for trial in map(LossTrial.model_validate, o["trials"]) if not trial.transductive]
     lines = []
-    for data, bits in sorted({(cell.data, cell.bits) for cell in cells}):
-        own = by_objective([cell for cell in cells if (cell.data, cell.bits) == (data, bits)])
-        scores = {name: spread([cell.map for cell in several]) for name, several in own.items()}
+    for data, bits in sorted({(trial.data, trial.bits) for trial in trials}):
+        own = by_loss([trial for trial in trials if (trial.data, trial.bits) == (data, bits)])
+        scores = {name: mean_and_half_range([trial.map for trial in several]) for name, several in own.items()}
         best = next(name for name in scores if name != OURS)
         lines.append(f"| {data}, {bits} bits | {scores[OURS]} | {scores[best]}, {best} |")
-    names, p = {cell.objective for cell in cells}, o["options"]
-    return f"""The teacher alone, among all {len(names)} objectives that do not know the gallery's labels \
-(`{o["command"]}`): {p["teacher"]} at {p["size"]} px, {p["seeds"]} seeds, rates chosen on validation \
-pictures; tie-aware mAP. All of them, precision and recall by radius, seconds, and what others published: \
-`benchmarks/results/objectives.md`.
+    names, p = {trial.loss for trial in trials}, o["options"]
+    return f"""Teachers by all {len(names)} losses that do not use the gallery's labels \
+(`{o["command"]}`): {p["teacher"]} at {p["size"]} px, {p["seeds"]} seeds, learning rates chosen on validation \
+images; tie-aware mAP. All of them, precision and recall by radius, seconds, and published figures: \
+`benchmarks/results/losses.md`.
 
-| | {OURS} | the best other |
+| | {OURS} | best other |
 |---|---|---|
 """ + "\n".join(lines)
 

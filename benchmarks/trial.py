@@ -1,10 +1,10 @@
-"""One cell of a benchmark: a configuration learned in a run folder of its own, and the four cells it ends with."""
+"""A trial: one configuration trained in its own run folder, and the mAP figures of its networks."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,53 +19,62 @@ if TYPE_CHECKING:
     from distill.context import Cells, RunContext
     from distill.pipeline import TrainedModels
 
-RECORD = "cell.json"
+RESULTS = Path(__file__).with_name("results")
+RECORD = "trial.json"
 
 
-class Cell(Model):
-    """mAP is tie-aware, over the whole gallery.  `unseen` figures: queries and gallery of the unseen classes alone."""
+class Trial(Model):
+    """What the trials of every benchmark share: the data set, the length of the code, the seed."""
 
-    row: str
     data: str
     bits: int
     seed: int
+
+
+class SweepTrial(Trial):
+    """A teacher and a student.  mAP is tie-aware, over the whole gallery.
+
+    Figures that end in `unseen` are of queries and gallery images of the unseen classes alone.
+    """
+
+    row: str
     center_distance: int
     teacher_teacher: float
     student_gallery: float
     student_student: float
     student_gallery_retrieved: float
-    """As the literature counts it."""
+    """With the literature's denominator."""
     teacher_teacher_unseen: float | None
     student_gallery_unseen: float | None
     student_gallery_seen: float | None
-    agreement: float
+    bit_agreement: float
     """Share of bits that are equal between student and teacher on the queries."""
-    fragile: float
-    """Share of the student's query logits within a tenth of their bit's standard deviation from zero."""
+    low_margin_bits: float
+    """Share of the student's query logits within 0.1 standard deviations of their bit from zero."""
     student_steps: int
     seconds: dict[str, float]
     protocol: str
 
 
 def data_source(name: str) -> str:
-    """What --data is for a data set of the benchmarks: imagenet20 has a manifest below TWINHASH_DATA."""
+    """Return the value of --data for a benchmark's data set: imagenet20 has a manifest in TWINHASH_DATA."""
     return f"{os.environ.get('TWINHASH_DATA', '.')}/imagenet20/manifest.csv" if name == "imagenet20" else name
 
 
-def measure(row: str, learning: Learning, folder: Path, cache: Path) -> Cell:
-    """Learns what `learning` says in `folder`, resuming, and measures it; a cell that was measured is read back."""
+def measure(row: str, learning: Learning, folder: Path, cache: Path) -> SweepTrial:
+    """Train `learning` in `folder`, resuming, and measure it; return a finished trial from its record."""
     if (folder / RECORD).exists():
-        return Cell.model_validate_json((folder / RECORD).read_text())
-    with learned(learning, folder, cache) as (course, networks):
-        cell = _score(row, course, course.cells(networks), networks.gallery.codes())
-        write_json(folder / RECORD, cell.model_dump())
+        return SweepTrial.model_validate_json((folder / RECORD).read_text())
+    with trained(learning, folder, cache) as (course, networks):
+        trial = _score(row, course, course.cells(networks), networks.gallery.codes())
+        write_json(folder / RECORD, trial.model_dump())
         shutil.rmtree(course.run.work)
-    return cell
+    return trial
 
 
 @contextmanager
-def learned(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[RunContext, TrainedModels]]:
-    """The networks that `learning` makes in the run folder `folder`, which stays locked for as long."""
+def trained(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[RunContext, TrainedModels]]:
+    """Train `learning` in the run folder `folder`, which stays locked inside of the block."""
     from distill import pipeline
 
     with opened(learning, folder, cache) as course:
@@ -74,7 +83,7 @@ def learned(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[Run
 
 @contextmanager
 def opened(learning: Learning, folder: Path, cache: Path) -> Iterator[RunContext]:
-    """What is to be learned in the run folder `folder`, which stays locked for as long."""
+    """Open the run folder `folder` of `learning`, which stays locked inside of the block."""
     from distill.context import begin
     from distill.engine import keep_freed_memory, limit_threads
     from distill.run_dir import open_run
@@ -86,17 +95,34 @@ def opened(learning: Learning, folder: Path, cache: Path) -> Iterator[RunContext
         yield begin(run, learning, cache)
 
 
-def _score(row: str, course: RunContext, cells: Cells, gallery: NDArray[np.uint8]) -> Cell:
+def write_results(name: str, options: dict[str, Any], trials: Sequence[Model], text: str) -> None:
+    """Write `<name>.json` (command, options, system, trials) and `<name>.md` to `benchmarks/results`."""
+    from gallery.files import write_whole
+    from mobile_eval.system_info import describe
+
+    write_json(RESULTS / f"{name}.json", {
+        "command": f"python benchmarks/run.py {name.replace('_', '-')}", "options": options,
+        "machine": describe().model_dump(), "trials": [trial.model_dump(mode="json") for trial in trials],
+    })  # fmt: skip
+    write_whole(RESULTS / f"{name}.md", text.rstrip("\n") + "\n")
+
+
+def mean_and_half_range(values: Sequence[float]) -> str:
+    """Format the mean, and half of the distance between the largest and the smallest."""
+    return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+
+
+def _score(row: str, course: RunContext, cells: Cells, gallery: NDArray[np.uint8]) -> SweepTrial:
     from distill.engine import read_journal
     from distill.hash_centers.constructions import min_distance
     from gallery.codes import pack
 
-    assert cells.teacher_queries is not None  # every row of a benchmark has its teacher at hand
+    assert cells.teacher_queries is not None  # every trial trains or reuses a teacher with its weights
     learning, teacher, student = course.learning, pack(cells.teacher_queries), pack(cells.student_queries)
     points = read_journal(course.run.folder / "train.jsonl")
     logits = cells.student_queries
     product = _map(course, student, gallery)
-    return Cell(
+    return SweepTrial(
         row=row,
         data=course.data.name,
         bits=learning.bits,
@@ -107,8 +133,8 @@ def _score(row: str, course: RunContext, cells: Cells, gallery: NDArray[np.uint8
         student_student=_map(course, student, pack(cells.student_gallery)).map,
         student_gallery_retrieved=product.map_retrieved,
         **_by_novelty(course, teacher, student, gallery),
-        agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
-        fragile=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
+        bit_agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
+        low_margin_bits=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
         student_steps=max(point.step for point in points if point.stage in ("student", "pair")),
         seconds=course.run.seconds,
         protocol=course.protocol,
@@ -116,14 +142,14 @@ def _score(row: str, course: RunContext, cells: Cells, gallery: NDArray[np.uint8
 
 
 def _map(course: RunContext, queries: Any, gallery: Any, classes: NDArray[np.int64] | None = None) -> Any:
-    """The score of all queries, or of those of some classes in the gallery's pictures of these classes."""
+    """Score all queries, or those of some classes against the gallery images of these classes."""
     from gallery.metrics import mean_average_precision
 
-    asked, known = (course.data.labels[part] for part in (course.data.query, course.data.gallery))
+    query_labels, gallery_labels = (course.data.labels[part] for part in (course.data.query, course.data.gallery))
     if classes is None:
-        return mean_average_precision(queries, gallery, asked, known)
-    q, g = np.isin(asked, classes), np.isin(known, classes)
-    return mean_average_precision(queries[q], gallery[g], asked[q], known[g])
+        return mean_average_precision(queries, gallery, query_labels, gallery_labels)
+    q, g = np.isin(query_labels, classes), np.isin(gallery_labels, classes)
+    return mean_average_precision(queries[q], gallery[g], query_labels[q], gallery_labels[g])
 
 
 def _by_novelty(course: RunContext, teacher: Any, student: Any, gallery: Any) -> dict[str, float | None]:

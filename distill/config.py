@@ -226,7 +226,7 @@ def resolve(
     epochs = auto("teacher epochs", fit.epochs, epochs, f"{start[teacher.random]} {device}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # little training from nothing has no use for hard views
     mode = auto("teacher mode", fit.mode, "full" if teacher.random else "head_first", start[teacher.random])
-    # Head first wants a third of the rate: measured on convolutional networks (benchmarks/results/teachers.md).
+    # Head first wants a third of the rate: measured on CNNs (benchmarks/results/teacher_finetuning.md).
     lr = (3e-4 if teacher.transformer else 1e-3) * (0.3 if mode == "head_first" else 1.0)
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start = start[student.random]

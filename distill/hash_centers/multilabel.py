@@ -45,7 +45,7 @@ def elected(centers: Centers, positive: Flags) -> Centers:
 
     s_ij: 1 for a shared class, else 0.  In whole numbers, so that all processes agree whatever order their threads add
     in.  Of UC Merced's 17 labels the true words have a mAP of .950 before and .995 after at 32 bits, of COCO's 80 .765
-    and .858 (benchmarks/results/votes.md).
+    and .858 (benchmarks/results/multilabel_centers.md).
     """
     election = _MultilabelCenterOptimizer(centers, positive)
     bit = idle = 0

@@ -1,6 +1,6 @@
 """What teachers are trained by, one file a method: a module whose `METHOD` is its `HashLoss`.
 
-A file put here is a method: `--objective <its name>` trains by it, and `benchmarks/run.py objectives` compares it.
+A file put here is a method: `--objective <its name>` trains by it, and `benchmarks/run.py losses` compares it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables: cells are learned once, every row is what it says, and figures are means over seeds."""
+"""Sweeps: trials are trained once, every row changes what it says, and figures are means over seeds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import csch
-from benchmarks.csch import BASE, RELEASED, ROWS, Csch, Distillers, Table, Teachers, Terms, Unseen, compared, markdown
-from benchmarks.trial import Cell
+from benchmarks import trial as results
+from benchmarks.csch import (
+    BASE,
+    RELEASED,
+    ROWS,
+    Csch,
+    CschAblation,
+    CschSweep,
+    Distillers,
+    TeacherFinetuning,
+    UnseenClasses,
+)  # fmt: skip
+from benchmarks.sweep import Sweep, compare_to_reference, markdown
+from benchmarks.trial import SweepTrial
 from distill.data import load
 
 
-def cell(row: str = BASE, seed: int = 0, product: float = 0.5, **changes: object) -> Cell:
+def trial(row: str = BASE, seed: int = 0, product: float = 0.5, **changes: object) -> SweepTrial:
     facts = {
         "row": row,
         "data": "d",
@@ -27,27 +38,27 @@ def cell(row: str = BASE, seed: int = 0, product: float = 0.5, **changes: object
         "teacher_teacher_unseen": None,
         "student_gallery_unseen": None,
         "student_gallery_seen": None,
-        "agreement": 0.875,
-        "fragile": 0.0625,
+        "bit_agreement": 0.875,
+        "low_margin_bits": 0.0625,
         "student_steps": 10,
         "seconds": {"student": 2.0},
         "protocol": "p",
     }
-    return Cell.model_validate({**facts, **changes})  # fmt: skip
+    return SweepTrial.model_validate({**facts, **changes})  # fmt: skip
 
 
 def test_the_table_has_means_and_spreads_over_seeds_in_the_order_of_the_rows() -> None:
-    cells = [cell("labels only", 0, 0.25), cell(seed=0, product=0.5), cell(seed=1, product=0.75), cell("raw", 0)]
-    head, _, *lines = markdown(cells)
+    trials = [trial(seed=0, product=0.5), trial("labels only", 0, 0.25), trial("raw", 0), trial(seed=1, product=0.75)]
+    head, _, *lines = markdown(trials)
     assert "unseen" not in head
     assert [line.split(" | ")[2] for line in lines] == [BASE, "labels only", "raw"]
     assert "0.625 ± 0.125" in lines[0]
     assert lines[0].count("|") == head.count("|")
-    assert "unseen" in next(iter(markdown([cell(student_gallery_unseen=0.5)])))
+    assert "unseen" in next(iter(markdown([trial(student_gallery_unseen=0.5)])))
 
 
-@pytest.mark.parametrize("table", [Csch(), Teachers(), Terms(), Unseen(), Distillers()])
-def test_rows_change_what_they_say_and_nothing_else(table: Table) -> None:
+@pytest.mark.parametrize("table", [Csch(), TeacherFinetuning(), CschAblation(), UnseenClasses(), Distillers()])
+def test_rows_change_what_they_say_and_nothing_else(table: Sweep) -> None:
     base = table.learning("imagenet20", 64, 0, BASE).model_dump()
     for row in table.rows:
         other = table.learning("imagenet20", 64, 0, row).model_dump()
@@ -61,10 +72,10 @@ def test_rows_change_what_they_say_and_nothing_else(table: Table) -> None:
     assert len(folders) == 4 * len(table.rows)
 
 
-def test_a_table_is_learned_written_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_trained_written_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
-    monkeypatch.setattr(csch, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     data = load("embedded", {32}, tmp_path / "cache", seed=0)
     for label in (0, 1, 8):
         for i in data.query[data.labels[data.query] == label][:90]:
@@ -85,26 +96,26 @@ def test_a_table_is_learned_written_and_read_back(tmp_path: Path, monkeypatch: p
         "name": "small",
         "unseen": 1,
     }
-    Table(**options).run()
-    record = Cell.model_validate_json(next((tmp_path / "runs").glob("*labels*/cell.json")).read_text())
+    CschSweep(**options).run()
+    record = SweepTrial.model_validate_json(next((tmp_path / "runs").glob("*labels*/trial.json")).read_text())
     assert 0 < record.student_gallery <= 1
     assert record.student_gallery_unseen is not None
     assert record.student_steps == 2 * 2
     for kind in ("json", "md", "svg"):
         assert (tmp_path / "results" / f"small.{kind}").stat().st_size > 100
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("cell.json")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("trial.json")}
     assert len(before) == 3
-    Table(**options).run()
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("cell.json")}
+    CschSweep(**options).run()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("trial.json")}
 
 
 def test_a_row_is_compared_with_the_reference_and_the_spread_over_seeds() -> None:
     near, far, other = "raw", "labels only", "+ rank"
     made = {BASE: (0.60, 0.62), near: (0.60, 0.63), far: (0.50, 0.51), other: (0.7,)}
-    cells = [cell(row, seed, product) for row, own in made.items() for seed, product in enumerate(own)]
-    assert list(compared(cells, "student_gallery", BASE)) == [
+    trials = [trial(row, seed, product) for row, own in made.items() for seed, product in enumerate(own)]
+    assert list(compare_to_reference(trials, "student_gallery", BASE)) == [
+        f"- d, 64 bits: raw is +0.005 from {BASE} in student->gallery: within the spread.",
         f"- d, 64 bits: labels only is -0.105 from {BASE} in student->gallery: "
         "more than the spread over seeds (0.010).",
-        f"- d, 64 bits: raw is +0.005 from {BASE} in student->gallery: within the spread.",
     ]  # a row of one seed is compared with nothing
-    assert list(compared(cells, "student_gallery", RELEASED)) == []
+    assert list(compare_to_reference(trials, "student_gallery", RELEASED)) == []
