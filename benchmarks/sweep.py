@@ -102,8 +102,8 @@ class Sweep(Model):
             changes["gallery"] = self.folder(data, bits, seed, self.base)
         return Learning(
             teacher=self.teacher, student=self.student, data=data_source(data), bits=bits, seed=seed,
-            teacher_size=self.size, student_size=self.size, unseen=self.unseen, teacher_fit=TeacherTrainConfig(**teaching),
-            student_fit=StudentTrainConfig(**terms), **changes,
+            teacher_size=self.size, student_size=self.size, unseen=self.unseen,
+            teacher_fit=TeacherTrainConfig(**teaching), student_fit=StudentTrainConfig(**terms), **changes,
         )  # fmt: skip
 
 
