@@ -174,7 +174,7 @@ def _weighted_operations(program: bytes) -> dict[str, str]:
     graph = model.Subgraphs(0)
     operations = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     return {
-        graph.Tensors(operation.ModelOutput(0)).Name().decode(): graph.Tensors(operation.Inputs(0)).Name().decode()
+        graph.Tensors(operation.Outputs(0)).Name().decode(): graph.Tensors(operation.Inputs(0)).Name().decode()
         for operation in operations
         if model.OperatorCodes(operation.OpcodeIndex()).BuiltinCode() in kinds
     }
