@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from filelock import Timeout
 from pydantic import BaseModel
 
 from distill.config import Model, load_yaml, to_yaml
 from distill.distributed import barrier, first_here, is_first
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
-from gallery.files import write_json, write_whole
+from gallery.files import acquire_lock, write_json, write_whole
 
 M = TypeVar("M", bound=Model)
 
@@ -126,29 +126,17 @@ def open_run(folder: Path) -> Iterator[Run]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise InputError("a run folder that can be written", str(error), "Choose another --runs or --name.") from error
-    with lock:
+    owner = folder / ".pid"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise RunLocked(
-                "a run folder that nobody works in",
-                f"process {lock.read().strip() or '?'} in {folder}",
-                "Wait for it, or give this run another --name.",
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        handler = logging.FileHandler(folder / "log.txt")
+            stack.enter_context(acquire_lock(folder / ".lock", "Choose another --runs or --name.", timeout=0))
+        except Timeout as error:
+            pid = owner.read_text() if owner.exists() else "?"
+            fix = "Wait for it, or give this run another --name."
+            raise RunLocked("a run folder that nobody works in", f"process {pid} in {folder}", fix) from error
+        owner.write_text(str(os.getpid()))
+        handler = stack.enter_context(closing(logging.FileHandler(folder / "log.txt")))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-            handler.close()
+        stack.callback(log.removeHandler, handler)
+        yield

@@ -11,7 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from gallery.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
 
 CHUNK = 1 << 20
 
@@ -99,3 +104,22 @@ def _sync_one(path: Path) -> None:
     with suppress(OSError):  # some file systems refuse to fsync a directory; the rename is still atomic there
         os.fsync(handle)
     os.close(handle)
+
+
+def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy:
+    """Lock a file, whose folder is made, until the context returned is left or the process dies.
+
+    Raises `filelock.Timeout` after `timeout` seconds (-1: never), and `InputError` where there can be no lock.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, preserve_lock_file=True).acquire(timeout)
+    except Timeout:  # an OSError too
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            fix = "Use a folder on a local disk, or mount this one with locks."
+            raise InputError(f"a file system with locks at {path.parent}", str(error), fix) from error
+        raise InputError(f"a folder that can be written at {path.parent}", str(error), fix) from error

@@ -7,7 +7,6 @@ is taken for it; the digests of the files; and the ledger of pictures that could
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import PIL
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices, Skipped
@@ -30,7 +30,7 @@ from distill.data.decode import to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
-from gallery.files import whole, write_json
+from gallery.files import acquire_lock, whole, write_json
 
 BYTES = hashlib.sha256().digest_size
 T = TypeVar("T")
@@ -55,7 +55,13 @@ def decoded(pictures: ImageSource, names: Sequence[str], sizes: Sequence[int], c
     """
     key = f"{Preprocessing.resize}\0{PIL.__version__}\0{pictures.stamp()}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-    with _locked(folder):
+    path, fix = folder / ".lock", "Choose another cache folder."
+    try:
+        lock = acquire_lock(path, fix, timeout=0)
+    except Timeout:
+        log.info("another process is decoding the same images: waiting for it")
+        lock = acquire_lock(path, fix)
+    with lock:
         record = _up_to_date(folder, pictures, len(names), sizes)
     reasons = dict(record["skipped"])
     kept = np.array([i for i in range(len(names)) if i not in reasons], np.int64)
@@ -63,22 +69,6 @@ def decoded(pictures: ImageSource, names: Sequence[str], sizes: Sequence[int], c
     digests = bytes.fromhex(record["digests"])
     each = tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES))
     return DecodedImages(kept, skipped, each, {size: _open(folder, size, len(kept)) for size in sizes})
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError("a cache folder that can be written", str(error), "Choose another cache folder.") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is decoding the same pictures: waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _up_to_date(folder: Path, pictures: ImageSource, count: int, sizes: Sequence[int]) -> Record:
