@@ -91,7 +91,7 @@ def opened(learning: Learning, folder: Path, cache: Path) -> Iterator[RunContext
     limit_threads()
     keep_freed_memory()
     with open_run(folder) as run:
-        run.require_same("config", learning)
+        run.check_config("config", learning)
         yield begin(run, learning, cache)
 
 

@@ -35,7 +35,7 @@ from distill.losses import OBJECTIVES
 from distill.losses.base import HashLoss
 from distill.models import pretrained as weights_of
 from distill.models.hash_net import HashNet, build
-from distill.run_dir import Run
+from distill.run_dir import RunDir
 from distill.training_set import Indices, Logits, Look, TrainingSet, look_at, multi_hot
 from gallery import codespace
 from gallery.codes import Codes, pack, unpack
@@ -69,7 +69,7 @@ class Cells(NamedTuple):
     student_gallery: Logits
 
 
-def settle(run: Run, learning: Learning, picture_size: int) -> ResolvedConfig:
+def settle(run: RunDir, learning: Learning, picture_size: int) -> ResolvedConfig:
     """Every "auto" resolved, once for the life of the run folder, and said aloud."""
     student = weights_of.start(weights_of.find(learning.student, learning.student_weights))
     if learning.gallery:
@@ -79,7 +79,7 @@ def settle(run: Run, learning: Learning, picture_size: int) -> ResolvedConfig:
     else:
         teacher = weights_of.start(weights_of.find(learning.teacher, learning.teacher_weights))
     gpu = weights_of.device().type == "cuda"
-    plan = run.remember("plan", resolve(learning, teacher, student, picture_size, gpu))
+    plan = run.load_or_save("plan", resolve(learning, teacher, student, picture_size, gpu))
     for reason in plan.reasons:
         log.info("  %s", reason)
     for role, start in (("teacher", plan.teacher), ("student", plan.student)):
@@ -88,7 +88,7 @@ def settle(run: Run, learning: Learning, picture_size: int) -> ResolvedConfig:
     return plan
 
 
-def begin(run: Run, learning: Learning, cache: Path) -> RunContext:
+def begin(run: RunDir, learning: Learning, cache: Path) -> RunContext:
     """Settles the plan and reads the pictures; `cache` is the folder of decoded ones."""
     plan = settle(run, learning, data.native_size(learning.data, learning.root))
     with run.stage("data", f"reading {learning.data}"), first_here() as first:
@@ -103,13 +103,13 @@ def begin(run: Run, learning: Learning, cache: Path) -> RunContext:
 class RunContext:
     """One run's learning: what all stages share."""
 
-    run: Run
+    run: RunDir
     learning: Learning
     plan: ResolvedConfig
     data: Dataset
 
     def __post_init__(self) -> None:
-        self.run.require_same("began", DatasetFingerprint(pictures=self.data.fingerprint))
+        self.run.check_config("began", DatasetFingerprint(pictures=self.data.fingerprint))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

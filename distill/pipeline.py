@@ -93,7 +93,7 @@ def _existing(course: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpa
 def _pair(course: RunContext) -> None:
     """Teacher and student trained at once; the stages that follow find both done."""
     run, plan, learning, fit = course.run, course.plan, course.learning, course.learning.teacher_fit
-    if run.done("teacher") and run.done("student"):
+    if run.is_done("teacher") and run.is_done("student"):
         return
     with run.stage("teacher", f"training {plan.teacher.name} and {plan.student.name} at once"):
         nets = {role: course.beginning(role) for role in ("teacher", "student")}
@@ -106,12 +106,12 @@ def _pair(course: RunContext) -> None:
         )  # fmt: skip
         _save_teacher(course, nets["teacher"])
         _save_student(course, nets["student"])
-        run.finish("student")
+        run.mark_done("student")
 
 
 def _teacher(course: RunContext) -> tuple[HashNet, CodeSpace]:
     run, plan = course.run, course.plan
-    if not run.done("teacher"):
+    if not run.is_done("teacher"):
         what = f"training {plan.teacher.name} at {plan.teacher_size} px ({plan.teacher_mode}), {plan.teacher.source}"
         with run.stage("teacher", what):
             net = course.beginning("teacher")
@@ -123,7 +123,7 @@ def _teacher(course: RunContext) -> tuple[HashNet, CodeSpace]:
             if (codes := objective.codes()) is not None:
                 _save_codes(course, codes)
             _save_teacher(course, net)
-    run.discard("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
+    run.delete("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run.folder)
     return load_network(run.folder / "teacher.safetensors").to(weights_of.device()), space
 
@@ -177,7 +177,7 @@ def _save_student(course: RunContext, net: HashNet) -> None:
 def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[LanceGallery, Logits]:
     """The codes of the gallery as a table, and what they are the signs of, `[len(gallery), bits]`: mostly logits."""
     run, data, uri, learned = course.run, course.data, str(course.run.folder / "gallery"), course.method.learns_codes
-    if run.done("gallery"):
+    if run.is_done("gallery"):
         table = open_gallery(uri, space)
         return table, _as_logits(table) if learned else course.logits("teacher", net, data.gallery, "gallery", space.id)
     with run.stage("gallery", f"hashing {len(data.gallery)} pictures into {space.bits} bits each"):
@@ -199,7 +199,7 @@ def _as_logits(gallery: LanceGallery) -> Logits:
 
 def _student(course: RunContext, teacher: HashNet | None, space: CodeSpace, gallery_logits: Logits) -> HashNet:
     run, plan, terms = course.run, course.plan, course.learning.student_fit
-    if not run.done("student"):
+    if not run.is_done("student"):
         asks = course.asks_teacher
         index, spare = _pupils(course, teacher)
         prepare: Prepare
@@ -220,7 +220,7 @@ def _student(course: RunContext, teacher: HashNet | None, space: CodeSpace, gall
             train_student(net, course.student_lesson, prepare, terms.center_weight, distiller, schedule, rates,
                           run.work, key, asks)  # fmt: skip
             _save_student(course, net)
-    run.discard("student.checkpoint.safetensors")
+    run.delete("student.checkpoint.safetensors")
     return load_network(run.folder / "student.safetensors").to(weights_of.device())
 
 

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from distill import distributed
 from distill.config import Learning, RoundedFit
-from distill.run_dir import Run, open_run
+from distill.run_dir import RunDir, open_run
 from export.artifact import DEFAULT_FORMS
 from gallery import results
 from gallery.console import exit_code, log
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(work, "Nothing finished is lost: the same command goes on from here.")
 
 
-def tell(run: Run, command: Command) -> int:
+def tell(run: RunDir, command: Command) -> int:
     """The whole road, stage by stage; what an earlier process finished is read back."""
     from distill import pipeline
     from distill.context import begin
@@ -95,9 +95,9 @@ def tell(run: Run, command: Command) -> int:
     keep_freed_memory()
     check_forms(command.forms)
     free = "forms", "gate", "name", "resize_inside", "rounded", "runs", "strict", "tensorboard"
-    changed = run.require_same("config", command, but=free)
+    changed = run.check_config("config", command, but=free)
     files = changed & {"forms", "resize_inside", "rounded"}
-    run.forget(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
+    run.invalidate(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
 
     course = begin(run, command, command.runs / "cache")
     networks = pipeline.learn(course)
@@ -123,7 +123,7 @@ def ship(course: RunContext, networks: TrainedModels, command: Command) -> Manif
     from export.ship import ship as write
 
     run, plan, net = course.run, course.plan, networks.student
-    if not run.done("export"):
+    if not run.is_done("export"):
         with run.stage("export", f"writing {', '.join(command.forms)}"):
             student = Student(
                 net, plan.student.name, course.preprocessing(plan.student, plan.student_size),
@@ -143,7 +143,7 @@ def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, comma
     from mobile_eval.retrieval_grid import retrieval_grid, spread
 
     run, data, path = course.run, course.data, course.run.folder / "results.json"
-    if not run.done("prove"):
+    if not run.is_done("prove"):
         with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
             cells, pixels = course.cells(networks), data.pixels[course.plan.student_size]
             alone = command.gallery is None and command.student_fit.instance != "joint"  # of an earlier run: unknown

@@ -24,7 +24,7 @@ from gallery.files import acquire_lock, write_json, write_whole
 M = TypeVar("M", bound=Model)
 
 
-class Run:
+class RunDir:
     """An open run folder: `folder / "work"` holds what only a resumed run needs."""
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Run:
         self._record = folder / "stages.json"
         self._stages: dict[str, dict[str, Any]] = json.loads(self._record.read_text()) if self._record.exists() else {}
 
-    def done(self, stage: str) -> bool:
+    def is_done(self, stage: str) -> bool:
         """Whether `stage` was finished, here or by an earlier process."""
         return bool(self._stages.get(stage, {}).get("done"))
 
@@ -44,7 +44,7 @@ class Run:
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Announces a stage, times it, and marks it done if it ends without an exception."""
+        """Announce a stage, time it, and mark it done if it ends without an exception."""
         log.info("[%s] %s", name, what)
         start, before = time.monotonic(), self._stages.get(name, {}).get("seconds", 0.0)
         done = False
@@ -53,29 +53,29 @@ class Run:
             done = True
         finally:
             self._stages[name] = {"done": done, "seconds": before + time.monotonic() - start}
-            self._keep()
+            self._save()
 
-    def forget(self, *stages: str) -> None:
-        """Marks stages as not done, so that they are done again."""
+    def invalidate(self, *stages: str) -> None:
+        """Mark stages as not done, so that they are done again."""
         self._stages = {name: stage for name, stage in self._stages.items() if name not in stages}
-        self._keep()
+        self._save()
 
-    def finish(self, stage: str) -> None:
-        """Marks a stage as done that had no time of its own."""
+    def mark_done(self, stage: str) -> None:
+        """Mark a stage as done that had no time of its own."""
         self._stages[stage] = {"done": True, "seconds": 0.0}
-        self._keep()
+        self._save()
 
-    def discard(self, *names: str) -> None:
-        """Deletes files of `work` that nothing needs any more."""
+    def delete(self, *names: str) -> None:
+        """Delete files of `work` that are no longer needed."""
         for name in names:
             (self.work / name).unlink(missing_ok=True)
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         if is_first():
             write_json(self._record, self._stages)
 
-    def remember(self, name: str, value: M) -> M:
-        """Returns what an earlier process settled under `name`.yaml, or settles `value` now."""
+    def load_or_save(self, name: str, value: M) -> M:
+        """Return what an earlier process saved under `name`.yaml, or save `value` now."""
         path = self.folder / f"{name}.yaml"
         with first_here():
             if path.exists():
@@ -83,8 +83,8 @@ class Run:
             write_whole(path, to_yaml(value))
             return value
 
-    def require_same(self, name: str, value: BaseModel, but: tuple[str, ...] = ()) -> set[str]:
-        """Keeps `value` as `name`.yaml; raises `InputError` if the folder was made with another one.
+    def check_config(self, name: str, value: BaseModel, but: tuple[str, ...] = ()) -> set[str]:
+        """Save `value` as `name`.yaml; raises `InputError` if the folder was made with another one.
 
         but: keys that may change; returns those that did.
         """
@@ -110,8 +110,8 @@ class Run:
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[Run]:
-    """Opens or makes a run folder under its lock; raises `RunLocked` while another process holds it.
+def open_run(folder: Path) -> Iterator[RunDir]:
+    """Open or make a run folder under its lock; raises `RunLocked` while another process holds it.
 
     Processes that train together are one: the first of them holds the lock, and it alone writes.
     """
@@ -119,7 +119,7 @@ def open_run(folder: Path) -> Iterator[Run]:
         with first_here() as first:
             if first:
                 stack.enter_context(_locked(folder))
-            run = Run(folder)
+            run = RunDir(folder)
         barrier()  # nobody changes what another has yet to read
         yield run
 
@@ -133,7 +133,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except Timeout as error:
             pid = owner.read_text() if owner.exists() else "?"
             fix = "Wait for it, or give this run another --name."
-            raise RunLocked("a run folder that nobody works in", f"process {pid} in {folder}", fix) from error
+            raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
         owner.write_text(str(os.getpid()))
         handler = stack.enter_context(closing(logging.FileHandler(folder / "log.txt")))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

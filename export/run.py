@@ -187,7 +187,7 @@ def of_run(command: Export, forms: list[str], out: Path) -> None:
     asked: Finished = load_yaml(folder / "config.yaml", Finished)
     with open_run(folder) as run:
         needed = ("student",) if asked.gallery else ("teacher", "gallery", "student")
-        if missing := [stage for stage in needed if not run.done(stage)]:
+        if missing := [stage for stage in needed if not run.is_done(stage)]:
             place = folder.resolve()
             fix = f"Finish it: python distill/run.py --runs {place.parent} --name {place.name}, and its other flags."
             raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gallery.errors import InputError
 
 if TYPE_CHECKING:
-    from filelock import AcquireReturnProxy
+    from filelock import AcquireReturnProxy, FileLock
 
 CHUNK = 1 << 20
 
@@ -106,7 +106,7 @@ def _sync_one(path: Path) -> None:
     os.close(handle)
 
 
-def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy:
+def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
     """Lock a file, whose folder is made, until the context returned is left or the process dies.
 
     Raises `filelock.Timeout` after `timeout` seconds (-1: never), and `InputError` where there can be no lock.

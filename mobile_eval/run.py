@@ -201,7 +201,7 @@ def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: 
     from mobile_eval.runtimes import ModelOutput
 
     with open_run(folder) as run:
-        if not run.done("student"):
+        if not run.is_done("student"):
             raise InputError(f"a finished run in {folder}", "no finished student", "Finish it by distill/run.py.")
         codespace.load(folder)[0].require(manifest.space.id, f"the run {folder}", "the bundle")
         course = begin(run, settings, folder.resolve().parent / "cache")

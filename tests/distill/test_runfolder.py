@@ -53,28 +53,28 @@ def test_finished_stages_are_remembered_and_broken_ones_are_not(tmp_path: Path) 
         with pytest.raises(ZeroDivisionError), run.stage("b", "two"):
             1 / 0  # noqa: B018
     with open_run(tmp_path) as run:
-        assert run.done("a")
-        assert not run.done("b")
+        assert run.is_done("a")
+        assert not run.is_done("b")
         assert set(run.seconds) == {"a", "b"}
-        run.forget("a")
+        run.invalidate("a")
     with open_run(tmp_path) as run:
-        assert not run.done("a")
+        assert not run.is_done("a")
 
 
 def test_other_settings_are_refused_by_name_and_permitted_ones_taken(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert not run.require_same("config", Learning())
-        assert not run.require_same("config", Learning())
+        assert not run.check_config("config", Learning())
+        assert not run.check_config("config", Learning())
         with pytest.raises(InputError, match=r"bits 32 instead of 64.*--name"):
-            run.require_same("config", Learning(bits=32), but=("strict",))
-        assert run.require_same("config", Learning(strict=True), but=("strict",)) == {"strict"}
-        assert not run.require_same("config", Learning(strict=True))
+            run.check_config("config", Learning(bits=32), but=("strict",))
+        assert run.check_config("config", Learning(strict=True), but=("strict",)) == {"strict"}
+        assert not run.check_config("config", Learning(strict=True))
 
 
 def test_what_was_settled_stays(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert run.remember("plan", Learning(seed=1)).seed == 1
-        assert run.remember("plan", Learning(seed=2)).seed == 1
+        assert run.load_or_save("plan", Learning(seed=1)).seed == 1
+        assert run.load_or_save("plan", Learning(seed=2)).seed == 1
 
 
 def test_all_that_is_said_is_in_the_log(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn
     assert not same(staged.student, at_once.student)
     assert np.array_equal(staged.gallery.codes(), at_once.gallery.codes())
     assert {p.stage for p in read_journal(course.run.folder / "train.jsonl")} == {"pair"}
-    assert course.run.done("student")
+    assert course.run.is_done("student")
 
 
 @pytest.mark.parametrize("lost", ["teacher", "student"])

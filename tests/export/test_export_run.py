@@ -120,7 +120,7 @@ def test_a_run_in_use_is_left_alone(run: Path, call: Call) -> None:
     with (run / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, said = call(run, "--formats", "onnx", "--out", run.parent / "never")
-    assert (code, "nobody works in" in said) == (2, True)
+    assert (code, "no other process holds" in said) == (2, True)
 
 
 OUTS: dict[str, Callable[[Path], object]] = {
