@@ -113,7 +113,7 @@ def _lines(name: str, part: str, root: Path) -> Lines:
         return list(_numbered(path))
     if part == GALLERY and spec.own:
         return [row for pair in OWN_LISTS for row in _side_by_side(spec, root, *pair)]
-    lost = "  No copy is known beside the one in the set's archive." if part == GALLERY and None in spec.sizes else ""
+    lost = "  Its only known copy is the one in the archive." if part == GALLERY and spec.lists.endswith("_m") else ""
     fix = f"Take it from {spec.lists_from}, and put it there.{lost}"
     raise InputError(f"the {file} list of {name} at {' or '.join(map(str, places))}", "none", fix)
 

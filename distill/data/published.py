@@ -86,7 +86,7 @@ PUBLISHED = {
     ),
     "nuswide_81_m": Protocol(
         NUSWIDE_M, "deephash_pytorch_nuswide_81_m", f"NUS-WIDE-m, {ZOO}", NUS_PATH, NUS_LAYOUT, concepts(81),
-        (10_000, None, 5_000), 5000,
+        (10_000, 168_692, 5_000), 5000,
     ),
     "mirflickr": Protocol(
         MIRFLICKR, "deephash_pytorch_mirflickr", f"MIRFLICKR-25000, {ZOO}", r"(?P<file>im\d+\.jpg)",

@@ -187,7 +187,7 @@ def test_lists_without_pictures(tmp_path: Path) -> None:
     [
         ("coco", "test", r"hashnet_coco_test\.txt\.xz; found none\. Take it from https://github\.com/thuml/HashNet"),
         ("voc2012", "train", r"voc2012/train\.txt or .*swuxyj/DeepHash-pytorch"),
-        ("nuswide_81_m", "database", "No copy is known beside the one in the set's archive"),
+        ("nuswide_81_m", "database", "Its only known copy is the one in the archive"),
     ],
 )
 def test_a_list_that_is_missing(tmp_path: Path, name: str, part: str, words: str) -> None:
