@@ -9,20 +9,19 @@ from distill.distillers import DISTILLERS
 
 BASE = "csch, offline"  # the row whose teacher and gallery the other offline rows reuse
 RELEASED = "csch-released"
-MODES = {"full": "full", "head_first": "lp_ft"}
 
 # What each row changes; `terms` are the student's, `teaching` is the teacher's, which is another one then.
 ROWS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "csch, online": {"schedule": "simultaneous"},
+    "csch, online": {"distillation": "online"},
     "labels only": {"terms": {"instance_weight": 0.0}},
-    "instance only": {"terms": {"center_weight": 0.0}},
+    "instance only": {"terms": {"center_loss_weight": 0.0}},
     RELEASED: {
-        "schedule": "simultaneous", "centers": "csch", "assignment": "released", "terms": {"instance": "joint"},
+        "distillation": "online", "hash_centers": "csch", "center_assignment": "csch", "terms": {"instance": "joint"},
     },
-    **{f"{MODES[mode]}, lr {rate:g}": {"teaching": {"mode": mode, "lr": rate}, "terms": {"epochs": 1, "views": 1}}
-       for mode in ("full", "head_first") for rate in (1e-3, 3e-4, 1e-4)},
-    "linear_probe": {"teaching": {"mode": "quick"}, "terms": {"epochs": 1}},
+    **{f"{mode}, lr {rate:g}": {"teaching": {"finetune": mode, "lr": rate}, "terms": {"epochs": 1, "cached_views": 1}}
+       for mode in ("full", "lp_ft") for rate in (1e-3, 3e-4, 1e-4)},
+    "linear_probe": {"teaching": {"finetune": "linear_probe"}, "terms": {"epochs": 1}},
     "raw": {"terms": {"instance": "raw"}},
     "cosine": {"terms": {"instance": "cosine", "instance_weight": 20.0}},
     "+ similarity": {"terms": {"similarity_weight": 1.0}},
@@ -30,11 +29,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ relation": {"terms": {"relation_weight": 10.0}},
     "+ margin": {"terms": {"margin_weight": 2.0}},
     **{name: {"distiller": name} for name in DISTILLERS.names() if name != "csch"},
-    "on-the-fly crops": {"terms": {"views": 0}},
-    "unlabeled, a quarter": {"terms": {"unlabelled_share": 0.25}},
-    "unlabeled, their share": {"terms": {"unlabelled_share": 0.2963}},  # of UC Merced, 6 of 21 classes unseen
-    "unlabeled, half": {"terms": {"unlabelled_share": 0.5}},
-    "unlabeled, half, instance only": {"terms": {"unlabelled_share": 0.5, "center_weight": 0.0}},
+    "on-the-fly crops": {"terms": {"cached_views": 0}},
+    "unlabeled, a quarter": {"terms": {"unlabeled_ratio": 0.25}},
+    "unlabeled, their share": {"terms": {"unlabeled_ratio": 0.2963}},  # of UC Merced, 6 of 21 classes unseen
+    "unlabeled, half": {"terms": {"unlabeled_ratio": 0.5}},
+    "unlabeled, half, instance only": {"terms": {"unlabeled_ratio": 0.5, "center_loss_weight": 0.0}},
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.trial import Trial, data_source, trained, write_results
-from distill.config import Learning, Model, RoundedFit, StudentTrainConfig, TeacherTrainConfig
+from distill.config import RoundedFit, StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from export.artifact import ExportedModel, ExportFailure
 from export.metadata import read_card
 from gallery.console import log
@@ -47,7 +47,7 @@ COLUMNS = (
     ("peak MB", "peak_memory_mb", ".1f"),
 )
 PLAIN = "int8-plain"  # every layer 8-bit, none kept in float
-TEACHERS = {"imagenet20": TeacherTrainConfig(mode="quick"), "ucmerced": TeacherTrainConfig(mode="full")}
+TEACHERS = {"imagenet20": TeacherTrainConfig(finetune="linear_probe"), "ucmerced": TeacherTrainConfig(finetune="full")}
 EPOCHS: dict[tuple[str, str], int] = {  # of the student; the larger one starts from random weights where none are found
     ("imagenet20", "mobilenetv3_small"): 20,
     ("imagenet20", "mobilenetv3_large"): 25,
@@ -70,7 +70,7 @@ class ExportTrial(Trial):
     models: tuple[ModelResult, ...]
 
 
-class ExportBenchmark(Model):
+class ExportBenchmark(StrictModel):
     """Every exported model of two students on two data sets: size, bit flips, mAP, latency, memory."""
 
     data: tuple[str, ...] = ("imagenet20", "ucmerced")
@@ -97,10 +97,10 @@ class ExportBenchmark(Model):
         """Train a student and compare its exported models with it, or read that; the files stay in `folder`."""
         log.info("[%s, %s]", data, student)
         first = self.runs / f"export-{data}-{self.students[0]}"
-        learning = Learning(
+        learning = TrainConfig(
             data=data_source(data), teacher=self.teacher, student=student, bits=self.bits, seed=self.seed,
-            gallery=None if folder == first else first, teacher_fit=TEACHERS.get(data, TeacherTrainConfig()),
-            student_fit=StudentTrainConfig(epochs=EPOCHS.get((data, student), "auto")),
+            reuse_gallery=None if folder == first else first, teacher_train=TEACHERS.get(data, TeacherTrainConfig()),
+            student_train=StudentTrainConfig(epochs=EPOCHS.get((data, student), "auto")),
         )  # fmt: skip
         if (folder / RECORD).exists():
             return ExportTrial.model_validate_json((folder / RECORD).read_text())
@@ -133,13 +133,13 @@ def _measure(course: RunContext, networks: TrainedModels, folder: Path) -> Expor
     from mobile_eval.compare import reference
 
     data, logits = course.data, course.cells(networks)
-    pixels, labels = course.data.pixels[course.plan.student_size][data.query], data.labels[data.query]
+    pixels, labels = course.data.pixels[course.plan.student_img_size][data.query], data.labels[data.query]
     against = reference(pixels, logits.student_queries, labels, networks.gallery, data.cut)
     student, start = _student(course, networks), course.plan.student
     exported, quantization = _export(student, folder)
     return ExportTrial(
         data=data.name, bits=course.learning.bits, seed=course.learning.seed, student=start.name, weights=start.source,
-        size=course.plan.student_size, map=against.map, queries=len(data.query), quantization=quantization,
+        size=course.plan.student_img_size, map=against.map, queries=len(data.query), quantization=quantization,
         models=tuple(_compare(model, against, folder) for model in exported),
     )  # fmt: skip
 
@@ -151,8 +151,8 @@ def _student(course: RunContext, networks: TrainedModels) -> Student:
 
     plan, net = course.plan, networks.student
     return Student(
-        net, plan.student.name, course.preprocessing(plan.student, plan.student_size), networks.space, course.centers,
-        course.calibration(), course.golden(net), partial(adapt, course, net, fit=RoundedFit()),
+        net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size), networks.space,
+        course.centers, course.calibration(), course.golden(net), partial(adapt, course, net, fit=RoundedFit()),
     )  # fmt: skip
 
 

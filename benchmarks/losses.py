@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import trial as results
 from benchmarks.published import PUBLISHED
 from benchmarks.trial import Trial, data_source, mean_and_half_range, opened, write_results
-from distill.config import Learning, Model, TeacherTrainConfig
+from distill.config import StrictModel, TeacherTrainConfig, TrainConfig
 from distill.losses import OBJECTIVES
 from gallery.console import log
 from gallery.files import write_json
@@ -63,7 +63,7 @@ class LossTrial(Trial):
     skipped: str = ""
 
 
-class LossBenchmark(Model):
+class LossBenchmark(StrictModel):
     """Every teacher loss: mAP, P@H<=2, precision and recall by radius, entropy, seconds."""
 
     data: tuple[str, ...] = ("ucmerced", "ucmerced_multi")
@@ -75,7 +75,7 @@ class LossBenchmark(Model):
     teacher: str = "mobilenetv3_small"
     size: int = 96
     """Input size, pixels."""
-    head_epochs: int = 30
+    linear_probe_epochs: int = 30
     """Of the linear probe, on cached features."""
     epochs: int = 4
     """Of all layers, after the linear probe."""
@@ -120,34 +120,34 @@ class LossBenchmark(Model):
         except UnsupportedLabels as error:  # single-label losses on multi-label data
             trial = LossTrial(**key, skipped=error.found)
         write_json(folder / RECORD, trial.model_dump(mode="json"))
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
         return trial
 
-    def learning(self, data: str, bits: int, seed: int, name: str, factor: float) -> Learning:
+    def learning(self, data: str, bits: int, seed: int, name: str, factor: float) -> TrainConfig:
         """Return the configuration of one trial."""
-        return Learning(
+        return TrainConfig(
             data=data_source(data),
             teacher=self.teacher,
             student=self.teacher,
             bits=bits,
             seed=seed,
-            objective=name,
-            teacher_size=self.size,
-            student_size=self.size,
-            teacher_fit=TeacherTrainConfig(
-                mode="head_first",
-                head_epochs=self.head_epochs,
+            loss=name,
+            teacher_img_size=self.size,
+            student_img_size=self.size,
+            teacher_train=TeacherTrainConfig(
+                finetune="lp_ft",
+                linear_probe_epochs=self.linear_probe_epochs,
                 epochs=self.epochs,
                 lr=factor * LR,
-                head_lr=factor * HEAD_LR,
+                linear_probe_lr=factor * HEAD_LR,
             ),
         )
 
-    def selects_lr(self, learning: Learning) -> bool:
+    def selects_lr(self, learning: TrainConfig) -> bool:
         """Whether the learning rate of a loss is chosen by this trial's validation mAP."""
         return (learning.seed, learning.bits) == (0, max(self.bits))
 
-    def measured(self, learning: Learning, folder: Path) -> dict[str, Any]:
+    def measured(self, learning: TrainConfig, folder: Path) -> dict[str, Any]:
         """Train one trial and return its figures."""
         from distill.pipeline import teach
         from gallery.codes import pack
@@ -170,13 +170,13 @@ class LossBenchmark(Model):
             }  # fmt: skip
 
     @contextmanager
-    def opened(self, learning: Learning, folder: Path) -> Iterator[RunContext]:
+    def opened(self, learning: TrainConfig, folder: Path) -> Iterator[RunContext]:
         """Open the run folder of a trial; all trials of a seed share the backbone's features of the cached views."""
         shared = self.folder("features", learning.data, learning.seed)
-        (folder / "work").mkdir(parents=True, exist_ok=True)
+        (folder / "cache").mkdir(parents=True, exist_ok=True)
         for view in range(VIEWS):
             (shared / str(view)).mkdir(parents=True, exist_ok=True)
-            link = folder / "work" / f"teacher-features-{view}"
+            link = folder / "cache" / f"teacher-features-{view}"
             if not link.is_symlink():
                 link.symlink_to((shared / str(view)).resolve())
         with opened(learning, folder, self.runs / "cache") as course:
@@ -198,8 +198,8 @@ def markdown(table: LossBenchmark, trials: Sequence[LossTrial]) -> Iterator[str]
     """Yield a table for each data set and length of code, best first, and published figures."""
     start = next((trial.weights for trial in trials if trial.weights), "")
     yield (
-        f"{table.teacher} at {table.size} px, {start}: a linear probe for {table.head_epochs} epochs on cached views, "
-        f"then all layers for {table.epochs} epochs on on-the-fly crops; learning rates x "
+        f"{table.teacher} at {table.size} px, {start}: a linear probe for {table.linear_probe_epochs} epochs on cached "
+        f"views, then all layers for {table.epochs} epochs on on-the-fly crops; learning rates x "
         f"{', '.join(map(str, FACTORS))}, chosen for each loss on validation images. Means over seeds, and half of the "
         "distance between the largest and the smallest; seconds are the teacher's wall-clock time.\n"
     )

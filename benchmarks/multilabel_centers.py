@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.trial import Trial, mean_and_half_range, write_results
-from distill.config import Model
+from distill.config import StrictModel
 from gallery.console import log
 from gallery.errors import InputError
 
@@ -38,7 +38,7 @@ class CenterTrial(Trial):
     seconds: float
 
 
-class MultilabelCenters(Model):
+class MultilabelCenters(StrictModel):
     """mAP of multi-label target codes, before and after optimising the hash centers."""
 
     data: tuple[str, ...] = ("ucmerced_multi", "voc2012", "nuswide_21", "mirflickr", "coco")

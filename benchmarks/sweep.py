@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import trial as results
 from benchmarks.trial import SweepTrial, data_source, mean_and_half_range, measure, write_results
-from distill.config import Learning, Model, StudentTrainConfig, TeacherTrainConfig
+from distill.config import StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from gallery.console import log
 
 COLUMNS = {
@@ -24,7 +24,7 @@ COLUMNS = {
 Key = tuple[str, int, str]
 
 
-class Sweep(Model):
+class Sweep(StrictModel):
     """A table of rows by data, bits and seeds; each row is one configuration."""
 
     grid: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -91,19 +91,19 @@ class Sweep(Model):
 
     def shares_teacher(self, row: str) -> bool:
         """Whether a row is a student of the base row's teacher."""
-        return row != self.base and not {"schedule", "teaching"} & self.grid[row].keys()
+        return row != self.base and not {"distillation", "teaching"} & self.grid[row].keys()
 
-    def learning(self, data: str, bits: int, seed: int, row: str) -> Learning:
+    def learning(self, data: str, bits: int, seed: int, row: str) -> TrainConfig:
         """Return the configuration of one trial."""
         changes = dict(self.grid[row])
-        terms = {"unlabelled_share": 0.0, "epochs": self.epochs, **changes.pop("terms", {})}
-        teaching = {"mode": "full", "epochs": self.epochs, **changes.pop("teaching", {})}
+        terms = {"unlabeled_ratio": 0.0, "epochs": self.epochs, **changes.pop("terms", {})}
+        teaching = {"finetune": "full", "epochs": self.epochs, **changes.pop("teaching", {})}
         if self.shares_teacher(row):
-            changes["gallery"] = self.folder(data, bits, seed, self.base)
-        return Learning(
+            changes["reuse_gallery"] = self.folder(data, bits, seed, self.base)
+        return TrainConfig(
             teacher=self.teacher, student=self.student, data=data_source(data), bits=bits, seed=seed,
-            teacher_size=self.size, student_size=self.size, unseen=self.unseen,
-            teacher_fit=TeacherTrainConfig(**teaching), student_fit=StudentTrainConfig(**terms), **changes,
+            teacher_img_size=self.size, student_img_size=self.size, num_unseen_classes=self.unseen,
+            teacher_train=TeacherTrainConfig(**teaching), student_train=StudentTrainConfig(**terms), **changes,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.config import Learning, Model
+from distill.config import StrictModel, TrainConfig
 from gallery.files import write_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).with_name("results")
 RECORD = "trial.json"
 
 
-class Trial(Model):
+class Trial(StrictModel):
     """What the trials of every benchmark share: the data set, the length of the code, the seed."""
 
     data: str
@@ -61,19 +61,19 @@ def data_source(name: str) -> str:
     return f"{os.environ.get('TWINHASH_DATA', '.')}/imagenet20/manifest.csv" if name == "imagenet20" else name
 
 
-def measure(row: str, learning: Learning, folder: Path, cache: Path) -> SweepTrial:
+def measure(row: str, learning: TrainConfig, folder: Path, cache: Path) -> SweepTrial:
     """Train `learning` in `folder`, resuming, and measure it; return a finished trial from its record."""
     if (folder / RECORD).exists():
         return SweepTrial.model_validate_json((folder / RECORD).read_text())
     with trained(learning, folder, cache) as (course, networks):
         trial = _score(row, course, course.cells(networks), networks.gallery.codes())
         write_json(folder / RECORD, trial.model_dump())
-        shutil.rmtree(course.run.work)
+        shutil.rmtree(course.run.cache)
     return trial
 
 
 @contextmanager
-def trained(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[RunContext, TrainedModels]]:
+def trained(learning: TrainConfig, folder: Path, cache: Path) -> Iterator[tuple[RunContext, TrainedModels]]:
     """Train `learning` in the run folder `folder`, which stays locked inside of the block."""
     from distill import pipeline
 
@@ -82,7 +82,7 @@ def trained(learning: Learning, folder: Path, cache: Path) -> Iterator[tuple[Run
 
 
 @contextmanager
-def opened(learning: Learning, folder: Path, cache: Path) -> Iterator[RunContext]:
+def opened(learning: TrainConfig, folder: Path, cache: Path) -> Iterator[RunContext]:
     """Open the run folder `folder` of `learning`, which stays locked inside of the block."""
     from distill.context import begin
     from distill.engine import keep_freed_memory, limit_threads
@@ -95,7 +95,7 @@ def opened(learning: Learning, folder: Path, cache: Path) -> Iterator[RunContext
         yield begin(run, learning, cache)
 
 
-def write_results(name: str, options: dict[str, Any], trials: Sequence[Model], text: str) -> None:
+def write_results(name: str, options: dict[str, Any], trials: Sequence[StrictModel], text: str) -> None:
     """Write `<name>.json` (command, options, system, trials) and `<name>.md` to `benchmarks/results`."""
     from gallery.files import write_whole
     from mobile_eval.system_info import describe

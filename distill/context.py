@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill import data
-from distill.config import BackboneInfo, Learning, Model, OptimizerConfig, ResolvedConfig, resolve
+from distill.config import BackboneInfo, OptimizerConfig, ResolvedConfig, StrictModel, TrainConfig, resolve
 from distill.data import Dataset
 from distill.data.augment import ImageLoader
 from distill.distillers import DISTILLERS
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from distill.pipeline import TrainedModels
 
 Role = Literal["teacher", "student"]
-DATA_OPTIONS = {"seed", "query_fraction", "validation_fraction", "strict", "root", "unlabelled", "unseen"}
+DATA_OPTIONS = {"seed", "query_fraction", "validation_fraction", "strict"}
 MAPPED = 64  # classes whose centers the report shows
 GOLDEN = 8  # pictures of the bundle with known codes
 CALIBRATION = 256  # pictures that 8-bit ranges are taken from, and as many at most to choose layers on
 
 
-class DatasetFingerprint(Model):
+class DatasetFingerprint(StrictModel):
     """What a run began with and cannot change under way."""
 
     pictures: str
@@ -69,17 +69,17 @@ class Cells(NamedTuple):
     student_gallery: Logits
 
 
-def settle(run: RunDir, learning: Learning, picture_size: int) -> ResolvedConfig:
+def settle(run: RunDir, learning: TrainConfig, picture_size: int) -> ResolvedConfig:
     """Every "auto" resolved, once for the life of the run folder, and said aloud."""
     student = weights_of.start(weights_of.find(learning.student, learning.student_weights))
-    if learning.gallery:
-        space, _ = codespace.load(learning.gallery)
-        teacher = weights_of.start_of(space, f"the run {learning.gallery}")
-        learning = learning.model_copy(update={"teacher_size": space.preprocessing.size})
+    if learning.reuse_gallery:
+        space, _ = codespace.load(learning.reuse_gallery)
+        teacher = weights_of.start_of(space, f"the run {learning.reuse_gallery}")
+        learning = learning.model_copy(update={"teacher_img_size": space.preprocessing.size})
     else:
         teacher = weights_of.start(weights_of.find(learning.teacher, learning.teacher_weights))
     gpu = weights_of.device().type == "cuda"
-    plan = run.load_or_save("plan", resolve(learning, teacher, student, picture_size, gpu))
+    plan = run.load_or_save("resolved_config", resolve(learning, teacher, student, picture_size, gpu))
     for reason in plan.reasons:
         log.info("  %s", reason)
     for role, start in (("teacher", plan.teacher), ("student", plan.student)):
@@ -88,12 +88,14 @@ def settle(run: RunDir, learning: Learning, picture_size: int) -> ResolvedConfig
     return plan
 
 
-def begin(run: RunDir, learning: Learning, cache: Path) -> RunContext:
+def begin(run: RunDir, learning: TrainConfig, cache: Path) -> RunContext:
     """Settles the plan and reads the pictures; `cache` is the folder of decoded ones."""
-    plan = settle(run, learning, data.native_size(learning.data, learning.root))
+    plan = settle(run, learning, data.native_size(learning.data, learning.data_root))
     with run.stage("data", f"reading {learning.data}"), first_here() as first:
-        sizes = {plan.teacher_size, plan.student_size}
-        pictures = data.load(learning.data, sizes, cache, **learning.model_dump(include=DATA_OPTIONS))
+        sizes = {plan.teacher_img_size, plan.student_img_size}
+        pictures = data.load(learning.data, sizes, cache, root=learning.data_root,
+                             unlabelled=learning.unlabeled_data, unseen=learning.num_unseen_classes,
+                             **learning.model_dump(include=DATA_OPTIONS))  # fmt: skip
         if first:
             data.save_split(pictures, run.folder / "split.csv")
     return RunContext(run, learning, plan, pictures)
@@ -104,12 +106,12 @@ class RunContext:
     """One run's learning: what all stages share."""
 
     run: RunDir
-    learning: Learning
+    learning: TrainConfig
     plan: ResolvedConfig
     data: Dataset
 
     def __post_init__(self) -> None:
-        self.run.check_config("began", DatasetFingerprint(pictures=self.data.fingerprint))
+        self.run.check_config("dataset_fingerprint", DatasetFingerprint(pictures=self.data.fingerprint))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -128,7 +130,7 @@ class RunContext:
     @property
     def centers(self) -> Centers:
         """Hash centers `[classes, bits]`, in class order: those of the code space once there is one."""
-        for folder in (self.learning.gallery, self.run.folder):
+        for folder in (self.learning.reuse_gallery, self.run.folder):
             if folder and (folder / codespace.FILE).exists():
                 return codespace.load(folder)[1]
         return self._drawn
@@ -139,7 +141,7 @@ class RunContext:
         learning, kind = self.learning, self.construction
         words, how = hash_centers(len(self.classes), learning.bits, learning.seed, kind), self.assignment
         if how != "none":
-            role: Role = "student" if how == "released" else "teacher"
+            role: Role = "student" if how == "csch" else "teacher"
             log.info("  assigning centers to classes by the features of the %s (%s)", role, how)
             words = words[assign(words, how, self._features(role), self._positive(self.data.train), learning.seed)]
         if self.elects:
@@ -154,9 +156,9 @@ class RunContext:
         With no more classes than bits, all distances are about bits / 2; random features know no classes.  The other
         methods assign none.
         """
-        if self.learning.assignment != "auto":
-            return self.learning.assignment
-        if self.learning.objective != "csch":
+        if self.learning.center_assignment != "auto":
+            return self.learning.center_assignment
+        if self.learning.loss != "csch":
             return "none"
         worth_it = self.learning.bits < len(self.classes) <= QUADRATIC_MOST and not self.plan.teacher.random
         return "quadratic" if worth_it else "none"
@@ -164,30 +166,30 @@ class RunContext:
     @property
     def construction(self) -> Construction:
         """How centers are constructed: left to us, as the objective wants them."""
-        asked, wanted = self.learning.centers, self.method.centers
+        asked, wanted = self.learning.hash_centers, self.method.centers
         return wanted if asked == "auto" and wanted else asked
 
     @property
     def elects(self) -> bool:
         """Whether centers move to where their votes tell who shares a class: left to us, of pictures with several."""
-        return (self.learning.objective, self.learning.centers) == ("csch", "auto") and self.data.labels.ndim == 2
+        return (self.learning.loss, self.learning.hash_centers) == ("csch", "auto") and self.data.labels.ndim == 2
 
     @property
     def method(self) -> type[HashLoss]:
         """The teacher's objective."""
-        found: type[HashLoss] = OBJECTIVES.find(self.learning.objective)
+        found: type[HashLoss] = OBJECTIVES.find(self.learning.loss)
         return found
 
     @property
     def asks_teacher(self) -> bool:
         """Whether the student's loss looks at what the teacher said."""
         asks: bool = DISTILLERS.find(self.learning.distiller).asks_teacher
-        return asks if self.learning.distiller != "csch" else self.learning.student_fit.asks_teacher
+        return asks if self.learning.distiller != "csch" else self.learning.student_train.asks_teacher
 
     @property
     def protocol(self) -> str:
         """What was searched for where, and what else the gallery's codes know than pictures."""
-        known = f" The gallery's codes are {self.learning.objective}'s own, learned from the labels of its pictures."
+        known = f" The gallery's codes are {self.learning.loss}'s own, learned from the labels of its pictures."
         return self.data.protocol + (known if self.method.learns_codes else "")
 
     def _features(self, role: Role) -> NDArray[np.float32]:
@@ -202,7 +204,7 @@ class RunContext:
     def side(self, role: Role) -> tuple[BackboneInfo, int]:
         """Where a network begins, and the side of its input."""
         plan = self.plan
-        return (plan.teacher, plan.teacher_size) if role == "teacher" else (plan.student, plan.student_size)
+        return (plan.teacher, plan.teacher_img_size) if role == "teacher" else (plan.student, plan.student_img_size)
 
     def lens(self, role: Role) -> ImageLoader:
         """The pictures as the teacher or the student sees them."""
@@ -258,13 +260,21 @@ class RunContext:
             teacher=plan.teacher.name,
             teacher_sha256=teacher_sha256,
             centers_sha256=codespace.hash_centers(centers),
-            preprocessing=self.preprocessing(plan.teacher, plan.teacher_size),
+            preprocessing=self.preprocessing(plan.teacher, plan.teacher_img_size),
         )
 
     def schedule(self, fit: OptimizerConfig, epochs: int, spare: int = 0) -> TrainSpec:
         """The schedule of one network; batches shrink to the pictures there are, and by `spare` of each."""
-        batch = min(fit.batch, len(self.data.train)) - spare
-        return TrainSpec(epochs, batch, fit.warmup, fit.clip, self.learning.seed, fit.ema, fit.patience)
+        batch = min(fit.batch_size, len(self.data.train)) - spare
+        return TrainSpec(
+            epochs,
+            batch,
+            fit.warmup_ratio,
+            fit.clip_grad,
+            self.learning.seed,
+            fit.model_ema_decay,
+            fit.early_stopping_patience,
+        )
 
     def look(
         self,
@@ -277,7 +287,7 @@ class RunContext:
         crops: Tensor | None = None,
     ) -> Logits:
         """What `run` says of pictures, or of one crop of each; what an earlier process computed under `key` is read."""
-        folder = self.run.work / label.replace(" ", "-")
+        folder = self.run.cache / label.replace(" ", "-")
         with first_here():
             return look_at(run, net, lens, index, folder, label, f"{key} {self.data.fingerprint}", crops)
 
@@ -297,7 +307,7 @@ class RunContext:
 
     def calibration(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Pictures to quantize by, uint8 `[n, S, S, 3]`: of those the student has seen, and `held`."""
-        pixels = self.data.pixels[self.plan.student_size]
+        pixels = self.data.pixels[self.plan.student_img_size]
         return np.asarray(pixels[_spread(self.data.train, CALIBRATION)]), np.asarray(pixels[self.held])
 
     def golden(self, student: HashNet) -> tuple[NDArray[np.uint8], Codes, Logits]:
@@ -305,7 +315,7 @@ class RunContext:
         index = _spread(self.data.query, GOLDEN)
         with torch.inference_mode():
             logits = student(self.student_lesson.lens.look(index)).float().cpu().numpy()
-        return np.asarray(self.data.pixels[self.plan.student_size][index]), pack(logits), logits
+        return np.asarray(self.data.pixels[self.plan.student_img_size][index]), pack(logits), logits
 
     def cells(self, networks: TrainedModels) -> Cells:
         """Both networks on the queries, and the student on the gallery: what the four cells need."""
@@ -345,8 +355,8 @@ class RunContext:
             "distance": tuple(map(tuple, ((words.shape[1] - words @ words.T) // 2).tolist())),
             "similarity": tuple(map(tuple, class_similarity(means).round(3).tolist())),
             "similarity_of": "the teacher's codes of the gallery",
-            "construction": "of the earlier run" if self.learning.gallery else built,
-            "assignment": "of the earlier run" if self.learning.gallery else self.assignment,
+            "construction": "of the earlier run" if self.learning.reuse_gallery else built,
+            "assignment": "of the earlier run" if self.learning.reuse_gallery else self.assignment,
             "correlation": None if equidistant(words) else gram_correlation(words, means),
         }  # fmt: skip
 

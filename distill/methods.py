@@ -18,14 +18,14 @@ from distill.training_set import Logits
 def objective_of(course: RunContext, net: HashNet) -> HashLoss:
     """The objective of a teacher `net`, as it begins."""
     data, learning, lesson = course.data, course.learning, course.teacher_lesson
-    fit, mode = learning.teacher_fit, course.plan.teacher_mode
-    epochs = (mode != "full") * fit.head_epochs + (mode != "quick") * course.plan.teacher_epochs
+    fit, mode = learning.teacher_train, course.plan.teacher_finetune
+    epochs = (mode != "full") * fit.linear_probe_epochs + (mode != "linear_probe") * course.plan.teacher_epochs
     task = LossContext(
         positive=lesson.positive[data.train], gallery=lesson.positive[data.gallery], words=lesson.words,
         targets=lesson.targets[data.train], several=data.labels.ndim == 2, features=net.head.features,
         steps=course.schedule(fit, epochs).steps_in_epoch(len(data.train)), epochs=epochs, seed=learning.seed,
     )  # fmt: skip
-    made: HashLoss = OBJECTIVES.make(learning.objective, task, learning.objective_options)
+    made: HashLoss = OBJECTIVES.make(learning.loss, task, learning.loss_args)
     return made.to(pretrained.device())
 
 
@@ -33,6 +33,6 @@ def distiller_of(course: RunContext, gallery: Logits) -> Distiller:
     """The student's distiller as it begins; gallery: the teacher's logits of the gallery's pictures."""
     learning, device = course.learning, pretrained.device()
     task = StudentTask(course.student_lesson.words, torch.from_numpy(gallery).to(device), learning.seed)
-    options = learning.student_fit.terms() if learning.distiller == "csch" else learning.distiller_options
+    options = learning.student_train.terms() if learning.distiller == "csch" else learning.distiller_args
     made: Distiller = DISTILLERS.make(learning.distiller, task, options)
     return made.to(device)

@@ -47,10 +47,10 @@ class TrainedModels:
 
 def learn(course: RunContext) -> TrainedModels:
     """Teacher, gallery, student, in that order; each is read back where it was finished."""
-    if course.learning.gallery:
-        teacher, space, gallery, logits = _existing(course, course.learning.gallery)
+    if course.learning.reuse_gallery:
+        teacher, space, gallery, logits = _existing(course, course.learning.reuse_gallery)
     else:
-        if course.learning.schedule == "simultaneous":
+        if course.learning.distillation == "online":
             _pair(course)
         teacher, space, gallery, logits = teach(course)
     return TrainedModels(teacher, _student(course, teacher, space, logits), space, gallery)
@@ -92,17 +92,17 @@ def _existing(course: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpa
 
 def _pair(course: RunContext) -> None:
     """Teacher and student trained at once; the stages that follow find both done."""
-    run, plan, learning, fit = course.run, course.plan, course.learning, course.learning.teacher_fit
+    run, plan, learning, fit = course.run, course.plan, course.learning, course.learning.teacher_train
     if run.is_done("teacher") and run.is_done("student"):
         return
     with run.stage("teacher", f"training {plan.teacher.name} and {plan.student.name} at once"):
         nets = {role: course.beginning(role) for role in ("teacher", "student")}
         rates = {"teacher": (plan.teacher_lr, fit.weight_decay),
-                 "student": (plan.student_lr, learning.student_fit.weight_decay)}  # fmt: skip
+                 "student": (plan.student_lr, learning.student_train.weight_decay)}  # fmt: skip
         train_pair(
             nets["teacher"], nets["student"], course.teacher_lesson, course.student_lesson,
-            learning.student_fit.center_weight, distiller_of(course, np.zeros((0, learning.bits), np.float32)),
-            course.schedule(fit, plan.teacher_epochs), rates, plan.teacher_crop, run.work, course.data.fingerprint,
+            learning.student_train.center_loss_weight, distiller_of(course, np.zeros((0, learning.bits), np.float32)),
+            course.schedule(fit, plan.teacher_epochs), rates, plan.teacher_crop, run.cache, course.data.fingerprint,
         )  # fmt: skip
         _save_teacher(course, nets["teacher"])
         _save_student(course, nets["student"])
@@ -112,13 +112,14 @@ def _pair(course: RunContext) -> None:
 def _teacher(course: RunContext) -> tuple[HashNet, CodeSpace]:
     run, plan = course.run, course.plan
     if not run.is_done("teacher"):
-        what = f"training {plan.teacher.name} at {plan.teacher_size} px ({plan.teacher_mode}), {plan.teacher.source}"
+        start = plan.teacher
+        what = f"training {start.name} at {plan.teacher_img_size} px ({plan.teacher_finetune}), {start.source}"
         with run.stage("teacher", what):
             net = course.beginning("teacher")
             objective = objective_of(course, net)
-            if plan.teacher_mode != "full":
+            if plan.teacher_finetune != "full":
                 _head(course, net, objective)
-            if plan.teacher_mode != "quick":
+            if plan.teacher_finetune != "linear_probe":
                 _all_layers(course, net, objective)
             if (codes := objective.codes()) is not None:
                 _save_codes(course, codes)
@@ -130,32 +131,32 @@ def _teacher(course: RunContext) -> tuple[HashNet, CodeSpace]:
 
 def _head(course: RunContext, net: HashNet, objective: HashLoss) -> None:
     """The hash head on stored features of stored views: seconds, once the features are there."""
-    plan, fit, train = course.plan, course.learning.teacher_fit, course.data.train
+    plan, fit, train = course.plan, course.learning.teacher_train, course.data.train
     lens, run = course.lens("teacher"), features(net)
     seen = [course.look(run, net, lens, train, "teacher features 0", "pretrained 0")]
-    views = max(1, min(plan.views, HEAD_BYTES // seen[0].nbytes))
+    views = max(1, min(plan.cached_views, HEAD_BYTES // seen[0].nbytes))
     crops = stored(len(train), views, plan.teacher_crop, course.learning.seed)
     seen += [course.look(run, net, lens, train, f"teacher features {v}", f"pretrained {v}", crops[v])
              for v in range(1, views)]  # fmt: skip
-    stage = "teacher" if plan.teacher_mode == "quick" else "head"
-    schedule = replace(course.schedule(fit, fit.head_epochs), ema=0.0, patience=0)
-    rates, key = (fit.head_lr, fit.weight_decay), course.data.fingerprint
-    train_head(stage, net, objective, course.teacher_lesson, np.stack(seen), schedule, rates, course.run.work, key)
+    stage = "teacher" if plan.teacher_finetune == "linear_probe" else "head"
+    schedule = replace(course.schedule(fit, fit.linear_probe_epochs), ema=0.0, patience=0)
+    rates, key = (fit.linear_probe_lr, fit.weight_decay), course.data.fingerprint
+    train_head(stage, net, objective, course.teacher_lesson, np.stack(seen), schedule, rates, course.run.cache, key)
 
 
 def _all_layers(course: RunContext, net: HashNet, objective: HashLoss) -> None:
-    plan, fit = course.plan, course.learning.teacher_fit
+    plan, fit = course.plan, course.learning.teacher_train
     schedule, rates = course.schedule(fit, plan.teacher_epochs), (plan.teacher_lr, fit.weight_decay)
-    frozen = plan.teacher_mode == "head_first"
+    frozen = plan.teacher_finetune == "lp_ft"
     lesson, key = course.teacher_lesson, course.data.fingerprint
-    train_teacher(net, objective, lesson, schedule, rates, plan.teacher_crop, course.run.work, key, frozen)
+    train_teacher(net, objective, lesson, schedule, rates, plan.teacher_crop, course.run.cache, key, frozen)
 
 
 def _save_teacher(course: RunContext, net: HashNet) -> None:
     path, plan, centers = course.run.folder / "teacher.safetensors", course.plan, course.words_of(net)
     with first_here() as first:
         if first:
-            save_network(path, net, plan.teacher.name, plan.teacher_size, course.learning.bits)
+            save_network(path, net, plan.teacher.name, plan.teacher_img_size, course.learning.bits)
             codespace.save(course.run.folder, course.space(sha256_of(path), centers), centers)
 
 
@@ -163,7 +164,7 @@ def _save_codes(course: RunContext, codes: torch.Tensor) -> None:
     """Keeps the gallery's codes that the objective has learned until they are in the gallery."""
     with first_here() as first:
         if first:
-            with whole(course.run.work / LEARNED) as draft, draft.open("wb") as stream:
+            with whole(course.run.cache / LEARNED) as draft, draft.open("wb") as stream:
                 np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
 
 
@@ -171,7 +172,7 @@ def _save_student(course: RunContext, net: HashNet) -> None:
     path, plan = course.run.folder / "student.safetensors", course.plan
     with first_here() as first:
         if first:
-            save_network(path, net, plan.student.name, plan.student_size, course.learning.bits)
+            save_network(path, net, plan.student.name, plan.student_img_size, course.learning.bits)
 
 
 def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[LanceGallery, Logits]:
@@ -182,7 +183,7 @@ def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[LanceG
         return table, _as_logits(table) if learned else course.logits("teacher", net, data.gallery, "gallery", space.id)
     with run.stage("gallery", f"hashing {len(data.gallery)} pictures into {space.bits} bits each"):
         if learned:
-            logits = np.load(run.work / LEARNED, allow_pickle=False).astype(np.float32)
+            logits = np.load(run.cache / LEARNED, allow_pickle=False).astype(np.float32)
         else:
             logits = course.logits("teacher", net, data.gallery, "gallery", space.id)
         with first_here() as first:
@@ -198,27 +199,27 @@ def _as_logits(gallery: LanceGallery) -> Logits:
 
 
 def _student(course: RunContext, teacher: HashNet | None, space: CodeSpace, gallery_logits: Logits) -> HashNet:
-    run, plan, terms = course.run, course.plan, course.learning.student_fit
+    run, plan, terms = course.run, course.plan, course.learning.student_train
     if not run.is_done("student"):
         asks = course.asks_teacher
         index, spare = _pupils(course, teacher)
         prepare: Prepare
-        if teacher and not plan.views:
+        if teacher and not plan.cached_views:
             prepare = from_teacher(course.student_lesson, teacher, course.teacher_lesson, plan.student_crop,
                                    index[len(course.data.train):], spare)  # fmt: skip
         else:
             whom = "no teacher" if not asks else "the teacher" if teacher else "the gallery's codes"
-            with run.stage("views", f"asking {whom} about {plan.views} views of {len(index)} pictures"):
+            with run.stage("views", f"asking {whom} about {plan.cached_views} views of {len(index)} pictures"):
                 views = _taught(course, teacher, index, space, gallery_logits)
             prepare = from_views(course.student_lesson, views, spare)
-        what = f"distilling {plan.student.name} at {plan.student_size} px, {plan.student.source}"
+        what = f"distilling {plan.student.name} at {plan.student_img_size} px, {plan.student.source}"
         with run.stage("student", what):
             net = course.beginning("student")
             schedule, rates = course.schedule(terms, plan.student_epochs, spare), (plan.student_lr, terms.weight_decay)
             key = f"{course.data.fingerprint} {space.id}"
             distiller = distiller_of(course, gallery_logits)
-            train_student(net, course.student_lesson, prepare, terms.center_weight, distiller, schedule, rates,
-                          run.work, key, asks)  # fmt: skip
+            train_student(net, course.student_lesson, prepare, terms.center_loss_weight, distiller, schedule, rates,
+                          run.cache, key, asks)  # fmt: skip
             _save_student(course, net)
     run.delete("student.checkpoint.safetensors")
     return load_network(run.folder / "student.safetensors").to(weights_of.device())
@@ -227,10 +228,10 @@ def _student(course: RunContext, teacher: HashNet | None, space: CodeSpace, gall
 def _pupils(course: RunContext, teacher: HashNet | None) -> tuple[Indices, int]:
     """The pictures the student learns from, those of train first, and how many of a batch are from the others.
 
-    The others have no label, or none that is used: the gallery but for the validation pictures, and --unlabelled; at
-    most `MOST_OTHERS` times as many as those of train.
+    The others have no label, or none that is used: the gallery but for the validation pictures, and --unlabeled-data;
+    at most `MOST_OTHERS` times as many as those of train.
     """
-    data, fit = course.data, course.learning.student_fit
+    data, fit = course.data, course.learning.student_train
     others = np.setdiff1d(data.gallery, np.concatenate([data.train, data.validation]))
     if teacher is None and not np.isin(data.train, data.gallery).all():
         fix = "Mark them as gallery too, or put teacher.safetensors beside its codes."
@@ -239,11 +240,11 @@ def _pupils(course: RunContext, teacher: HashNet | None) -> tuple[Indices, int]:
     if len(others) > (most := MOST_OTHERS * len(data.train)):
         log.info("  %d of %d pictures without labels teach the student", most, len(others))
         others = np.sort(np.random.default_rng(course.learning.seed).choice(others, most, replace=False))
-    if teacher is None and not course.plan.views:
-        raise InputError("stored views for stored codes", "0", "Choose --student-fit.views of at least 1.")
+    if teacher is None and not course.plan.cached_views:
+        raise InputError("cached views for stored codes", "0", "Choose --student-train.cached-views of at least 1.")
     twice = min(LARGEST_SHARE, 2 * len(others) / (len(others) + len(data.train)))
-    share = twice if fit.unlabelled_share == "auto" else float(fit.unlabelled_share)
-    batch = min(fit.batch, len(data.train))
+    share = twice if fit.unlabeled_ratio == "auto" else float(fit.unlabeled_ratio)
+    batch = min(fit.batch_size, len(data.train))
     spare = min(round(share * batch), batch - 2) if len(others) and course.asks_teacher else 0
     return np.concatenate([data.train, others if spare else others[:0]]), spare
 
@@ -255,7 +256,7 @@ def _taught(
     plan, place = course.plan, {picture: row for row, picture in enumerate(course.data.gallery.tolist())}
     rows = [place.get(picture, -1) for picture in index.tolist()]
     known, new = np.array(rows), np.flatnonzero(np.array(rows) < 0)
-    crops = stored(len(index), max(1, plan.views), plan.student_crop, course.learning.seed)
+    crops = stored(len(index), max(1, plan.cached_views), plan.student_crop, course.learning.seed)
     logits = []
     for view in range(len(crops)):
         if not course.asks_teacher:
@@ -286,7 +287,7 @@ def adapt(course: RunContext, student: HashNet, net: torch.nn.Module, fit: Round
     device = next(student.parameters()).device
     lesson, before = course.student_lesson, _away(course, student, net.to(device))
     train_rounded(
-        net, student.requires_grad_(False), lesson, index, schedule, fit.lr, course.plan.student_crop, run.work, key
+        net, student.requires_grad_(False), lesson, index, schedule, fit.lr, course.plan.student_crop, run.cache, key
     )
     after = _away(course, student, net)
     log.info("  squared distance to the float student on pictures held out: %.5f before, %.5f after", before, after)

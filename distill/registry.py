@@ -45,5 +45,5 @@ class Registry:
         known = [key for key in inspect.signature(method).parameters if key != "task"]
         if wrong := sorted(set(options) - set(known)):
             has = f"It has {', '.join(known)}." if known else "It has none."
-            raise InputError(f"options of {name} in {self.option}-options", ", ".join(wrong), has)
+            raise InputError(f"options of {name} in {self.option}-args", ", ".join(wrong), has)
         return method(task, **options)

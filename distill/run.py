@@ -25,14 +25,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from distill import distributed
-from distill.config import Learning, RoundedFit
+from distill.config import TrainConfig
 from distill.run_dir import RunDir, open_run
-from export.artifact import DEFAULT_FORMS
 from gallery import results
 from gallery.console import exit_code, log
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
-from gallery.results import Results, Thresholds
+from gallery.results import Results
 from mobile_eval import gate
 
 if TYPE_CHECKING:
@@ -44,45 +43,20 @@ if TYPE_CHECKING:
 QUANTIZATION = "quantization.json"
 
 
-class Command(Learning):
-    """Train a teacher, hash the gallery, distil a student, export it, and prove the files against the gallery."""
-
-    forms: tuple[str, ...] = DEFAULT_FORMS
-    """What to export: format-precision."""
-    resize_inside: bool = False
-    """ONNX files take pictures of any size and resize them themselves."""
-    rounded: RoundedFit = RoundedFit()
-    """How the student is made ready for 8-bit arithmetic (forms "...-int8")."""
-    gate: Thresholds = Thresholds()
-    """What a file may lose before the run fails."""
-    tensorboard: bool = False
-    """Write the training curves as TensorBoard events too; needs the extra `tensorboard`."""
-    name: str = ""
-    """Name of the run folder; by default made of the networks, the data and the bits."""
-    runs: Path = Path("runs")
-    """Where run folders and the cache of decoded pictures live."""
-
-    @property
-    def title(self) -> str:
-        """The name of the run folder."""
-        teacher = self.gallery.resolve().name if self.gallery else self.teacher
-        return self.name or f"{teacher}-{self.student}-{Path(self.data).stem}-{self.bits}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     import tyro
 
-    command = tyro.cli(Command, args=arguments, description=__doc__)
+    command = tyro.cli(TrainConfig, args=arguments, description=__doc__)
 
     def work() -> int:
-        with distributed.start(), open_run(command.runs / command.title) as run:
+        with distributed.start(), open_run(command.output_dir / command.title) as run:
             return tell(run, command)
 
     return exit_code(work, "Nothing finished is lost: the same command goes on from here.")
 
 
-def tell(run: RunDir, command: Command) -> int:
+def tell(run: RunDir, command: TrainConfig) -> int:
     """The whole road, stage by stage; what an earlier process finished is read back."""
     from distill import pipeline
     from distill.context import begin
@@ -94,12 +68,12 @@ def tell(run: RunDir, command: Command) -> int:
     limit_threads()
     keep_freed_memory()
     check_forms(command.forms)
-    free = "forms", "gate", "name", "resize_inside", "rounded", "runs", "strict", "tensorboard"
+    free = "forms", "name", "output_dir", "resize_inside", "rounded", "strict", "tensorboard", "thresholds"
     changed = run.check_config("config", command, but=free)
     files = changed & {"forms", "resize_inside", "rounded"}
     run.invalidate(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
 
-    course = begin(run, command, command.runs / "cache")
+    course = begin(run, command, command.output_dir / "cache")
     networks = pipeline.learn(course)
     distributed.leave()
     if not distributed.is_first():
@@ -115,7 +89,7 @@ def tell(run: RunDir, command: Command) -> int:
     return gate.exit_code(outcome.verdict)
 
 
-def ship(course: RunContext, networks: TrainedModels, command: Command) -> Manifest:
+def ship(course: RunContext, networks: TrainedModels, command: TrainConfig) -> Manifest:
     """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
     from distill.pipeline import adapt
     from export.bundle import open_bundle
@@ -126,7 +100,7 @@ def ship(course: RunContext, networks: TrainedModels, command: Command) -> Manif
     if not run.is_done("export"):
         with run.stage("export", f"writing {', '.join(command.forms)}"):
             student = Student(
-                net, plan.student.name, course.preprocessing(plan.student, plan.student_size),
+                net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size),
                 networks.space, course.centers, course.calibration(), course.golden(net),
                 partial(adapt, course, net, fit=command.rounded),
             )  # fmt: skip
@@ -135,7 +109,7 @@ def ship(course: RunContext, networks: TrainedModels, command: Command) -> Manif
     return open_bundle(run.folder / "bundle")
 
 
-def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, command: Command) -> Results:
+def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, command: TrainConfig) -> Results:
     """Executes every file over all queries; a proof that stands is read back, and judged by today's limits."""
     from gallery.codes import pack
     from mobile_eval.prove import QuerySet
@@ -145,20 +119,22 @@ def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, comma
     run, data, path = course.run, course.data, course.run.folder / "results.json"
     if not run.is_done("prove"):
         with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
-            cells, pixels = course.cells(networks), data.pixels[course.plan.student_size]
-            alone = command.gallery is None and command.student_fit.instance != "joint"  # of an earlier run: unknown
+            cells, pixels = course.cells(networks), data.pixels[course.plan.student_img_size]
+            alone = (
+                command.reuse_gallery is None and command.student_train.instance != "joint"
+            )  # of an earlier run: unknown
             asked = pixels[data.query], data.labels[data.query]
             queries = QuerySet(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)
             codes = pack(cells.student_gallery)
-            proof = execute(run.folder / "bundle", manifest, queries, codes, networks.gallery, command.gate)
+            proof = execute(run.folder / "bundle", manifest, queries, codes, networks.gallery, command.thresholds)
             grid = retrieval_grid(
                 networks.gallery, spread(proof.score.per_query), pack(queries.student), queries.labels,
                 lambda query: queries.pixels[query], lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
             summarise(course, networks, proof, grid, command).save(path)
     proved = results.load(path)
-    verdict = gate.check(proved.files, command.gate, proved.cells, command.strict)
-    proved = proved.model_copy(update={"limits": command.gate, "verdict": verdict})
+    verdict = gate.check(proved.files, command.thresholds, proved.cells, command.strict)
+    proved = proved.model_copy(update={"limits": command.thresholds, "verdict": verdict})
     proved.save(path)
     return proved
 
@@ -168,7 +144,7 @@ def summarise(
     networks: TrainedModels,
     proof: Proof,
     grid: tuple[results.RetrievalExample, ...],
-    command: Command,
+    command: TrainConfig,
 ) -> Results:
     """The run as one typed record, the only source of tables, plots and the report."""
     from distill.hash_centers.constructions import min_distance
@@ -192,8 +168,8 @@ def summarise(
         networks=tuple(results.ModelSummary(**facts) for facts in course.portraits(networks)),
         cells=proof.cells,
         files=proof.files,
-        limits=command.gate,
-        verdict=gate.check(proof.files, command.gate, proof.cells, command.strict),
+        limits=command.thresholds,
+        verdict=gate.check(proof.files, command.thresholds, proof.cells, command.strict),
         center_map=results.HashCenterSummary(**course.center_map(networks)),
         quantization=json.loads(chosen.read_text()) if chosen.exists() else None,
         curves=tuple(results.TrainingCurve(**curve) for curve in course.curves()),

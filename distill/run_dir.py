@@ -15,21 +15,21 @@ import yaml
 from filelock import Timeout
 from pydantic import BaseModel
 
-from distill.config import Model, load_yaml, to_yaml
+from distill.config import StrictModel, load_yaml, to_yaml
 from distill.distributed import barrier, first_here, is_first
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
 from gallery.files import acquire_lock, write_json, write_whole
 
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=StrictModel)
 
 
 class RunDir:
-    """An open run folder: `folder / "work"` holds what only a resumed run needs."""
+    """An open run folder: `folder / "cache"` holds what only a resumed run needs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.work = folder, folder / "work"
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.folder, self.cache = folder, folder / "cache"
+        self.cache.mkdir(parents=True, exist_ok=True)
         self._record = folder / "stages.json"
         self._stages: dict[str, dict[str, Any]] = json.loads(self._record.read_text()) if self._record.exists() else {}
 
@@ -66,9 +66,9 @@ class RunDir:
         self._save()
 
     def delete(self, *names: str) -> None:
-        """Delete files of `work` that are no longer needed."""
+        """Delete files of `cache` that are no longer needed."""
         for name in names:
-            (self.work / name).unlink(missing_ok=True)
+            (self.cache / name).unlink(missing_ok=True)
 
     def _save(self) -> None:
         if is_first():
@@ -129,7 +129,7 @@ def _locked(folder: Path) -> Iterator[None]:
     owner = folder / ".pid"
     with ExitStack() as stack:
         try:
-            stack.enter_context(acquire_lock(folder / ".lock", "Choose another --runs or --name.", timeout=0))
+            stack.enter_context(acquire_lock(folder / ".lock", "Choose another --output-dir or --name.", timeout=0))
         except Timeout as error:
             pid = owner.read_text() if owner.exists() else "?"
             fix = "Wait for it, or give this run another --name."

@@ -90,7 +90,7 @@ def train_student(
     net: HashNet,
     lesson: TrainingSet,
     prepare: Prepare,
-    center_weight: float,
+    center_loss_weight: float,
     distiller: Distiller,
     schedule: TrainSpec,
     rates: tuple[float, float],
@@ -107,7 +107,7 @@ def train_student(
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, index = run(batch.images), batch.index[: batch.labelled]
         taught = batch.taught() if asks_teacher else logits.detach()
-        loss = student_loss(center_weight, distiller, lesson, logits, taught, index)
+        loss = student_loss(center_loss_weight, distiller, lesson, logits, taught, index)
         return loss, lesson.accuracy(logits[: len(index)].detach(), index)
 
     learners = [
@@ -146,7 +146,7 @@ def train_pair(
     student: HashNet,
     its: TrainingSet,
     lesson: TrainingSet,
-    center_weight: float,
+    center_loss_weight: float,
     distiller: Distiller,
     schedule: TrainSpec,
     rates: dict[str, tuple[float, float]],
@@ -168,7 +168,9 @@ def train_pair(
     def objective(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         larger, smaller, index = batch
         gallery, query = run(larger), ask(smaller)
-        loss = its.center_loss(gallery, index) + student_loss(center_weight, distiller, lesson, query, gallery, index)
+        loss = its.center_loss(gallery, index) + student_loss(
+            center_loss_weight, distiller, lesson, query, gallery, index
+        )
         return loss, lesson.accuracy(query.detach(), index)
 
     learners = [

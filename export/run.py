@@ -23,9 +23,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
-from pydantic import ConfigDict
 
-from distill.config import Learning, Model, RoundedFit, load_yaml
+from distill.config import StrictModel, TrainConfig, load_yaml
 from export.artifact import DEFAULT_FORMS, FLOAT
 from gallery.console import exit_code, log
 from gallery.errors import (
@@ -47,7 +46,7 @@ NEEDED = "student_weights", "space", "pictures", "out"  # of a network of the us
 OWN = {*NEEDED, "student", "size", "mean", "std"} - {"out"}
 
 
-class Export(Model):
+class Export(StrictModel):
     """Write a bundle of a finished run's student, or of a network of your own."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -77,7 +76,7 @@ class Export(Model):
     """Likewise."""
 
 
-class Verify(Model):
+class Verify(StrictModel):
     """Check a bundle: every name, byte and card against its manifest, then every file against the golden codes.
 
     A bit that differs from the golden code has turned.  In an fp32 file none may turn, unless both logits are within
@@ -90,13 +89,6 @@ class Verify(Model):
     """Its folder."""
     strict: bool = False
     """A file that cannot be run here is an error (exit code 2)."""
-
-
-class Finished(Learning):
-    """What a run's config.yaml says that matters here."""
-
-    model_config = ConfigDict(extra="ignore")
-    rounded: RoundedFit = RoundedFit()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -184,18 +176,18 @@ def of_run(command: Export, forms: list[str], out: Path) -> None:
     folder = Path(command.run or "")
     if not (folder / "config.yaml").is_file():
         raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
-    asked: Finished = load_yaml(folder / "config.yaml", Finished)
+    asked: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
     with open_run(folder) as run:
-        needed = ("student",) if asked.gallery else ("teacher", "gallery", "student")
+        needed = ("student",) if asked.reuse_gallery else ("teacher", "gallery", "student")
         if missing := [stage for stage in needed if not run.is_done(stage)]:
             place = folder.resolve()
-            fix = f"Finish it: python distill/run.py --runs {place.parent} --name {place.name}, and its other flags."
+            fix = f"Finish it: distill/run.py --output-dir {place.parent} --name {place.name}, and its other flags."
             raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)
         course = begin(run, asked, folder.resolve().parent / "cache")
         net, plan = load_network(folder / "student.safetensors").to(pretrained.device()), course.plan
         write(Student(
-            net, plan.student.name, course.preprocessing(plan.student, plan.student_size), codespace.load(folder)[0],
-            course.centers, course.calibration(), course.golden(net),
+            net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size),
+            codespace.load(folder)[0], course.centers, course.calibration(), course.golden(net),
             partial(pipeline.adapt, course, net, fit=asked.rounded),
         ), command, forms, out)  # fmt: skip
 

@@ -25,9 +25,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from distill.config import Learning, Model, load_yaml
+from distill.config import StrictModel, TrainConfig, load_yaml
 from gallery.console import exit_code, log
 from gallery.errors import EXIT_PASSED, CorruptFile, InputError
 from gallery.results import Proof, RetrievalExample, Thresholds, load_proof, now
@@ -44,14 +44,14 @@ JSON, PAGE, JUNIT = "proof.json", "proof.html", "junit.xml"
 SHOWN = 4  # queries in the grid of the worst
 
 
-class Setup(Model):
+class Setup(StrictModel):
     """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there stays."""
 
     parts: tyro.conf.Positional[tuple[Literal["arm64", "browser"], ...]]
     """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines."""
 
 
-class Check(Model):
+class Check(StrictModel):
     """Run a bundle's files on devices, compare their codes, and judge them.
 
     Devices: host; arm64 (both of arm64-cortex-a53 and arm64-cortex-a76, emulated: codes and executed instructions, no
@@ -74,13 +74,13 @@ class Check(Model):
     """Timed inferences of each file, 10 s of them at most."""
     out: Path | None = None
     """Folder for proof.html, proof.json and junit.xml; by default `proof` beside the bundle."""
-    gate: Thresholds = Thresholds()
+    thresholds: Thresholds = Thresholds()
     """What a file may lose; by default what its run allows."""
     strict: bool = False
     """What cannot be checked here is an error (exit code 2)."""
 
 
-class Import(Model):
+class Import(StrictModel):
     """Add measurements to a proof: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's apps/run_on_mac.py.
     A newer one replaces that of the same file and device."""
 
@@ -94,13 +94,6 @@ class Import(Model):
     """What to call the device."""
     strict: bool = False
     """As for `check`."""
-
-
-class Finished(Learning):
-    """What a run's config.yaml says that matters here."""
-
-    model_config = ConfigDict(extra="ignore")
-    gate: Thresholds = Thresholds()
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +140,9 @@ def check(command: Check) -> int:
     from export.bundle import open_bundle
     from mobile_eval.evaluate import everywhere, places
 
-    if command.gate.min_ratio is not None:
+    if command.thresholds.min_ratio is not None:
         fix = "Leave it out: distill/run.py judges the networks, this the files."
-        raise InputError("limits on files", "--gate.min-ratio", fix)
+        raise InputError("limits on files", "--thresholds.min-ratio", fix)
     devices, bundle = places(command.device, command.samples), command.bundle.resolve()
     manifest = open_bundle(bundle)
     out = (command.out or bundle.parent / "proof").resolve()
@@ -172,18 +165,20 @@ def of_run(command: Check, folder: Path, manifest: Manifest) -> EvaluationInputs
     if not (folder / "config.yaml").is_file():
         raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
     limit_threads()
-    settings: Finished = load_yaml(folder / "config.yaml", Finished)
-    limits = (settings.gate if command.gate == Thresholds() else command.gate).model_copy(update={"min_ratio": None})
-    gallery = open_gallery(command.gallery or (settings.gallery or folder) / "gallery", manifest.space)
+    settings: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
+    limits = (settings.thresholds if command.thresholds == Thresholds() else command.thresholds).model_copy(
+        update={"min_ratio": None}
+    )
+    gallery = open_gallery(command.gallery or (settings.reuse_gallery or folder) / "gallery", manifest.space)
     course, logits = float_student(folder, settings, manifest, golden_of(command.bundle, manifest))
-    data, pixels = course.data, course.data.pixels[course.plan.student_size]
+    data, pixels = course.data, course.data.pixels[course.plan.student_img_size]
     labels = data.labels[data.query]
     against = reference(pixels[data.query], logits, labels, gallery, data.cut, limits.tolerance)
     shown = None if command.gallery else lambda hit: pixels[data.gallery[hit]]
     return EvaluationInputs(against, f"the {len(data.query):,} queries of {data.name}", limits, data.classes, shown)
 
 
-def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: Golden) -> tuple[RunContext, Any]:
+def float_student(folder: Path, settings: TrainConfig, manifest: Manifest, golden: Golden) -> tuple[RunContext, Any]:
     """A run's pictures, and its student's logits of the queries.
 
     Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 file must: they may
@@ -206,7 +201,7 @@ def float_student(folder: Path, settings: Finished, manifest: Manifest, golden: 
         codespace.load(folder)[0].require(manifest.space.id, f"the run {folder}", "the bundle")
         course = begin(run, settings, folder.resolve().parent / "cache")
         plan, path = course.plan, folder / "student.safetensors"
-        net, seen = load_network(path), course.preprocessing(plan.student, plan.student_size)
+        net, seen = load_network(path), course.preprocessing(plan.student, plan.student_img_size)
         said = logits(net, normalised(golden.images, seen)).numpy()
         end, found = judge("fp16", ModelOutput(pack(said), said), golden)
         if end != OK:
@@ -220,7 +215,7 @@ def of_golden(command: Check, manifest: Manifest) -> EvaluationInputs:
     from gallery.index import open_gallery
     from mobile_eval.compare import FloatReference, reference
 
-    golden, limits = golden_of(command.bundle, manifest), command.gate
+    golden, limits = golden_of(command.bundle, manifest), command.thresholds
     against = FloatReference(golden.images, golden.logits, manifest.space, tolerance=limits.tolerance)
     if command.gallery is not None:
         gallery = open_gallery(command.gallery, manifest.space)

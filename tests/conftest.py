@@ -16,9 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do: the m
 
 ROOT, PATIENCE_S = Path(__file__).parents[1], 240
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
-SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-fit.epochs", "1",
-         "--teacher-fit.batch", "16", "--student-fit.epochs", "1", "--student-fit.views", "1", "--student-fit.batch",
-         "16", "--forms", "onnx-fp32")  # fmt: skip
+SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-train.epochs", "1",
+         "--teacher-train.batch-size", "16", "--student-train.epochs", "1", "--student-train.cached-views", "1",
+         "--student-train.batch-size", "16", "--forms", "onnx-fp32")  # fmt: skip
 LONG = ("test_road.py", "test_static.py", "test_apps.py", "test_six_students.py", "test_arm64.py")
 Call = Callable[..., tuple[int, str]]
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "in" / name).mkdir(parents=True)
         for i in data.query[data.labels[data.query] == label][:20]:
             Image.fromarray(data.pixels[32][i]).save(folder / "in" / name / f"{i}.png")
-    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--runs", str(folder / "runs"),
+    command = [sys.executable, "distill/run.py", "--data", str(folder / "in"), "--output-dir", str(folder / "runs"),
                "--name", "r", *SMALL]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode in (0, 1), done.stderr

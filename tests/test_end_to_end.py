@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[1]
 PATIENCE_S = 240
 FILES = ("config.yaml", "codespace.json", "centers.npy", "teacher.safetensors", "student.safetensors", "train.jsonl",
          "gallery", "bundle/manifest.json", "results.json", "report.html", "log.txt")  # fmt: skip
-SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-fit.epochs", "6",
-         "--student-fit.epochs", "4", "--student-fit.views", "2", "--student-fit.batch", "16", "--teacher-fit.batch",
+SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-train.epochs", "6",
+         "--student-train.epochs", "4", "--student-train.cached-views", "2", "--student-train.batch-size", "16",
+         "--teacher-train.batch-size",
          "16", "--forms", "onnx-fp32", "litert-fp32")  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(pictures: Path, runs: Path, *more: str, preexec: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "distill/run.py", "--data", str(pictures), "--runs", str(runs), "--name", "r"]
+    command = [sys.executable, "distill/run.py", "--data", str(pictures), "--output-dir", str(runs), "--name", "r"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, *SMALL, *more], cwd=ROOT, env=env, preexec_fn=preexec, **pipes)
@@ -83,7 +84,7 @@ def test_it_leaves_every_file_and_a_verdict(whole: tuple[Path, str]) -> None:
     assert [skipped.reason for skipped in results.skipped]
     assert "RANDOM" in out
     assert "broken.png" in (runs / "r" / "report.html").read_text()
-    assert not list((runs / "r" / "work").glob("*.checkpoint.safetensors"))
+    assert not list((runs / "r" / "cache").glob("*.checkpoint.safetensors"))
 
 
 def test_everything_carries_the_one_code_space(whole: tuple[Path, str]) -> None:
@@ -106,7 +107,7 @@ def test_the_same_command_again_redoes_nothing(pictures: Path, whole: tuple[Path
 
 def test_a_stricter_gate_fails_it_without_training_again(pictures: Path, whole: tuple[Path, str]) -> None:
     runs, _ = whole
-    code, out = finish(start(pictures, runs, "--gate.min-ratio", "9"))
+    code, out = finish(start(pictures, runs, "--thresholds.min-ratio", "9"))
     assert code == 1, out
     assert "[student]" not in out
     assert not load_results(runs / "r" / "results.json").verdict.passed
@@ -210,7 +211,7 @@ def test_help_answers_without_loading_torch() -> None:
         (("--data", "/no/such/place"), "/no/such/place"),
         (("--forms", "tf"), "onnx-fp32"),
         (("--student-weights", "/none"), "/none"),
-        (("--teacher", "vit_t", "--teacher-size", "50"), "multiple of 16"),
+        (("--teacher", "vit_t", "--teacher-img-size", "50"), "multiple of 16"),
     ],
 )
 def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flags: tuple[str, str], says: str) -> None:
@@ -223,8 +224,8 @@ def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flag
 def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
     """One learns what the other does; the first alone exports, proves and writes."""
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
-    options = ["--data", str(pictures), "--runs", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
-               "--teacher-fit.epochs", "2", "--student-fit.epochs", "1", "--forms", "onnx-fp32"]  # fmt: skip
+    options = ["--data", str(pictures), "--output-dir", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
+               "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--forms", "onnx-fp32"]  # fmt: skip
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr

@@ -28,5 +28,5 @@ def list_protocol(name: str, root: Path | None, seed: int) -> ImageList:
     home, make = PROTOCOLS[name]
     folder = root or os.environ.get(VARIABLE)
     if not folder:
-        raise home.absent("<data root>", f"no data root: neither --root nor {VARIABLE} is given")
+        raise home.absent("<data root>", f"no data root: neither --data-root nor {VARIABLE} is given")
     return make(name, Path(folder), seed)

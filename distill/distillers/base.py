@@ -40,7 +40,7 @@ class DistillBatch(NamedTuple):
 
 
 class Distiller(nn.Module, ABC):
-    """A loss over batches, beside the center term that every student has (`center_weight`).
+    """A loss over batches, beside the center term that every student has (`center_loss_weight`).
 
     A method is a subclass; its options are its constructor's keywords, with their defaults.  A term that a rotation of
     the student's space does not change says nothing of where the gallery's codes are: a method needs another one too.
@@ -91,5 +91,5 @@ def gallery_side(logits: Tensor, signs: float) -> Tensor:
 def whole(k: float, least: int = 1) -> int:
     """The option `k`, a number of neighbours; raises `InputError` below `least`."""
     if k < least or k != int(k):
-        raise InputError(f"a whole k of at least {least} in --distiller-options", f"{k:g}", "Choose a larger one.")
+        raise InputError(f"a whole k of at least {least} in --distiller-args", f"{k:g}", "Choose a larger one.")
     return int(k)

@@ -13,9 +13,9 @@ The frozen classifier of the gallery's side is here the fixed centers, on which 
 teacher's logits is looked at, nor of their signs, so that there is no such option.  Our center term, which every
 student has, is CosFace on the same centers, and the teacher was trained by it too.  That term asks for a margin and
 this one does not; of several classes that one draws to a single word, their majority, and takes only the others for
-rivals, and this one draws to each class's center, which are each other's rivals.  With `center_weight` 1 both are on,
-as the paper's two are, though there the new network's own classifier is learned and here the two share one; with
-`center_weight` 0 this loss is alone.  weight: lambda, 1 as released.  Its classifier is a plain linear layer; cosines,
+rivals, and this one draws to each class's center, which are each other's rivals.  With a center loss both are on,
+as the paper's two are, though there the new network's own classifier is learned and here the two share one;
+without it this loss is alone.  weight: lambda, 1 as released.  Its classifier is a plain linear layer; cosines,
 which did better in its table, need a scale, and 8 is the center term's (and HVS's square root of 64 bits).
 """
 

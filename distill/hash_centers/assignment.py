@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distill.hash_centers.constructions import Centers
 from gallery.errors import InputError
 
-Assignment = Literal["none", "hungarian", "quadratic", "released"]
+Assignment = Literal["none", "hungarian", "quadratic", "csch"]
 Order = NDArray[np.int64]
 Reals = NDArray[np.float64]
 HEAD_STD = 0.01
@@ -31,7 +31,7 @@ def assign(
     """The row of `centers` for each class, `[C]`: `centers[assign(...)]` is in class order.
 
     features `[N, D]` of the training pictures and their classes `positive` `[N, C]` (none needed for "none"): the
-    gallery network's, or for "released" the query network's, which is what CSCH's code uses.
+    gallery network's, or for "csch" the query network's, which is what CSCH's code uses.
     hungarian: maximises sum_c mu_c . t_c over class means mu (less their mean, rotated by PCA).
     quadratic: maximises the Gram correlation; at most 2,000 classes.
     released: hungarian on class means of an untrained head's outputs, weights N(0, .01) drawn from `seed`.
@@ -45,7 +45,7 @@ def assign(
         raise InputError(
             f"features [N, D] and positive [N, {len(centers)}]", f"shapes {shapes}", "Pass those of the train pictures."
         )
-    if how == "released":
+    if how == "csch":
         head = np.random.default_rng(seed).normal(0, HEAD_STD, (features.shape[1], centers.shape[1]))
         return _hungarian(centers, class_means(features @ head, positive))
     means = class_means(features, positive)

@@ -73,7 +73,7 @@ class HashLoss(nn.Module, ABC):
     """A loss over batches.  A method is a subclass; its options are its constructor's keywords, with their defaults."""
 
     centers: ClassVar[Construction | None] = None
-    """What `--centers auto` stands for; None: the method knows no centers, and a class's center is found afterwards,
+    """What `--hash-centers auto` stands for; None: the method knows no centers; a class's center is found afterwards,
     as the majority of the codes of its training pictures."""
     several: ClassVar[bool] = True
     """Whether it is defined for pictures of several classes."""
@@ -88,7 +88,7 @@ class HashLoss(nn.Module, ABC):
         if task.several and not self.several:
             name = type(self).__module__.rpartition(".")[2]
             found = "pictures of several classes, for which it is not defined"
-            raise UnsupportedLabels(f"one class a picture for --objective {name}", found, "Choose another objective.")
+            raise UnsupportedLabels(f"one class a picture for --loss {name}", found, "Choose another objective.")
 
     @abstractmethod
     def forward(self, seen: LossBatch) -> Tensor:

@@ -12,7 +12,7 @@ first term is softplus(-2 h t), without the logarithm of a saturated tanh.  lamb
 
 CSQ's centers are Hadamard rows, then rows and complements, then Bernoulli words where there are more classes than
 that or bits are no power of two.  `auto` has Hadamard's too unless a code is further apart, and codes in place of
-Bernoulli's words; `--centers hadamard_pm` and `--centers bernoulli` are CSQ's own.
+Bernoulli's words; `--hash-centers hadamard_pm` and `--hash-centers bernoulli` are CSQ's own.
 """
 
 from __future__ import annotations

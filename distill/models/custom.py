@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.config import BackboneInfo, Model
+from distill.config import BackboneInfo, StrictModel
 from gallery.codes import hamming
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
@@ -19,7 +19,7 @@ SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # pictures that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
 
 
-class Saved(Model):
+class Saved(StrictModel):
     """What a run notes in the header of a network's file."""
 
     name: str

@@ -68,7 +68,8 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object
             Image.fromarray(data.pixels[32][i]).save(home / f"{i}.png")
     save_file(build("resnet10t", 32, 16, seed=7).backbone.state_dict(), tmp_path / "resnet10t.safetensors")
     return {"data": (str(tmp_path / "in"),), "bits": (16,), "seeds": 2, "losses": ("dsh", "adsh"),
-            "teacher": "resnet10t", "size": 32, "epochs": 1, "head_epochs": 2, "runs": tmp_path / "runs"}  # fmt: skip
+            "teacher": "resnet10t", "size": 32, "epochs": 1, "linear_probe_epochs": 2,
+            "runs": tmp_path / "runs"}  # fmt: skip
 
 
 def test_losses_are_trained_written_and_read_back(tmp_path: Path, options: dict[str, object]) -> None:

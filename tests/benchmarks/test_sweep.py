@@ -63,11 +63,13 @@ def test_rows_change_what_they_say_and_nothing_else(table: Sweep) -> None:
     for row in table.rows:
         other = table.learning("imagenet20", 64, 0, row).model_dump()
         changed = {key for key in base if base[key] != other[key]} - {"gallery"}
-        assert changed <= {"student_fit", "teacher_fit", *ROWS[row]}, row
-        assert (changed & {"teacher_fit"} != set()) <= ("teaching" in ROWS[row]), row
-        assert (other["gallery"] is None) == (row == BASE or bool({"schedule", "teaching"} & ROWS[row].keys()))
-        terms = {key for key in base["student_fit"] if base["student_fit"][key] != other["student_fit"][key]}
-        assert terms == {k for k, v in ROWS[row].get("terms", {}).items() if v != base["student_fit"][k]}, row
+        assert changed <= {"student_train", "teacher_train", *ROWS[row]}, row
+        assert (changed & {"teacher_train"} != set()) <= ("teaching" in ROWS[row]), row
+        assert (other["reuse_gallery"] is None) == (
+            row == BASE or bool({"distillation", "teaching"} & ROWS[row].keys())
+        )
+        terms = {key for key in base["student_train"] if base["student_train"][key] != other["student_train"][key]}
+        assert terms == {k for k, v in ROWS[row].get("terms", {}).items() if v != base["student_train"][k]}, row
     folders = {table.folder("d", bits, seed, row) for bits in (16, 64) for seed in (0, 1) for row in table.rows}
     assert len(folders) == 4 * len(table.rows)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from distill import pipeline
-from distill.config import Learning
+from distill.config import TrainConfig
 from distill.context import RunContext, begin
 from distill.data import load
 from distill.models.hash_net import build
@@ -49,15 +49,15 @@ def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Le
         small = {
             "teacher": "resnet10t",
             "student": "mobilenetv3_small",
-            "teacher_size": SIZE,
-            "student_size": SIZE,
+            "teacher_img_size": SIZE,
+            "student_img_size": SIZE,
             "data": str(pictures / "labelled"),
             "bits": BITS,
-            "teacher_fit": TEACHER,
-            "student_fit": STUDENT,
+            "teacher_train": TEACHER,
+            "student_train": STUDENT,
         }
         with open_run(tmp_path / name) as folder:
-            course = begin(folder, Learning(**{**small, **changes}), tmp_path / "cache")
+            course = begin(folder, TrainConfig(**{**small, **changes}), tmp_path / "cache")
             return course, pipeline.learn(course)
 
     return run

@@ -9,6 +9,6 @@ from distill.config import StudentTrainConfig, TeacherTrainConfig
 from distill.context import RunContext
 
 BITS, SIZE, EACH = 16, 32, 20
-TEACHER = TeacherTrainConfig(mode="full", epochs=1, batch=16)
-STUDENT = StudentTrainConfig(epochs=1, batch=16, views=2)
+TEACHER = TeacherTrainConfig(finetune="full", epochs=1, batch_size=16)
+STUDENT = StudentTrainConfig(epochs=1, batch_size=16, cached_views=2)
 Learn = Callable[..., tuple[RunContext, pipeline.TrainedModels]]

@@ -16,7 +16,7 @@ from distill.hash_centers.assignment import (
 from distill.hash_centers.constructions import hash_centers
 from gallery.errors import InputError
 
-HOWS = ["none", "hungarian", "quadratic", "released"]
+HOWS = ["none", "hungarian", "quadratic", "csch"]
 
 
 def pictures(classes: int, seed: int, per_class: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,7 @@ def test_the_released_assignment_is_the_best_for_its_random_head(seed: int) -> N
     outputs = features @ np.random.default_rng(seed).normal(0, 0.01, (20, 16))
     profit = class_means(outputs, positive) @ centers.T
     best = max(sum(profit[c, p] for c, p in enumerate(order)) for order in permutations(range(5)))
-    order = assign(centers, "released", features, positive, seed)
+    order = assign(centers, "csch", features, positive, seed)
     assert sum(profit[c, p] for c, p in enumerate(order)) == pytest.approx(best)
 
 
@@ -94,7 +94,7 @@ def test_quadratic_is_above_the_others_and_no_swap_improves_it(classes: int, bit
     features, positive = pictures(classes, 2)
     centers, means = hash_centers(classes, bits), class_means(features, positive)
     reached = {how: gram_correlation(centers[assign(centers, how, features, positive)], means) for how in HOWS}
-    assert reached["quadratic"] > max(reached[how] for how in ("none", "hungarian", "released")) + 0.05
+    assert reached["quadratic"] > max(reached[how] for how in ("none", "hungarian", "csch")) + 0.05
     order = assign(centers, "quadratic", features, positive)
     for a, b in np.random.default_rng(0).integers(classes, size=(50, 2)):
         swapped = order.copy()
@@ -132,7 +132,7 @@ def test_equidistant_centers_keep_their_order() -> None:
     assert equidistant(rows[:1])
 
 
-@pytest.mark.parametrize("how", ["hungarian", "quadratic", "released"])
+@pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])
 def test_a_class_without_pictures_takes_what_is_left(how: str) -> None:
     features, positive = pictures(9, 0)
     positive[:, [2, 5]] = False
@@ -148,7 +148,7 @@ def test_no_pictures_at_all_still_gives_an_order() -> None:
     assert sorted(order) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("how", ["hungarian", "quadratic", "released"])
+@pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])
 def test_refusals(how: str) -> None:
     features, positive = pictures(4, 0)
     for given in ((None, None), (features, None), (features[1:], positive), (features, positive[:, 1:])):

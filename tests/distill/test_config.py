@@ -8,7 +8,15 @@ import pytest
 import tyro
 from pydantic import ValidationError
 
-from distill.config import BackboneInfo, Learning, StudentTrainConfig, TeacherTrainConfig, load_yaml, resolve, to_yaml
+from distill.config import (
+    BackboneInfo,
+    StudentTrainConfig,
+    TeacherTrainConfig,
+    TrainConfig,
+    load_yaml,
+    resolve,
+    to_yaml,
+)
 from gallery.errors import InputError
 
 VIT = BackboneInfo(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -16,59 +24,62 @@ CNN = BackboneInfo(name="c", source="s", random=False, transformer=False, patch=
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    learning = Learning(teacher="x", bits=48, student_fit=StudentTrainConfig(lr=0.1), teacher_weights=Path("a/b"))
+    learning = TrainConfig(teacher="x", bits=48, student_train=StudentTrainConfig(lr=0.1), teacher_weights=Path("a/b"))
     (tmp_path / "c.yaml").write_text(to_yaml(learning))
-    assert load_yaml(tmp_path / "c.yaml", Learning) == learning
+    assert load_yaml(tmp_path / "c.yaml", TrainConfig) == learning
 
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [("bits: 63", "bits"), ("teacher_fit: {batch: 1}", "teacher_fit.batch"), ("bogus: 1", "bogus"), ("bits: [", "yaml"),
-     ("student_fit: {lr: fast}", "student_fit.lr"), ("seed: -1", "seed"), ("\x00", "yaml")],
+    [("bits: 63", "bits"), ("teacher_train: {batch_size: 1}", "teacher_train.batch_size"), ("bogus: 1", "bogus"),
+     ("bits: [", "yaml"),
+     ("student_train: {lr: fast}", "student_train.lr"), ("seed: -1", "seed"), ("\x00", "yaml")],
 )  # fmt: skip
 def test_a_bad_file_names_the_key(tmp_path: Path, text: str, names: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=names):
-        load_yaml(tmp_path / "c.yaml", Learning)
+        load_yaml(tmp_path / "c.yaml", TrainConfig)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none"):
-        load_yaml(tmp_path / "none.yaml", Learning)
+        load_yaml(tmp_path / "none.yaml", TrainConfig)
 
 
 def test_frozen() -> None:
     with pytest.raises(ValidationError):
-        Learning().bits = 32  # type: ignore[misc]
+        TrainConfig().bits = 32  # type: ignore[misc]
 
 
 def test_auto_follows_pictures_device_and_weights() -> None:
-    small = resolve(Learning(), VIT, CNN, picture_size=28, gpu=False)
-    large = resolve(Learning(), CNN, CNN, picture_size=600, gpu=False)
-    gpu = resolve(Learning(), CNN, CNN, picture_size=600, gpu=True)
-    assert (small.teacher_size, small.student_size) == (28, 64)  # two patches of 14; a convolutional network
-    assert (large.teacher_size, gpu.teacher_size) == (128, 224)
-    assert (small.teacher_mode, large.teacher_mode) == ("full", "head_first")  # random weights; pretrained ones
-    whole = resolve(Learning(teacher_fit=TeacherTrainConfig(mode="full")), CNN, CNN, picture_size=600, gpu=False)
+    small = resolve(TrainConfig(), VIT, CNN, picture_size=28, gpu=False)
+    large = resolve(TrainConfig(), CNN, CNN, picture_size=600, gpu=False)
+    gpu = resolve(TrainConfig(), CNN, CNN, picture_size=600, gpu=True)
+    assert (small.teacher_img_size, small.student_img_size) == (28, 64)  # two patches of 14; a convolutional network
+    assert (large.teacher_img_size, gpu.teacher_img_size) == (128, 224)
+    assert (small.teacher_finetune, large.teacher_finetune) == ("full", "lp_ft")  # random weights; pretrained ones
+    whole = resolve(
+        TrainConfig(teacher_train=TeacherTrainConfig(finetune="full")), CNN, CNN, picture_size=600, gpu=False
+    )
     assert large.teacher_lr < whole.teacher_lr
     assert small.teacher_lr < whole.teacher_lr
-    assert small.views < large.views
-    assert resolve(Learning(), CNN, CNN, picture_size=100, gpu=False).teacher_size == 112
+    assert small.cached_views < large.cached_views
+    assert resolve(TrainConfig(), CNN, CNN, picture_size=100, gpu=False).teacher_img_size == 112
     reasons = "\n".join(small.reasons)
     for what in ("teacher size", "student size", "epochs", "rate", "crop", "views"):
         assert what in reasons
 
 
 def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
-    asked = Learning(
-        teacher_size=96,
-        student_size=80,
-        teacher_fit=TeacherTrainConfig(epochs=1, lr=0.5, crop=0.7, mode="full"),
-        student_fit=StudentTrainConfig(epochs=2, lr=0.25, crop=0.6, views=3),
+    asked = TrainConfig(
+        teacher_img_size=96,
+        student_img_size=80,
+        teacher_train=TeacherTrainConfig(epochs=1, lr=0.5, crop_min_scale=0.7, finetune="full"),
+        student_train=StudentTrainConfig(epochs=2, lr=0.25, crop_min_scale=0.6, cached_views=3),
     )
     plan = resolve(asked, VIT, CNN, picture_size=28, gpu=False)
     assert plan.reasons == ()
-    assert (plan.teacher_size, plan.student_size, plan.views) == (96, 80, 3)
+    assert (plan.teacher_img_size, plan.student_img_size, plan.cached_views) == (96, 80, 3)
     assert (plan.teacher_epochs, plan.teacher_lr, plan.teacher_crop) == (1, 0.5, 0.7)
     assert (plan.student_epochs, plan.student_lr, plan.student_crop) == (2, 0.25, 0.6)
 
@@ -77,36 +88,40 @@ def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
     ("asked", "start", "fix"),
     [
         (
-            Learning(student_fit=StudentTrainConfig(center_weight=0, instance_weight=0, relation_weight=1)),
+            TrainConfig(student_train=StudentTrainConfig(center_loss_weight=0, instance_weight=0, relation_weight=1)),
             CNN,
-            "center_weight",
+            "center_loss_weight",
         ),
         (
-            Learning(student_fit=StudentTrainConfig(center_weight=0, instance_weight=0, margin_weight=1)),
+            TrainConfig(student_train=StudentTrainConfig(center_loss_weight=0, instance_weight=0, margin_weight=1)),
             CNN,
             "instance_weight",
         ),
-        (Learning(student_fit=StudentTrainConfig(instance="joint")), CNN, "--schedule simultaneous"),
-        (Learning(schedule="simultaneous", gallery=Path("x")), CNN, "--schedule staged"),
-        (Learning(schedule="simultaneous", teacher_fit=TeacherTrainConfig(mode="quick")), CNN, "--schedule staged"),
-        (Learning(schedule="simultaneous", unlabelled=("x",)), CNN, "--schedule staged"),
-        (Learning(teacher_fit=TeacherTrainConfig(mode="quick")), VIT, "mode full"),
+        (TrainConfig(student_train=StudentTrainConfig(instance="joint")), CNN, "--distillation online"),
+        (TrainConfig(distillation="online", reuse_gallery=Path("x")), CNN, "--distillation offline"),
+        (
+            TrainConfig(distillation="online", teacher_train=TeacherTrainConfig(finetune="linear_probe")),
+            CNN,
+            "--distillation offline",
+        ),
+        (TrainConfig(distillation="online", unlabeled_data=("x",)), CNN, "--distillation offline"),
+        (TrainConfig(teacher_train=TeacherTrainConfig(finetune="linear_probe")), VIT, "finetune full"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_with_its_fix(asked: Learning, start: BackboneInfo, fix: str) -> None:
+def test_what_cannot_be_learned_is_refused_with_its_fix(asked: TrainConfig, start: BackboneInfo, fix: str) -> None:
     with pytest.raises(InputError, match=fix):
         resolve(asked, start, CNN, picture_size=64, gpu=False)
 
 
-@pytest.mark.parametrize("term", ["center_weight", "instance_weight", "similarity_weight", "rank_weight"])
+@pytest.mark.parametrize("term", ["center_loss_weight", "instance_weight", "similarity_weight", "rank_weight"])
 def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> None:
-    terms = StudentTrainConfig(**{"center_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
-    assert resolve(Learning(student_fit=terms), CNN, CNN, picture_size=64, gpu=False).reasons
+    terms = StudentTrainConfig(**{"center_loss_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
+    assert resolve(TrainConfig(student_train=terms), CNN, CNN, picture_size=64, gpu=False).reasons
 
 
 def test_a_value_out_of_range_is_told_by_its_key_and_not_by_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        tyro.cli(Learning, args=["--student-fit.batch", "1"])
+        tyro.cli(TrainConfig, args=["--student-train.batch-size", "1"])
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert ended.value.code == 2
-    assert "student-fit: batch: input should be greater than or equal to 2" in said
+    assert "student-train: batch-size: input should be greater than or equal to 2" in said

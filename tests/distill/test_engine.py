@@ -70,12 +70,12 @@ def train(
             loss = loss + (outs[1] - outs[0].detach()).square().mean()
         return loss, (outs[0].argmax(1) == batch[1]).float().mean()
 
-    (folder / "work").mkdir(exist_ok=True, parents=True)
+    (folder / "cache").mkdir(exist_ok=True, parents=True)
     learners = [
         OptimizedModule(f"n{i}", m, **{"lr": 0.01, "weight_decay": 0.05, **learner}) for i, m in enumerate(models)
     ]
     validate = validate or (lambda: chaotic(models[-1]))
-    fit("teacher", learners, prepare, objective, ROWS, schedule, validate, folder / "work", key)
+    fit("teacher", learners, prepare, objective, ROWS, schedule, validate, folder / "cache", key)
     return models
 
 
@@ -150,7 +150,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
         resumed = train([net(i) for i in range(learners)], folder, schedule)
         assert all(map(same, unbroken, resumed)), moment
         assert lines(folder) == lines(tmp_path / "whole"), moment
-        assert not (folder / "work" / "teacher.best.safetensors").exists()
+        assert not (folder / "cache" / "teacher.best.safetensors").exists()
     assert moment > 15  # the bomb ran out of moments, not the test
 
 
@@ -247,7 +247,7 @@ def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> Non
         train([model], tmp_path / folder, schedule, **learner)
         return {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
 
-    by = moved("a", lr=1e-3, head_lr=1e-2, weight_decay=0.0)  # AdamW's first step is one rate long
+    by = moved("a", lr=1e-3, linear_probe_lr=1e-2, weight_decay=0.0)  # AdamW's first step is one rate long
     assert by["head.weight"] == pytest.approx(1e-2, rel=1e-2)
     assert by["head.bias"] == pytest.approx(1e-2, rel=1e-2)
     assert by["backbone.3.weight"] == pytest.approx(1e-3, rel=1e-2)

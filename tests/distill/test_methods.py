@@ -26,7 +26,7 @@ def logits(course: RunContext, networks: pipeline.TrainedModels, index: np.ndarr
 
 @pytest.mark.parametrize("objective", ["csq", "dsh", "dhd"])
 def test_the_gallery_is_the_teachers_own_codes(learn: Learn, objective: str) -> None:
-    course, networks = learn(objective=objective)
+    course, networks = learn(loss=objective)
     said = logits(course, networks, course.data.gallery)
     sure = np.abs(said) > 1e-4
     assert (unpack(networks.gallery.codes()) == (said > 0))[sure].all()
@@ -34,7 +34,7 @@ def test_the_gallery_is_the_teachers_own_codes(learn: Learn, objective: str) -> 
 
 
 def test_a_method_without_centers_gets_those_of_its_own_codes(learn: Learn) -> None:
-    course, networks = learn(objective="dsh")
+    course, networks = learn(loss="dsh")
     train = course.data.train
     said = logits(course, networks, train) > 0
     for label, center in enumerate(course.centers):
@@ -45,25 +45,25 @@ def test_a_method_without_centers_gets_those_of_its_own_codes(learn: Learn) -> N
 
 
 def test_a_method_that_learns_codes_stores_them_and_says_so(learn: Learn) -> None:
-    course, networks = learn(objective="adsh")
-    stored = np.load(course.run.work / pipeline.LEARNED)
+    course, networks = learn(loss="adsh")
+    stored = np.load(course.run.cache / pipeline.LEARNED)
     assert (networks.gallery.codes() == pack(stored)).all()
     assert (stored.astype(int) @ stored.T.astype(int) / BITS > 0.99).sum() > len(stored)  # a class shares its code
     assert "adsh's own, learned from the labels" in course.protocol
 
 
 def test_learned_codes_are_what_the_student_is_taught(learn: Learn) -> None:
-    course, networks = learn(objective="adsh")
+    course, networks = learn(loss="adsh")
     again = pipeline.teach(course)
     assert (again[3] == np.where(unpack(networks.gallery.codes()), 1, -1)).all()
 
 
 def test_a_new_student_for_learned_codes_is_taught_those_codes(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, networks = learn("first", objective="adsh")
+    first, networks = learn("first", loss="adsh")
     shown: list[np.ndarray] = []
     taught = pipeline.distiller_of
     monkeypatch.setattr(pipeline, "distiller_of", lambda course, logits: shown.append(logits) or taught(course, logits))
-    second, _ = learn("second", gallery=first.run.folder)
+    second, _ = learn("second", reuse_gallery=first.run.folder)
     assert (pack(shown[0]) == networks.gallery.codes()).all()
     own = second.logits("teacher", networks.teacher, second.data.gallery, "gallery", networks.space.id)
     assert (np.abs(shown[0]) == np.abs(own)).all()
@@ -85,7 +85,7 @@ def test_a_teacher_that_was_killed_goes_on_bit_for_bit(
     learn: Learn, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longer, options = replace_epochs(2), {"width": 64.0} if objective == "sadh" else {}
-    words = {"objective": objective, "objective_options": options, "teacher_fit": longer}
+    words = {"loss": objective, "loss_args": options, "teacher_train": longer}
     whole, _ = learn("whole", **words)
     calls, method = [0], OBJECTIVES.find(objective)
     forward = method.forward
@@ -113,27 +113,27 @@ def test_a_student_is_distilled_by_any_distiller(learn: Learn, distiller: str) -
 
 def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: Learn) -> None:
     with pytest.raises(InputError, match="Did you mean csch"):
-        learn("a", objective="cshc")
+        learn("a", loss="cshc")
     with pytest.raises(InputError, match="Did you mean d3still"):
         learn("b", distiller="d3stil")
     with pytest.raises(InputError, match="CSCH in the simultaneous schedule"):
-        learn("c", schedule="simultaneous", objective="csq")
-    with pytest.raises(InputError, match="options of csch in --objective-options; found sclae"):
-        learn("d", objective_options={"sclae": 4.0})
-    with pytest.raises(InputError, match="no --distiller-options for csch"):
-        learn("e", distiller_options={"weight": 2.0})
+        learn("c", distillation="online", loss="csq")
+    with pytest.raises(InputError, match="options of csch in --loss-args; found sclae"):
+        learn("d", loss_args={"sclae": 4.0})
+    with pytest.raises(InputError, match="no --distiller-args for csch"):
+        learn("e", distiller_args={"weight": 2.0})
 
 
 def test_an_option_reaches_the_loss(learn: Learn) -> None:
     one, _ = learn("one")
-    other, _ = learn("other", objective_options={"margin": 0.4})
+    other, _ = learn("other", loss_args={"margin": 0.4})
     assert not same_bytes(one.run.folder / "teacher.safetensors", other.run.folder / "teacher.safetensors")
 
 
 def test_an_objective_beside_an_earlier_gallery_is_refused(learn: Learn) -> None:
     course, _ = learn("first")
     with pytest.raises(InputError, match="an objective for a teacher that is trained here"):
-        learn("second", gallery=course.run.folder, objective="csq")
+        learn("second", reuse_gallery=course.run.folder, loss="csq")
 
 
 def replace_epochs(epochs: int) -> object:

@@ -68,12 +68,12 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
         with torch.inference_mode():
             return round(float(nn.functional.cross_entropy(ask(PIXELS) @ words.T, LABELS)), 6)
 
-    (folder / "work").mkdir(exist_ok=True, parents=True)
+    (folder / "cache").mkdir(exist_ok=True, parents=True)
     learners = [
         OptimizedModule("teacher", nets[0], 3e-3, 0.05),
-        OptimizedModule("student", nets[1], 1e-3, 0.05, head_lr=3e-3),
+        OptimizedModule("student", nets[1], 1e-3, 0.05, linear_probe_lr=3e-3),
     ]
-    fit("pair", learners, prepare, objective, np.arange(40), schedule, validate, folder / "work", "key")
+    fit("pair", learners, prepare, objective, np.arange(40), schedule, validate, folder / "cache", "key")
     return nets
 
 
@@ -221,7 +221,7 @@ def test_the_head_sees_the_whole_batch(alone: Path, pair: Pair, monkeypatch: pyt
 
 def test_only_the_first_process_writes_and_speaks(pair: Pair) -> None:
     folder, (first, second) = pair
-    assert not list((folder / "work").glob("*best*"))
+    assert not list((folder / "cache").glob("*best*"))
     assert len(read_journal(folder / "train.jsonl")) == len({p.step for p in read_journal(folder / "train.jsonl")})
     assert first[1]["warned"] == [1, 20]  # of batch norms that cannot meet; INFO
     assert second[1]["warned"] == [0, 40]

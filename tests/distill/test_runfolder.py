@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import Learning
+from distill.config import TrainConfig
 from distill.run_dir import open_run
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
@@ -63,18 +63,18 @@ def test_finished_stages_are_remembered_and_broken_ones_are_not(tmp_path: Path) 
 
 def test_other_settings_are_refused_by_name_and_permitted_ones_taken(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert not run.check_config("config", Learning())
-        assert not run.check_config("config", Learning())
+        assert not run.check_config("config", TrainConfig())
+        assert not run.check_config("config", TrainConfig())
         with pytest.raises(InputError, match=r"bits 32 instead of 64.*--name"):
-            run.check_config("config", Learning(bits=32), but=("strict",))
-        assert run.check_config("config", Learning(strict=True), but=("strict",)) == {"strict"}
-        assert not run.check_config("config", Learning(strict=True))
+            run.check_config("config", TrainConfig(bits=32), but=("strict",))
+        assert run.check_config("config", TrainConfig(strict=True), but=("strict",)) == {"strict"}
+        assert not run.check_config("config", TrainConfig(strict=True))
 
 
 def test_what_was_settled_stays(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert run.load_or_save("plan", Learning(seed=1)).seed == 1
-        assert run.load_or_save("plan", Learning(seed=2)).seed == 1
+        assert run.load_or_save("plan", TrainConfig(seed=1)).seed == 1
+        assert run.load_or_save("plan", TrainConfig(seed=2)).seed == 1
 
 
 def test_all_that_is_said_is_in_the_log(tmp_path: Path) -> None:
@@ -87,5 +87,5 @@ def test_all_that_is_said_is_in_the_log(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--runs"), open_run(tmp_path / "file" / "run"):
+    with pytest.raises(InputError, match="--output-dir"), open_run(tmp_path / "file" / "run"):
         pass

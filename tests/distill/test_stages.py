@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distill import pipeline
-from distill.config import Learning, RoundedFit
+from distill.config import RoundedFit, TrainConfig
 from distill.context import RunContext, begin
 from distill.engine import read_journal
 from distill.hash_centers.assignment import assign
@@ -39,8 +39,8 @@ def codes(course: RunContext, networks: pipeline.TrainedModels) -> np.ndarray:
 
 
 def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn) -> None:
-    _, staged = learn("staged")
-    course, at_once = learn("at once", schedule="simultaneous")
+    _, staged = learn("offline")
+    course, at_once = learn("at once", distillation="online")
     assert same(staged.teacher, at_once.teacher)
     assert not same(staged.student, at_once.student)
     assert np.array_equal(staged.gallery.codes(), at_once.gallery.codes())
@@ -50,12 +50,12 @@ def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn
 
 @pytest.mark.parametrize("lost", ["teacher", "student"])
 def test_a_kill_between_the_two_records_of_a_pair_trains_neither_alone(learn: Learn, tmp_path: Path, lost: str) -> None:
-    _, before = learn(schedule="simultaneous")
+    _, before = learn(distillation="online")
     record = tmp_path / "run" / "stages.json"
     stages_done = json.loads(record.read_text())
     del stages_done[lost]
     record.write_text(json.dumps(stages_done))
-    course, after = learn(schedule="simultaneous")
+    course, after = learn(distillation="online")
     assert same(before.student, after.student)
     assert same(before.teacher, after.teacher)
     assert {p.stage for p in read_journal(course.run.folder / "train.jsonl")} == {"pair"}
@@ -64,13 +64,13 @@ def test_a_kill_between_the_two_records_of_a_pair_trains_neither_alone(learn: Le
 def test_the_released_joint_form_moves_the_teacher(learn: Learn) -> None:
     _, alone = learn("alone")
     joint = STUDENT.model_copy(update={"instance": "joint"})
-    _, released = learn("released", schedule="simultaneous", student_fit=joint)
+    _, released = learn("csch", distillation="online", student_train=joint)
     assert not same(alone.teacher, released.teacher)
 
 
 def test_a_new_student_for_an_old_gallery(learn: Learn, tmp_path: Path) -> None:
     _, old = learn("old")
-    course, new = learn("new", gallery=tmp_path / "old", student="mobilenetv2")
+    course, new = learn("new", reuse_gallery=tmp_path / "old", student="mobilenetv2")
     assert new.space == old.space
     assert same(new.teacher, old.teacher)
     assert np.array_equal(course.centers, np.load(tmp_path / "old" / "centers.npy"))
@@ -81,8 +81,8 @@ def test_a_new_student_for_an_old_gallery(learn: Learn, tmp_path: Path) -> None:
 def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None:
     learn("old")
     (tmp_path / "old" / "teacher.safetensors").unlink()
-    fit = STUDENT.model_copy(update={"center_weight": 0.0, "epochs": 10})
-    course, networks = learn("new", gallery=tmp_path / "old", student="resnet10t", student_fit=fit)
+    fit = STUDENT.model_copy(update={"center_loss_weight": 0.0, "epochs": 10})
+    course, networks = learn("new", reuse_gallery=tmp_path / "old", student="resnet10t", student_train=fit)
     cells = course.cells(networks)
     assert networks.teacher is None
     assert [portrait["role"] for portrait in course.portraits(networks)] == ["student"]
@@ -96,7 +96,7 @@ def test_stored_codes_need_stored_views(learn: Learn, tmp_path: Path) -> None:
     learn("old")
     (tmp_path / "old" / "teacher.safetensors").unlink()
     with pytest.raises(InputError, match="views of at least 1"):
-        learn("new", gallery=tmp_path / "old", student_fit=STUDENT.model_copy(update={"views": 0}))
+        learn("new", reuse_gallery=tmp_path / "old", student_train=STUDENT.model_copy(update={"cached_views": 0}))
 
 
 def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tm
     shutil.copytree(pictures / "labelled", tmp_path / "fewer")
     next((tmp_path / "fewer").rglob("*.png")).unlink()
     with pytest.raises(InputError, match="the pictures of the gallery"):
-        learn("new", gallery=tmp_path / "old", data=str(tmp_path / "fewer"))
+        learn("new", reuse_gallery=tmp_path / "old", data=str(tmp_path / "fewer"))
     with pytest.raises(InputError, match="--bits 16"):
-        learn("newer", gallery=tmp_path / "old", bits=32)
+        learn("newer", reuse_gallery=tmp_path / "old", bits=32)
     with pytest.raises(CorruptFile, match=r"codespace\.json"):
-        learn("newest", gallery=tmp_path / "nowhere")
+        learn("newest", reuse_gallery=tmp_path / "nowhere")
 
 
 def test_a_gallery_whose_teacher_was_exchanged_is_refused(learn: Learn, tmp_path: Path) -> None:
@@ -116,16 +116,20 @@ def test_a_gallery_whose_teacher_was_exchanged_is_refused(learn: Learn, tmp_path
     learn("other", seed=1)
     shutil.copy(tmp_path / "other" / "teacher.safetensors", tmp_path / "old" / "teacher.safetensors")
     with pytest.raises(CodeSpaceMismatch, match="another"):
-        learn("new", gallery=tmp_path / "old")
+        learn("new", reuse_gallery=tmp_path / "old")
 
 
 def test_quick_trains_the_head_alone_and_head_first_goes_on_from_it(learn: Learn, weights: Path) -> None:
     begun = build("resnet10t", SIZE, BITS, seed=7).backbone
-    course, quick = learn("quick", teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "quick"}))
+    course, quick = learn(
+        "linear_probe", teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "linear_probe"})
+    )
     assert same(quick.teacher.backbone, begun)
     steps = [p.step for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "teacher"]
     assert steps[-1] == 30 * (len(course.data.train) // 16)
-    course, both = learn("both", teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "head_first"}))
+    course, both = learn(
+        "both", teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "lp_ft"})
+    )
     assert not same(both.teacher.backbone, begun)
     for name, counted in both.teacher.backbone.named_buffers():  # batch norms keep what pretraining has counted
         assert torch.equal(counted, begun.get_buffer(name)), name
@@ -134,28 +138,28 @@ def test_quick_trains_the_head_alone_and_head_first_goes_on_from_it(learn: Learn
 
 def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pictures: Path) -> None:
     loose = (str(pictures / "loose"),)
-    course, with_them = learn("with", unlabelled=loose)
+    course, with_them = learn("with", unlabeled_data=loose)
     assert len(course.data.unlabelled) == 20
     index, spare = pipeline._pupils(course, with_them.teacher)
     assert np.array_equal(index[: len(course.data.train)], course.data.train)
     assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
     assert spare == round(16 * 2 * 20 / (20 + len(course.data.train)))
     labels_only = STUDENT.model_copy(update={"instance_weight": 0.0})
-    course, without = learn("without", student_fit=labels_only)
-    assert not list(course.run.work.glob("view-*"))  # and nothing to ask the teacher
-    _, ignored = learn("ignored", student_fit=labels_only, unlabelled=loose)
+    course, without = learn("without", student_train=labels_only)
+    assert not list(course.run.cache.glob("view-*"))  # and nothing to ask the teacher
+    _, ignored = learn("ignored", student_train=labels_only, unlabeled_data=loose)
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
 
 
 def test_the_pictures_without_labels_are_bounded(learn: Learn, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    course, networks = learn(unlabelled=(str(pictures / "loose"),))
+    course, networks = learn(unlabeled_data=(str(pictures / "loose"),))
     monkeypatch.setattr(pipeline, "MOST_OTHERS", 0)
     assert len(pipeline._pupils(course, networks.teacher)[0]) == len(course.data.train)
 
 
 def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures: Path) -> None:
-    course, networks = learn(unlabelled=(str(pictures / "loose"),))
-    looked_at = np.load(course.run.work / "view-0" / "00000.npy")
+    course, networks = learn(unlabeled_data=(str(pictures / "loose"),))
+    looked_at = np.load(course.run.cache / "view-0" / "00000.npy")
     assert len(looked_at) == len(course.data.unlabelled)  # the others are in the gallery
     index, _ = pipeline._pupils(course, networks.teacher)
     gallery = course.logits("teacher", networks.teacher, course.data.gallery, "gallery", networks.space.id)
@@ -166,12 +170,12 @@ def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures
 
 def test_stored_features_stay_within_their_room(learn: Learn, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "HEAD_BYTES", 1)
-    course, _ = learn(teacher_weights=weights, teacher_fit=TEACHER.model_copy(update={"mode": "quick"}))
-    assert [path.name for path in course.run.work.glob("teacher-features-*")] == ["teacher-features-0"]
+    course, _ = learn(teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "linear_probe"}))
+    assert [path.name for path in course.run.cache.glob("teacher-features-*")] == ["teacher-features-0"]
 
 
 def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Learn) -> None:
-    course, networks = learn("unseen", unseen=1)
+    course, networks = learn("unseen", num_unseen_classes=1)
     assert len(course.classes) == len(course.centers) == 3
     assert networks.space.classes == course.classes
     assert set(course.labels[course.data.train]) == {0, 1, 2}
@@ -183,18 +187,18 @@ def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Lear
 
 
 def test_fresh_crops_are_shown_to_the_teacher_each_time(learn: Learn) -> None:
-    course, networks = learn("online", student_fit=STUDENT.model_copy(update={"views": 0}))
+    course, networks = learn("online", student_train=STUDENT.model_copy(update={"cached_views": 0}))
     assert "views" not in course.run.seconds
     assert codes(course, networks).shape == (len(course.data.query), BITS // 8)
 
 
-@pytest.mark.parametrize("how", ["hungarian", "quadratic", "released"])
+@pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])
 def test_assigned_centers_are_the_ones_that_are_saved(learn: Learn, weights: Path, how: str) -> None:
-    made = {"centers": "bernoulli", "teacher_weights": weights}
-    plain, _ = learn("plain", assignment="none", **made)
-    course, networks = learn("assigned", assignment=how, **made)
+    made = {"hash_centers": "bernoulli", "teacher_weights": weights}
+    plain, _ = learn("plain", center_assignment="none", **made)
+    course, networks = learn("assigned", center_assignment=how, **made)
     assert {tuple(row) for row in course.centers} == {tuple(row) for row in plain.centers}
-    features = course._features("student" if how == "released" else "teacher")
+    features = course._features("student" if how == "csch" else "teacher")
     order = assign(plain.centers, how, features, course._positive(course.data.train), course.learning.seed)
     assert np.array_equal(course.centers, plain.centers[order])
     assert networks.space.centers_sha256 == codespace.hash_centers(np.load(course.run.folder / "centers.npy"))
@@ -202,17 +206,17 @@ def test_assigned_centers_are_the_ones_that_are_saved(learn: Learn, weights: Pat
 
 
 def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> None:
-    fit = STUDENT.model_copy(update={"epochs": 12, "ema": 0.5, "patience": 1, "lr": 1e-6})
-    course, _ = learn("patient", student_fit=fit, validation_fraction=0.2)
+    fit = STUDENT.model_copy(update={"epochs": 12, "model_ema_decay": 0.5, "early_stopping_patience": 1, "lr": 1e-6})
+    course, _ = learn("patient", student_train=fit, validation_fraction=0.2)
     points = [p for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "student"]
     assert len([p for p in points if p.validation is not None]) < 12
 
 
 def test_biases_learn_to_make_up_for_8_bit(learn: Learn) -> None:
-    course, networks = learn(student_fit=STUDENT.model_copy(update={"epochs": 4}))
+    course, networks = learn(student_train=STUDENT.model_copy(update={"epochs": 4}))
     before = quantized(course, networks)
     net = copy.deepcopy(before)
-    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=4, batch=16))
+    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=4, batch_size=16))
     pictures = course.student_lesson.lens.look(course.data.query)
     with torch.no_grad():
         expected, plain, adapted = (one.eval()(pictures) for one in (networks.student, before, net))
@@ -221,7 +225,9 @@ def test_biases_learn_to_make_up_for_8_bit(learn: Learn) -> None:
     assert moved
     assert all(name.endswith("bias") for name in moved)
     again = copy.deepcopy(before)
-    pipeline.adapt(course, networks.student, again, RoundedFit(epochs=4, batch=16))  # read back from its checkpoint
+    pipeline.adapt(
+        course, networks.student, again, RoundedFit(epochs=4, batch_size=16)
+    )  # read back from its checkpoint
     assert same(net, again)
 
 
@@ -229,7 +235,7 @@ def test_biases_that_learn_nothing_stay_as_they_were(learn: Learn, caplog: pytes
     course, networks = learn()
     before = quantized(course, networks)
     net = copy.deepcopy(before)
-    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=1, batch=16, lr=10.0))  # they fly apart
+    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=1, batch_size=16, lr=10.0))  # they fly apart
     assert same(net, before)
     assert "no better" in caplog.text
 
@@ -266,14 +272,14 @@ def test_centers_of_pictures_with_several_classes_are_elected_unless_named(
         rows.append(f"{path.relative_to(pictures)},{path.parent.name}{more[i % 2 * (len(more) - 1)]}")
     listing = pictures / "several.csv"
     listing.write_text("\n".join(rows) + "\n")
-    learning = Learning(data=str(listing), teacher="resnet10t", student="resnet10t", bits=BITS,
-                        teacher_size=SIZE, student_size=SIZE)  # fmt: skip
+    learning = TrainConfig(data=str(listing), teacher="resnet10t", student="resnet10t", bits=BITS,
+                        teacher_img_size=SIZE, student_img_size=SIZE)  # fmt: skip
     separated = hash_centers(6, BITS, 0)
     with open_run(tmp_path / "run") as run:
         course = begin(run, learning, tmp_path / "cache")
         labels = course.labels[course.data.train]
         assert np.array_equal(course.centers, elected(separated, labels))
         assert np.array_equal(course.teacher_lesson.targets[course.data.train], center_targets(labels, course.centers))
-        named = replace(course, learning=learning.model_copy(update={"centers": "hadamard"}))
+        named = replace(course, learning=learning.model_copy(update={"hash_centers": "hadamard"}))
         assert np.array_equal(named.centers, hash_centers(6, BITS, 0, "hadamard"))
         assert not np.array_equal(course.centers, separated)

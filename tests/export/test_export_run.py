@@ -103,7 +103,7 @@ def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(
     code, said = call(other, "--formats", "onnx")
     assert code == 2
     assert f"no finished {stage}" in said
-    assert f"python distill/run.py --runs {tmp_path / 'runs'} --name other" in said
+    assert f"distill/run.py --output-dir {tmp_path / 'runs'} --name other" in said
 
 
 def test_what_is_no_run_is_refused_and_nothing_is_made_of_it(run: Path, call: Call, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_with_a_gallery_it_is_asked_for_neighbours_too(good: Good, tmp_path: Pat
 
 
 def test_a_bundle_in_its_run_is_asked_all_queries_in_the_runs_gallery(run: Path, call: Call) -> None:
-    code, said = call("check", run / "bundle", "--samples", 2, "--gate.min-ratio", "0.5")
+    code, said = call("check", run / "bundle", "--samples", 2, "--thresholds.min-ratio", "0.5")
     assert (code, "distill/run.py judges the networks" in said) == (2, True)
     before = {name: sha256_of(run / name) for name in ("results.json", "student.safetensors", "config.yaml")}
     code, said = call("check", run / "bundle", "--samples", 2)
@@ -140,11 +140,11 @@ def test_limits_of_the_run_hold_unless_others_are_given(run: Path, call: Call, t
     other = Path(shutil.copytree(run, tmp_path / "runs" / "r"))
     shutil.copytree(run.parent / "cache", tmp_path / "runs" / "cache")
     config = yaml.safe_load((other / "config.yaml").read_text())
-    config["gate"] |= {"size_mb": 0.5, "min_ratio": 0.1}
+    config["thresholds"] |= {"size_mb": 0.5, "min_ratio": 0.1}
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     assert call("check", other / "bundle", "--samples", 1)[0] == 1
     assert "size in bytes" in load_proof(other / "proof" / "proof.json").verdict.failures[0]
-    call("check", other / "bundle", "--samples", 1, "--gate.size-mb", 500)
+    call("check", other / "bundle", "--samples", 1, "--thresholds.size-mb", 500)
     assert load_proof(other / "proof" / "proof.json").limits.size_mb == 500
     assert not any("size" in one for one in load_proof(other / "proof" / "proof.json").verdict.failures)
 
@@ -272,7 +272,7 @@ def test_help_answers_without_loading_torch() -> None:
            "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'matplotlib'} & set(sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("--device", "--gate.p90-ms", "arm64-cortex-a53", "android:SERIAL"):
+    for word in ("--device", "--thresholds.p90-ms", "arm64-cortex-a53", "android:SERIAL"):
         assert word in done.stdout
 
 

@@ -171,7 +171,7 @@ def test_a_set_that_is_missing(tmp_path: Path, name: str, monkeypatch: pytest.Mo
     if name not in PUBLISHED:
         with pytest.raises(InputError, match=where + told):
             opened(name, tmp_path)
-    with pytest.raises(InputError, match="neither --root nor TWINHASH_DATA is given.*" + told):
+    with pytest.raises(InputError, match="neither --data-root nor TWINHASH_DATA is given.*" + told):
         load(name, [28], tmp_path / "cache", seed=1)
 
 

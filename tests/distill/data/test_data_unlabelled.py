@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.config import Learning
+from distill.config import TrainConfig
 from distill.data import Dataset, load, save_split
 from distill.data.decode import to_square
 from gallery.errors import InputError
@@ -161,7 +161,7 @@ def test_a_saved_split_is_read_back(make_folder: MakeFolder) -> None:
 def test_a_slash_at_the_end_changes_nothing(make_folder: MakeFolder) -> None:
     root = make_folder(LABELLED)
     assert load(f"{root}/", [8], root.parent / "cache", seed=4).fingerprint == opened(root).fingerprint
-    assert Learning(data="some/DIR/").data == Learning(data="some/DIR").data == "some/DIR"
+    assert TrainConfig(data="some/DIR/").data == TrainConfig(data="some/DIR").data == "some/DIR"
 
 
 def test_the_embedded_fingerprint_stays(tmp_path: Path) -> None:

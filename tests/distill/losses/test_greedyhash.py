@@ -65,5 +65,5 @@ def test_it_learns_its_classifier_too() -> None:
 
 
 def test_pictures_of_several_classes_are_refused() -> None:
-    with pytest.raises(InputError, match="one class a picture for --objective greedyhash"):
+    with pytest.raises(InputError, match="one class a picture for --loss greedyhash"):
         GreedyHashLoss(task(several=True))

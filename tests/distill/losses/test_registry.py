@@ -29,11 +29,11 @@ def test_options_are_numbers_with_a_default() -> None:
 def test_a_name_that_is_none_gets_close_ones() -> None:
     with pytest.raises(InputError, match=r"'cshc'.*Did you mean csch"):
         OBJECTIVES.find("cshc")
-    with pytest.raises(InputError, match=r"an objective for --objective; found 'base'"):
+    with pytest.raises(InputError, match=r"an objective for --loss; found 'base'"):
         OBJECTIVES.find("base")
 
 
 def test_an_option_that_is_none_gets_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"options of csch in --objective-options; found margins.*scale, margin"):
+    with pytest.raises(InputError, match=r"options of csch in --loss-args; found margins.*scale, margin"):
         OBJECTIVES.make("csch", task(), {"margins": 0.3})
     assert OBJECTIVES.make("csch", task(), {"margin": 0.3}).margin == 0.3
