@@ -18,7 +18,7 @@ from benchmarks import trial as results
 from benchmarks.published import PUBLISHED
 from benchmarks.trial import Trial, data_source, mean_and_half_range, opened, write_results
 from distill.config import StrictModel, TeacherTrainConfig, TrainConfig
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from gallery.console import log
 from gallery.files import write_json
 
@@ -68,7 +68,7 @@ class LossBenchmark(StrictModel):
 
     data: tuple[str, ...] = ("ucmerced", "ucmerced_multi")
     bits: tuple[Literal[16, 24, 32, 48, 64, 128], ...] = (32, 64)
-    losses: tuple[str, ...] = OBJECTIVES.names()
+    losses: tuple[str, ...] = LOSSES.names()
     """Names of files in distill/losses."""
     seeds: int = 3
     """Number of seeds, from 0."""
@@ -114,7 +114,7 @@ class LossBenchmark(StrictModel):
         if (folder / RECORD).exists():
             return LossTrial.model_validate_json((folder / RECORD).read_text())
         key = {"loss": name, "data": data, "bits": bits, "seed": seed, "factor": factor}
-        key["transductive"] = OBJECTIVES.find(name).learns_codes
+        key["transductive"] = LOSSES.find(name).learns_codes
         try:
             trial = LossTrial(**key, **self.measured(self.learning(data, bits, seed, name, factor), folder))
         except UnsupportedLabels as error:  # single-label losses on multi-label data

@@ -9,15 +9,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distill.distillers import DISTILLERS
+from distill.distillers.base import DistillerArgs
 from distill.hash_centers.assignment import Assignment
 from distill.hash_centers.constructions import Construction
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from export.artifact import DEFAULT_FORMS
 from gallery.errors import InputError
 from gallery.results import Thresholds
 
 Finetune = Literal["linear_probe", "full", "lp_ft"]
-Instance = Literal["sign", "raw", "cosine", "joint"]
+MethodArg = int | float | str
 AutoInt = int | Literal["auto"]
 AutoFloat = float | Literal["auto"]
 
@@ -68,37 +69,15 @@ class TeacherTrainConfig(OptimizerConfig):
 
 
 class StudentTrainConfig(OptimizerConfig):
-    """How the student is distilled: to the centers, and by `--distiller`.  The weights but the first are of csch."""
+    """How the student is distilled: to the centers, and by `--distiller`."""
 
     cached_views: AutoInt = "auto"
     """Augmented views an image with one cached teacher output each; 0: on the fly, with a teacher inference each."""
     center_loss_weight: float = Field(1.0, ge=0)
     """To the center of the picture's class."""
-    instance_weight: float = Field(10.0, ge=0)
-    """To the teacher's own code of the picture."""
-    instance: Instance = "sign"
-    """Its form: sign, raw, cosine, or joint (as CSCH's released code: the gradient reaches the teacher too)."""
-    similarity_weight: float = Field(0.0, ge=0)
-    """To the teacher's similarities to all centers."""
-    rank_weight: float = Field(0.0, ge=0)
-    """To the order in which the teacher ranks a batch."""
-    relation_weight: float = Field(0.0, ge=0)
-    """To the teacher's similarities within a batch, student to student."""
-    margin_weight: float = Field(0.0, ge=0)
-    """Away from zero: room for quantization."""
     unlabeled_ratio: AutoFloat = "auto"
-    """Share of a batch taken from pictures without labels, the rest of the gallery and --unlabeled-data; "auto":
-    twice their share of all pictures, at most half."""
-
-    def terms(self) -> dict[str, Any]:
-        """The options of the distiller csch."""
-        names = "instance", "instance_weight", "similarity_weight", "rank_weight", "relation_weight", "margin_weight"
-        return self.model_dump(include=set(names))
-
-    @property
-    def asks_teacher(self) -> bool:
-        """Whether any term of csch looks at what the teacher said."""
-        return bool(self.instance_weight or self.similarity_weight or self.rank_weight or self.relation_weight)
+    """Share of a batch taken from unlabeled images: the rest of the gallery and --unlabeled-data; "auto": twice their
+    share of all images, at most half."""
 
 
 class RoundedFit(StrictModel):
@@ -130,12 +109,12 @@ class TrainConfig(StrictModel):
     """Length of the code."""
     loss: str = "csch"
     """What the teacher is trained by: csch, csq, dch, hashnet, ... (a file in distill/losses)."""
-    loss_args: dict[str, float] = {}
-    """Of the objective's own, by name, e.g. margin 0.3."""
+    loss_args: dict[str, MethodArg] = {}
+    """Of the loss's own, by name, e.g. margin 0.3."""
     distiller: str = "csch"
     """What the student is distilled by, beside the centers: csch, csd, d3still, ... (a file in distill/distillers)."""
-    distiller_args: dict[str, float] = {}
-    """Of the distiller's own, by name; those of csch are in --student-train."""
+    distiller_args: dict[str, MethodArg] = {}
+    """Of the distiller's own, by name, e.g. instance_weight 20."""
     hash_centers: Construction = "auto"
     """Construction of the hash centers; auto takes the one with the largest minimum distance, or the objective's.
 
@@ -278,16 +257,16 @@ def _check(learning: TrainConfig, teacher: BackboneInfo) -> None:
     """Refuses what cannot be learned; every message names the fix."""
     fit = learning.student_train
     _check_methods(learning)
-    free = learning.distiller == "csch" and not (fit.instance_weight or fit.similarity_weight or fit.rank_weight)
-    if free and not fit.center_loss_weight:
+    distiller: DistillerArgs = DISTILLERS.parse(learning.distiller, learning.distiller_args)
+    if not distiller.fixes_rotation and not fit.center_loss_weight:
         raise InputError(
             "a term that ties the student to the teacher's space",
             "only terms that a rotation of the space does not change: its codes would not fit the gallery's",
-            "Give center_loss_weight, instance_weight, similarity_weight or rank_weight a positive value.",
+            "Give center_loss_weight of --student-train, or another weight of --distiller-args, a value above 0.",
         )
-    if fit.instance == "joint" and learning.distillation == "offline":
-        found = "the joint form, whose gradient reaches the teacher, in offline distillation, whose teacher is frozen"
-        raise InputError("an instance term that fits the schedule", found, "Add --distillation online.")
+    if distiller.trains_teacher and learning.distillation == "offline":
+        found = "the joint form, whose gradient reaches the teacher, while --distillation offline freezes it"
+        raise InputError("an instance loss that fits the distillation", found, "Add --distillation online.")
     mode = learning.teacher_train.finetune
     if learning.distillation == "online" and (learning.reuse_gallery or mode in ("linear_probe", "lp_ft")):
         found = "--reuse-gallery" if learning.reuse_gallery else f"--teacher-train.finetune {mode}"
@@ -307,7 +286,7 @@ def _check(learning: TrainConfig, teacher: BackboneInfo) -> None:
 
 def _check_methods(learning: TrainConfig) -> None:
     """Refuses methods that do not exist, and those that another option leaves nothing to do."""
-    OBJECTIVES.check(learning.loss)
+    LOSSES.parse(learning.loss, learning.loss_args)
     DISTILLERS.check(learning.distiller)
     if learning.reuse_gallery and learning.loss != "csch":
         found = f"--loss {learning.loss} beside --reuse-gallery, whose teacher is trained"
@@ -315,9 +294,6 @@ def _check_methods(learning: TrainConfig) -> None:
     if learning.distillation == "online" and (learning.loss, learning.distiller) != ("csch", "csch"):
         found = f"--loss {learning.loss} and --distiller {learning.distiller}"
         raise InputError("CSCH in online distillation, which is its own", found, "Choose --distillation offline.")
-    if learning.distiller == "csch" and learning.distiller_args:
-        found = ", ".join(learning.distiller_args)
-        raise InputError("no --distiller-args for csch", found, "Its terms are in --student-train.")
 
 
 def _size(start: BackboneInfo, picture_size: int, gpu: bool) -> int:

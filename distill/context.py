@@ -18,6 +18,7 @@ from distill.config import BackboneInfo, OptimizerConfig, ResolvedConfig, Strict
 from distill.data import Dataset
 from distill.data.augment import ImageLoader
 from distill.distillers import DISTILLERS
+from distill.distillers.base import DistillerArgs
 from distill.distributed import first_here
 from distill.engine import TrainSpec, features, forward, read_journal
 from distill.hash_centers.assignment import (
@@ -31,7 +32,7 @@ from distill.hash_centers.assignment import (
 )
 from distill.hash_centers.constructions import Centers, Construction, hash_centers
 from distill.hash_centers.multilabel import elected
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from distill.losses.base import HashLoss
 from distill.models import pretrained as weights_of
 from distill.models.hash_net import HashNet, build
@@ -177,14 +178,14 @@ class RunContext:
     @property
     def method(self) -> type[HashLoss]:
         """The teacher's objective."""
-        found: type[HashLoss] = OBJECTIVES.find(self.learning.loss)
+        found: type[HashLoss] = LOSSES.find(self.learning.loss)
         return found
 
     @property
-    def asks_teacher(self) -> bool:
-        """Whether the student's loss looks at what the teacher said."""
-        asks: bool = DISTILLERS.find(self.learning.distiller).asks_teacher
-        return asks if self.learning.distiller != "csch" else self.learning.student_train.asks_teacher
+    def uses_teacher(self) -> bool:
+        """Whether the student's loss uses the teacher's logits."""
+        args: DistillerArgs = DISTILLERS.parse(self.learning.distiller, self.learning.distiller_args)
+        return args.uses_teacher
 
     @property
     def protocol(self) -> str:

@@ -8,7 +8,7 @@ from distill.context import RunContext
 from distill.distillers import DISTILLERS
 from distill.distillers.base import DistillContext as StudentTask
 from distill.distillers.base import Distiller
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from distill.losses.base import HashLoss, LossContext
 from distill.models import pretrained
 from distill.models.hash_net import HashNet
@@ -25,7 +25,7 @@ def objective_of(course: RunContext, net: HashNet) -> HashLoss:
         targets=lesson.targets[data.train], several=data.labels.ndim == 2, features=net.head.features,
         steps=course.schedule(fit, epochs).steps_in_epoch(len(data.train)), epochs=epochs, seed=learning.seed,
     )  # fmt: skip
-    made: HashLoss = OBJECTIVES.make(learning.loss, task, learning.loss_args)
+    made: HashLoss = LOSSES.build(learning.loss, task, learning.loss_args)
     return made.to(pretrained.device())
 
 
@@ -33,6 +33,5 @@ def distiller_of(course: RunContext, gallery: Logits) -> Distiller:
     """The student's distiller as it begins; gallery: the teacher's logits of the gallery's pictures."""
     learning, device = course.learning, pretrained.device()
     task = StudentTask(course.student_lesson.words, torch.from_numpy(gallery).to(device), learning.seed)
-    options = learning.student_train.terms() if learning.distiller == "csch" else learning.distiller_args
-    made: Distiller = DISTILLERS.make(learning.distiller, task, options)
+    made: Distiller = DISTILLERS.build(learning.distiller, task, learning.distiller_args)
     return made.to(device)

@@ -201,7 +201,7 @@ def _as_logits(gallery: LanceGallery) -> Logits:
 def _student(course: RunContext, teacher: HashNet | None, space: CodeSpace, gallery_logits: Logits) -> HashNet:
     run, plan, terms = course.run, course.plan, course.learning.student_train
     if not run.is_done("student"):
-        asks = course.asks_teacher
+        asks = course.uses_teacher
         index, spare = _pupils(course, teacher)
         prepare: Prepare
         if teacher and not plan.cached_views:
@@ -245,7 +245,7 @@ def _pupils(course: RunContext, teacher: HashNet | None) -> tuple[Indices, int]:
     twice = min(LARGEST_SHARE, 2 * len(others) / (len(others) + len(data.train)))
     share = twice if fit.unlabeled_ratio == "auto" else float(fit.unlabeled_ratio)
     batch = min(fit.batch_size, len(data.train))
-    spare = min(round(share * batch), batch - 2) if len(others) and course.asks_teacher else 0
+    spare = min(round(share * batch), batch - 2) if len(others) and course.uses_teacher else 0
     return np.concatenate([data.train, others if spare else others[:0]]), spare
 
 
@@ -259,7 +259,7 @@ def _taught(
     crops = stored(len(index), max(1, plan.cached_views), plan.student_crop, course.learning.seed)
     logits = []
     for view in range(len(crops)):
-        if not course.asks_teacher:
+        if not course.uses_teacher:
             logits.append(np.zeros((len(index), space.bits), np.float32))
         elif teacher is None or view == 0:  # without a teacher, the gallery's codes hold for every crop
             logits.append(gallery_logits[known])

@@ -1,4 +1,4 @@
-"""Methods by name: the files of a folder, each loaded when it is asked for."""
+"""Losses and distillers by name: a file a method, loaded when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,25 +6,46 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gallery.errors import InputError
 
+Class = TypeVar("Class", bound=type)
+
+
+class MethodArgs(BaseModel):
+    """The options of a method, typed, each with its default; one that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
 
 class Registry:
-    """The methods of a package.
+    """The methods of a package; the file `csq.py` registers `csq`.
 
-    what: one of them in words; option: that names one; not_methods: modules that are none
+    what: a method in words; option: the flag that names one, whose options `<option>-args` gives; helpers: the modules
+    that are no methods
     """
 
-    def __init__(self, package: str, what: str, option: str, not_methods: Collection[str]) -> None:
-        self.package, self.what, self.option, self.not_methods = package, what, option, not_methods
+    def __init__(self, package: str, what: str, option: str, helpers: Collection[str]) -> None:
+        self.package, self.what, self.option, self.helpers = package, what, option, helpers
+        self._classes: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[Class], Class]:
+        """A decorator of the class of the method `name`."""
+
+        def decorate(cls: Class) -> Class:
+            self._classes[name] = cls
+            return cls
+
+        return decorate
 
     def names(self) -> tuple[str, ...]:
         """All methods, in alphabetical order; nothing is loaded."""
         found = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
-        return tuple(module.name for module in found if module.name not in self.not_methods)
+        return tuple(module.name for module in found if module.name not in self.helpers)
 
     def check(self, name: str) -> None:
         """Raises `InputError`, with close matches, for a name that is no method's."""
@@ -37,13 +58,26 @@ class Registry:
     def find(self, name: str) -> Any:
         """The class of a method."""
         self.check(name)
-        return importlib.import_module(f"{self.package}.{name}").METHOD
+        importlib.import_module(f"{self.package}.{name}")
+        return self._classes[name]
 
-    def make(self, name: str, task: Any, options: Mapping[str, float]) -> Any:
-        """A method for a task; raises `InputError` for an option that it does not have."""
-        method = self.find(name)
-        known = [key for key in inspect.signature(method).parameters if key != "task"]
-        if wrong := sorted(set(options) - set(known)):
-            has = f"It has {', '.join(known)}." if known else "It has none."
-            raise InputError(f"options of {name} in {self.option}-args", ", ".join(wrong), has)
-        return method(task, **options)
+    def parse(self, name: str, args: Mapping[str, Any]) -> Any:
+        """The options of a method from numbers or words; raises `InputError` for an unknown or ill-typed one."""
+        known: type[MethodArgs] = args_type(self.find(name))
+        try:
+            return known(**args)
+        except ValidationError as error:
+            found = "; ".join(f"{e['loc'][0]} {e['input']} ({e['msg'].lower()})" for e in error.errors())
+            fields = [f"{key} ({inspect.formatannotation(f.annotation)})" for key, f in known.model_fields.items()]
+            has = f"It has {', '.join(fields)}." if fields else "It has none."
+            raise InputError(f"options of {name} in {self.option}-args", found, has) from error
+
+    def build(self, name: str, context: Any, args: Mapping[str, Any]) -> Any:
+        """A method for a context; raises what `parse` does."""
+        return self.find(name)(context, **dict(self.parse(name, args)))
+
+
+def args_type(method: type) -> Any:
+    """The type of a method's options: the annotation of its attribute `args`."""
+    owner = next(cls for cls in method.__mro__ if "args" in inspect.get_annotations(cls))
+    return inspect.get_annotations(owner, eval_str=True)["args"]

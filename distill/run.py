@@ -121,7 +121,7 @@ def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, comma
         with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
             cells, pixels = course.cells(networks), data.pixels[course.plan.student_img_size]
             alone = (
-                command.reuse_gallery is None and command.student_train.instance != "joint"
+                command.reuse_gallery is None and "joint" not in command.distiller_args.values()
             )  # of an earlier run: unknown
             asked = pixels[data.query], data.labels[data.query]
             queries = QuerySet(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)

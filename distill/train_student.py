@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from distill.data.augment import draw
 from distill.distillers.base import DistillBatch, Distiller
+from distill.distillers.csch import instance_consistency
 from distill.distributed import gather, mine
 from distill.engine import OptimizedModule, TrainSpec, fit, forward
-from distill.losses import csch
 from distill.models.hash_net import HashNet
 from distill.training_set import Indices, TrainingSet
 
@@ -96,17 +96,17 @@ def train_student(
     rates: tuple[float, float],
     folder: Path,
     key: str,
-    asks_teacher: bool = True,
+    uses_teacher: bool = True,
 ) -> None:
     """Trains all layers of `net`, and what `distiller` learns, in place by `student_loss`, resuming from `folder`.
 
-    rates: learning rate and weight decay; asks_teacher: whether the distiller looks at what the teacher said
+    rates: learning rate and weight decay; uses_teacher: whether the distiller uses the teacher's logits
     """
     run = forward(net)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         logits, index = run(batch.images), batch.index[: batch.labelled]
-        taught = batch.taught() if asks_teacher else logits.detach()
+        taught = batch.taught() if uses_teacher else logits.detach()
         loss = student_loss(center_loss_weight, distiller, lesson, logits, taught, index)
         return loss, lesson.accuracy(logits[: len(index)].detach(), index)
 
@@ -135,7 +135,7 @@ def train_rounded(
         with torch.no_grad():
             expected = student(images)
         found = net.eval()(images)  # a batch norm that could not be folded stays as it will be shipped
-        return csch.instance_consistency(found, expected, "raw"), ((found > 0) == (expected > 0)).float().mean()
+        return instance_consistency(found, expected, "raw"), ((found > 0) == (expected > 0)).float().mean()
 
     fit("rounded", [OptimizedModule("rounded", net, lr, 0.0)], prepare, objective, np.arange(len(index)), schedule,
         lambda: None, folder, key)  # fmt: skip

@@ -1,10 +1,11 @@
-"""What students are distilled by, one file a method: a module whose `METHOD` is its `Distiller`.
+"""The distillers of students, a file each: `@register_distiller("<file name>")` on a `Distiller`.
 
-A file put here is a method: `--distiller <its name>` distils by it, and `benchmarks/run.py distillers` compares it.
+A file put here is a distiller: `--distiller <its name>` distills by it, and `benchmarks/run.py distillers` compares it.
 """
 
 from __future__ import annotations
 
 from distill.registry import Registry
 
-DISTILLERS = Registry(__name__, "a distiller", "--distiller", not_methods={"base"})
+DISTILLERS = Registry(__name__, "a distiller", "--distiller", helpers={"base"})
+register_distiller = DISTILLERS.register

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.base import cosines
 from distill.losses.csch import signs as signs_of
-from gallery.errors import InputError
+from distill.registry import MethodArgs, args_type
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,32 @@ class DistillBatch(NamedTuple):
     positive: Tensor
 
 
+class DistillerArgs(MethodArgs):
+    """Options of a distiller, and what they ask of a run."""
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any term uses the teacher's logits; otherwise the teacher is not run."""
+        return True
+
+    @property
+    def fixes_rotation(self) -> bool:
+        """Whether a rotation of the student's space changes the loss: otherwise its codes need not fit the gallery."""
+        return True
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether its gradient reaches the teacher."""
+        return False
+
+
+class NeighborArgs(DistillerArgs):
+    """k: how many neighbors; signs: whether the teacher's side is codes, each counted once, or logits."""
+
+    k: int = Field(256, ge=1)
+    signs: bool = True
+
+
 class Distiller(nn.Module, ABC):
     """A loss over batches, beside the center term that every student has (`center_loss_weight`).
 
@@ -46,12 +73,12 @@ class Distiller(nn.Module, ABC):
     the student's space does not change says nothing of where the gallery's codes are: a method needs another one too.
     """
 
-    asks_teacher: ClassVar[bool] = True
-    """Whether it looks at what the teacher said; otherwise nobody asks."""
+    args: DistillerArgs
 
-    def __init__(self, task: DistillContext) -> None:
+    def __init__(self, task: DistillContext, **args: Any) -> None:
         super().__init__()
         self.task = task
+        self.args = args_type(type(self)).model_validate(args)
 
     @abstractmethod
     def forward(self, taught: DistillBatch) -> Tensor:
@@ -59,37 +86,27 @@ class Distiller(nn.Module, ABC):
 
 
 class NeighborDistiller(Distiller):
-    """A distiller that compares student and teacher by the gallery's embeddings nearest to the teacher's.
+    """A distiller that compares student and teacher by the gallery's embeddings nearest to the teacher's."""
 
-    k: how many; signs: whether the teacher's side is codes (1), each counted once, or logits (0)
-    """
-
+    args: NeighborArgs
     known: Tensor
 
-    def __init__(self, task: DistillContext, k: float, signs: float) -> None:
-        super().__init__(task)
-        self.k, self.signs = whole(k), signs
-        stored = gallery_side(task.gallery, signs)
-        self.register_buffer("known", stored.unique(dim=0) if signs else stored, persistent=False)
+    def __init__(self, task: DistillContext, **args: Any) -> None:
+        super().__init__(task, **args)
+        stored = gallery_side(task.gallery, self.args.signs)
+        self.register_buffer("known", stored.unique(dim=0) if self.args.signs else stored, persistent=False)
 
     def compare(self, taught: DistillBatch) -> tuple[Tensor, Tensor]:
         """Similarities to the nearest, nearest first: the teacher's, and the student's to the same, both `[B, k]`."""
-        all_of_them = cosines(gallery_side(taught.teacher, self.signs), self.known)
-        near, which = all_of_them.topk(min(self.k, len(self.known)), dim=1)
+        all_of_them = cosines(gallery_side(taught.teacher, self.args.signs), self.known)
+        near, which = all_of_them.topk(min(self.args.k, len(self.known)), dim=1)
         asked = F.normalize(taught.student, dim=1)[:, None] * F.normalize(self.known[which], dim=2)
         return near, asked.sum(2)
 
 
-def gallery_side(logits: Tensor, signs: float) -> Tensor:
+def gallery_side(logits: Tensor, signs: bool) -> Tensor:
     """What a term looks at of the teacher's logits, without gradient: their signs, as the gallery stores them, or all.
 
     +-1 where `signs`, and not normalised: products of codes are whole numbers, and equal distances exactly equal.
     """
     return signs_of(logits.detach()) if signs else logits.detach()
-
-
-def whole(k: float, least: int = 1) -> int:
-    """The option `k`, a number of neighbours; raises `InputError` below `least`."""
-    if k < least or k != int(k):
-        raise InputError(f"a whole k of at least {least} in --distiller-args", f"{k:g}", "Choose a larger one.")
-    return int(k)

@@ -23,24 +23,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distill.distillers.base import DistillBatch, DistillContext, Distiller
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs
 from distill.losses.base import cosines, soft_labels
 from distill.losses.csch import SCALE
 
 
-class BCTDistiller(Distiller):
+class BCTDistillerArgs(DistillerArgs):
     """weight: of the whole; scale: of the cosines, before the softmax."""
 
-    asks_teacher = False
+    weight: float = 1.0
+    scale: float = SCALE
 
-    def __init__(self, task: DistillContext, weight: float = 1.0, scale: float = SCALE) -> None:
-        super().__init__(task)
-        self.weight, self.scale = weight, scale
+    @property
+    def uses_teacher(self) -> bool:
+        return False
+
+
+@register_distiller("bct")
+class BCTDistiller(Distiller):
+    """The influence loss, on the fixed centers."""
+
+    args: BCTDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
         labelled = len(taught.positive)
-        said = (self.scale * cosines(taught.student[:labelled], self.task.words)).log_softmax(1)
-        return self.weight * -(soft_labels(taught.positive) * said).sum() / max(1, labelled)
-
-
-METHOD = BCTDistiller
+        said = (self.args.scale * cosines(taught.student[:labelled], self.task.words)).log_softmax(1)
+        return self.args.weight * -(soft_labels(taught.positive) * said).sum() / max(1, labelled)

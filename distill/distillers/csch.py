@@ -2,49 +2,121 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from distill.config import Instance
-from distill.distillers.base import DistillBatch, DistillContext, Distiller
-from distill.losses import csch
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs
+from distill.losses.csch import SCALE, signs
+
+InstanceLoss = Literal["sign", "raw", "cosine", "joint"]
+MARGIN_ROOM = 0.5  # from zero, in units of a bit's spread
 
 
-class CSCHDistiller(Distiller):
-    """The sum of the terms of `distill/losses/csch.py` that have a weight.
+class CSCHDistillerArgs(DistillerArgs):
+    """The weight of each term, 0 for none; `instance_loss` is the form of the first, see `instance_consistency`.
 
-    instance_weight: to the teacher's own code of the picture, in the form `instance`; similarity_weight: to its
-    similarities to all centers; rank_weight: to the order in which it ranks a batch; relation_weight: to its
-    similarities within a batch, student to student; margin_weight: away from zero
+    instance_weight: to the teacher's own code of the image; center_similarity_weight: to its similarities to all
+    centers; ranking_weight: to the order in which it ranks a batch; rkd_weight: to its similarities within a batch,
+    student to student; bit_margin_weight: bits away from zero
     """
 
-    def __init__(
-        self,
-        task: DistillContext,
-        instance_weight: float = 10.0,
-        instance: Instance = "sign",
-        similarity_weight: float = 0.0,
-        rank_weight: float = 0.0,
-        relation_weight: float = 0.0,
-        margin_weight: float = 0.0,
-    ) -> None:
-        super().__init__(task)
-        self.instance, self.instance_weight, self.similarity_weight = instance, instance_weight, similarity_weight
-        self.rank_weight, self.relation_weight, self.margin_weight = rank_weight, relation_weight, margin_weight
+    instance_loss: InstanceLoss = "sign"
+    instance_weight: float = Field(10.0, ge=0)
+    center_similarity_weight: float = Field(0.0, ge=0)
+    ranking_weight: float = Field(0.0, ge=0)
+    rkd_weight: float = Field(0.0, ge=0)
+    bit_margin_weight: float = Field(0.0, ge=0)
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.fixes_rotation or self.rkd_weight > 0
+
+    @property
+    def fixes_rotation(self) -> bool:
+        return self.instance_weight + self.center_similarity_weight + self.ranking_weight > 0
+
+    @property
+    def trains_teacher(self) -> bool:
+        return self.instance_loss == "joint"
+
+
+@register_distiller("csch")
+class CSCHDistiller(Distiller):
+    """The sum of the terms that have a weight."""
+
+    args: CSCHDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
-        student, teacher = taught.student, taught.teacher
+        args, student, teacher = self.args, taught.student, taught.teacher
         loss = student.new_zeros(())
-        if self.instance_weight:
-            loss = loss + self.instance_weight * csch.instance_consistency(student, teacher, self.instance)
-        if self.similarity_weight:
-            loss = loss + self.similarity_weight * csch.similarity_consistency(student, teacher, self.task.words)
-        if self.rank_weight:
-            loss = loss + self.rank_weight * csch.rank_consistency(student, teacher)
-        if self.relation_weight:
-            loss = loss + self.relation_weight * csch.relation_consistency(student, teacher)
-        if self.margin_weight:
-            loss = loss + self.margin_weight * csch.margin_room(student)
+        if args.instance_weight:
+            loss = loss + args.instance_weight * instance_consistency(student, teacher, args.instance_loss)
+        if args.center_similarity_weight:
+            loss = loss + args.center_similarity_weight * similarity_consistency(student, teacher, self.task.words)
+        if args.ranking_weight:
+            loss = loss + args.ranking_weight * rank_consistency(student, teacher)
+        if args.rkd_weight:
+            loss = loss + args.rkd_weight * relation_consistency(student, teacher)
+        if args.bit_margin_weight:
+            loss = loss + args.bit_margin_weight * bit_margin_loss(student)
         return loss
 
 
-METHOD = CSCHDistiller
+def instance_consistency(student: Tensor, teacher: Tensor, form: InstanceLoss = "sign") -> Tensor:
+    """The student's agreement with the teacher, picture by picture; the mean over batch and bits.
+
+    sign    (h_q - sign(h_g))^2, the paper's figure        raw    (h_q - h_g)^2, the teacher a target
+    cosine  1 - cos(h_q, h_g), a mean over the batch       joint  (h_q - h_g)^2 with gradient into both: as released
+    """
+    if form == "joint":
+        return F.mse_loss(student, teacher)
+    target = teacher.detach()
+    if form == "cosine":
+        return (1 - F.cosine_similarity(student, target, dim=1)).mean()
+    return F.mse_loss(student, signs(target) if form == "sign" else target)
+
+
+def similarity_consistency(student: Tensor, teacher: Tensor, centers: Tensor, scale: float = SCALE) -> Tensor:
+    """KL( softmax(s cos(h_g, t)) || softmax(s cos(h_q, t)) ), mean over the batch: to whom else a picture is alike.
+
+    The class similarities that CSCH computes for its center term and never compares (as CSD, CVPR 2022, on centers).
+    """
+    words = F.normalize(centers, dim=1).T
+    taught = (scale * F.normalize(teacher.detach(), dim=1) @ words).log_softmax(1)
+    learned = (scale * F.normalize(student, dim=1) @ words).log_softmax(1)
+    return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+
+
+def rank_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """The order of the batch in each picture's eyes: mean over i and all j, k with g_ij > g_ik of
+    max(0, (g_ij - g_ik) - (q_ij - q_ik)),  g_ij = cos(b_i, b_j),  q_ij = cos(h_q_i, b_j),  b = sign(h_g).
+
+    The student's queries must keep the gallery codes of a batch at least as far apart as the teacher's own do (after
+    D3still, CVPR 2024, whose pairwise differences are of real-valued embeddings).
+    """
+    codes = F.normalize(signs(teacher.detach()), dim=1)
+    own, asked = codes @ codes.T, F.normalize(student, dim=1) @ codes.T
+    wanted = own[:, :, None] - own[:, None, :]
+    behind = F.relu(wanted - (asked[:, :, None] - asked[:, None, :]))
+    ordered = wanted > 0
+    return (behind * ordered).sum() / ordered.sum().clamp(min=1)
+
+
+def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean over i != j of (cos(h_q_i, h_q_j) - cos(h_g_i, h_g_j))^2 (RAML, WACV 2023, its symmetric term).
+
+    Invariant to a rotation of the student's space: alone it says nothing of where the gallery's codes are.
+    """
+    q, g = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
+    off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
+    return ((q @ q.T - g @ g.T)[off] ** 2).sum() / off.sum().clamp(min=1)
+
+
+def bit_margin_loss(student: Tensor, room: float = MARGIN_ROOM) -> Tensor:
+    """mean max(0, room - |h_q|): bits pushed away from zero, where quantization turns them."""
+    return F.relu(room - student.abs()).mean()

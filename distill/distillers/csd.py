@@ -25,23 +25,25 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.distillers.base import DistillBatch, DistillContext, NeighborDistiller
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, NeighborArgs, NeighborDistiller
 
 
-class CSDDistiller(NeighborDistiller):
+class CSDDistillerArgs(NeighborArgs):
     """weight: of the whole; k: neighbours; tau_q, tau_g: temperatures of student and teacher; signs: see above."""
 
-    def __init__(
-        self, task: DistillContext, weight: float = 20.0, k: float = 256, tau_q: float = 1.0, tau_g: float = 0.01,
-        signs: float = 1,
-    ) -> None:  # fmt: skip
-        super().__init__(task, k, signs)
-        self.weight, self.tau_q, self.tau_g = weight, tau_q, tau_g
+    weight: float = 20.0
+    tau_q: float = 1.0
+    tau_g: float = 0.01
+
+
+@register_distiller("csd")
+class CSDDistiller(NeighborDistiller):
+    """KL divergence of the similarities to the teacher's nearest gallery embeddings."""
+
+    args: CSDDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
         near, asked = self.compare(taught)
-        wanted, found = (near / self.tau_g).log_softmax(1), (asked / self.tau_q).log_softmax(1)
-        return self.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-
-
-METHOD = CSDDistiller
+        wanted, found = (near / self.args.tau_g).log_softmax(1), (asked / self.args.tau_q).log_softmax(1)
+        return self.args.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -20,45 +20,50 @@ whose d^q is 0 has lost its order, and is wrong; the released code leaves it out
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from distill.distillers.base import DistillBatch, DistillContext, Distiller, gallery_side, whole
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, gallery_side
 from distill.losses.base import cosines
 
 FLOOR = 0.1  # below which an error is absolute rather than relative
 
 
-class D3stillDistiller(Distiller):
+class D3stillDistillerArgs(DistillerArgs):
     """weight: of the whole; k: a picture and its neighbours; alpha, beta, gamma: of its terms; signs: see above."""
 
-    def __init__(
-        self, task: DistillContext, weight: float = 1.0, k: float = 10, alpha: float = 200.0, beta: float = 10.0,
-        gamma: float = 2.0, signs: float = 1,
-    ) -> None:  # fmt: skip
-        super().__init__(task)
-        self.weight, self.k, self.signs = weight, whole(k, least=2), signs
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+    weight: float = 1.0
+    k: int = Field(10, ge=2)
+    alpha: float = 200.0
+    beta: float = 10.0
+    gamma: float = 2.0
+    signs: bool = True
+
+
+@register_distiller("d3still")
+class D3stillDistiller(Distiller):
+    """Differences of similarities within a batch, and the agreement with the teacher image by image."""
+
+    args: D3stillDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
-        stored = gallery_side(taught.teacher, self.signs)
+        stored = gallery_side(taught.teacher, self.args.signs)
         asked, own = cosines(taught.student, stored), cosines(stored, stored)
         itself = (1 - asked.diagonal()).norm() / len(asked)
-        return self.weight * (self.alpha * itself + self._relations(asked, own))
+        return self.args.weight * (self.args.alpha * itself + self._relations(asked, own))
 
     def _relations(self, asked: Tensor, own: Tensor) -> Tensor:
         near = own.clone().fill_diagonal_(-torch.inf).sort(dim=1, descending=True, stable=True).indices
-        near = near[:, : min(self.k, len(own)) - 1]
+        near = near[:, : min(self.args.k, len(own)) - 1]
         found, wanted = _differences(asked.gather(1, near)), _differences(own.gather(1, near))
         error = (found - wanted) / (FLOOR + wanted.abs())
         agree = found * wanted > 0
         wrong, right = error * (~agree & (wanted != 0)), error * agree
-        lengths = self.beta * wrong.norm(dim=1) + self.gamma * right.norm(dim=1)
+        lengths = self.args.beta * wrong.norm(dim=1) + self.args.gamma * right.norm(dim=1)
         return lengths.mean() / max(1, near.shape[1])
 
 
 def _differences(similarities: Tensor) -> Tensor:
     """All pairs of a row: `[B, n]` to `[B, n n]`."""
     return (similarities[:, :, None] - similarities[:, None, :]).flatten(1)
-
-
-METHOD = D3stillDistiller

@@ -19,19 +19,23 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.distillers.base import DistillBatch, DistillContext, Distiller, gallery_side
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, gallery_side
 
 
-class FitNetDistiller(Distiller):
+class FitNetDistillerArgs(DistillerArgs):
     """weight: of the whole; signs: whether the teacher's codes (1) or logits (0) are what is regressed on."""
 
-    def __init__(self, task: DistillContext, weight: float = 5.0, signs: float = 1) -> None:
-        super().__init__(task)
-        self.weight, self.signs = weight, signs
+    weight: float = 5.0
+    signs: bool = True
+
+
+@register_distiller("fitnet")
+class FitNetDistiller(Distiller):
+    """The squared distance of normalized embeddings."""
+
+    args: FitNetDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
-        wanted = F.normalize(gallery_side(taught.teacher, self.signs), dim=1)
-        return self.weight * (F.normalize(taught.student, dim=1) - wanted).square().sum(1).mean()
-
-
-METHOD = FitNetDistiller
+        wanted = F.normalize(gallery_side(taught.teacher, self.args.signs), dim=1)
+        return self.args.weight * (F.normalize(taught.student, dim=1) - wanted).square().sum(1).mean()

@@ -19,26 +19,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import DistillBatch, DistillContext, Distiller, gallery_side
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, gallery_side
 from distill.losses.base import cosines
 
 
-class RAMLDistiller(Distiller):
+class RAMLDistillerArgs(DistillerArgs):
     """weight: of the whole; cross, own: of student-teacher and student-student similarities; signs: see above."""
 
-    def __init__(
-        self, task: DistillContext, weight: float = 20.0, cross: float = 0.7482, own: float = 0.6778, signs: float = 1
-    ) -> None:
-        super().__init__(task)
-        self.weight, self.cross, self.own, self.signs = weight, cross, own, signs
+    weight: float = 20.0
+    cross: float = 0.7482
+    own: float = 0.6778
+    signs: bool = True
+
+
+@register_distiller("raml")
+class RAMLDistiller(Distiller):
+    """Asymmetric and symmetric similarities of a batch."""
+
+    args: RAMLDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
-        q, g = taught.student, gallery_side(taught.teacher, self.signs)
+        q, g = taught.student, gallery_side(taught.teacher, self.args.signs)
         across, wanted = cosines(q, g), cosines(g, g)
-        gaps = self.cross * (across - wanted).square() + self.own * (cosines(q, q) - wanted).square()
+        gaps = self.args.cross * (across - wanted).square() + self.args.own * (cosines(q, q) - wanted).square()
         off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
         pairs = (gaps * off).sum() / off.sum().clamp(min=1)
-        return self.weight * ((1 - across.diagonal()).square().mean() + pairs)
-
-
-METHOD = RAMLDistiller
+        return self.args.weight * ((1 - across.diagonal()).square().mean() + pairs)

@@ -22,27 +22,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.distillers.base import DistillBatch, DistillContext, NeighborDistiller
+from distill.distillers import register_distiller
+from distill.distillers.base import DistillBatch, NeighborArgs, NeighborDistiller
 
 SHARP, SOFT = 1e-6, 0.2  # temperature of the teacher's sigmoid; factor of the similarities in the weights
 
 
-class ROPDistiller(NeighborDistiller):
+class ROPDistillerArgs(NeighborArgs):
     """weight: of the whole; k: neighbours; tau: temperature of the student's sigmoid; signs: see above."""
 
-    def __init__(
-        self, task: DistillContext, weight: float = 2.0, k: float = 256, tau: float = 0.1, signs: float = 1
-    ) -> None:
-        super().__init__(task, k, signs)
-        self.weight, self.tau = weight, tau
+    weight: float = 2.0
+    tau: float = 0.1
+
+
+@register_distiller("rop")
+class ROPDistiller(NeighborDistiller):
+    """The order of the teacher's nearest gallery embeddings."""
+
+    args: ROPDistillerArgs
 
     def forward(self, taught: DistillBatch) -> Tensor:
         near, asked = self.compare(taught)
         place = near[:, :, None]  # j down, i across
         wanted = ((near[:, None] - place) / SHARP).sigmoid()
-        wrong = (wanted - ((asked[:, None] - place) / self.tau).sigmoid()).square().sum(2)
+        wrong = (wanted - ((asked[:, None] - place) / self.args.tau).sigmoid()).square().sum(2)
         weights = (SOFT * near).softmax(1) * torch.arange(1, near.shape[1] + 1, device=near.device)
-        return self.weight * (weights * wrong).sum(1).mean() / near.shape[1]
-
-
-METHOD = ROPDistiller
+        return self.args.weight * (weights * wrong).sum(1).mean() / near.shape[1]

@@ -1,10 +1,11 @@
-"""What teachers are trained by, one file a method: a module whose `METHOD` is its `HashLoss`.
+"""The losses of teachers, a file each: `@register_loss("<file name>")` on a `HashLoss`.
 
-A file put here is a method: `--loss <its name>` trains by it, and `benchmarks/run.py losses` compares it.
+A file put here is a loss: `--loss <its name>` trains by it, and `benchmarks/run.py losses` compares it.
 """
 
 from __future__ import annotations
 
 from distill.registry import Registry
 
-OBJECTIVES = Registry(__name__, "an objective", "--loss", not_methods={"base", "asymmetric"})
+LOSSES = Registry(__name__, "a loss", "--loss", helpers={"base", "asymmetric"})
+register_loss = LOSSES.register

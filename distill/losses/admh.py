@@ -17,25 +17,36 @@ At the end of a round each bit of V in turn is flipped wherever that lowers the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.asymmetric import ENTRIES, AsymmetricHashLoss
+from distill.losses import register_loss
+from distill.losses.asymmetric import ENTRIES, AsymmetricHashLoss, AsymmetricHashLossArgs
 from distill.losses.base import LossContext, alike
 
 
-class ADMHLoss(AsymmetricHashLoss):
+class ADMHLossArgs(AsymmetricHashLossArgs):
     """margin: a."""
 
-    def __init__(self, task: LossContext, gamma: float = 200.0, every: float = 3.0, margin: float = 0.8) -> None:
-        super().__init__(task, gamma, every)
-        self.margin = margin
+    margin: float = 0.8
+
+
+@register_loss("admh")
+class ADMHLoss(AsymmetricHashLoss):
+    """A margin for each pair of a training and a gallery image."""
+
+    args: ADMHLossArgs
+
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         self.weights = [0.5 / share if share else 0.0 for share in (self.share, 1 - self.share)]
 
     def fit(self, product: Tensor, near: Tensor) -> Tensor:
         own, other = self.weights
-        inside, outside = F.relu(self.margin - product).square(), F.relu(self.margin + product).square()
+        inside, outside = F.relu(self.args.margin - product).square(), F.relu(self.args.margin + product).square()
         return torch.where(near > 0, own * inside, other * outside)
 
     def improved(self) -> Tensor:
@@ -55,6 +66,3 @@ class ADMHLoss(AsymmetricHashLoss):
             product = torch.where(better[:, None], turned, product)
             loss = torch.where(better, found, loss)
         return v
-
-
-METHOD = ADMHLoss

@@ -18,19 +18,23 @@ of what is searched must not be compared with those of methods that hash picture
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.asymmetric import AsymmetricHashLoss
 from distill.losses.base import LossContext
 from distill.losses.csch import signs
 
 
+@register_loss("adsh")
 class ADSHLoss(AsymmetricHashLoss):
     """Inner products with the gallery's codes regress on similarities."""
 
-    def __init__(self, task: LossContext, gamma: float = 200.0, every: float = 3.0) -> None:
-        super().__init__(task, gamma, every)
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         self.ratio = self.share / (1 - self.share) if self.share < 1 else 0.0
 
     def fit(self, product: Tensor, near: Tensor) -> Tensor:
@@ -44,6 +48,3 @@ class ADSHLoss(AsymmetricHashLoss):
             others = v @ gram[:, k] - v[:, k] * gram[k, k]
             v[:, k] = signs(wanted[:, k] - others)
         return v
-
-
-METHOD = ADSHLoss

@@ -7,30 +7,41 @@ the bank U, what the network last said of each training picture, and so on.  It 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike
 from distill.losses.csch import signs
+from distill.registry import MethodArgs
 
 ENTRIES = 1 << 22  # of training x gallery pictures that are looked at in one go: 16 MiB, whatever their numbers
+
+
+class AsymmetricHashLossArgs(MethodArgs):
+    """gamma: weight of the quantization term, as published; update_every: epochs between updates of V."""
+
+    gamma: float = 200.0
+    update_every: float = 3.0
 
 
 class AsymmetricHashLoss(HashLoss):
     """A loss of u = tanh(h) against V, and a step that improves V.
 
     learned: V, `[G, bits]` of +-1, begun at random; bank: its values are U, `[N, bits]`, zeros for pictures not seen
-    yet, which thus move nothing; gamma: weight of the quantization term, as published; every: epochs of a round
+    yet, which thus move nothing
     """
+
+    args: AsymmetricHashLossArgs
 
     learns_codes = True
     learned: Tensor
     step: Tensor
 
-    def __init__(self, task: LossContext, gamma: float, every: float) -> None:
-        super().__init__(task)
-        self.gamma, self.round = gamma, max(1, round(every * task.steps))
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
+        self.round = max(1, round(self.args.update_every * task.steps))
         begun = torch.randint(2, (len(task.gallery), task.bits), generator=task.generator())
         self.bank = CodeMemory(task)
         self.register_buffer("learned", 2.0 * begun - 1)
@@ -60,7 +71,7 @@ class AsymmetricHashLoss(HashLoss):
 
     def quantization(self, u: Tensor) -> Tensor:
         """gamma / (G K) mean (sign(u) - u)^2, in the scale that a mean over pairs of (u.v / K)^2 gives to gamma."""
-        return self.gamma / self.learned.numel() * (signs(u.detach()) - u).square().mean()
+        return self.args.gamma / self.learned.numel() * (signs(u.detach()) - u).square().mean()
 
     @torch.no_grad()
     def codes(self) -> Tensor:

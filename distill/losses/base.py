@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill.hash_centers.constructions import Construction
+from distill.registry import MethodArgs, args_type
 from gallery.errors import InputError
 
 
@@ -82,13 +83,16 @@ class HashLoss(nn.Module, ABC):
     learns_codes: ClassVar[bool] = False
     """Whether it learns the codes of the gallery's pictures, from their labels, in place of hashing them."""
 
-    def __init__(self, task: LossContext) -> None:
+    args: MethodArgs
+
+    def __init__(self, task: LossContext, **args: Any) -> None:
         super().__init__()
         self.task = task
+        self.args = args_type(type(self)).model_validate(args)
         if task.several and not self.several:
             name = type(self).__module__.rpartition(".")[2]
             found = "pictures of several classes, for which it is not defined"
-            raise UnsupportedLabels(f"one class a picture for --loss {name}", found, "Choose another objective.")
+            raise UnsupportedLabels(f"one class an image for --loss {name}", found, "Choose another loss.")
 
     @abstractmethod
     def forward(self, seen: LossBatch) -> Tensor:

@@ -17,26 +17,39 @@ there and reads labels and codes in different orders.  CNNH+, with a class softm
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, LossContext, alike
 from distill.losses.csch import signs
+from distill.registry import MethodArgs
 
 GROUPS = 128  # of label sets: 64 bits take about 3 s on one core; steps at once by more than a few classes overshoot
 
 
-class CNNHLoss(HashLoss):
+class CNNHLossArgs(MethodArgs):
     """sweeps: over all coordinates, in the first stage."""
+
+    sweeps: int = 10
+
+
+@register_loss("cnnh")
+class CNNHLoss(HashLoss):
+    """Regression on codes found from the labels alone."""
+
+    args: CNNHLossArgs
 
     wanted: Tensor
 
-    def __init__(self, task: LossContext, sweeps: float = 10) -> None:
-        super().__init__(task)
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         sets, which, count = task.positive.cpu().int().unique(dim=0, return_inverse=True, return_counts=True)
         similar = 2 * alike(sets, sets) - 1
-        codes = relaxed_codes(similar, count.float(), task.bits, int(sweeps), task.generator())
+        codes = relaxed_codes(similar, count.float(), task.bits, int(self.args.sweeps), task.generator())
         self.register_buffer("wanted", signs(codes)[which])
 
     def forward(self, seen: LossBatch) -> Tensor:
@@ -71,6 +84,3 @@ def _step(similar: Tensor, count: Tensor, codes: Tensor, bit: int, group: Tensor
     own, weighed = codes[group, bit], count * codes[:, bit]
     pull = codes.shape[1] * (similar[group] @ weighed) - codes[group] @ (codes.T @ weighed)  # R H
     codes[group, bit] = (own + pull / (weighed @ codes[:, bit] + own.square())).clamp(-1, 1)
-
-
-METHOD = CNNHLoss

@@ -20,22 +20,26 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import HashLoss, LossBatch, LossContext
+from distill.losses import register_loss
+from distill.losses.base import HashLoss, LossBatch
+from distill.registry import MethodArgs
 
 
-class CSQLoss(HashLoss):
+class CSQLossArgs(MethodArgs):
     """quantization: weight lambda of the term that draws bits to +-1."""
 
-    centers = "auto"
+    quantization: float = 0.05
 
-    def __init__(self, task: LossContext, quantization: float = 0.05) -> None:
-        super().__init__(task)
-        self.quantization = quantization
+
+@register_loss("csq")
+class CSQLoss(HashLoss):
+    """Binary cross-entropy of each bit against the target code."""
+
+    args: CSQLossArgs
+
+    centers = "auto"
 
     def forward(self, seen: LossBatch) -> Tensor:
         h = seen.logits
         central = F.softplus(-2 * h * self.task.targets[seen.rows]).mean()
-        return central + self.quantization * (h.tanh().abs() - 1).square().mean()
-
-
-METHOD = CSQLoss
+        return central + self.args.quantization * (h.tanh().abs() - 1).square().mean()

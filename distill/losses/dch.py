@@ -17,29 +17,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import HashLoss, LossBatch, LossContext, alike, balanced
+from distill.losses import register_loss
+from distill.losses.base import HashLoss, LossBatch, alike, balanced
+from distill.registry import MethodArgs
 
 LEAST = 1e-3  # bits
 
 
-class DCHLoss(HashLoss):
+class DCHLossArgs(MethodArgs):
     """gamma: scale of the Cauchy distribution, bits; quantization: weight of the second term."""
 
-    def __init__(self, task: LossContext, gamma: float = 20.0, quantization: float = 0.1) -> None:
-        super().__init__(task)
-        self.gamma, self.quantization = gamma, quantization
+    gamma: float = 20.0
+    quantization: float = 0.1
+
+
+@register_loss("dch")
+class DCHLoss(HashLoss):
+    """Cauchy cross-entropy of the pairs of a batch."""
+
+    args: DCHLossArgs
 
     def forward(self, seen: LossBatch) -> Tensor:
         u, own = F.normalize(torch.tanh(seen.logits), dim=1), self.task.positive[seen.rows]
         d, s = self._distance(u, u), alike(own, own)
-        losses = s * torch.log1p(d / self.gamma) + (1 - s) * torch.log1p(self.gamma / d.clamp(min=LEAST))
+        losses = s * torch.log1p(d / self.args.gamma) + (1 - s) * torch.log1p(self.args.gamma / d.clamp(min=LEAST))
         corner = F.normalize(torch.ones_like(u[:1]), dim=1)
-        rounding = torch.log1p(self._distance(u.abs(), corner) / self.gamma).mean()
-        return balanced(losses, s) + self.quantization * rounding
+        rounding = torch.log1p(self._distance(u.abs(), corner) / self.args.gamma).mean()
+        return balanced(losses, s) + self.args.quantization * rounding
 
     def _distance(self, left: Tensor, right: Tensor) -> Tensor:
         """The relaxed Hamming distance of rows of unit length, `[L, R]`, in bits."""
         return 0.5 * self.task.bits * (1 - left @ right.T).clamp(min=0)
-
-
-METHOD = DCHLoss

@@ -15,25 +15,36 @@ The paper's head ends in layer norm, ours in batch norm; the tanh is here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, LossContext, soft_labels
+from distill.registry import MethodArgs
 
 
-class DHDLoss(HashLoss):
+class DHDLossArgs(MethodArgs):
     """temperature: tau; distillation and quantization: weights lambda1, lambda2; spread: sigma of the bumps."""
+
+    temperature: float = 0.2
+    distillation: float = 0.1
+    quantization: float = 0.1
+    spread: float = 0.5
+
+
+@register_loss("dhd")
+class DHDLoss(HashLoss):
+    """Proxy loss, self-distillation between two views, and quantization."""
+
+    args: DHDLossArgs
 
     looks = 2
 
-    def __init__(
-        self, task: LossContext, temperature: float = 0.2, distillation: float = 0.1, quantization: float = 0.1,
-        spread: float = 0.5,
-    ) -> None:  # fmt: skip
-        super().__init__(task)
-        self.temperature, self.distillation, self.quantization = temperature, distillation, quantization
-        self.spread = spread
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         start = torch.empty(task.classes, task.bits)
         self.proxies = nn.Parameter(nn.init.xavier_uniform_(start, nn.init.calculate_gain("tanh"), task.generator()))
 
@@ -43,15 +54,12 @@ class DHDLoss(HashLoss):
         u, harder = seen.logits.tanh(), seen.again.tanh()
         apart = (1 - F.cosine_similarity(harder, u.detach(), dim=1)).mean()
         proxy = self._proxy(u, self.task.positive[seen.rows])
-        return proxy + self.distillation * apart + self.quantization * self._bumps(u.abs())
+        return proxy + self.args.distillation * apart + self.args.quantization * self._bumps(u.abs())
 
     def _proxy(self, u: Tensor, positive: Tensor) -> Tensor:
         cosines = F.normalize(u, dim=1) @ F.normalize(self.proxies, dim=1).T
-        return -(soft_labels(positive) * (cosines / self.temperature).log_softmax(1)).sum(1).mean()
+        return -(soft_labels(positive) * (cosines / self.args.temperature).log_softmax(1)).sum(1).mean()
 
     def _bumps(self, size: Tensor) -> Tensor:
-        near, far = ((size + at).square() / (2 * self.spread**2) for at in (-1, 1))
+        near, far = ((size + at).square() / (2 * self.args.spread**2) for at in (-1, 1))
         return (near - torch.log1p(-torch.exp(-far))).mean()
-
-
-METHOD = DHDLoss

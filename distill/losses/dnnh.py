@@ -15,21 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import HashLoss, LossBatch, LossContext, mean_over, squared_distances, triplets
+from distill.losses import register_loss
+from distill.losses.base import HashLoss, LossBatch, mean_over, squared_distances, triplets
+from distill.registry import MethodArgs
 
 
-class DNNHLoss(HashLoss):
+class DNNHLossArgs(MethodArgs):
     """margin: by how much a dissimilar picture is to be farther, in bits."""
 
-    def __init__(self, task: LossContext, margin: float = 1.0) -> None:
-        super().__init__(task)
-        self.margin = margin
+    margin: float = 1.0
+
+
+@register_loss("dnnh")
+class DNNHLoss(HashLoss):
+    """A hinge on the triplets of a batch."""
+
+    args: DNNHLossArgs
 
     def forward(self, seen: LossBatch) -> Tensor:
         u = torch.sigmoid(seen.logits)
         distance = squared_distances(u, u)
-        losses = F.relu(distance[:, :, None] - distance[:, None, :] + self.margin)
+        losses = F.relu(distance[:, :, None] - distance[:, None, :] + self.args.margin)
         return mean_over(losses, triplets(self.task.positive[seen.rows]))
-
-
-METHOD = DNNHLoss

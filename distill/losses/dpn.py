@@ -15,20 +15,24 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import HashLoss, LossBatch, LossContext
+from distill.losses import register_loss
+from distill.losses.base import HashLoss, LossBatch
+from distill.registry import MethodArgs
 
 
-class DPNLoss(HashLoss):
+class DPNLossArgs(MethodArgs):
     """margin: that a bit must pass, in units of its spread, for the head ends in batch norm."""
+
+    margin: float = 1.0
+
+
+@register_loss("dpn")
+class DPNLoss(HashLoss):
+    """A hinge on each bit against the target code."""
+
+    args: DPNLossArgs
 
     centers = "bernoulli"
 
-    def __init__(self, task: LossContext, margin: float = 1.0) -> None:
-        super().__init__(task)
-        self.margin = margin
-
     def forward(self, seen: LossBatch) -> Tensor:
-        return F.relu(self.margin - seen.logits * self.task.targets[seen.rows]).mean()
-
-
-METHOD = DPNLoss
+        return F.relu(self.args.margin - seen.logits * self.task.targets[seen.rows]).mean()

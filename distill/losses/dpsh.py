@@ -12,19 +12,32 @@ compared with itself (that rewards its length alone), nor with those that were n
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
 from distill.losses.csch import signs
+from distill.registry import MethodArgs
 
 
-class DPSHLoss(HashLoss):
+class DPSHLossArgs(MethodArgs):
     """quantization: weight of the squared distance of logits to their signs."""
 
-    def __init__(self, task: LossContext, quantization: float = 0.1) -> None:
-        super().__init__(task)
-        self.quantization, self.bank = quantization, CodeMemory(task)
+    quantization: float = 0.1
+
+
+@register_loss("dpsh")
+class DPSHLoss(HashLoss):
+    """Likelihood of the pairs of a batch and all known training codes."""
+
+    args: DPSHLossArgs
+
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
+        self.bank = CodeMemory(task)
 
     def forward(self, seen: LossBatch) -> Tensor:
         u, positive = seen.logits, self.task.positive
@@ -32,7 +45,4 @@ class DPSHLoss(HashLoss):
         theta = 0.5 * u @ self.bank.values.T
         losses = F.softplus(theta) - alike(positive[seen.rows], positive) * theta
         rounding = F.mse_loss(u, signs(u.detach()))
-        return mean_over(losses, others_known(self.bank, seen.rows)) + self.quantization * rounding
-
-
-METHOD = DPSHLoss
+        return mean_over(losses, others_known(self.bank, seen.rows)) + self.args.quantization * rounding

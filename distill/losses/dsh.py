@@ -12,9 +12,12 @@ that were never seen, whose all-zero codes the released bank lets count.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.base import (
     CodeMemory,
     HashLoss,
@@ -25,21 +28,31 @@ from distill.losses.base import (
     others_known,
     squared_distances,
 )
+from distill.registry import MethodArgs
 
 
-class DSHLoss(HashLoss):
+class DSHLossArgs(MethodArgs):
     """margin: in units of the code's length; quantization: weight of the term that draws logits to +-1."""
 
-    def __init__(self, task: LossContext, margin: float = 2.0, quantization: float = 0.1) -> None:
-        super().__init__(task)
-        self.margin, self.quantization, self.bank = margin, quantization, CodeMemory(task)
+    margin: float = 2.0
+    quantization: float = 0.1
+
+
+@register_loss("dsh")
+class DSHLoss(HashLoss):
+    """Contrastive loss over the pairs of a batch and all known training codes."""
+
+    args: DSHLossArgs
+
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
+        self.bank = CodeMemory(task)
 
     def forward(self, seen: LossBatch) -> Tensor:
         u, positive = seen.logits, self.task.positive
         self.bank.remember(seen.rows, u)
         s, distance = alike(positive[seen.rows], positive), squared_distances(u, self.bank.values)
-        losses = 0.5 * (s * distance + (1 - s) * F.relu(self.margin * self.task.bits - distance))
-        return mean_over(losses, others_known(self.bank, seen.rows)) + self.quantization * (u.abs() - 1).abs().mean()
-
-
-METHOD = DSHLoss
+        losses = 0.5 * (s * distance + (1 - s) * F.relu(self.args.margin * self.task.bits - distance))
+        return (
+            mean_over(losses, others_known(self.bank, seen.rows)) + self.args.quantization * (u.abs() - 1).abs().mean()
+        )

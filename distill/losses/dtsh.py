@@ -14,23 +14,28 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import HashLoss, LossBatch, LossContext, mean_over, triplets
+from distill.losses import register_loss
+from distill.losses.base import HashLoss, LossBatch, mean_over, triplets
 from distill.losses.csch import signs
+from distill.registry import MethodArgs
 
 
-class DTSHLoss(HashLoss):
+class DTSHLossArgs(MethodArgs):
     """alpha: margin between inner products; quantization: weight of the squared distance of logits to their signs."""
 
-    def __init__(self, task: LossContext, alpha: float = 5.0, quantization: float = 1.0) -> None:
-        super().__init__(task)
-        self.alpha, self.quantization = alpha, quantization
+    alpha: float = 5.0
+    quantization: float = 1.0
+
+
+@register_loss("dtsh")
+class DTSHLoss(HashLoss):
+    """Likelihood of the triplets of a batch."""
+
+    args: DTSHLossArgs
 
     def forward(self, seen: LossBatch) -> Tensor:
         u = seen.logits
         theta = u @ u.T
-        losses = F.softplus(theta[:, None, :] - theta[:, :, None] + self.alpha)
+        losses = F.softplus(theta[:, None, :] - theta[:, :, None] + self.args.alpha)
         ranked = mean_over(losses, triplets(self.task.positive[seen.rows]))
-        return ranked + self.quantization * F.mse_loss(u, signs(u.detach()))
-
-
-METHOD = DTSHLoss
+        return ranked + self.args.quantization * F.mse_loss(u, signs(u.detach()))

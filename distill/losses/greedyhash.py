@@ -11,22 +11,35 @@ The released code takes the first class of a picture that has several; here such
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, LossContext, same_class
 from distill.losses.csch import signs
+from distill.registry import MethodArgs
 
 
-class GreedyHashLoss(HashLoss):
+class GreedyHashLossArgs(MethodArgs):
     """alpha: weight of the penalty that keeps logits near +-1."""
+
+    alpha: float = 0.1
+
+
+@register_loss("greedyhash")
+class GreedyHashLoss(HashLoss):
+    """Classification of the codes themselves, whose gradient passes the sign."""
+
+    args: GreedyHashLossArgs
 
     several = False
 
-    def __init__(self, task: LossContext, alpha: float = 0.1) -> None:
-        super().__init__(task)
-        self.alpha, bound = alpha, task.bits**-0.5
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
+        bound = task.bits ** (-0.5)
         start = torch.empty(task.classes, task.bits).uniform_(-bound, bound, generator=task.generator())
         self.classifier = nn.Parameter(start)
 
@@ -34,7 +47,4 @@ class GreedyHashLoss(HashLoss):
         h = seen.logits
         code = signs(h) + (h - h.detach())  # the bracket is exactly zero, so that the code is exactly +-1
         guess = F.cross_entropy(code @ self.classifier.T, same_class(self.task.positive[seen.rows]))
-        return guess + self.alpha * (h.abs() - 1).abs().pow(3).mean()
-
-
-METHOD = GreedyHashLoss
+        return guess + self.args.alpha * (h.abs() - 1).abs().pow(3).mean()

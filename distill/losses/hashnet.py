@@ -12,34 +12,44 @@ the paper's factor c_ij (the share of common labels, 0 for dissimilar pairs) is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, LossContext, alike, balanced
+from distill.registry import MethodArgs
 
 
-class HashNetLoss(HashLoss):
+class HashNetLossArgs(MethodArgs):
     """alpha: of the inner product; every: share of the training after which beta grows."""
+
+    alpha: float = 0.1
+    every: float = 20 / 150
+
+
+@register_loss("hashnet")
+class HashNetLoss(HashLoss):
+    """Weighted likelihood of the pairs of a batch, with a tanh that steepens."""
+
+    args: HashNetLossArgs
 
     step: Tensor
 
-    def __init__(self, task: LossContext, alpha: float = 0.1, every: float = 20 / 150) -> None:
-        super().__init__(task)
-        self.alpha, self.every = alpha, every
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def beta(self) -> Tensor:
         """The present steepness of tanh, a scalar."""
-        stage = self.task.steps * self.task.epochs * self.every
+        stage = self.task.steps * self.task.epochs * self.args.every
         return (self.step / stage).floor().add(1).sqrt()
 
     def forward(self, seen: LossBatch) -> Tensor:
         u, own = torch.tanh(self.beta() * seen.logits), self.task.positive[seen.rows]
         if self.training:
             self.step += 1
-        theta, s = self.alpha * u @ u.T, alike(own, own)
+        theta, s = self.args.alpha * u @ u.T, alike(own, own)
         return balanced(F.softplus(theta) - s * theta, s)
-
-
-METHOD = HashNetLoss

@@ -15,27 +15,36 @@ in single.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
+from distill.registry import MethodArgs
 
 
-class HybridHashLoss(HashLoss):
+class HybridHashLossArgs(MethodArgs):
     """alpha: scale of the inner products."""
 
-    def __init__(self, task: LossContext, alpha: float = 0.5) -> None:
-        super().__init__(task)
-        self.alpha = alpha
+    alpha: float = 0.5
+
+
+@register_loss("hybridhash")
+class HybridHashLoss(HashLoss):
+    """HashNet's likelihood against a memory of all training codes."""
+
+    args: HybridHashLossArgs
+
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         self.bank = CodeMemory(task)
 
     def forward(self, seen: LossBatch) -> Tensor:
         u, positive = seen.logits.tanh(), self.task.positive
         self.bank.remember(seen.rows, u)
-        theta, pairs = self.alpha * u @ self.bank.values.T, others_known(self.bank, seen.rows)
+        theta, pairs = self.args.alpha * u @ self.bank.values.T, others_known(self.bank, seen.rows)
         same = alike(positive[seen.rows], positive)
         surprise = F.softplus(theta) - same * theta
         return mean_over(surprise, same * pairs) + mean_over(surprise, (1 - same) * pairs)
-
-
-METHOD = HybridHashLoss

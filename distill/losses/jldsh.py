@@ -12,29 +12,41 @@ over them, takes the place of CE.  V is improved as ADSH does it: neither added 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses import register_loss
 from distill.losses.adsh import ADSHLoss
+from distill.losses.asymmetric import AsymmetricHashLossArgs
 from distill.losses.base import LossContext, same_class
 
 
-class JLDSHLoss(ADSHLoss):
+class JLDSHLossArgs(AsymmetricHashLossArgs):
     """class_weight: lambda; balance_weight: mu."""
 
-    def __init__(
-        self, task: LossContext, gamma: float = 200.0, every: float = 3.0, class_weight: float = 0.1,
-        balance_weight: float = 0.1,
-    ) -> None:  # fmt: skip
-        super().__init__(task, gamma, every)
-        self.class_weight, self.balance_weight = class_weight, balance_weight
+    class_weight: float = 0.1
+    balance_weight: float = 0.1
+
+
+@register_loss("jldsh")
+class JLDSHLoss(ADSHLoss):
+    """ADSH's loss with classification and bit balance."""
+
+    args: JLDSHLossArgs
+
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         begun = torch.randn(task.classes, task.bits, generator=task.generator())
         self.classifier = nn.Parameter(begun / task.bits**0.5)
 
     def loss(self, u: Tensor, rows: Tensor) -> Tensor:
         balance = u.mean(0).square().mean()
-        return super().loss(u, rows) + self.class_weight * self.classes(u, rows) + self.balance_weight * balance
+        return (
+            super().loss(u, rows) + self.args.class_weight * self.classes(u, rows) + self.args.balance_weight * balance
+        )
 
     def classes(self, u: Tensor, rows: Tensor) -> Tensor:
         """How badly the codes tell the classes, a mean over pictures."""
@@ -42,6 +54,3 @@ class JLDSHLoss(ADSHLoss):
         if self.task.several:
             return F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype))
         return F.cross_entropy(logits, same_class(positive))
-
-
-METHOD = JLDSHLoss

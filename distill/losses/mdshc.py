@@ -20,40 +20,47 @@ codes of random labels; here a picture counts from its first code on, and it is 
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses import register_loss
 from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
+from distill.registry import MethodArgs
 
 
-class MDSHCLoss(HashLoss):
+class MDSHCLossArgs(MethodArgs):
     """beta: weight of the pairs; quantization: weight lambda of L_Q; warmup: epochs without pairs; momentum: of U."""
+
+    beta: float = 1.0
+    quantization: float = 0.0001
+    warmup: float = 9.0
+    momentum: float = 0.9
+
+
+@register_loss("mdshc")
+class MDSHCLoss(HashLoss):
+    """Central loss on distant centers, and pairs after a warm-up."""
+
+    args: MDSHCLossArgs
 
     centers = "mdshc"
     steps: Tensor
 
-    def __init__(
-        self,
-        task: LossContext,
-        beta: float = 1.0,
-        quantization: float = 1e-4,
-        warmup: float = 9.0,
-        momentum: float = 0.9,
-    ) -> None:
-        super().__init__(task)
-        self.beta, self.quantization, self.warmup = beta, quantization, warmup
-        self.bank = CodeMemory(task, momentum)
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
+        self.bank = CodeMemory(task, self.args.momentum)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, seen: LossBatch) -> Tensor:
         u, y = seen.logits.tanh(), self.task.positive[seen.rows]
-        warm = bool(self.steps >= self.warmup * self.task.steps)
+        warm = bool(self.steps >= self.args.warmup * self.task.steps)
         self.bank.remember(seen.rows, u)
         self.steps += int(self.training)
-        loss = self._central(u, y.float()) + self.quantization * (u.abs() - 1).square().mean()
-        return loss + self.beta * self._pairs(u, seen.rows) if warm else loss
+        loss = self._central(u, y.float()) + self.args.quantization * (u.abs() - 1).square().mean()
+        return loss + self.args.beta * self._pairs(u, seen.rows) if warm else loss
 
     def _central(self, u: Tensor, y: Tensor) -> Tensor:
         similarity = sqrt(self.task.bits) * F.normalize(u, dim=1) @ F.normalize(self.task.words, dim=1).T
@@ -72,6 +79,3 @@ def log_others(logits: Tensor) -> Tensor:
     share = (logits - total).exp().masked_fill(top, 0)
     others = logits.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
     return torch.where(top, others - total, torch.log1p(-share))
-
-
-METHOD = MDSHCLoss

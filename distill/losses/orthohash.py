@@ -16,23 +16,28 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import HashLoss, LossBatch, LossContext, soft_labels
+from distill.losses import register_loss
+from distill.losses.base import HashLoss, LossBatch, soft_labels
+from distill.registry import MethodArgs
 
 
-class OrthoHashLoss(HashLoss):
+class OrthoHashLossArgs(MethodArgs):
     """scale: of the cosines; margin: by which the own class must win, a cosine."""
 
-    centers = "csch"
+    scale: float = 8.0
+    margin: float = 0.2
 
-    def __init__(self, task: LossContext, scale: float = 8.0, margin: float = 0.2) -> None:
-        super().__init__(task)
-        self.scale, self.margin = scale, margin
+
+@register_loss("orthohash")
+class OrthoHashLoss(HashLoss):
+    """CosFace over fixed centers."""
+
+    args: OrthoHashLossArgs
+
+    centers = "csch"
 
     def forward(self, seen: LossBatch) -> Tensor:
         positive = self.task.positive[seen.rows]
         cosines = F.normalize(seen.logits, dim=1) @ F.normalize(self.task.words, dim=1).T
-        guess = (self.scale * (cosines - self.margin * positive)).log_softmax(1)
+        guess = (self.args.scale * (cosines - self.args.margin * positive)).log_softmax(1)
         return -(soft_labels(positive) * guess).sum(1).mean()
-
-
-METHOD = OrthoHashLoss

@@ -25,57 +25,63 @@ The released class layer knows 21 classes; ours, those there are.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, LossContext, alike, cosines
 from distill.losses.csch import signs
+from distill.registry import MethodArgs
 
 RATE, DECAY, BATCH, EPOCHS, STEPS = 5e-3, 5e-4, 64, 15, 300  # of the label network; at least so many steps
 SLOWER = (0.65, 0.85)  # shares of its training after which its rate falls to a tenth
 MARGIN, SPREAD = 0.2, 0.01  # its margin, and the standard deviation of the weights it begins with
 
 
-class SADHLoss(HashLoss):
+class SADHLossArgs(MethodArgs):
     """code_weight: lambda; feature_weight: alpha; quantization_weight: beta; class_weight: eta; width: w."""
+
+    code_weight: float = 1.0
+    feature_weight: float = 1.0
+    quantization_weight: float = 0.01
+    class_weight: float = 0.1
+    width: int = 2048
+
+
+@register_loss("sadh")
+class SADHLoss(HashLoss):
+    """Agreement with the features and codes of a trained label network."""
+
+    args: SADHLossArgs
 
     sets: Tensor
     semantic_features: Tensor
     semantic_codes: Tensor
 
-    def __init__(
-        self,
-        task: LossContext,
-        code_weight: float = 1.0,
-        feature_weight: float = 1.0,
-        quantization_weight: float = 0.01,
-        class_weight: float = 0.1,
-        width: float = 2048,
-    ) -> None:
-        super().__init__(task)
-        self.code_weight, self.feature_weight = code_weight, feature_weight
-        self.quantization_weight, self.class_weight = quantization_weight, class_weight
+    def __init__(self, task: LossContext, **args: Any) -> None:
+        super().__init__(task, **args)
         generator = task.generator()
         sets, self.own = torch.unique(task.positive, dim=0, return_inverse=True)
-        taught = label_network(task.positive.float(), task.bits, int(width), generator)
+        taught = label_network(task.positive.float(), task.bits, int(self.args.width), generator)
         with torch.no_grad():
             features, codes, _ = taught(sets.float())
         self.register_buffer("sets", sets)
         self.register_buffer("semantic_features", features)
         self.register_buffer("semantic_codes", codes)
-        self.embedding = _linear(task.features, int(width), task.features**-0.5, generator)
-        self.classifier = _linear(int(width), task.classes, width**-0.5, generator)
+        self.embedding = _linear(task.features, int(self.args.width), task.features**-0.5, generator)
+        self.classifier = _linear(int(self.args.width), task.classes, self.args.width**-0.5, generator)
 
     def forward(self, seen: LossBatch) -> Tensor:
         own, positive = self.own[seen.rows], self.task.positive[seen.rows]
         f, u = self.embedding(seen.features), torch.tanh(seen.logits)
         return (
-            self.code_weight * self.constraint(u, self.semantic_codes, own)
-            + self.feature_weight * self.constraint(f, self.semantic_features, own)
-            + self.quantization_weight * quantization(u)
-            + self.class_weight * F.binary_cross_entropy_with_logits(self.classifier(f), positive.to(f.dtype))
+            self.args.code_weight * self.constraint(u, self.semantic_codes, own)
+            + self.args.feature_weight * self.constraint(f, self.semantic_features, own)
+            + self.args.quantization_weight * quantization(u)
+            + self.args.class_weight * F.binary_cross_entropy_with_logits(self.classifier(f), positive.to(f.dtype))
         )
 
     def constraint(self, x: Tensor, dictionary: Tensor, own: Tensor) -> Tensor:
@@ -143,6 +149,3 @@ def _linear(inputs: int, outputs: int, spread: float, generator: torch.Generator
     for parameter in layer.parameters():
         nn.init.normal_(parameter, 0, spread, generator=generator)
     return layer
-
-
-METHOD = SADHLoss

@@ -14,7 +14,7 @@ from benchmarks import trial as results
 from benchmarks.losses import OURS, LossBenchmark, LossTrial, by_loss, compare_to_ours, markdown
 from benchmarks.published import PUBLISHED
 from distill.data import load
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from distill.models.hash_net import build
 
 
@@ -50,7 +50,7 @@ def test_the_table_is_by_data_and_length_and_names_the_transductive() -> None:
 
 
 def test_published_figures_are_of_methods_there_are() -> None:
-    assert set(PUBLISHED) <= set(OBJECTIVES.names())
+    assert set(PUBLISHED) <= set(LOSSES.names())
     assert all(0 < one.map < 1 and one.bits for several in PUBLISHED.values() for one in several)
 
 

@@ -84,20 +84,23 @@ def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
     assert (plan.student_epochs, plan.student_lr, plan.student_crop) == (2, 0.25, 0.6)
 
 
+CENTERLESS = StudentTrainConfig(center_loss_weight=0)
+
+
 @pytest.mark.parametrize(
     ("asked", "start", "fix"),
     [
         (
-            TrainConfig(student_train=StudentTrainConfig(center_loss_weight=0, instance_weight=0, relation_weight=1)),
+            TrainConfig(student_train=CENTERLESS, distiller_args={"instance_weight": 0, "rkd_weight": 1}),
             CNN,
             "center_loss_weight",
         ),
         (
-            TrainConfig(student_train=StudentTrainConfig(center_loss_weight=0, instance_weight=0, margin_weight=1)),
+            TrainConfig(student_train=CENTERLESS, distiller_args={"instance_weight": 0, "bit_margin_weight": 1}),
             CNN,
-            "instance_weight",
+            "distiller-args",
         ),
-        (TrainConfig(student_train=StudentTrainConfig(instance="joint")), CNN, "--distillation online"),
+        (TrainConfig(distiller_args={"instance_loss": "joint"}), CNN, "--distillation online"),
         (TrainConfig(distillation="online", reuse_gallery=Path("x")), CNN, "--distillation offline"),
         (
             TrainConfig(distillation="online", teacher_train=TeacherTrainConfig(finetune="linear_probe")),
@@ -113,10 +116,12 @@ def test_what_cannot_be_learned_is_refused_with_its_fix(asked: TrainConfig, star
         resolve(asked, start, CNN, picture_size=64, gpu=False)
 
 
-@pytest.mark.parametrize("term", ["center_loss_weight", "instance_weight", "similarity_weight", "rank_weight"])
+@pytest.mark.parametrize("term", ["instance_weight", "center_similarity_weight", "ranking_weight"])
 def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> None:
-    terms = StudentTrainConfig(**{"center_loss_weight": 0, "instance_weight": 0, term: 1.0, "relation_weight": 1.0})
-    assert resolve(TrainConfig(student_train=terms), CNN, CNN, picture_size=64, gpu=False).reasons
+    weights = {"instance_weight": 0, term: 1.0, "rkd_weight": 1.0}
+    for fit, args in ((CENTERLESS, weights), (StudentTrainConfig(), {"instance_weight": 0, "rkd_weight": 1.0})):
+        learning = TrainConfig(student_train=fit, distiller_args=args)
+        assert resolve(learning, CNN, CNN, picture_size=64, gpu=False).reasons
 
 
 def test_a_value_out_of_range_is_told_by_its_key_and_not_by_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:

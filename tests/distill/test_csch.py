@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from distill.distillers import csch
+from distill.distillers.csch import instance_consistency
 from distill.hash_centers.constructions import hash_centers
 from distill.hash_centers.multilabel import center_targets
-from distill.losses import csch
-from distill.losses.csch import center_consistency, instance_consistency
+from distill.losses.csch import center_consistency
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -133,6 +134,7 @@ def test_relation_consistency_by_loops_and_its_blindness_to_a_rotation() -> None
     terms = [(cosine(h[i], h[j]) - cosine(g[i], g[j])) ** 2 for i in range(5) for j in range(5) if i != j]
     loss = csch.relation_consistency(student, teacher)
     assert loss.item() == pytest.approx(sum(terms) / len(terms))
+    assert csch.relation_consistency(student[:1], teacher[:1]).item() == 0  # no pair to compare
     rotation = torch.linalg.qr(pair(16, seed=4)[0].detach())[0]
     assert csch.relation_consistency(student @ rotation, teacher).item() == pytest.approx(loss.item())
     assert csch.relation_consistency(teacher @ rotation, teacher).item() == pytest.approx(0, abs=1e-12)
@@ -140,6 +142,6 @@ def test_relation_consistency_by_loops_and_its_blindness_to_a_rotation() -> None
         assert anchored(teacher @ rotation, teacher).item() > 2 * anchored(teacher, teacher).item() + 0.01
 
 
-def test_margin_room() -> None:
+def test_bit_margin_loss() -> None:
     student = torch.tensor([[0.0, -0.3, 2.0, 0.5]])
-    assert csch.margin_room(student).item() == pytest.approx((0.5 + 0.2 + 0 + 0) / 4)
+    assert csch.bit_margin_loss(student).item() == pytest.approx((0.5 + 0.2 + 0 + 0) / 4)

@@ -11,7 +11,7 @@ import torch
 from distill import pipeline
 from distill.context import RunContext
 from distill.engine import forward
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.errors import InputError
@@ -87,7 +87,7 @@ def test_a_teacher_that_was_killed_goes_on_bit_for_bit(
     longer, options = replace_epochs(2), {"width": 64.0} if objective == "sadh" else {}
     words = {"loss": objective, "loss_args": options, "teacher_train": longer}
     whole, _ = learn("whole", **words)
-    calls, method = [0], OBJECTIVES.find(objective)
+    calls, method = [0], LOSSES.find(objective)
     forward = method.forward
 
     def dies(self: object, seen: object) -> object:
@@ -120,7 +120,7 @@ def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: L
         learn("c", distillation="online", loss="csq")
     with pytest.raises(InputError, match="options of csch in --loss-args; found sclae"):
         learn("d", loss_args={"sclae": 4.0})
-    with pytest.raises(InputError, match="no --distiller-args for csch"):
+    with pytest.raises(InputError, match="options of csch in --distiller-args; found weight"):
         learn("e", distiller_args={"weight": 2.0})
 
 

@@ -144,10 +144,10 @@ def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pi
     assert np.array_equal(index[: len(course.data.train)], course.data.train)
     assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
     assert spare == round(16 * 2 * 20 / (20 + len(course.data.train)))
-    labels_only = STUDENT.model_copy(update={"instance_weight": 0.0})
-    course, without = learn("without", student_train=labels_only)
+    labels_only = {"instance_weight": 0.0}
+    course, without = learn("without", distiller_args=labels_only)
     assert not list(course.run.cache.glob("view-*"))  # and nothing to ask the teacher
-    _, ignored = learn("ignored", student_train=labels_only, unlabeled_data=loose)
+    _, ignored = learn("ignored", distiller_args=labels_only, unlabeled_data=loose)
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
 
 

@@ -67,7 +67,7 @@ def holds_to_the_rules(name: str, looks_at_teacher: bool = True) -> None:
     """What is asked of any distiller: gradients, labels, rotations, small batches, extreme logits."""
     of = task()
     for options in ({}, {"signs": 0}) if looks_at_teacher else ({},):
-        distiller = DISTILLERS.make(name, of, options)
+        distiller = DISTILLERS.build(name, of, options)
         batch = taught(of)
         distiller(batch).backward()
         assert batch.teacher.grad is None
@@ -76,7 +76,7 @@ def holds_to_the_rules(name: str, looks_at_teacher: bool = True) -> None:
         assert reached.tolist() == [True] * 4 + [looks_at_teacher] * 2  # the last two have no label
         home = distiller(batch._replace(student=batch.teacher.detach())).item()
         turned = distiller(batch._replace(student=batch.teacher.detach() @ rotation(16))).item()
-        assert turned > home + 0.05 * distiller.weight
+        assert turned > home + 0.05 * distiller.args.weight
         small(distiller, of)
         extreme(distiller, of)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.distillers import DISTILLERS
 from distill.distillers.csd import CSDDistiller
 from gallery.errors import InputError
 from tests.distill.distillers import factories as teaching
@@ -58,8 +59,8 @@ def test_learns_the_teachers_bits_in_a_varied_gallery() -> None:
 
 @pytest.mark.parametrize("k", [0, -3, 2.5])
 def test_no_neighbours_are_refused(k: float) -> None:
-    with pytest.raises(InputError, match="a whole k of at least 1"):
-        CSDDistiller(teaching.task(), k=k)
+    with pytest.raises(InputError, match="options of csd in --distiller-args; found k"):
+        DISTILLERS.build("csd", teaching.task(), {"k": k})
 
 
 def test_nothing_of_the_gallery_is_written_into_a_checkpoint() -> None:

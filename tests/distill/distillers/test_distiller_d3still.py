@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from distill.distillers import DISTILLERS
 from distill.distillers.base import DistillBatch, DistillContext
 from distill.distillers.d3still import D3stillDistiller
 from gallery.errors import InputError
@@ -68,5 +69,5 @@ def test_learns_the_teachers_bits() -> None:
 
 
 def test_a_picture_without_neighbours_is_refused() -> None:
-    with pytest.raises(InputError, match="a whole k of at least 2"):
-        D3stillDistiller(teaching.task(), k=1)
+    with pytest.raises(InputError, match="options of d3still in --distiller-args; found k"):
+        DISTILLERS.build("d3still", teaching.task(), {"k": 1})

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from distill.distillers import DISTILLERS
 from distill.distillers.rop import ROPDistiller
 from gallery.errors import InputError
 from tests.distill.distillers import factories as teaching
@@ -42,5 +43,5 @@ def test_learns_the_teachers_bits() -> None:
 
 
 def test_no_neighbours_are_refused() -> None:
-    with pytest.raises(InputError, match="a whole k of at least 1"):
-        ROPDistiller(teaching.task(), k=0)
+    with pytest.raises(InputError, match="options of rop in --distiller-args; found k"):
+        DISTILLERS.build("rop", teaching.task(), {"k": 0})

@@ -102,7 +102,7 @@ def test_twenty_classes_do_not_fall_into_one_code() -> None:
 
 def test_it_goes_on_from_the_middle_of_a_round() -> None:
     of = task()
-    whole, resumed = ADMHLoss(of, every=1.0), ADMHLoss(task(seed=8), every=1.0)
+    whole, resumed = ADMHLoss(of, update_every=1.0), ADMHLoss(task(seed=8), update_every=1.0)
     for step in range(4):  # a round is three
         whole(seen(of, [step, step + 6], seed=step))
     resumed.load_state_dict(whole.state_dict())
@@ -117,7 +117,7 @@ def test_extremes_stay_finite() -> None:
         of = task(several=True, gallery=like, positive=torch.ones(12, 4, dtype=torch.bool))
         batch = seen(of, [0, 1])
         huge = batch._replace(logits=(1e30 * batch.logits.detach()).requires_grad_())
-        objective = ADMHLoss(of, every=0.0)
+        objective = ADMHLoss(of, update_every=0.0)
         loss = objective(huge)
         loss.backward()
         assert loss.isfinite()

@@ -110,7 +110,7 @@ def test_it_learns_and_the_gallerys_codes_follow_the_labels(several: bool) -> No
 
 def test_codes_change_at_the_end_of_a_round_alone_and_in_training_alone() -> None:
     of = task()
-    objective = ADSHLoss(of, every=2.0)  # six steps
+    objective = ADSHLoss(of, update_every=2.0)  # six steps
     begun = objective.learned.clone()
     for step in range(5):
         objective(seen(of, [step, step + 6], seed=step))
@@ -125,7 +125,7 @@ def test_codes_change_at_the_end_of_a_round_alone_and_in_training_alone() -> Non
 
 def test_a_training_shorter_than_a_round_has_learned_codes() -> None:
     of = task()
-    objective = ADSHLoss(of, every=100.0)
+    objective = ADSHLoss(of, update_every=100.0)
     objective(seen(of, list(range(12))))
     assert torch.equal(objective.codes(), objective.improved())
     assert not torch.equal(objective.codes(), objective.learned)
@@ -133,7 +133,7 @@ def test_a_training_shorter_than_a_round_has_learned_codes() -> None:
 
 def test_it_goes_on_from_the_middle_of_a_round_as_if_nothing_had_been() -> None:
     of = task()
-    whole, resumed = ADSHLoss(of, every=1.0), ADSHLoss(task(seed=8), every=1.0)
+    whole, resumed = ADSHLoss(of, update_every=1.0), ADSHLoss(task(seed=8), update_every=1.0)
     for step in range(4):  # a round is three
         whole(seen(of, [step, step + 6], seed=step))
     assert not torch.equal(resumed.learned, whole.learned)
@@ -148,7 +148,9 @@ def test_it_goes_on_from_the_middle_of_a_round_as_if_nothing_had_been() -> None:
 def test_extremes_stay_finite() -> None:
     of = task()
     for like in (torch.ones(6, 4, dtype=torch.bool), torch.zeros(6, 4, dtype=torch.bool)):  # no pair differs; all do
-        objective = ADSHLoss(task(several=True, gallery=like, positive=torch.ones(12, 4, dtype=torch.bool)), every=0.0)
+        objective = ADSHLoss(
+            task(several=True, gallery=like, positive=torch.ones(12, 4, dtype=torch.bool)), update_every=0.0
+        )
         batch = seen(of, [0, 1])
         huge = batch._replace(logits=(1e30 * batch.logits.detach()).requires_grad_())
         loss = objective(huge)

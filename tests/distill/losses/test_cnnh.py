@@ -8,7 +8,7 @@ import torch
 
 from distill.losses import cnnh
 from distill.losses.base import LossContext
-from distill.losses.cnnh import METHOD
+from distill.losses.cnnh import CNNHLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -44,7 +44,7 @@ def loss(s: np.ndarray, h: np.ndarray) -> float:
 def test_codes_by_loops_over_pictures(several: bool) -> None:
     of = task(several)
     for sweeps in (1, 4):
-        assert np.array_equal(METHOD(of, sweeps=sweeps).wanted.numpy(), slow_codes(of, sweeps))
+        assert np.array_equal(CNNHLoss(of, sweeps=sweeps).wanted.numpy(), slow_codes(of, sweeps))
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -52,9 +52,9 @@ def test_codes_by_loops_over_pictures(several: bool) -> None:
 def test_codes_tell_what_pictures_share(several: bool, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cnnh, "GROUPS", groups)
     of = task(several, pictures=60, classes=6, bits=32)
-    hot, h = of.positive.numpy(), METHOD(of).wanted.numpy()
+    hot, h = of.positive.numpy(), CNNHLoss(of).wanted.numpy()
     s = np.array([[1.0 if sharing(a, b) else -1.0 for b in hot] for a in hot])
-    assert loss(s, h) < 0.8 * loss(s, METHOD(of, sweeps=0).wanted.numpy())
+    assert loss(s, h) < 0.8 * loss(s, CNNHLoss(of, sweeps=0).wanted.numpy())
     inner = h @ h.T
     assert inner[s > 0].mean() > inner[s < 0].mean() + 12
     if not several:
@@ -66,12 +66,12 @@ def test_rows_are_pictures_in_any_order() -> None:
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
     shuffled = task(several=True, pictures=20, positive=of.positive[order])
     assert not torch.equal(order, torch.arange(20))
-    assert torch.equal(METHOD(shuffled).wanted, METHOD(of).wanted[order])
+    assert torch.equal(CNNHLoss(shuffled).wanted, CNNHLoss(of).wanted[order])
 
 
 def test_regression_by_loops() -> None:
     of, rows = task(), [7, 0, 3]
-    objective, batch = METHOD(of), seen(of, rows)
+    objective, batch = CNNHLoss(of), seen(of, rows)
     terms = [
         (math.tanh(float(batch.logits[place, bit].detach())) - float(objective.wanted[row, bit])) ** 2
         for place, row in enumerate(rows)
@@ -82,24 +82,24 @@ def test_regression_by_loops() -> None:
 
 @pytest.mark.parametrize("several", [False, True])
 def test_learns(several: bool) -> None:
-    before, after = learns(METHOD(task(several)), task(several))
+    before, after = learns(CNNHLoss(task(several)), task(several))
     assert after > before + 0.5
 
 
 def test_codes_are_kept_and_nothing_else_is_random() -> None:
     of = task()
-    state, other = METHOD(of).state_dict(), METHOD(task(seed=1))
+    state, other = CNNHLoss(of).state_dict(), CNNHLoss(task(seed=1))
     assert not torch.equal(other.wanted, state["wanted"])
     other.load_state_dict(state)
     torch.manual_seed(7)
-    assert torch.equal(METHOD(of).wanted, other.wanted)
-    assert other(seen(of, [0, 5])).item() == METHOD(of)(seen(of, [0, 5])).item()
+    assert torch.equal(CNNHLoss(of).wanted, other.wanted)
+    assert other(seen(of, [0, 5])).item() == CNNHLoss(of)(seen(of, [0, 5])).item()
 
 
 def test_pictures_without_a_class_and_extreme_logits() -> None:
     of = task(several=True)
     of.positive[[2, 5]] = False
-    objective, batch = METHOD(of), seen(of, [0, 2, 5])
+    objective, batch = CNNHLoss(of), seen(of, [0, 2, 5])
     logits = (1e4 * batch.logits).detach().requires_grad_()
     assert set(objective.wanted.unique().tolist()) == {-1.0, 1.0}
     assert torch.autograd.grad(objective(batch._replace(logits=logits)), logits)[0].isfinite().all()

@@ -21,12 +21,12 @@ def test_binary_cross_entropy_to_the_center_and_quantization(several: bool, weig
             central.append(-wanted * math.log(yes) - (1 - wanted) * math.log(1 - yes))
             quantization.append((abs(u) - 1) ** 2)
     slow = sum(central) / len(central) + weight * sum(quantization) / len(quantization)
-    assert CSQLoss(of, weight)(batch).item() == pytest.approx(slow, rel=1e-5)
+    assert CSQLoss(of, quantization=weight)(batch).item() == pytest.approx(slow, rel=1e-5)
 
 
 def test_the_published_weight() -> None:
     of = task()
-    assert CSQLoss(of)(seen(of, [0, 1])).item() == CSQLoss(of, 0.05)(seen(of, [0, 1])).item()
+    assert CSQLoss(of)(seen(of, [0, 1])).item() == CSQLoss(of, quantization=0.05)(seen(of, [0, 1])).item()
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.losses.base import LossContext
-from distill.losses.dch import METHOD
+from distill.losses.dch import DCHLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -39,11 +39,11 @@ def test_by_loops(several: bool) -> None:
     of, rows = task(several), [0, 1, 4, 9, 2]
     batch = seen(of, rows)
     expected = slow(of, rows, batch.logits.detach().numpy().astype(float))
-    assert METHOD(of)(batch).item() == pytest.approx(expected, rel=1e-5)
+    assert DCHLoss(of)(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_learns() -> None:
-    before, after = learns(METHOD(task()), task())
+    before, after = learns(DCHLoss(task()), task())
     assert after > before + 0.5
 
 
@@ -53,7 +53,7 @@ def test_dissimilar_pictures_that_nearly_meet_are_pushed_apart() -> None:
     batch = seen(of, [0, 1])
     logits = (batch.logits[:1] + torch.tensor([[0.0], [0.05]]) * batch.logits[1:]).detach().requires_grad_()
     assert torch.cosine_similarity(*logits.tanh(), dim=0) > 0.99
-    METHOD(of, quantization=0.0)(batch._replace(logits=logits)).backward()
+    DCHLoss(of, quantization=0.0)(batch._replace(logits=logits)).backward()
     assert logits.grad is not None
     moved = (logits - 1e-3 * logits.grad / logits.grad.norm()).tanh()
     assert torch.cosine_similarity(*moved, dim=0) < torch.cosine_similarity(*logits.tanh(), dim=0)
@@ -67,6 +67,6 @@ def test_extreme_logits_and_batches_of_one_kind() -> None:
         (seen(of, [0, 4, 8]).logits, [0, 4, 8]), (seen(of, [0, 1, 2]).logits, [0, 1, 2]), (same[:1], [2]),
     ):  # fmt: skip
         batch = seen(of, rows)._replace(logits=logits.detach().requires_grad_())
-        loss = METHOD(of)(batch)
+        loss = DCHLoss(of)(batch)
         assert loss.isfinite()
         assert torch.autograd.grad(loss, batch.logits)[0].isfinite().all()

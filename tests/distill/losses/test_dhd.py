@@ -8,6 +8,8 @@ import torch
 from distill.losses.dhd import DHDLoss
 from tests.distill.losses.factories import learns, seen, task
 
+NAMES = "temperature", "distillation", "quantization", "spread"
+
 
 def cosine(a: list[float], b: list[float]) -> float:
     dot = sum(x * y for x, y in zip(a, b, strict=True))
@@ -23,7 +25,7 @@ def bce(guess: float, wanted: int) -> float:
 def test_proxies_a_second_look_and_two_bumps(several: bool, options: tuple[float, float, float, float]) -> None:
     temperature, distillation, quantization, spread = options
     of = task(several)
-    batch, loss, slow = seen(of, [3, 0, 11, 7], again=True), DHDLoss(of, *options), 0.0
+    batch, loss, slow = seen(of, [3, 0, 11, 7], again=True), DHDLoss(of, **dict(zip(NAMES, options, strict=False))), 0.0
     assert batch.again is not None
     for row, h, hard in zip(batch.rows.tolist(), batch.logits.tolist(), batch.again.tolist(), strict=True):
         u, v, own = [math.tanh(x) for x in h], [math.tanh(x) for x in hard], of.positive[row].tolist()
@@ -40,7 +42,10 @@ def test_proxies_a_second_look_and_two_bumps(several: bool, options: tuple[float
 def test_the_defaults_are_the_published_ones() -> None:
     of = task()
     batch = seen(of, [3, 0], again=True)
-    assert DHDLoss(of)(batch).item() == DHDLoss(of, 0.2, 0.1, 0.1, 0.5)(batch).item()
+    assert (
+        DHDLoss(of)(batch).item()
+        == DHDLoss(of, temperature=0.2, distillation=0.1, quantization=0.1, spread=0.5)(batch).item()
+    )
 
 
 def test_the_second_look_learns_from_the_first_and_not_the_first_from_it() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.losses.base import LossContext
-from distill.losses.dnnh import METHOD
+from distill.losses.dnnh import DNNHLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -30,11 +30,11 @@ def test_by_loops(several: bool, rows: list[int]) -> None:
     of = task(several)
     batch = seen(of, rows)
     logits = batch.logits.detach().numpy().astype(float)
-    assert METHOD(of)(batch).item() == pytest.approx(slow(of, rows, logits, 1.0), rel=1e-5)
-    assert METHOD(of, margin=4.0)(batch).item() == pytest.approx(slow(of, rows, logits, 4.0), rel=1e-5)
+    assert DNNHLoss(of)(batch).item() == pytest.approx(slow(of, rows, logits, 1.0), rel=1e-5)
+    assert DNNHLoss(of, margin=4.0)(batch).item() == pytest.approx(slow(of, rows, logits, 4.0), rel=1e-5)
 
 
 def test_learns() -> None:
     for margin, gain in ((1.0, 0.1), (4.0, 0.5)):  # one bit of sixteen is soon gained
-        before, after = learns(METHOD(task(), margin=margin), task())
+        before, after = learns(DNNHLoss(task(), margin=margin), task())
         assert after > before + gain

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distill.distillers import DISTILLERS
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/losses.md").read_text()
@@ -20,7 +20,7 @@ FILES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
 
 def test_every_method_is_in_the_tables() -> None:
     named = re.findall(r"`([a-z0-9]+)`", "".join(line for line in PAGE.splitlines() if line.startswith("|")))
-    assert sorted(named) == sorted((*OBJECTIVES.names(), *DISTILLERS.names()))
+    assert sorted(named) == sorted((*LOSSES.names(), *DISTILLERS.names()))
 
 
 def test_the_example_is_thirty_lines() -> None:
@@ -40,7 +40,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_the_example_is_a_method_by_its_file_alone(copy: Path) -> None:
-    command = [sys.executable, "-c", "from distill.losses import OBJECTIVES; print(OBJECTIVES.names())"]
+    command = [sys.executable, "-c", "from distill.losses import LOSSES; print(LOSSES.names())"]
     said = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True, timeout=60).stdout
     assert "'pulls'" in said
 

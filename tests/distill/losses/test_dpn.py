@@ -15,7 +15,7 @@ def test_every_bit_below_the_margin_costs_what_it_lacks(several: bool, margin: f
     terms = []
     for row, h in zip(batch.rows.tolist(), batch.logits.tolist(), strict=True):
         terms += [max(0.0, margin - bit * t) for bit, t in zip(h, of.targets[row].tolist(), strict=True)]
-    assert DPNLoss(of, margin)(batch).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    assert DPNLoss(of, margin=margin)(batch).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
 def test_bits_past_the_margin_are_left_alone() -> None:
@@ -30,7 +30,7 @@ def test_bits_past_the_margin_are_left_alone() -> None:
 
 def test_the_published_margin() -> None:
     of = task()
-    assert DPNLoss(of)(seen(of, [0, 1])).item() == DPNLoss(of, 1.0)(seen(of, [0, 1])).item()
+    assert DPNLoss(of)(seen(of, [0, 1])).item() == DPNLoss(of, margin=1.0)(seen(of, [0, 1])).item()
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.losses.base import LossContext
-from distill.losses.dpsh import METHOD
+from distill.losses.dpsh import DPSHLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -24,7 +24,7 @@ def slow(of: LossContext, rows: list[int], logits: np.ndarray, bank: dict[int, n
 @pytest.mark.parametrize("several", [False, True])
 def test_by_loops_over_the_batch_and_all_that_were_seen(several: bool) -> None:
     of, bank = task(several), {}
-    dpsh = METHOD(of)
+    dpsh = DPSHLoss(of)
     for step, rows in enumerate(([0, 1, 4, 9], [1, 2, 3, 5])):
         batch = seen(of, rows, step)
         logits = batch.logits.detach().numpy().astype(float)
@@ -33,13 +33,13 @@ def test_by_loops_over_the_batch_and_all_that_were_seen(several: bool) -> None:
 
 
 def test_learns() -> None:
-    before, after = learns(METHOD(task()), task())
+    before, after = learns(DPSHLoss(task()), task())
     assert after > before + 0.5
 
 
 def test_the_bank_has_no_gradient() -> None:
     of = task()
-    dpsh = METHOD(of, quantization=0.0)
+    dpsh = DPSHLoss(of, quantization=0.0)
     first, second = seen(of, [0, 1]), seen(of, [4, 5], 1)
     dpsh(first)
     dpsh(second).backward()

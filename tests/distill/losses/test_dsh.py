@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill.losses.base import LossContext
-from distill.losses.dsh import METHOD
+from distill.losses.dsh import DSHLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -22,7 +22,7 @@ def slow(of: LossContext, rows: list[int], logits: np.ndarray, bank: dict[int, n
 @pytest.mark.parametrize("several", [False, True])
 def test_by_loops_over_the_batch_and_all_that_were_seen(several: bool) -> None:
     of, bank = task(several), {}
-    dsh = METHOD(of)
+    dsh = DSHLoss(of)
     for step, rows in enumerate(([0, 1, 4, 9], [1, 2, 3, 5])):
         batch = seen(of, rows, step)
         logits = batch.logits.detach().numpy().astype(float)
@@ -31,5 +31,5 @@ def test_by_loops_over_the_batch_and_all_that_were_seen(several: bool) -> None:
 
 
 def test_learns() -> None:
-    before, after = learns(METHOD(task()), task())
+    before, after = learns(DSHLoss(task()), task())
     assert after > before + 0.5

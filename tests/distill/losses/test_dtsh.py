@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.losses.base import LossContext
-from distill.losses.dtsh import METHOD
+from distill.losses.dtsh import DTSHLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -30,11 +30,11 @@ def test_by_loops(several: bool, rows: list[int]) -> None:
     of = task(several)
     batch = seen(of, rows)
     expected = slow(of, rows, batch.logits.detach().numpy().astype(float))
-    assert METHOD(of)(batch).item() == pytest.approx(expected, rel=1e-5)
+    assert DTSHLoss(of)(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_learns() -> None:
-    before, after = learns(METHOD(task()), task())
+    before, after = learns(DTSHLoss(task()), task())
     assert after > before + 0.5
 
 
@@ -43,6 +43,6 @@ def test_a_picture_without_classes_is_everybodys_negative() -> None:
     of.positive[2] = False
     batch = seen(of, [0, 4, 2])
     batch.logits.data[2] = batch.logits.data[0]
-    near = METHOD(of, quantization=0.0)(batch).item()
+    near = DTSHLoss(of, quantization=0.0)(batch).item()
     batch.logits.data[2] = -batch.logits.data[0]
-    assert METHOD(of, quantization=0.0)(batch).item() < near
+    assert DTSHLoss(of, quantization=0.0)(batch).item() < near

@@ -7,19 +7,24 @@ import copy
 import pytest
 import torch
 
-from distill.losses import OBJECTIVES
+from distill.losses import LOSSES
 from distill.losses.base import HashLoss, LossBatch, LossContext
 from tests.distill.losses.factories import seen, task
 
 SMALLER = {"sadh": {"width": 16.0}}  # which trains a network of its own first
-ROUNDS = {"adsh": {"every": 1.0}, "admh": {"every": 1.0}, "jldsh": {"every": 1.0}, "mdshc": {"warmup": 1.0}}
-DEFINED = [(name, several) for name in OBJECTIVES.names() for several in (False, True)
-           if OBJECTIVES.find(name).several or not several]  # fmt: skip
+ROUNDS = {
+    "adsh": {"update_every": 1.0},
+    "admh": {"update_every": 1.0},
+    "jldsh": {"update_every": 1.0},
+    "mdshc": {"warmup": 1.0},
+}
+DEFINED = [(name, several) for name in LOSSES.names() for several in (False, True)
+           if LOSSES.find(name).several or not several]  # fmt: skip
 
 
 def made(name: str, of: LossContext) -> HashLoss:
     """The method, with what it does every few epochs within the few steps of a test."""
-    objective: HashLoss = OBJECTIVES.make(name, of, SMALLER.get(name, {}) | ROUNDS.get(name, {}))
+    objective: HashLoss = LOSSES.build(name, of, SMALLER.get(name, {}) | ROUNDS.get(name, {}))
     return objective
 
 

@@ -13,7 +13,7 @@ from tests.distill.losses.factories import learns, seen, task
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
 def test_cross_entropy_of_the_code_and_a_cubic_penalty(alpha: float) -> None:
     of = task()
-    batch, loss = seen(of, [3, 0, 11, 7]), GreedyHashLoss(of, alpha)
+    batch, loss = seen(of, [3, 0, 11, 7]), GreedyHashLoss(of, alpha=alpha)
     weights = loss.classifier.tolist()
     slow, cubes = 0.0, []
     for row, h in zip(batch.rows.tolist(), batch.logits.tolist(), strict=True):
@@ -27,7 +27,7 @@ def test_cross_entropy_of_the_code_and_a_cubic_penalty(alpha: float) -> None:
 
 def test_the_published_weight() -> None:
     of = task()
-    assert GreedyHashLoss(of)(seen(of, [0, 1])).item() == GreedyHashLoss(of, 0.1)(seen(of, [0, 1])).item()
+    assert GreedyHashLoss(of)(seen(of, [0, 1])).item() == GreedyHashLoss(of, alpha=0.1)(seen(of, [0, 1])).item()
 
 
 def test_the_gradient_passes_the_sign() -> None:
@@ -65,5 +65,5 @@ def test_it_learns_its_classifier_too() -> None:
 
 
 def test_pictures_of_several_classes_are_refused() -> None:
-    with pytest.raises(InputError, match="one class a picture for --loss greedyhash"):
+    with pytest.raises(InputError, match="one class an image for --loss greedyhash"):
         GreedyHashLoss(task(several=True))

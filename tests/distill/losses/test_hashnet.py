@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.losses.base import LossContext
-from distill.losses.hashnet import METHOD
+from distill.losses.hashnet import HashNetLoss
 from tests.distill.losses.factories import learns, seen, sharing, task
 
 
@@ -33,21 +33,21 @@ def test_by_loops(several: bool) -> None:
     of, rows = task(several), [0, 1, 4, 9, 2]
     batch = seen(of, rows)
     logits = batch.logits.detach().numpy().astype(float)
-    assert METHOD(of)(batch).item() == pytest.approx(slow(of, rows, logits, 1.0), rel=1e-5)
+    assert HashNetLoss(of)(batch).item() == pytest.approx(slow(of, rows, logits, 1.0), rel=1e-5)
 
 
 def test_beta_grows_with_the_epochs() -> None:
     of = task(steps=3)
-    hashnet, batch = METHOD(of, every=0.5), seen(of, [0, 1, 4])
+    hashnet, batch = HashNetLoss(of, every=0.5), seen(of, [0, 1, 4])
     logits = batch.logits.detach().numpy().astype(float)
     for step in range(14):
         beta = math.sqrt(step // 3 // 2 + 1)
         assert hashnet(batch).item() == pytest.approx(slow(of, [0, 1, 4], logits, beta), rel=1e-5), step
-    assert METHOD(of).every == pytest.approx(20 / 150)
+    assert HashNetLoss(of).args.every == pytest.approx(20 / 150)
 
 
 def test_learns() -> None:
-    before, after = learns(METHOD(task()), task())
+    before, after = learns(HashNetLoss(task()), task())
     assert after > before + 0.5
 
 
@@ -56,4 +56,6 @@ def test_extreme_logits_and_batches_of_one_kind() -> None:
     for scale, rows in ((1e4, [0, 1, 4]), (0.0, [0, 1, 4]), (1.0, [0, 4, 8]), (1.0, [0, 1, 2]), (1.0, [2])):
         batch = seen(of, rows)
         logits = (scale * batch.logits).detach().requires_grad_()
-        assert torch.autograd.grad(METHOD(of, alpha=10.0)(batch._replace(logits=logits)), logits)[0].isfinite().all()
+        assert (
+            torch.autograd.grad(HashNetLoss(of, alpha=10.0)(batch._replace(logits=logits)), logits)[0].isfinite().all()
+        )

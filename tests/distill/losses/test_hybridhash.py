@@ -33,7 +33,7 @@ def slow(of: LossContext, batch: LossBatch, bank: dict[int, np.ndarray], alpha: 
 @pytest.mark.parametrize("alpha", [0.5, 0.2])
 def test_three_steps_by_loops_over_all_pairs_of_batch_and_bank(several: bool, alpha: float) -> None:
     of, bank = task(several), {}
-    loss = HybridHashLoss(of, alpha)
+    loss = HybridHashLoss(of, alpha=alpha)
     for number, rows in enumerate(BATCHES):
         batch = seen(of, rows, seed=number)
         bank |= dict(zip(rows, np.tanh(batch.logits.detach().double().numpy()), strict=True))

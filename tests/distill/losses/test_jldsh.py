@@ -46,10 +46,10 @@ def test_it_learns_its_codes_and_its_classifier(several: bool) -> None:
 def test_it_begins_alike_and_goes_on_alike_whatever_the_global_seed() -> None:
     of = task()
     torch.manual_seed(1)
-    one = JLDSHLoss(of, every=1.0)
+    one = JLDSHLoss(of, update_every=1.0)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    other = JLDSHLoss(of, every=1.0)
+    other = JLDSHLoss(of, update_every=1.0)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.classifier, other.classifier)
     for step in range(4):

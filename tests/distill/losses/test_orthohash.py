@@ -28,7 +28,7 @@ def test_smoothed_labels_and_a_margin_on_each(several: bool, scale: float, margi
         ]
         for power, mine in zip(powers, own, strict=True):
             slow -= mine / sum(own) * math.log(power / sum(powers)) / 4
-    assert OrthoHashLoss(of, scale, margin)(batch).item() == pytest.approx(slow, rel=1e-5)
+    assert OrthoHashLoss(of, scale=scale, margin=margin)(batch).item() == pytest.approx(slow, rel=1e-5)
 
 
 def test_with_one_class_it_is_the_center_term_of_csch() -> None:

@@ -36,7 +36,10 @@ def numpy(tensor: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("several", [False, True])
 def test_the_loss_by_loops(several: bool) -> None:
     of, rows = task(several), [0, 3, 4, 5, 9]
-    objective, batch = SADHLoss(of, 0.9, 0.8, 0.7, 0.6, WIDTH), seen(task(several), rows)
+    objective, batch = (
+        SADHLoss(of, code_weight=0.9, feature_weight=0.8, quantization_weight=0.7, class_weight=0.6, width=WIDTH),
+        seen(task(several), rows),
+    )
     sets, labels = objective.sets.numpy(), of.positive.numpy()[rows]
     own = [next(s for s, row in enumerate(sets) if (row == label).all()) for label in labels]
     f = numpy(batch.features) @ numpy(objective.embedding.weight).T + numpy(objective.embedding.bias)
