@@ -32,7 +32,7 @@ class StrictModel(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            error.args = (_said(error),)  # what the command line prints; pydantic leaves it empty
+            error.args = (_said(error).replace("_", "-"),)  # what the command line prints; pydantic leaves it empty
             raise
 
 
