@@ -6,14 +6,13 @@ import copy
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.trial import Trial, data_source, trained, write_results
-from distill.config import RoundedFit, StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
+from distill.config import StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from export.artifact import ExportedModel, ExportFailure
 from export.metadata import read_card
 from gallery.console import log
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
 
 RECORD, FILES = "export.json", "files"
 FORMS = (
-    *(f"onnx-{p}" for p in ("fp32", "fp16", "int8-weights", "int8-calibrated")),
-    *(f"litert-{p}" for p in ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8-calibrated", "int8x16")),
-    *(f"coreml-{p}" for p in ("fp16", "int8-weights", "palette6", "int8-calibrated")),
+    *(f"onnx-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8")),
+    *(f"litert-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8-dynamic", "w8a8", "w8a16")),
+    *(f"coreml-{p}" for p in ("fp16", "w8a32", "palettize6", "w8a8")),
 )
 TIMED = ("onnx", "litert")  # Core ML models are only emulated on this host
-CALIBRATED = "int8-calibrated"
+CALIBRATED = "w8a8"
 COLUMNS = (
     ("MB", "bytes", ".2f"),
     ("bit flip rate", "flip_rate", ".3%"),
@@ -46,7 +45,7 @@ COLUMNS = (
     ("p90 ms", "p90_ms", ".2f"),
     ("peak MB", "peak_memory_mb", ".1f"),
 )
-PLAIN = "int8-plain"  # every layer 8-bit, none kept in float
+PLAIN = "w8a8-plain"  # every layer 8-bit, none kept in float
 TEACHERS = {"imagenet20": TeacherTrainConfig(finetune="linear_probe"), "ucmerced": TeacherTrainConfig(finetune="full")}
 EPOCHS: dict[tuple[str, str], int] = {  # of the student; the larger one starts from random weights where none are found
     ("imagenet20", "mobilenetv3_small"): 20,
@@ -146,13 +145,12 @@ def _measure(course: RunContext, networks: TrainedModels, folder: Path) -> Expor
 
 def _student(course: RunContext, networks: TrainedModels) -> Student:
     """Return the trained student as an export request."""
-    from distill.pipeline import adapt
     from export.ship import Student
 
     plan, net = course.plan, networks.student
     return Student(
         net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size), networks.space,
-        course.centers, course.calibration(), course.golden(net), partial(adapt, course, net, fit=RoundedFit()),
+        course.centers, course.calibration(), course.golden(net),
     )  # fmt: skip
 
 
@@ -161,7 +159,7 @@ def _export(student: Student, folder: Path) -> tuple[list[ExportedModel | Export
     from export.exporter import export_all
     from export.quantize import simulate
 
-    quantized, nets = simulate(student.net, student.preprocessing, *student.calibration, FORMS, student.adapt)
+    quantized, nets = simulate(student.net, student.preprocessing, *student.calibration, FORMS)
     assert quantized is not None  # some of the variants are 8-bit
     request = student.net, student.preprocessing, student.space.id, student.name
     exported = export_all(*request, FORMS, folder, quantized.float_layers, nets, quantized.calibration)

@@ -79,7 +79,7 @@ def _proof(p: Proof) -> str:
     unlike = sum(row.host_flips_beyond or 0 for row in p.files)
     return f"""Where files run (`{p.command}`): {p.student}, one picture; milliseconds of {p.machine.cores} cores of \
 {p.machine.cpu}, millions of executed instructions of the emulated ARM cores. Bits unlike the host's where its |logit| \
-exceeds {p.limits.tolerance:g}: {unlike}.
+exceeds {p.limits.tolerance:g}: {unlike}. Details: `benchmarks/results/README.md`.
 
 | file | {" | ".join(devices)} |
 |{"---|" * (len(devices) + 1)}

@@ -80,16 +80,6 @@ class StudentTrainConfig(OptimizerConfig):
     share of all images, at most half."""
 
 
-class RoundedFit(StrictModel):
-    """How the student is made ready for 8-bit arithmetic, once it is trained: its biases learn to make up for it."""
-
-    epochs: int = Field(2, ge=1)
-    """Passes over the pictures of train and gallery."""
-    lr: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
-    batch: int = Field(64, ge=2)
-
-
 class TrainConfig(StrictModel):
     """Train a teacher, hash the gallery, distill a student, export it, and check the files against the gallery."""
 
@@ -147,7 +137,7 @@ class TrainConfig(StrictModel):
     """What to export: format-precision."""
     resize_inside: bool = False
     """ONNX files take images of any size and resize them themselves."""
-    rounded: RoundedFit = RoundedFit()
+
     """How the student is made ready for 8-bit arithmetic (forms "...-int8")."""
     thresholds: Thresholds = Thresholds()
     """What a file may lose before the run fails."""

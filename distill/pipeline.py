@@ -9,18 +9,17 @@ import numpy as np
 import torch
 
 from distill.checkpoint import load_network, save_network
-from distill.config import RoundedFit
 from distill.context import RunContext
 from distill.data.augment import stored
 from distill.distributed import first_here
-from distill.engine import TrainSpec, features
+from distill.engine import features
 from distill.losses.base import HashLoss
 from distill.methods import distiller_of, objective_of
 from distill.models import pretrained as weights_of
 from distill.models.hash_net import HashNet
-from distill.train_student import Prepare, Views, from_teacher, from_views, train_pair, train_rounded, train_student
+from distill.train_student import Prepare, Views, from_teacher, from_views, train_pair, train_student
 from distill.train_teacher import train_head, train_teacher
-from distill.training_set import ENCODE_BATCH, Indices, Logits
+from distill.training_set import Indices, Logits
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
@@ -268,39 +267,3 @@ def _taught(
         else:
             logits.append(course.logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))
     return Views(index, crops, torch.from_numpy(np.stack(logits)))
-
-
-def adapt(course: RunContext, student: HashNet, net: torch.nn.Module, fit: RoundedFit) -> None:
-    """Quantization-aware distillation: the biases of `net`, the student under simulated rounding, trained in place.
-
-    Biases alone: with all weights the network moves away from the float one by as much as it gains.  They stay as they
-    were where they end no nearer to the float student on pictures that were held out, which is so in 3 of 4 students of
-    `benchmarks/results/export.md`: weights rounded together leave them little to make up for.
-    """
-    biases = {name: p.detach().clone() for name, p in net.named_parameters() if name.endswith("bias")}
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in biases)
-    data, run = course.data, course.run
-    index = np.union1d(data.train, np.setdiff1d(data.gallery, data.validation))
-    schedule = TrainSpec(fit.epochs, min(fit.batch, len(index)), 0.1, 1.0, course.learning.seed)
-    key = f"{sha256_of(run.folder / 'student.safetensors')} {data.fingerprint} {fit.model_dump_json()}"
-    device = next(student.parameters()).device
-    lesson, before = course.student_lesson, _away(course, student, net.to(device))
-    train_rounded(
-        net, student.requires_grad_(False), lesson, index, schedule, fit.lr, course.plan.student_crop, run.cache, key
-    )
-    after = _away(course, student, net)
-    log.info("  squared distance to the float student on pictures held out: %.5f before, %.5f after", before, after)
-    if not after < before:
-        log.warning("  the biases learned nothing: no better on pictures held out, so they stay as they were")
-        net.load_state_dict(biases, strict=False)
-    net.cpu()
-
-
-@torch.no_grad()
-def _away(course: RunContext, student: HashNet, net: torch.nn.Module) -> float:
-    """Mean squared difference of the logits to the float student's, on the pictures held out."""
-    parts = np.array_split(course.held, -(-len(course.held) // ENCODE_BATCH))
-    seen = [course.student_lesson.lens.look(part) for part in parts]
-    apart = torch.cat([net.eval()(pictures) - student.eval()(pictures) for pictures in seen])
-    return float(apart.square().mean())

@@ -14,7 +14,6 @@ import json
 import os
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,9 +67,9 @@ def tell(run: RunDir, command: TrainConfig) -> int:
     limit_threads()
     keep_freed_memory()
     check_forms(command.forms)
-    free = "forms", "name", "output_dir", "resize_inside", "rounded", "strict", "tensorboard", "thresholds"
+    free = "forms", "name", "output_dir", "resize_inside", "strict", "tensorboard", "thresholds"
     changed = run.check_config("config", command, but=free)
-    files = changed & {"forms", "resize_inside", "rounded"}
+    files = changed & {"forms", "resize_inside"}
     run.invalidate(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
 
     course = begin(run, command, command.output_dir / "cache")
@@ -91,7 +90,6 @@ def tell(run: RunDir, command: TrainConfig) -> int:
 
 def ship(course: RunContext, networks: TrainedModels, command: TrainConfig) -> Manifest:
     """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
-    from distill.pipeline import adapt
     from export.bundle import open_bundle
     from export.ship import Student
     from export.ship import ship as write
@@ -102,7 +100,6 @@ def ship(course: RunContext, networks: TrainedModels, command: TrainConfig) -> M
             student = Student(
                 net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size),
                 networks.space, course.centers, course.calibration(), course.golden(net),
-                partial(adapt, course, net, fit=command.rounded),
             )  # fmt: skip
             _, chosen = write(student, command.forms, run.folder / "bundle", command.resize_inside)
             write_json(run.folder / QUANTIZATION, chosen)

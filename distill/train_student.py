@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.data.augment import draw
 from distill.distillers.base import DistillBatch, Distiller
-from distill.distillers.csch import instance_consistency
 from distill.distributed import gather, mine
 from distill.engine import OptimizedModule, TrainSpec, fit, forward
 from distill.models.hash_net import HashNet
@@ -116,29 +115,6 @@ def train_student(
     ]
     rows = np.arange(len(lesson.train))
     fit("student", learners, prepare, objective, rows, schedule, lesson.validator(net), folder, key)
-
-
-def train_rounded(
-    net: nn.Module, student: HashNet, lesson: TrainingSet, index: Indices, schedule: TrainSpec, lr: float, crop: float,
-    folder: Path, key: str,
-) -> None:  # fmt: skip
-    """Trains what may be trained of `net`, the student under simulated rounding, to say what the float student says.
-
-    Instance consistency in its raw form (`csch.instance_consistency`) on fresh crops, with the float student as the
-    teacher: it needs no labels, and so all pictures of `index` will do.
-    """
-
-    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        return lesson.lens.look(mine(index[rows]), mine(draw(len(rows), crop, generator)))
-
-    def objective(images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            expected = student(images)
-        found = net.eval()(images)  # a batch norm that could not be folded stays as it will be shipped
-        return instance_consistency(found, expected, "raw"), ((found > 0) == (expected > 0)).float().mean()
-
-    fit("rounded", [OptimizedModule("rounded", net, lr, 0.0)], prepare, objective, np.arange(len(index)), schedule,
-        lambda: None, folder, key)  # fmt: skip
 
 
 def train_pair(

@@ -11,12 +11,12 @@ from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
 
 DEFAULT_FORMS = (
-    "onnx-fp32", "onnx-fp16", "onnx-int8-weights",
-    "litert-fp32", "litert-fp16", "litert-int8-weights",
-    "coreml-fp16", "coreml-int8-weights",
+    "onnx-fp32", "onnx-fp16", "onnx-w8a32",
+    "litert-fp32", "litert-fp16", "litert-w8a32",
+    "coreml-fp16", "coreml-w8a32",
 )  # fmt: skip
 FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
-SMALL_WEIGHTS = 2048  # numbers; int8-weights leaves smaller tensors float: depthwise kernels, squeeze-excite gates
+SMALL_WEIGHTS = 2048  # numbers; w8a32 leaves smaller tensors float: depthwise kernels, squeeze-excite gates
 
 
 def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
@@ -44,7 +44,7 @@ class ExportedModel:
 
     @property
     def form(self) -> str:
-        """Format and precision, the name people use: "onnx-fp32", "litert-int8-weights"."""
+        """Format and precision, the name people use: "onnx-fp32", "litert-w8a32"."""
         return f"{self.format}-{self.card.precision}"
 
     @staticmethod

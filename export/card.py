@@ -17,7 +17,7 @@ ANY_SIZE = "NHWC uint8, resized inside"  # the file follows the rule itself, `si
 class ModelMetadata:
     """Everything an app must know to feed the file and to compare its codes.
 
-    precision: what the weights and activations are, e.g. "fp32", "fp16", "int8-weights"
+    precision: what the weights and activations are, e.g. "fp32", "fp16", "w8a32"
     size:      side of the square input, pixels
     layout:    "NHWC uint8" (Core ML: "image"; with the resize inside: `ANY_SIZE`); colour_order: "RGB"
     resize:    the rule that makes the input from a decoded, upright picture

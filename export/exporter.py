@@ -35,13 +35,12 @@ class Format(Protocol):
     def write(self, program: Any, card: ModelMetadata, path: Path) -> ExportedModel: ...
 
 
-STATIC = ("int8", "int8-calibrated")  # 8-bit activations too, after quantization-aware distillation or without
-WIDE = "int8x16"  # 16-bit activations, by the ranges of "int8-calibrated"
+STATIC = "w8a8", "w8a16"  # activations too, by ranges that calibration images gave
 FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
 
 
 def check_forms(forms: Sequence[str]) -> None:
-    """Raises `InputError` unless every form, e.g. "onnx-int8-weights", can be made and is named once."""
+    """Raises `InputError` unless every form, e.g. "onnx-w8a32", can be made and is named once."""
     known = [f"{name}-{precision}" for name, format in FORMATS.items() for precision in format.PRECISIONS]
     wrong = sorted({form for form in forms if form not in known or list(forms).count(form) > 1})
     if wrong or not forms:
@@ -59,8 +58,8 @@ def export_all(
 
     net:           normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
     float_layers:  dotted names, in the folded network, of convolutions and linear layers that no precision quantizes
-    simulated:     networks of `export.quantize.simulate` by precision: for `STATIC` with simulated 8-bit layers, whose
-                   ranges "int8x16" takes too; for "int8-weights" with weights rounded together, or else to the nearest
+    simulated:     networks of `export.quantize.simulate` by precision: for "w8a8" with simulated 8-bit layers, whose
+                   ranges "w8a16" takes too; for "w8a32" with weights rounded together, or else to the nearest
     calibration:   how these were chosen, for the card
     resize_inside: ONNX files take pictures of any one size `[B, H, W, 3]` and follow the resize rule themselves
     A form whose converter raises is an `ExportFailure` with the reason; a form that does not exist, a layer that does
@@ -78,9 +77,9 @@ def export_all(
         card = ModelMetadata(
             space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
             float_layers=() if precision in FLOAT else tuple(float_layers),
-            calibration=calibration if precision in (*STATIC, WIDE) else "",
+            calibration=calibration if precision in STATIC else "",
         )  # fmt: skip
-        given = simulated.get("int8-calibrated" if precision == WIDE else precision)
+        given = simulated.get("w8a8" if precision == "w8a16" else precision)
         make = partial(_program, format, model, given, precision, preprocessing)
         key = "" if given is None else precision
         rows.append(_made(format, card, make, programs, key, folder / f"query-{precision}{format.SUFFIX}"))
@@ -93,15 +92,15 @@ def _program(
     """The format's own form of the network, of which the precision's weights are made."""
     if simulated is not None:
         return format.convert(QueryModel(_ready(simulated, format, precision), preprocessing))
-    if precision in (*STATIC, WIDE):
+    if precision in STATIC:
         raise ValueError("no pictures to calibrate it by")
     return format.convert(model)
 
 
 def _ready(simulated: nn.Module, format: Format, precision: str) -> nn.Module:
-    if precision in STATIC:
+    if precision == "w8a8":
         return shipped(simulated, **format.INTEGERS)
-    return ranged(simulated) if precision == WIDE else simulated
+    return ranged(simulated) if precision == "w8a16" else simulated
 
 
 def _check_rule(preprocessing: Preprocessing, resize_inside: bool) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,24 +124,17 @@ def quantize(
 
 
 def simulate(
-    net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, forms: Sequence[str],
-    adapt: Callable[[nn.Module], None],
-) -> tuple[QuantizationResult | None, dict[str, nn.Module]]:  # fmt: skip
-    """What `export_all` needs for 8-bit `forms`: the choice of layers, and a network for each precision.
-
-    net: as trained; adapt: trains a simulated network in place to make up for the rounding, for the precision "int8"
-    """
+    net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, forms: Sequence[str]
+) -> tuple[QuantizationResult | None, dict[str, nn.Module]]:
+    """What `export_all` needs for 8-bit `forms` of the trained `net`: the choice of layers, a network per precision."""
     precisions = {form.partition("-")[2] for form in forms}
     if precisions <= set(FLOAT):
         return None, {}
-    ranged = bool(precisions & {"int8", "int8-calibrated", "int8x16"})
+    ranged = bool(precisions & {"w8a8", "w8a16"})
     quantized = quantize(deployable(net, preprocessing.size), preprocessing, seen, held, ranged)
-    simulated = {"int8-weights": quantized.stored}
+    simulated = {"w8a32": quantized.stored}
     if ranged:
-        simulated["int8-calibrated"] = quantized.net
-    if "int8" in precisions:
-        simulated["int8"] = copy.deepcopy(quantized.net)
-        adapt(simulated["int8"])
+        simulated["w8a8"] = quantized.net
     return quantized, simulated
 
 

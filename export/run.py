@@ -1,6 +1,6 @@
 """From a student to files that ship: exported again, made of a network of your own, or verified.
 
-    python export/run.py runs/mine --formats onnx litert --precisions fp32 int8
+    python export/run.py runs/mine --formats onnx litert --precisions fp32 w8a8
     python export/run.py --student-weights mine.safetensors --student mobilenetv3_small_100 --size 224 \\
         --space runs/mine --pictures photos/ --out mine-bundle
     python export/run.py verify runs/mine/bundle
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +53,7 @@ class Export(StrictModel):
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
     """onnx, litert, coreml, coreai."""
     precisions: tuple[str, ...] = ()
-    """fp32, fp16, int8-weights, int8, int8-calibrated, palette6, ...: each is made in the formats that have it; by
+    """fp32, fp16, w8a32, w8a8, w8a16, palettize6, ...: each is made in the formats that have it; by
     default those that a run makes."""
     out: Path | None = None
     """The bundle's folder, made anew; by default RUN/export."""
@@ -137,9 +136,6 @@ def chosen(command: Export) -> list[str]:
     if nowhere := [p for p in command.precisions if not any(p in known for known in formats.values())]:
         known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in formats.items())
         raise InputError(f"precisions that a chosen format has ({known})", ", ".join(nowhere), "Choose from these.")
-    if not command.run and "int8" in command.precisions:
-        fix = "Use int8-calibrated, which learns nothing, or distil the student by distill/run.py."
-        raise InputError("precisions that need no training", "int8, for which the biases learn", fix)
     if command.precisions:
         wanted = dict.fromkeys(command.precisions)
         return [f"{name}-{precision}" for name, has in formats.items() for precision in wanted if precision in has]
@@ -165,7 +161,6 @@ def check_out(out: Path) -> None:
 
 def of_run(command: Export, forms: list[str], out: Path) -> None:
     """Exports from a finished run, with the pictures it has: its results and its own bundle stay as they are."""
-    from distill import pipeline
     from distill.checkpoint import load_network
     from distill.context import begin
     from distill.models import pretrained
@@ -188,7 +183,6 @@ def of_run(command: Export, forms: list[str], out: Path) -> None:
         write(Student(
             net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size),
             codespace.load(folder)[0], course.centers, course.calibration(), course.golden(net),
-            partial(pipeline.adapt, course, net, fit=asked.rounded),
         ), command, forms, out)  # fmt: skip
 
 
@@ -213,7 +207,7 @@ def of_weights(command: Export, forms: list[str], out: Path) -> None:
     golden = slice(None, None, -(-len(pixels) // GOLDEN))
     write(Student(
         net, start.name, seen, space, centers, (pixels[::2], pixels[1::2]),
-        (pixels[golden], pack(said[golden]), said[golden]), lambda _: None,
+        (pixels[golden], pack(said[golden]), said[golden]),
     ), command, forms, out)  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ class Student:
     centers:     of the code space, int8 `[classes, bits]`
     calibration: pictures uint8 `[n, S, S, 3]`, those seen and those held out (`export.quantize.quantize`)
     golden:      pictures, codes and logits of the float network (`export.bundle.Golden`)
-    adapt:       trains a network with simulated 8-bit layers in place, for the precision "int8"
     """
 
     net: nn.Module
@@ -37,7 +36,6 @@ class Student:
     centers: NDArray[np.int8]
     calibration: tuple[Pixels, Pixels]
     golden: tuple[Pixels, Codes, NDArray[np.float32]]
-    adapt: Callable[[nn.Module], None]
 
 
 def ship(
@@ -49,7 +47,7 @@ def ship(
     `write_bundle` raise.
     """
     net, preprocessing, space = student.net, student.preprocessing, student.space
-    quantized, nets = simulate(net, preprocessing, *student.calibration, forms, student.adapt)
+    quantized, nets = simulate(net, preprocessing, *student.calibration, forms)
     left, how = (quantized.float_layers, quantized.calibration) if quantized else ((), "")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:  # on the disk it goes to

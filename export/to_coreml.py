@@ -21,7 +21,7 @@ from export.query_model import QueryModel
 from gallery.files import whole
 
 FORMAT, SUFFIX, LAYOUT = "coreml", ".mlpackage", "image"
-PRECISIONS = ("fp32", "fp16", "int8-weights", "palette6", "palette4", "int8", "int8-calibrated")
+PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "palettize6")
 INTEGERS = {"stored": True, "signed": True}
 _DATED = "com.github.apple.coremltools.conversion_date"
 
@@ -62,21 +62,21 @@ class ExportedPrograms:
     def stored(self, precision: str, float_layers: Sequence[str]) -> Any:
         """The program of a precision; but for fp32 activations are fp16, and the larger weights are as it says.
 
-        "int8-weights": int8 with one scale per output channel.  "palette6" and "palette4": 64 or 16 values of one
-        k-means table a layer, depthwise layers left float: of a trained MobileNetV3-small on imagenet20, 6 bits so
-        turned 2.7 % of the bits instead of 5.7 %, 4 bits 13.8 % instead of 49 %.  A float head changed nothing.
+        "w8a32": int8 with one scale per output channel.  "palettize6": 64 values of one k-means table a
+        layer, depthwise layers kept in float: of a trained MobileNetV3-small on imagenet20, 6 bits so flipped 2.7 % of
+        the bits instead of 5.7 %.  A float head changed nothing.
         """
         if precision in ("fp32", "fp16"):
             return getattr(self, precision)
         from coremltools.optimize import coreml as optimize
 
-        left = [*float_layers, *(self.depthwise if precision.startswith("palette") else [])]
+        left = [*float_layers, *(self.depthwise if precision.startswith("palettize") else [])]
         kept = {f"p_query_net_{layer.replace('.', '_')}_weight_to_fp16": None for layer in left}
-        if not precision.startswith("palette"):
+        if not precision.startswith("palettize"):
             rule = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALL_WEIGHTS)
             return optimize.linear_quantize_weights(self.fp16, optimize.OptimizationConfig(rule, op_name_configs=kept))
         table = optimize.OpPalettizerConfig(
-            mode="kmeans", nbits=int(precision.removeprefix("palette")), weight_threshold=SMALL_WEIGHTS
+            mode="kmeans", nbits=int(precision.removeprefix("palettize")), weight_threshold=SMALL_WEIGHTS
         )
         return optimize.palettize_weights(self.fp16, optimize.OptimizationConfig(table, op_name_configs=kept))
 

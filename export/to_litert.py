@@ -21,7 +21,7 @@ from export.query_model import QueryModel
 from gallery.files import write_whole
 
 FORMAT, SUFFIX, LAYOUT = "litert", ".tflite", "NHWC uint8"
-PRECISIONS = ("fp32", "fp16", "int8-weights", "int8-dynamic", "int8", "int8-calibrated", "int8x16")
+PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "w8a16", "w8a8-dynamic")
 INTEGERS = {"stored": False, "signed": True}
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _ROOM = 4  # times a range's larger end is the end of its int16 grid: the range leaves out the rarest values
@@ -29,7 +29,7 @@ _ROOM = 4  # times a range's larger end is the end of its int16 grid: the range 
 
 @dataclass(frozen=True)
 class Program:
-    """A converted file; ranges: what goes into and comes out of the layers that "int8x16" calculates in int16."""
+    """A converted file; ranges: what goes into and comes out of the layers that "w8a16" calculates in int16."""
 
     data: bytes
     ranges: dict[str, tuple[Range, Range]]
@@ -50,8 +50,8 @@ def _rule(algorithm: str, smallest: int, dynamic: bool = False, **weights: Any) 
 _CHANNELWISE: dict[str, Any] = {"num_bits": 8, "granularity": "CHANNELWISE", "dtype": "INT"}
 _RULES = {
     "fp16": _rule("float_casting", 0, num_bits=16, granularity="TENSORWISE", dtype="FLOAT"),
-    "int8-weights": _rule("min_max_uniform_quantize", SMALL_WEIGHTS, **_CHANNELWISE),
-    "int8-dynamic": _rule("min_max_uniform_quantize", SMALL_WEIGHTS, True, **_CHANNELWISE),
+    "w8a32": _rule("min_max_uniform_quantize", SMALL_WEIGHTS, **_CHANNELWISE),
+    "w8a8-dynamic": _rule("min_max_uniform_quantize", SMALL_WEIGHTS, True, **_CHANNELWISE),
 }
 _INT16 = {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "INT"}
 
@@ -78,7 +78,7 @@ def convert(model: QueryModel) -> Program:
 
 
 def _ranges(model: QueryModel) -> dict[str, tuple[Range, Range]]:
-    """Of the simulated layers whose weights "int8-weights" rounds: so that no bit turns that does not turn there.
+    """Of the simulated layers whose weights "w8a32" rounds: so that no bit turns that does not turn there.
 
     The int8 weights of smaller layers, most of them depthwise, turned 3.2 % of a trained MobileNetV3-small's bits
     instead of 0.85 %.
@@ -126,17 +126,17 @@ class _Named(nn.Module):
 
 
 def _quantized(program: Program, card: ModelMetadata) -> bytes:
-    """The file with the weights of `card.precision`; in "int8-dynamic" the last layer, the hash head, stays float."""
+    """The file with the weights of `card.precision`; in "w8a8-dynamic" the last layer, the hash head, stays float."""
     from ai_edge_quantizer.quantizer import Quantizer
 
     operations = _weighted_operations(program.data)
     left = _operations_of(operations, card.float_layers)
-    if card.precision == "int8-dynamic":
+    if card.precision == "w8a8-dynamic":
         left.append(list(operations)[-1])
-    rules = [_RULES.get(card.precision, _RULES["int8-weights"])]
+    rules = [_RULES.get(card.precision, _RULES["w8a32"])]
     rules += [_only(name, "no_quantize", {}) for name in left]
     ends: dict[str, dict[str, Any]] | None = None
-    if card.precision == "int8x16":
+    if card.precision == "w8a16":
         ranges = {name: both for name, both in program.ranges.items() if name not in card.float_layers}
         more, ends = _sixteen_bits(operations, ranges)
         rules += more

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 FORMAT, SUFFIX, LAYOUT = "onnx", ".onnx", "NHWC uint8"
-PRECISIONS = ("fp32", "fp16", "int8-weights", "int8", "int8-calibrated")
+PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8")
 INTEGERS = {"stored": True, "signed": False}
 _OUTPUT_CHANNELS = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the weights; torch writes Gemm transposed
 

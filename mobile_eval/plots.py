@@ -72,7 +72,7 @@ def of_curve(curve: TrainingCurve) -> list[Plot]:
 def of_margins(rows: Sequence[ModelResult]) -> Plot | None:
     """Shares of the logits by their distance from zero, of the first float file and of the last 8-bit one."""
     ran = [row for row in rows if sum(row.margins)]
-    pair = [row for row in ran if row.is_float][:1] + [row for row in ran if row.precision.startswith("int8")][-1:]
+    pair = [row for row in ran if row.is_float][:1] + [row for row in ran if row.precision.startswith("w8")][-1:]
     return _margins(*pair) if len(pair) == 2 else None
 
 

@@ -240,7 +240,7 @@ def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
 def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "runs")
     before = student_sha(tmp_path / "runs")
-    forms = ("--forms", "onnx-fp32", "onnx-int8-weights", "onnx-int8", "--rounded.epochs", "1")
+    forms = ("--forms", "onnx-fp32", "onnx-w8a32", "onnx-w8a8")
     code, out = finish(start(pictures, tmp_path / "runs", *forms))
     assert code in (0, 1), out  # so small a student may well lose more than the gate allows
     results = load_results(tmp_path / "runs" / "r" / "results.json")
@@ -248,5 +248,5 @@ def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], picture
     assert student_sha(tmp_path / "runs") == before  # nothing was learned again
     assert results.quantization is not None
     assert {row.mode for row in results.quantization.layers} == {"weights", "int8"}
-    assert [curve.stage for curve in results.curves] == ["teacher", "student", "rounded"]
+    assert [curve.stage for curve in results.curves] == ["teacher", "student"]
     assert "8-bit layers" in (tmp_path / "runs" / "r" / "report.html").read_text()

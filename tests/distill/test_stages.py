@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from distill import pipeline
-from distill.config import RoundedFit, TrainConfig
+from distill.config import TrainConfig
 from distill.context import RunContext, begin
 from distill.engine import read_journal
 from distill.hash_centers.assignment import assign
@@ -21,9 +20,6 @@ from distill.hash_centers.constructions import hash_centers
 from distill.hash_centers.multilabel import center_targets, elected
 from distill.models.hash_net import build
 from distill.run_dir import open_run
-from export.fake_quant import layers
-from export.quantize import quantize
-from export.query_model import deployable
 from gallery import codespace
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
@@ -210,44 +206,6 @@ def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> 
     course, _ = learn("patient", student_train=fit, validation_fraction=0.2)
     points = [p for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "student"]
     assert len([p for p in points if p.validation is not None]) < 12
-
-
-def test_biases_learn_to_make_up_for_8_bit(learn: Learn) -> None:
-    course, networks = learn(student_train=STUDENT.model_copy(update={"epochs": 4}))
-    before = quantized(course, networks)
-    net = copy.deepcopy(before)
-    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=4, batch_size=16))
-    pictures = course.student_lesson.lens.look(course.data.query)
-    with torch.no_grad():
-        expected, plain, adapted = (one.eval()(pictures) for one in (networks.student, before, net))
-    assert (adapted - expected).square().mean() < (plain - expected).square().mean()
-    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before.get_parameter(name))}
-    assert moved
-    assert all(name.endswith("bias") for name in moved)
-    again = copy.deepcopy(before)
-    pipeline.adapt(
-        course, networks.student, again, RoundedFit(epochs=4, batch_size=16)
-    )  # read back from its checkpoint
-    assert same(net, again)
-
-
-def test_biases_that_learn_nothing_stay_as_they_were(learn: Learn, caplog: pytest.LogCaptureFixture) -> None:
-    course, networks = learn()
-    before = quantized(course, networks)
-    net = copy.deepcopy(before)
-    pipeline.adapt(course, networks.student, net, RoundedFit(epochs=1, batch_size=16, lr=10.0))  # they fly apart
-    assert same(net, before)
-    assert "no better" in caplog.text
-
-
-def quantized(course: RunContext, networks: pipeline.TrainedModels) -> torch.nn.Module:
-    """The student in 8-bit wherever that can be, and with its activations cut too early."""
-    preprocessing = course.preprocessing(course.plan.student, SIZE)
-    made = quantize(deployable(networks.student, SIZE), preprocessing, *course.calibration()).net
-    for layer in layers(made).values():
-        layer.mode = "int8"
-        layer.output.low, layer.output.high = 0.5 * layer.output.low, 0.5 * layer.output.high
-    return made
 
 
 def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:

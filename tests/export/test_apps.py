@@ -33,7 +33,7 @@ WEB = {"onnxruntime-web": "1.30.0", "typescript": "7.0.2"}
 KOTLIN = {"kotlin-compiler": "2.4.20"}
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "E403")
 SIDES = [(100, 77), (77, 100), (33, 32), (35, 32), (32, 37), (20, 15), (9, 23), (7, 150), (640, 479), (1, 1)]
-MODELS = ("onnx-fp32", "onnx-fp16", "onnx-int8-weights", "litert-fp32", "litert-int8-weights", "coreml-int8-weights")
+MODELS = ("onnx-fp32", "onnx-fp16", "onnx-w8a32", "litert-fp32", "litert-w8a32", "coreml-w8a32")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def ran(language: str, request: pytest.FixtureRequest) -> Answers:
 def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, shipped: Shipped, tmp_path: Path) -> None:
     student, logits = shipped.student, shipped.student.logits[:1]
     for formats in (["onnx"], ["litert"], ["coreml"], ["coreml", "onnx"]):
-        made = [shipped.files[f"{name}-int8-weights"] for name in formats]
+        made = [shipped.files[f"{name}-w8a32"] for name in formats]
         folder = tmp_path / "-".join(formats)
         write_bundle(folder, made, student.space, student.centers, student.images[:1], pack(logits), logits)
         names = {name for format, name, _ in APPS if format in formats}
@@ -287,7 +287,7 @@ def test_the_swift_parses_and_names_what_the_package_holds(case: Case, shipped: 
     swift = parser.Parser(parser.Language(grammar.language()))
     assert not swift.parse(source).root_node.has_error
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
-    card = shipped.files["coreml-int8-weights"].card
+    card = shipped.files["coreml-w8a32"].card
     rules = [card.resize, card.layout, card.colour_order, card.bit_order, str(card.version)]
     for word in [KEY, *rules, "image", "codes", "logits"]:
         assert f'"{word}"'.encode() in source, word

@@ -24,9 +24,9 @@ from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
 from tests.export.factories import SIZE, Shipped, Student
 
-FORMS = ("onnx-int8-weights", "litert-int8-weights", "coreml-int8-weights")
+FORMS = ("onnx-w8a32", "litert-w8a32", "coreml-w8a32")
 REFUSED = ExportFailure("coreml-fp16", "ValueError: no such operation")
-SPEC = "query-int8-weights.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+SPEC = "query-w8a32.mlpackage/Data/com.apple.CoreML/model.mlmodel"
 
 
 def golden(student: Student, count: int = 5) -> tuple[Any, Any, Any]:
@@ -181,7 +181,7 @@ def renamed(record: dict[str, Any], name: str) -> None:
 
 
 def first(record: dict[str, Any]) -> Any:
-    return record["files"]["query-int8-weights.onnx"]
+    return record["files"]["query-w8a32.onnx"]
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -262,14 +262,14 @@ def test_a_swapped_code_space_is_found_even_with_new_sums(bundle: Path, shipped:
     with pytest.raises(CorruptFile, match="code space"):
         open_bundle(bundle)
     edited(bundle, lambda record: record.update(code_space=other.to_dict()))
-    with pytest.raises(CodeSpaceMismatch, match=r"query-int8-weights\.onnx"):  # the models still speak the old one
+    with pytest.raises(CodeSpaceMismatch, match=r"query-w8a32\.onnx"):  # the models still speak the old one
         open_bundle(bundle)
 
 
 def test_a_card_changed_inside_the_file_is_found_even_with_new_sums(bundle: Path) -> None:
     import onnx
 
-    path = bundle / "query-int8-weights.onnx"
+    path = bundle / "query-w8a32.onnx"
     model = onnx.load(path)
     (entry,) = model.metadata_props
     assert entry.key == KEY
@@ -295,7 +295,7 @@ def test_a_bundle_is_replaced_whole_or_left_alone(bundle: Path, shipped: Shipped
     assert sha256_of(bundle) == before
     write(bundle, shipped, made=[shipped.files["onnx-fp32"]])
     assert [file.form for file in open_bundle(bundle).files] == ["onnx-fp32"]
-    assert not (bundle / "query-int8-weights.tflite").exists()
+    assert not (bundle / "query-w8a32.tflite").exists()
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 

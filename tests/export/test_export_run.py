@@ -72,13 +72,12 @@ def stages(run: Path) -> dict[str, Any]:
 
 def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: Call) -> None:
     before, noted = state(run), stages(run)
-    code, said = call(run, "--formats", "onnx", "--precisions", "int8", "--resize-inside")
+    code, said = call(run, "--formats", "onnx", "--precisions", "w8a8", "--resize-inside")
     assert code == 0, said
     manifest = open_bundle(run / "export")
     (file,) = manifest.files
-    assert (file.form, file.card.layout, manifest.space) == ("onnx-int8", ANY_SIZE, codespace.load(run)[0])
-    assert f"onnx-int8: {file.bytes / 1e6:.2f} MB, {len(file.card.float_layers)} layers left float, " in said
-    assert "rounded epoch 2" in said  # its biases have learned
+    assert (file.form, file.card.layout, manifest.space) == ("onnx-w8a8", ANY_SIZE, codespace.load(run)[0])
+    assert f"onnx-w8a8: {file.bytes / 1e6:.2f} MB, {len(file.card.float_layers)} layers left float, " in said
     size = file.card.size
     assert open_model(file.path).encode(np.zeros((1, size + 9, 2 * size, 3), np.uint8)).shape == (1, BITS // 8)
     now = {name: digest for name, digest in state(run).items() if not name.startswith(("export/", "work/"))}
@@ -149,8 +148,8 @@ def test_the_bundle_its_run_was_proved_by_stays(run: Path, call: Call) -> None:
     ("words", "says"),
     [
         (("--formats", "tf"), "onnx"),
-        (("--precisions", "int5"), "palette4"),
-        (("--formats", "coreml", "--precisions", "int8-dynamic"), "palette6"),
+        (("--precisions", "int5"), "palettize6"),
+        (("--formats", "coreml", "--precisions", "w8a8-dynamic"), "palettize6"),
         (("--size", "64"), "--size"),
     ],
 )
@@ -162,10 +161,10 @@ def test_a_wish_that_no_format_can_fulfil_is_a_sentence(
 
 
 def test_each_format_makes_the_precisions_it_has(module: Any) -> None:
-    command = module.Export(run=Path("r"), formats=("onnx", "coreml"), precisions=("int8", "palette6"))
-    assert module.chosen(command) == ["onnx-int8", "coreml-int8", "coreml-palette6"]
+    command = module.Export(run=Path("r"), formats=("onnx", "coreml"), precisions=("w8a8", "palettize6"))
+    assert module.chosen(command) == ["onnx-w8a8", "coreml-w8a8", "coreml-palettize6"]
     assert module.chosen(module.Export(run=Path("r"), formats=("litert",))) == [
-        "litert-fp32", "litert-fp16", "litert-int8-weights"]  # fmt: skip
+        "litert-fp32", "litert-fp16", "litert-w8a32"]  # fmt: skip
 
 
 def test_interrupted_it_leaves_nothing(run: Path, tmp_path: Path) -> None:
@@ -290,7 +289,6 @@ def test_what_a_network_needs_is_said(run: Path, plain: Path, call: Call, tmp_pa
     for words, says in (
         (("--student-weights", plain), "no --space, --pictures, --out"),
         ((), "--student-weights, --space"),
-        ((*own(run, plain, *PLAIN, *out), "--precisions", "int8"), "int8-calibrated"),
         (own(run, plain, *out), "--student and --size"),
         ((*own(run, plain, *PLAIN, *out), "--size", 5000), "16 to 2048"),
         ((*own(run, plain, *PLAIN, *out), "--std", 1, 0, 1), "above zero"),
@@ -389,7 +387,7 @@ def answers(turned: int, distance: float = 1.0) -> tuple[ModelOutput, Golden]:
     [
         ("fp32", 0, 1.0, "ok"), ("fp32", 512, 0.9e-3, "ok"), ("fp32", 1, 1.1e-3, "FAILED"),
         ("fp16", 1, 0.09, "ok"), ("fp16", 1, 0.11, "FAILED"),
-        ("int8", 19, 1.0, "ok"), ("int8", 20, 1.0, "FAILED"),
+        ("w8a8", 19, 1.0, "ok"), ("w8a8", 20, 1.0, "FAILED"),
     ],
 )  # fmt: skip
 def test_what_may_turn(module: Any, precision: str, turned: int, distance: float, end: str) -> None:
@@ -403,7 +401,7 @@ def test_golden_logits_of_zero_excuse_nothing(module: Any) -> None:
     assert judge("fp32", found, lying)[0] == "FAILED"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8a8"])
 def test_what_is_not_a_number_fails(module: Any, precision: str) -> None:
     found, golden = answers(0)
     found.logits[3, 5] = np.nan

@@ -21,7 +21,7 @@ from gallery.errors import CodeSpaceMismatch, CorruptFile
 from tests.export.factories import Shipped
 
 ROOT = Path(__file__).parents[2]
-FORMS = ("onnx-fp16", "litert-int8-weights", "coreml-int8-weights")
+FORMS = ("onnx-fp16", "litert-w8a32", "coreml-w8a32")
 BLOCKED = (
     "torch", "tensorflow", "jax", "onnx", "onnxruntime", "ai_edge_litert", "litert_torch", "flatbuffers",
     "coremltools", "coreai", "numpy",

@@ -26,7 +26,7 @@ from tests.export.factories import BITS, IMAGENET
 
 SIZES = {"mobilenetv3_large_100": 32, "mobilenetv2_100": 32, "mobilenetv4_conv_small": 32,
          "tf_efficientnet_lite0": 32, "fastvit_t8": 64}  # fmt: skip
-FORMS = ("onnx-fp32", "onnx-int8-weights", "litert-fp32", "litert-int8-weights", "coreml-fp16", "coreml-int8-weights")
+FORMS = ("onnx-fp32", "onnx-w8a32", "litert-fp32", "litert-w8a32", "coreml-fp16", "coreml-w8a32")
 Logits = NDArray[np.float32]
 
 
@@ -76,10 +76,10 @@ def test_a_student_keeps_its_codes_in_every_format(name: str, tmp_path: Path) ->
         assert np.array_equal(found.codes, pack(found.logits))
         if row.form == "coreml-fp16":
             check_half(found.logits, exact, half)
-        elif row.form == "coreml-int8-weights":
+        elif row.form == "coreml-w8a32":
             check_half_and_rounded(found.logits, exact, whole)
         else:
-            check_exact(found.logits, whole if row.form.endswith("int8-weights") else exact)
+            check_exact(found.logits, whole if row.form.endswith("w8a32") else exact)
 
 
 def check_exact(found: Logits, expected: Logits) -> None:

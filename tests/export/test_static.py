@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from torch import nn
 
 from export import quantize as q
 from export.artifact import SMALL_WEIGHTS, ExportedModel, ExportFailure
-from export.exporter import STATIC, export_all
+from export.exporter import export_all
 from export.fake_quant import layers
 from gallery.codes import pack
 from gallery.files import size_of
@@ -22,10 +21,10 @@ FORMATS = ("onnx", "litert", "coreml")
 def made(
     v3: Student, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[q.QuantizationResult, dict[str, ExportedModel]]:
-    forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "int8-calibrated")]
-    forms += ["litert-int8-weights", "litert-int8x16"]
+    forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "w8a8")]
+    forms += ["litert-w8a32", "litert-w8a16"]
     seen, held = pictures(64, seed=4)[0], pictures(32, seed=5)[0]
-    quantized, simulated = q.simulate(v3.net, IMAGENET, seen, held, forms, pytest.fail)
+    quantized, simulated = q.simulate(v3.net, IMAGENET, seen, held, forms)
     assert quantized is not None
     rows = export_all(
         v3.net, IMAGENET, v3.space.id, v3.name, forms, tmp_path_factory.mktemp("static"),
@@ -42,7 +41,7 @@ def test_the_file_says_what_was_simulated(
 ) -> None:
     quantized, files = made
     expected = q.logits(quantized.net, q.normalised(v3.images, IMAGENET)).numpy()
-    found = open_model(files[f"{format}-int8-calibrated"].path).run(v3.images)
+    found = open_model(files[f"{format}-w8a8"].path).run(v3.images)
     assert np.array_equal(found.codes, pack(found.logits))
     assert ((found.logits > 0) != (expected > 0)).mean() < 0.01
     assert ((found.logits > 0) != (v3.logits > 0)).mean() < 0.03
@@ -54,11 +53,11 @@ def test_the_card_says_how_and_the_file_is_smaller(
     made: tuple[q.QuantizationResult, dict[str, ExportedModel]], format: str
 ) -> None:
     quantized, files = made
-    card = files[f"{format}-int8-calibrated"].card
+    card = files[f"{format}-w8a8"].card
     assert card.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
     assert card.float_layers == quantized.float_layers
     assert files[f"{format}-fp16"].card.calibration == ""
-    assert size_of(files[f"{format}-int8-calibrated"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
+    assert size_of(files[f"{format}-w8a8"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
 
 
 def test_integers_are_what_the_engines_get(made: tuple[q.QuantizationResult, dict[str, ExportedModel]]) -> None:
@@ -67,10 +66,10 @@ def test_integers_are_what_the_engines_get(made: tuple[q.QuantizationResult, dic
     quantized, files = made
     wanted = [layer.mode for layer in layers(quantized.net).values()].count("int8")
     assert wanted > 10
-    graph = onnx.load(str(files["onnx-int8-calibrated"].path)).graph
+    graph = onnx.load(str(files["onnx-w8a8"].path)).graph
     whole = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     assert sum(node.op_type == "Conv" and set(node.input[:2]) <= whole for node in graph.node) == wanted
-    assert tflite_integer_convolutions(files["litert-int8-calibrated"]) == wanted
+    assert tflite_integer_convolutions(files["litert-w8a8"]) == wanted
 
 
 def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
@@ -79,13 +78,13 @@ def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
     quantized, files = made
     own, left = layers(quantized.net), quantized.float_layers
     wide = [n for n, m in own.items() if m.pixels > 1 and m.conv.weight.numel() >= SMALL_WEIGHTS and n not in left]
-    assert tflite_integer_convolutions(files["litert-int8x16"], "INT16") == len(wide) > 10
-    assert tflite_integer_convolutions(files["litert-int8-weights"], "INT16") == 0
-    weights, both = (open_model(files[f"litert-{name}"].path).run(v3.images) for name in ("int8-weights", "int8x16"))
+    assert tflite_integer_convolutions(files["litert-w8a16"], "INT16") == len(wide) > 10
+    assert tflite_integer_convolutions(files["litert-w8a32"], "INT16") == 0
+    weights, both = (open_model(files[f"litert-{name}"].path).run(v3.images) for name in ("w8a32", "w8a16"))
     assert np.array_equal(both.codes, pack(both.logits))
     assert 0 < np.abs(both.logits - weights.logits).mean() < 0.005
     assert ((both.logits > 0) != (weights.logits > 0)).mean() < 0.003
-    assert files["litert-int8x16"].card.calibration == quantized.calibration
+    assert files["litert-w8a16"].card.calibration == quantized.calibration
     assert all(layer.mode != "float" for layer in own.values() if layer.pixels > 1)  # the copy was told, not this one
 
 
@@ -106,17 +105,14 @@ def tflite_integer_convolutions(file: ExportedModel, kind: str = "INT8") -> int:
 
 def test_without_a_simulated_network_the_row_says_so(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("none")
-    forms = ["onnx-int8", "litert-int8x16"]
+    forms = ["onnx-w8a8", "litert-w8a16"]
     rows = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder)
     assert rows == [ExportFailure(form, "ValueError: no pictures to calibrate it by") for form in forms]
 
 
 def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:
     seen, held = pictures(8, seed=4)[0], pictures(8, seed=5)[0]
-    assert q.simulate(v3.net, IMAGENET, seen[:0], held[:0], ["onnx-fp32", "coreml-fp16"], pytest.fail) == (None, {})
-    asked: list[nn.Module] = []
-    quantized, nets = q.simulate(v3.net, IMAGENET, seen, held, ["litert-int8", "onnx-fp32"], asked.append)
+    assert q.simulate(v3.net, IMAGENET, seen[:0], held[:0], ["onnx-fp32", "coreml-fp16"]) == (None, {})
+    quantized, nets = q.simulate(v3.net, IMAGENET, seen, held, ["litert-w8a8", "onnx-fp32"])
     assert quantized is not None
-    assert set(nets) == {"int8-weights", *STATIC}
-    assert asked == [nets["int8"]]
-    assert nets["int8"] is not nets["int8-calibrated"]
+    assert set(nets) == {"w8a32", "w8a8"}

@@ -59,9 +59,7 @@ def ran(form: str = "onnx-fp32", **changes: Any) -> ModelResult:
     return ModelResult(**{"form": form, "format": format, "precision": precision, **good, **changes})
 
 
-def not_run(
-    form: str = "coreml-int8-weights", status: str = "not run", reason: str = "MissingBackend: none"
-) -> ModelResult:
+def not_run(form: str = "coreml-w8a32", status: str = "not run", reason: str = "MissingBackend: none") -> ModelResult:
     """A file without figures."""
     format, _, precision = form.partition("-")
     return ModelResult(form=form, format=format, precision=precision, path=form, status=status, reason=reason)
@@ -77,7 +75,7 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
     """A run whose every free text is, or holds, `label`."""
     files = (
         ran(),
-        ran("litert-int8-weights", bytes=2_310_000, flip_rate=0.0123, map=0.6987, p90_ms=5.19),
+        ran("litert-w8a32", bytes=2_310_000, flip_rate=0.0123, map=0.6987, p90_ms=5.19),
         not_run(reason=f"MissingBackend: {label}"),
     )
     tile = Thumbnail(image=IMAGE, label=label)

@@ -25,8 +25,8 @@ def just_over(value: float) -> float:
         ("onnx-fp32", "flip_rate", 0.005),
         ("coreml-fp16", "map_drop", 0.002),
         ("coreml-fp16", "flip_rate", 0.005),
-        ("litert-int8-weights", "map_drop", 0.01),
-        ("litert-int8", "flip_rate", 0.02),
+        ("litert-w8a32", "map_drop", 0.01),
+        ("litert-w8a8", "flip_rate", 0.02),
     ],
 )
 def test_each_limit_on_both_sides(form: str, field: str, limit: float) -> None:
@@ -64,7 +64,7 @@ def test_not_run_is_a_note_and_strict_refuses_it() -> None:
     verdict = check(rows, LIMITS)
     assert verdict.passed
     assert exit_code(verdict) == EXIT_PASSED
-    assert verdict.notes == ("host coreml-int8-weights: not run: MissingBackend: no Mac",)
+    assert verdict.notes == ("host coreml-w8a32: not run: MissingBackend: no Mac",)
     strict = check(rows, LIMITS, strict=True)
     assert not strict.passed
     assert not strict.failures
@@ -76,7 +76,7 @@ def test_not_run_is_a_note_and_strict_refuses_it() -> None:
 
 def test_a_file_that_broke_fails() -> None:
     verdict = check([ran(), not_run(status="failed", reason="Fail: INVALID_PROTOBUF")], LIMITS)
-    assert verdict.failures == ("host coreml-int8-weights: broke where it should run: Fail: INVALID_PROTOBUF",)
+    assert verdict.failures == ("host coreml-w8a32: broke where it should run: Fail: INVALID_PROTOBUF",)
 
 
 @pytest.mark.parametrize("rows", [[], [not_run()]])
@@ -124,7 +124,7 @@ def test_an_fp32_file_that_disagrees_with_the_host_fails_wherever_it_ran(device:
     said = f"{device} onnx-fp32: disagrees with the host: count of bits beyond |logit| 0.001 1 is over the limit 0"
     assert verdict.failures == (said,)
     assert check([ran(), ran(device=device, host_flips=3, host_flips_beyond=0)], LIMITS).passed
-    rounded = ran("onnx-int8", device=device, host_flips=3, host_flips_beyond=3)
+    rounded = ran("onnx-w8a8", device=device, host_flips=3, host_flips_beyond=3)
     assert check([ran(), rounded], LIMITS).passed, "rounding may differ: its flips are bounded by the rate"
 
 

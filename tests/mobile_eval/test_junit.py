@@ -37,7 +37,7 @@ def test_a_suite_a_device_and_a_case_a_file(tmp_path: Path) -> None:
         ran("litert-fp32"),
         ran(device="browser-wasm-1", map_drop=0.3, flip_rate=0.4),
         not_run("litert-fp32").model_copy(update={"device": "browser-wasm-1"}),
-        not_run("onnx-int8", "failed", "Fail: bad").model_copy(update={"device": "arm64-cortex-a53"}),
+        not_run("onnx-w8a8", "failed", "Fail: bad").model_copy(update={"device": "arm64-cortex-a53"}),
     )
     root = written(rows, tmp_path)
     assert root.tag == "testsuites"
@@ -55,7 +55,7 @@ def test_a_suite_a_device_and_a_case_a_file(tmp_path: Path) -> None:
     assert "flip rate 0.4" in (failure.text or "")
     (skipped,) = cases["browser-wasm-1", "litert-fp32"]
     assert (skipped.tag, skipped.get("message")) == ("skipped", "MissingBackend: none")
-    assert "Fail: bad" in cases["arm64-cortex-a53", "onnx-int8"][0].get("message", "")
+    assert "Fail: bad" in cases["arm64-cortex-a53", "onnx-w8a8"][0].get("message", "")
 
 
 def test_what_concerns_no_file_is_a_case_of_its_own(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_what_concerns_no_file_is_a_case_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ['<script>&"]]>', "\x00\x1b[31m\ufffe", "line\nbreak", "\ud800"])
 def test_no_text_breaks_it(text: str, tmp_path: Path) -> None:
-    rows = (ran(), not_run("onnx-int8", reason=text), not_run("onnx-int4", "failed", text))
+    rows = (ran(), not_run("onnx-w8a8", reason=text), not_run("onnx-int4", "failed", text))
     root = written(rows, tmp_path, name=text)
     assert counts(root) == (3, 1, 1, 0)
     assert "\x00" not in (tmp_path / "junit.xml").read_text("utf-8")

@@ -83,7 +83,7 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
     bare = dict.fromkeys((*bits, "map", "map_drop"))
     files = (
         ran(bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, neighbours_kept=0.9712),
-        ran("litert-int8", bit_flips=(0,) * BITS, bytes=2_310_000, p50_ms=0.5, margins=(2,) * MARGIN_BINS),
+        ran("litert-w8a8", bit_flips=(0,) * BITS, bytes=2_310_000, p50_ms=0.5, margins=(2,) * MARGIN_BINS),
         there(
             "onnx-fp32",
             "arm64-cortex-a53",
@@ -93,7 +93,7 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
             conditions={"profile": label, "loads": "7,645,773"},
         ),
         there(
-            "litert-int8",
+            "litert-w8a8",
             "arm64-cortex-a53",
             **untimed,
             instructions=13_026_917,
@@ -106,7 +106,7 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
         not_run("coreml-fp16", reason=f"MissingBackend: {label} a").model_copy(update={"device": "arm64-cortex-a53"}),
         *(
             not_run(form, reason=f"MissingBackend: no {label} b").model_copy(update={"device": "browser-webgpu"})
-            for form in ("onnx-fp32", "litert-int8")
+            for form in ("onnx-fp32", "litert-w8a8")
         ),
         not_run("onnx-fp32", "failed", f"WorkerFailed: {label} c").model_copy(update={"device": "android"}),
         ran(
@@ -177,7 +177,7 @@ def test_the_table_of_devices_and_files(tmp_path: Path) -> None:
     assert first == ["File", "host", "arm64-cortex-a53", "browser-webgpu", "android", "phone Ankle boot"]
     assert rows == [
         ["onnx-fp32", "✓ 0.019%", "✓ 0.019%", "– not run 2", "✗ failed 3", "–"],
-        ["litert-int8", "✓ 0.019%", "✓ 0.019%", "– not run 2", "–", "–"],
+        ["litert-w8a8", "✓ 0.019%", "✓ 0.019%", "– not run 2", "–", "–"],
         ["coreml-fp16", "–", "– not run 1", "–", "–", "✓ timed only"],
     ]
     for place, reason in enumerate(("MissingBackend: Ankle boot a", "MissingBackend: no Ankle boot b"), 1):
@@ -196,8 +196,8 @@ def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> Non
     assert page.table("Codes, host")["onnx-fp32"] == codes | {"neighbours kept": "97.12%"}
     emulated = page.table("Codes, arm64-cortex-a53")
     assert emulated["onnx-fp32"] == codes | {"other than host (beyond)": "6 (5)"}
-    assert emulated["litert-int8"]["other than host (beyond)"] == "0 (0)"
-    assert emulated["litert-int8"]["worst pictures (bits)"] == "#9 (2)"
+    assert emulated["litert-w8a8"]["other than host (beyond)"] == "0 (0)"
+    assert emulated["litert-w8a8"]["worst pictures (bits)"] == "#9 (2)"
     assert emulated["coreml-fp16"] == {"Gate": "– not run", "bits flipped": "MissingBackend: Ankle boot a"}
     assert page.table("Cost, host")["onnx-fp32"] == {
         "size": "8.51 MB", "p50 ms": "2.61", "p90 ms": "3.07", "p99 ms": "4.00", "first ms": "9.0", "load ms": "41.0",
@@ -208,7 +208,7 @@ def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> Non
         form: {"size": "8.51 MB", "ARM instructions": count, "threads": "1", "engine": engine, "conditions": loads}
         for form, count, engine, loads in (
             ("onnx-fp32", "36,763,297", "Engine of onnx", "loads 7,645,773"),
-            ("litert-int8", "13,026,917", "Engine of litert", "loads 4,784,391"),
+            ("litert-w8a8", "13,026,917", "Engine of litert", "loads 4,784,391"),
         )
     }
     assert page.table("Codes, android") == {"onnx-fp32": {"Gate": "✗ failed", "Why": "WorkerFailed: Ankle boot c"}}
@@ -265,11 +265,11 @@ def test_bits_ranges_margins_and_the_grid_are_drawn(tmp_path: Path) -> None:
     titles = [text for tag, text in page.texts if tag == "title"]
     assert titles[1:] == ["bit 5: 3", "bit 15: 7"]
     assert "2 bits, most often 15 (7)" in page.body
-    assert "No bit flips: litert-int8." in page.body
+    assert "No bit flips: litert-w8a8." in page.body
     assert "2.61 · 3.07 · 4.00 ms" in page.body
     assert "0.61 ms is all that is known" in page.body
     assert [name for name in page.names if name.startswith("margins of")] == [
-        "margins of litert-int8: share of all logits"
+        "margins of litert-w8a8: share of all logits"
     ]
     assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [IMAGE] * 11
     assert " ".join(f"{d} Ankle boot" for d in range(41, 51)) in page.body
@@ -316,7 +316,7 @@ def test_hostile_names_are_text_and_nothing_is_fetched_or_run(tmp_path: Path) ->
         {
             "files": (
                 there(
-                    "litert-int8-calibrated",
+                    "litert-w8a8",
                     "browser-wasm-2",
                     neighbours_kept=1.0,
                     map_drop=-0.1,
@@ -340,12 +340,12 @@ def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
     lines = printed(made).splitlines()
     assert lines[0] == "FAILED  bundle Ankle boot"
     assert max(map(len, lines)) <= 80
-    rows = [line.split() for line in lines if line.strip().startswith(("onnx-fp32 ", "litert-int8 ", "coreml-fp16 "))]
+    rows = [line.split() for line in lines if line.strip().startswith(("onnx-fp32 ", "litert-w8a8 ", "coreml-fp16 "))]
     assert rows == [
         ["onnx-fp32", "8.51", "MB", "0.019%", "97.1%", "0.0004", "3.07", "failed"],
-        ["litert-int8", "2.31", "MB", "0.019%", "-", "0.0004", "3.07", "failed"],
+        ["litert-w8a8", "2.31", "MB", "0.019%", "-", "0.0004", "3.07", "failed"],
         ["onnx-fp32", "8.51", "MB", "0.019%", "6", "0.0004", "36.76", "failed"],
-        ["litert-int8", "8.51", "MB", "0.019%", "0", "0.0004", "13.03", "failed"],
+        ["litert-w8a8", "8.51", "MB", "0.019%", "0", "0.0004", "13.03", "failed"],
         ["coreml-fp16", "-", "-", "-", "-", "-", "not", "run"],
         ["onnx-fp32", "failed"],
         ["coreml-fp16", "8.51", "MB", "0.61", "failed"],
@@ -365,7 +365,7 @@ def test_names_can_neither_style_nor_steer_the_terminal() -> None:
 
 
 def test_the_smallest_file_held_its_limits_wherever_it_ran() -> None:
-    files = (ran(bytes=900), ran("litert-int8", bytes=10), there("litert-int8", "android", bytes=10, map_drop=0.5))
+    files = (ran(bytes=900), ran("litert-w8a8", bytes=10), there("litert-w8a8", "android", bytes=10, map_drop=0.5))
     made = proof(files=files)
     assert smallest(made) == files[0]
     assert [mark(row, made)[1] for row in files] == ["passed", "passed", "failed"]
@@ -398,11 +398,11 @@ def test_the_darkness_of_a_bit_is_its_share_of_the_pictures_asked_there() -> Non
 
 
 def test_margins_are_of_each_file_once_beside_the_first_float_one() -> None:
-    rows = [ran("onnx-int8", margins=(1, 1)), ran(margins=(3, 1)), ran("litert-fp16", margins=(1, 3)), not_run()]
+    rows = [ran("onnx-w8a8", margins=(1, 1)), ran(margins=(3, 1)), ran("litert-fp16", margins=(1, 3)), not_run()]
     rows += [row.model_copy(update={"device": "android", "margins": (9, 0)}) for row in rows[:3]]
     drawn = plots.each_margin(rows)
     assert [[line.name for line in plot.lines] for plot in drawn] == [
-        ["onnx-fp32", "onnx-int8"],
+        ["onnx-fp32", "onnx-w8a8"],
         ["onnx-fp32", "litert-fp16"],
     ]
     assert drawn[0].y_ticks[-1][1] == "0.75"

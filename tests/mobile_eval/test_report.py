@@ -71,8 +71,8 @@ def test_every_file_and_every_number_is_there(tmp_path: Path) -> None:
     page = render(results(), tmp_path)
     for text in (
         "onnx-fp32",
-        "litert-int8-weights",
-        "coreml-int8-weights",
+        "litert-w8a32",
+        "coreml-w8a32",
         "8.51 MB",
         "2.31 MB",
         "0.019%",
@@ -206,7 +206,7 @@ def test_tables_fit_80_columns_with_every_name_whole() -> None:
     lines = printed(results(skipped=[Skipped(path="x" * 200, reason="y " * 90)] * 14)).splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for word in ("coreml-int8-weights", "litert-int8-weights", "PASSED", "not run", "0.7011", "2.61", "and 4 more"):
+    for word in ("coreml-w8a32", "litert-w8a32", "PASSED", "not run", "0.7011", "2.61", "and 4 more"):
         assert word in text, word
     row = next(line for line in lines if line.strip().startswith("onnx-fp32"))
     assert row.split() == ["onnx-fp32", "8.51", "MB", "0.019%", "0.7011", "0.0004", "2.61", "3.07", "pass"]
@@ -220,7 +220,7 @@ def test_names_can_neither_style_nor_steer_the_terminal() -> None:
 
 
 def test_the_smallest_file_is_one_that_passed() -> None:
-    files = (ran(bytes=900), ran("litert-int8", bytes=10, map_drop=0.5), not_run(), ran("litert-fp32", bytes=800))
+    files = (ran(bytes=900), ran("litert-w8a8", bytes=10, map_drop=0.5), not_run(), ran("litert-fp32", bytes=800))
     assert smallest(results(files=files)) == files[3]
     assert smallest(results(files=files[1:3])) is None
 
@@ -229,7 +229,7 @@ def test_the_smallest_file_is_one_that_passed() -> None:
 @pytest.mark.parametrize("width", [360, 390, 800, 1280])
 def test_no_page_scrolls_sideways(tmp_path: Path, width: int) -> None:
     """Measured by a browser, in a frame: its own window does not go below about 500 pixels."""
-    files = (ran(), ran("litert-int8-weights", engine="E" * 60), not_run(reason="W" * 300))
+    files = (ran(), ran("litert-w8a32", engine="E" * 60), not_run(reason="W" * 300))
     write_html(results("Averylongclassnamewithoutanyspace" * 4, files=files), tmp_path / "report.html")
     (tmp_path / "frame.html").write_text(
         f"<iframe id=f src=report.html style='width:{width}px;height:900px;border:0'></iframe><script>onload=()=>{{"
@@ -331,16 +331,16 @@ def test_the_layers_taken_back_are_shown_and_names_escaped(tmp_path: Path) -> No
     section = page[page.index("8-bit layers") : page.index("What a search returns")]
     assert section.count("taken back</td>") == 1
     assert "0.310%" in section
-    assert "litert-int8-weights" in section  # the margins of an 8-bit file beside a float one
+    assert "litert-w8a32" in section  # the margins of an 8-bit file beside a float one
     assert "8-bit layers" not in write_html(results(quantization=None), tmp_path / "s.html").read_text()
 
 
 def test_the_plot_of_margins_is_of_one_float_file_and_one_8_bit_file() -> None:
-    made = {"onnx-fp32": (3, 1), "onnx-int8-weights": (1, 1), "litert-int8": (1, 3)}
+    made = {"onnx-fp32": (3, 1), "onnx-w8a32": (1, 1), "litert-w8a8": (1, 3)}
     rows = [ran(form, margins=margins) for form, margins in made.items()]
     plot = plots.of_margins(rows)
     assert plot is not None
-    assert [(line.name, line.kind) for line in plot.lines] == [("onnx-fp32", "training"), ("litert-int8", "validation")]
+    assert [(line.name, line.kind) for line in plot.lines] == [("onnx-fp32", "training"), ("litert-w8a8", "validation")]
     assert plot.y_ticks[-1][1] == "0.75"
     assert plots.of_margins(rows[:1]) is None
     assert plots.of_margins(()) is None

@@ -118,8 +118,8 @@ def test_the_kind_of_a_file_decides_its_limit() -> None:
     for form, limit in (
         ("onnx-fp32", limits.float_files),
         ("coreml-fp16", limits.float_files),
-        ("onnx-int8-weights", limits.quantized_files),
-        ("coreml-palette4", limits.quantized_files),
+        ("onnx-w8a32", limits.quantized_files),
+        ("coreml-palettize6", limits.quantized_files),
     ):
         assert limits.of(ran(form)) is limit
 

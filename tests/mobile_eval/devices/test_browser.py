@@ -35,7 +35,7 @@ from mobile_eval.devices.web_server import WebServer
 from mobile_eval.runtimes import open_model
 
 SIZE, BITS, TOLERANCE = 24, 16, 1e-3
-FORMS = ("onnx-fp32", "litert-fp32", "onnx-fp16", "onnx-int8-weights")
+FORMS = ("onnx-fp32", "litert-fp32", "onnx-fp16", "onnx-w8a32")
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
 PICTURES = np.random.default_rng(0).integers(0, 256, (CHUNK + 3, SIZE, SIZE, 3), np.uint8)
 
