@@ -124,7 +124,7 @@ def _timed(model: ModelResult, host: Host, folder: Path) -> ModelResult:
         return model
     path = folder / model.path
     figures = host.run(ExportedModel.of(path, model.format, read_card(path))).figures
-    log.info("  %s: %.2f ms", model.form, figures["p50_ms"])
+    log.info("  %s: %.2f ms", model.variant, figures["p50_ms"])
     return model.model_copy(update=figures)
 
 
@@ -194,7 +194,7 @@ def _compare(model: ExportedModel | ExportFailure, against: FloatReference, fold
     found = check_file(
         Shipped(form, model.format, model.card.precision, path, folder, model.sha256), against, open_model, samples=1
     )
-    log.info("  %s: %.3f%% bit flips, mAP drop %.4f", form, 100 * (found.flip_rate or 0), found.map_drop or 0)
+    log.info("  %s: %.3f%% bit flips, mAP drop %.4f", form, 100 * (found.bit_flip_rate or 0), found.map_drop or 0)
     return found
 
 
@@ -208,8 +208,8 @@ def markdown(trial: ExportTrial) -> Iterator[str]:
     yield "|---" * (len(COLUMNS) + 1) + "|"
     for model in trial.models:
         if model.status != "ran":
-            yield f"| {model.form} | {model.status}: {model.reason} |"
+            yield f"| {model.variant} | {model.status}: {model.reason} |"
             continue
         values = model.model_dump() | {"bytes": model.bytes / 1e6}
         figures = ("" if values[key] is None else format(values[key], spec) for _, key, spec in COLUMNS)
-        yield f"| {model.form} | {' | '.join(figures)} |"
+        yield f"| {model.variant} | {' | '.join(figures)} |"

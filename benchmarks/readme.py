@@ -1,7 +1,7 @@
 """The figures in README.md, rendered from `benchmarks/results/`.
 
 python benchmarks/readme.py                  # writes them
-python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, or proofs, without thumbnails
+python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, or evaluations, without thumbnails
 """
 
 from __future__ import annotations
@@ -17,30 +17,35 @@ from benchmarks.losses import OURS, LossTrial, by_loss
 from benchmarks.trial import RESULTS, mean_and_half_range
 from gallery import results
 from gallery.files import write_whole
-from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, ModelResult, Proof, Results
+from gallery.results import (
+    STUDENT_GALLERY,
+    STUDENT_STUDENT,
+    TEACHER_TEACHER,
+    EvaluationResults,
+    ModelResult,
+    RunResults,
+)
 from mobile_eval import formatting
 
 README = Path(__file__).parents[1] / "README.md"
-PROOF = "proof.json"
 BEGIN, END = "<!-- results:", "<!-- end of results -->"
 
 
-def keep(run: Path) -> Path:
-    """Copies a run's results, or a proof, into `benchmarks/results/`, without thumbnails and names of skipped files."""
-    if (run / PROOF).exists():
-        proof = results.load_proof(run / PROOF).model_copy(update={"grid": ()})
-        return proof.save(RESULTS / f"proof-{proof.student}.json")
-    kept = results.load(run / "results.json").model_copy(update={"grid": (), "skipped": ()})
-    return kept.save(RESULTS / f"road-{kept.name}.json")
+def keep(folder: Path) -> Path:
+    """Copies the results of a run, or of its evaluation, into `RESULTS`, without thumbnails and skipped files."""
+    kept = results.load(folder / "results.json").model_copy(update={"examples": ()})
+    if isinstance(kept, RunResults):
+        return kept.model_copy(update={"skipped": ()}).save(RESULTS / f"run-{kept.name}.json")
+    return kept.save(RESULTS / f"evaluation-{kept.student}.json")
 
 
 def render() -> str:
     """The block between the markers of README.md."""
-    roads = [results.load(path) for path in sorted(RESULTS.glob("road-*.json"))]
+    roads = [results.load_run(path) for path in sorted(RESULTS.glob("run-*.json"))]
     records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "losses", "metric")]
-    proofs = [results.load_proof(path) for path in sorted(RESULTS.glob("proof-*.json"))]
+    proofs = [results.load(path) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     tables = [written(record) for written, record in zip((_csch, _losses, _metric), records, strict=True)]
-    return "\n\n".join([*map(_road, roads), *map(_proof, proofs), *tables])
+    return "\n\n".join([*map(_run, roads), *map(_evaluation, proofs), *tables])
 
 
 def with_block(readme: str) -> str:
@@ -50,36 +55,37 @@ def with_block(readme: str) -> str:
     return f"{head}{BEGIN}{marker}\n{render()}\n{END}{tail}"
 
 
-def _road(r: Results) -> str:
-    cells = {cell.name: cell for cell in r.cells}
-    rows = "\n".join(_file(row) for row in r.files)
+def _run(r: RunResults) -> str:
+    pairs = {pair.name: pair for pair in r.pairs}
+    rows = "\n".join(_file(row) for row in r.models)
     start = "; ".join(
-        f"{n.role} {n.name} at {n.size} px from {'RANDOM weights' if n.random else n.weights}" for n in r.networks
+        f"{n.role} {n.name} at {n.size} px from {'RANDOM weights' if n.random else n.weights}"
+        for n in r.model_summaries
     )
     p = r.protocol
     return f"""`{r.command}`
 
 {start}. {p.train:,} pictures for training, {p.gallery:,} in the gallery, {p.query:,} queries, {p.classes} classes, \
 {r.bits} bits, seed {r.seed}; \
-{formatting.duration(sum(r.seconds.values()))} on {r.machine.cores} cores of {r.machine.cpu}. \
-Tie-aware mAP over the whole gallery: teacher->teacher {cells[TEACHER_TEACHER].map:.3f}, **student->gallery \
-{cells[STUDENT_GALLERY].map:.3f}**, student->student {cells[STUDENT_STUDENT].map:.3f}. \
-Verdict: {"passed" if r.verdict.passed else "failed"}.
+{formatting.duration(sum(r.seconds.values()))} on {r.system.cores} cores of {r.system.cpu}. \
+Tie-aware mAP over the whole gallery: teacher->teacher {pairs[TEACHER_TEACHER].map:.3f}, **student->gallery \
+{pairs[STUDENT_GALLERY].map:.3f}**, student->student {pairs[STUDENT_STUDENT].map:.3f}. \
+Verdict: {"passed" if r.gate.passed else "failed"}.
 
 | file | size | bits flipped | mAP in the gallery | p50 on that host |
 |---|---|---|---|---|
 {rows}"""
 
 
-def _proof(p: Proof) -> str:
+def _evaluation(p: EvaluationResults) -> str:
     """File by device: milliseconds where time means something, instructions where they were counted."""
-    devices, forms = (list(dict.fromkeys(getattr(row, key) for row in p.files)) for key in ("device", "form"))
-    rows = {(row.form, row.device): row for row in p.files}
+    devices, forms = (list(dict.fromkeys(getattr(row, key) for row in p.models)) for key in ("device", "variant"))
+    rows = {(row.variant, row.device): row for row in p.models}
     lines = [f"| {form} | {' | '.join(_cost(rows.get((form, device))) for device in devices)} |" for form in forms]
-    unlike = sum(row.host_flips_beyond or 0 for row in p.files)
-    return f"""Where files run (`{p.command}`): {p.student}, one picture; milliseconds of {p.machine.cores} cores of \
-{p.machine.cpu}, millions of executed instructions of the emulated ARM cores. Bits unlike the host's where its |logit| \
-exceeds {p.limits.tolerance:g}: {unlike}. Details: `benchmarks/results/README.md`.
+    unlike = sum(row.host_flips_beyond or 0 for row in p.models)
+    return f"""Where files run (`{p.command}`): {p.student}, one picture; milliseconds of {p.system.cores} cores of \
+{p.system.cpu}, millions of executed instructions of the emulated ARM cores. Bits unlike the host's where its |logit| \
+exceeds {p.thresholds.logit_tolerance:g}: {unlike}. Details: `benchmarks/results/README.md`.
 
 | file | {" | ".join(devices)} |
 |{"---|" * (len(devices) + 1)}
@@ -148,10 +154,10 @@ def _metric(m: dict[str, Any]) -> str:
 
 def _file(row: ModelResult) -> str:
     if row.status != "ran":
-        return f"| {row.form} | | | {row.status}: {row.reason} | |"
+        return f"| {row.variant} | | | {row.status}: {row.reason} | |"
     time = "not timed" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
-    flips = formatting.percent(row.flip_rate)
-    return f"| {row.form} | {formatting.size(row.bytes)} | {flips} | {formatting.number(row.map, 4)} | {time} |"
+    flips = formatting.percent(row.bit_flip_rate)
+    return f"| {row.variant} | {formatting.size(row.bytes)} | {flips} | {formatting.number(row.map, 4)} | {time} |"
 
 
 def main(arguments: list[str]) -> int:

@@ -30,14 +30,14 @@ from gallery import results
 from gallery.console import exit_code, log
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
-from gallery.results import Results
+from gallery.results import RunResults
 from mobile_eval import gate
 
 if TYPE_CHECKING:
     from distill.context import RunContext
     from distill.pipeline import TrainedModels
     from export.bundle import Manifest
-    from mobile_eval.prove import Proof
+    from mobile_eval.prove import QueryResults
 
 QUANTIZATION = "quantization.json"
 
@@ -67,7 +67,7 @@ def tell(run: RunDir, command: TrainConfig) -> int:
     limit_threads()
     keep_freed_memory()
     check_forms(command.forms)
-    free = "forms", "name", "output_dir", "resize_inside", "strict", "tensorboard", "thresholds"
+    free = "forms", "thresholds", "name", "resize_inside", "output_dir", "strict", "tensorboard"
     changed = run.check_config("config", command, but=free)
     files = changed & {"forms", "resize_inside"}
     run.invalidate(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
@@ -85,7 +85,7 @@ def tell(run: RunDir, command: TrainConfig) -> int:
     report.write_html(outcome, run.folder / "report.html")
     report.print_tables(outcome)
     log.info("report %s\nbundle %s", run.folder / "report.html", run.folder / "bundle")
-    return gate.exit_code(outcome.verdict)
+    return gate.exit_code(outcome.gate)
 
 
 def ship(course: RunContext, networks: TrainedModels, command: TrainConfig) -> Manifest:
@@ -106,8 +106,8 @@ def ship(course: RunContext, networks: TrainedModels, command: TrainConfig) -> M
     return open_bundle(run.folder / "bundle")
 
 
-def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, command: TrainConfig) -> Results:
-    """Executes every file over all queries; a proof that stands is read back, and judged by today's limits."""
+def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, command: TrainConfig) -> RunResults:
+    """Executes every file over all queries; a proof that stands is read back, and judged by today's thresholds."""
     from gallery.codes import pack
     from mobile_eval.prove import QuerySet
     from mobile_eval.prove import prove as execute
@@ -117,11 +117,8 @@ def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, comma
     if not run.is_done("prove"):
         with run.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
             cells, pixels = course.cells(networks), data.pixels[course.plan.student_img_size]
-            alone = (
-                command.reuse_gallery is None and "joint" not in command.distiller_args.values()
-            )  # of an earlier run: unknown
             asked = pixels[data.query], data.labels[data.query]
-            queries = QuerySet(*asked, cells.student_queries, cells.teacher_queries, alone, data.cut)
+            queries = QuerySet(*asked, cells.student_queries, cells.teacher_queries, data.cut)
             codes = pack(cells.student_gallery)
             proof = execute(run.folder / "bundle", manifest, queries, codes, networks.gallery, command.thresholds)
             grid = retrieval_grid(
@@ -129,9 +126,9 @@ def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, comma
                 lambda query: queries.pixels[query], lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
             summarise(course, networks, proof, grid, command).save(path)
-    proved = results.load(path)
-    verdict = gate.check(proved.files, command.thresholds, proved.cells, command.strict)
-    proved = proved.model_copy(update={"limits": command.thresholds, "verdict": verdict})
+    proved = results.load_run(path)
+    verdict = gate.check(proved.models, command.thresholds, proved.pairs, command.strict)
+    proved = proved.model_copy(update={"thresholds": command.thresholds, "gate": verdict})
     proved.save(path)
     return proved
 
@@ -139,41 +136,46 @@ def prove(course: RunContext, networks: TrainedModels, manifest: Manifest, comma
 def summarise(
     course: RunContext,
     networks: TrainedModels,
-    proof: Proof,
+    proof: QueryResults,
     grid: tuple[results.RetrievalExample, ...],
     command: TrainConfig,
-) -> Results:
+) -> RunResults:
     """The run as one typed record, the only source of tables, plots and the report."""
     from distill.hash_centers.constructions import min_distance
     from mobile_eval.system_info import describe
 
     data, chosen = course.data, course.run.folder / QUANTIZATION
-    protocol = results.Protocol(
-        dataset=data.name, sentence=course.protocol, classes=len(data.classes), train=len(data.train),
+    protocol = results.EvaluationProtocol(
+        dataset=data.name, classes=len(data.classes), train=len(data.train),
         validation=len(data.validation), gallery=len(data.gallery), query=len(data.query), seed=command.seed,
         top_k=data.cut,
     )  # fmt: skip
-    return Results(
+    return RunResults(
         created=results.now(),
         command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]),
         name=command.title,
         seed=command.seed,
         code_space=networks.space.id,
         bits=command.bits,
+        student=command.student,
+        query_set=course.protocol,
+        num_queries=len(data.query),
+        gallery_size=len(data.gallery),
+        map=proof.score.map,
         center_distance=min_distance(course.centers),
         protocol=protocol,
-        networks=tuple(results.ModelSummary(**facts) for facts in course.portraits(networks)),
-        cells=proof.cells,
-        files=proof.files,
-        limits=command.thresholds,
-        verdict=gate.check(proof.files, command.thresholds, proof.cells, command.strict),
-        center_map=results.HashCenterSummary(**course.center_map(networks)),
+        model_summaries=tuple(results.ModelSummary(**facts) for facts in course.portraits(networks)),
+        pairs=proof.pairs,
+        models=proof.models,
+        thresholds=command.thresholds,
+        gate=gate.check(proof.models, command.thresholds, proof.pairs, command.strict),
+        hash_centers=results.HashCenterSummary(**course.center_map(networks)),
         quantization=json.loads(chosen.read_text()) if chosen.exists() else None,
         curves=tuple(results.TrainingCurve(**curve) for curve in course.curves()),
-        grid=grid,
+        examples=grid,
         skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),
         seconds=course.run.seconds,
-        machine=describe(),
+        system=describe(),
     )
 
 

@@ -1,22 +1,20 @@
-"""`results.json`: every number of a run, typed and frozen.  JSON, tables and HTML render the same `Results`."""
+"""`results.json`: every number of a run, typed and frozen.  JSON, tables and HTML render the same record."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from gallery.errors import CorruptFile
 from gallery.files import write_whole
 
-SCHEMA_VERSION = 1
-TEACHER_TEACHER, STUDENT_GALLERY = "teacher->teacher", "student->gallery"
-STUDENT_STUDENT, TEACHER_ALONE = "student->student", "teacher alone"
-MOST_LISTED = 50  # of `FileRow.disagreements`
-MARGIN_BINS, MARGIN_STEP = 24, 1 / 8  # of `FileRow.margins`; the step in standard deviations
+TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
+MAX_DISAGREEMENTS = 50  # listed in `ModelResult.disagreements`
+MARGIN_BINS, MARGIN_STEP = 24, 1 / 8  # of `ModelResult.margins`; the step in standard deviations
 DATA_URI = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"  # can neither fetch nor inject anything
 
 
@@ -26,14 +24,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-R = TypeVar("R", bound=Record)
-
-
-class Protocol(Record):
-    """What was measured on what.  train, validation, gallery, query: numbers of pictures; top_k: None means all."""
+class EvaluationProtocol(Record):
+    """What was measured on what.  train, validation, gallery, query: numbers of images; top_k: None means all."""
 
     dataset: str
-    sentence: str
     classes: int
     train: int
     validation: int
@@ -58,24 +52,23 @@ class ModelSummary(Record):
     steps: int
 
 
-class Cell(Record):
+class RetrievalPair(Record):
     """One "queries->gallery" pair.  map: tie-aware, over all relevant; map_retrieved: the literature's denominator."""
 
     name: str
     map: float
     map_retrieved: float | None = None
-    note: str = ""
 
 
 class WorstQuery(Record):
-    """A query whose code changed most: its place among the queries, and how many of its bits flipped."""
+    """A query whose code changed most: its index among the queries, and how many of its bits flipped."""
 
     query: int
     flipped: int
 
 
 class BitDisagreement(Record):
-    """A bit that a file gave here and not on the host: its place among the queries and in the code, both logits."""
+    """A bit that differs from the host's: indices of the query and of the bit in the code, both logits."""
 
     query: int
     bit: int
@@ -84,30 +77,31 @@ class BitDisagreement(Record):
 
 
 class ModelResult(Record):
-    """One shipped file, executed over all queries and held against the float student.
+    """One exported model on one device, run over all queries and compared with the float student.
 
-    status:    "ran"; "not run": there is no engine for it here; "failed": an engine is here and the file broke in it
+    status:    "skipped": there is no engine for it here; "failed": an engine is here and the model failed in it
     reason:    why it did not run, with the error's type; empty when it ran
+    bit_flip_rate, recall_at_10: share of bits that differ from the float student's; share of its ten nearest gallery
+               images that are among the model's
     flips_beyond_tolerance: bits that differ although |float logit| exceeds the tolerance of `Thresholds`
-    predicted_flip_rate:    what the file's logit error alone explains (`compat.predicted_flip_rate`)
-    margins:   how many logits lie how far from zero, in bins of an eighth of the float student's standard deviation
-    map, map_drop: of the file, and that of the float student minus it; over all queries: where a device was asked only
-               some, the host's figure and the difference that these make
+    predicted_bit_flip_rate: what the model's logit error alone explains (`compare.predicted_bit_flip_rate`)
+    margins:   histogram of |logit|, in bins of an eighth of the float student's standard deviation
+    map, map_drop: of the model, and that of the float student minus it; over all queries: where a device ran only
+               some, the host's figure plus the difference that these make
     bit_flips: how many queries each of the code's bits differs in
-    neighbours_kept: share of the float student's ten nearest gallery pictures that are among the file's
-    host_flips, host_flips_beyond: bits that differ from those of the same file on the host, and of these, those where
-               the host's |logit| exceeds the tolerance; disagreements: the first `MOST_LISTED` of the latter
-    device:    where it ran; conditions: what is known of that place: processor, governor, temperature
-    *_ms:      milliseconds there for one picture at a time; those of a host or an emulator are no phone's
-    peak_memory_mb: most resident memory that opening and running the file added, 10**6 bytes
-    instructions:   executed ARM instructions for one picture, counted under emulation; no time
+    host_flips, host_flips_beyond: bits that differ from those of the same model on the host, and of these, those where
+               the host's |logit| exceeds the tolerance; disagreements: the first `MAX_DISAGREEMENTS` of the latter
+    device, conditions: where it ran, and what is known of it: processor, governor, temperature
+    *_ms:      milliseconds there for one image at a time; those of a host or an emulator are no phone's
+    peak_memory_mb: most resident memory that opening and running the model added, 10**6 bytes
+    instructions:   executed ARM instructions for one image, counted under emulation; no time
     """
 
-    form: str
+    variant: str
     format: str
     precision: str
     path: str
-    status: Literal["ran", "not run", "failed"]
+    status: Literal["ran", "skipped", "failed"]
     reason: str = ""
     device: str = "host"
     engine: str = ""
@@ -115,12 +109,12 @@ class ModelResult(Record):
     sha256: str = ""
     bits_compared: int | None = None
     bits_flipped: int | None = None
-    flip_rate: float | None = None
+    bit_flip_rate: float | None = None
     flips_beyond_tolerance: int | None = None
-    predicted_flip_rate: float | None = None
+    predicted_bit_flip_rate: float | None = None
     bit_flips: tuple[int, ...] = ()
     worst: tuple[WorstQuery, ...] = ()
-    neighbours_kept: float | None = None
+    recall_at_10: float | None = None
     host_flips: int | None = None
     host_flips_beyond: int | None = None
     disagreements: tuple[BitDisagreement, ...] = ()
@@ -145,35 +139,35 @@ class ModelResult(Record):
 
 
 class Threshold(Record):
-    """The most a file may lose against the float student."""
+    """The most a model may lose against the float student."""
 
-    map_drop: float = Field(ge=0)
+    max_map_drop: float = Field(ge=0)
     """mAP points, 0..1."""
-    flip_rate: float = Field(ge=0, le=1)
+    max_bit_flip_rate: float = Field(ge=0, le=1)
     """Share of its bits that may differ, 0..1."""
 
 
 class Thresholds(Record):
-    """The gate, as data.  The command line is made of it too, hence a line under each field."""
+    """The quality gate, as data.  The command line is made of it too, hence a line under each field."""
 
-    float_files: Threshold = Threshold(map_drop=0.002, flip_rate=0.005)
-    """For fp32 and fp16 files."""
-    quantized_files: Threshold = Threshold(map_drop=0.01, flip_rate=0.02)
-    """For files with integer weights or activations."""
-    tolerance: float = Field(default=1e-3, ge=0)
-    """The |logit| above which an fp32 file must give the float student's bit."""
-    fp32_beyond_tolerance: int | None = 0
-    """How many bits of an fp32 file may differ beyond the tolerance (None: any)."""
-    p90_ms: dict[str, float] = {}
-    """Most milliseconds for 90 % of the pictures, by device: host 5 browser-wasm-1 20."""
-    size_mb: float | None = None
-    """Most a file may weigh, 10**6 bytes (None: any)."""
-    min_ratio: float | None = None
+    float: Threshold = Threshold(max_map_drop=0.002, max_bit_flip_rate=0.005)
+    """For fp32 and fp16 models."""
+    quantized: Threshold = Threshold(max_map_drop=0.01, max_bit_flip_rate=0.02)
+    """For models with integer weights or activations."""
+    logit_tolerance: NonNegativeFloat = 1e-3
+    """The |logit| above which an fp32 model must give the float student's bit."""
+    max_fp32_bit_flips: int | None = 0
+    """How many bits of an fp32 model may differ beyond the tolerance (None: any)."""
+    max_p90_latency_ms: dict[str, NonNegativeFloat] = {}
+    """Most milliseconds for 90 % of the images, by device: host 5 browser-wasm-1 20."""
+    max_size_mb: NonNegativeFloat | None = None
+    """Largest size of a model, 10**6 bytes (None: any)."""
+    min_map_ratio: NonNegativeFloat | None = None
     """Least mAP of student->gallery over teacher->teacher (None: not gated)."""
 
     def of(self, row: ModelResult) -> Threshold:
-        """The limit of a file's kind."""
-        return self.float_files if row.is_float else self.quantized_files
+        """The thresholds of a model's precision."""
+        return self.float if row.is_float else self.quantized
 
 
 class GateResult(Record):
@@ -201,10 +195,10 @@ class TrainingCurve(Record):
 
 
 class HashCenterSummary(Record):
-    """Hamming distances between the hash centers of some classes, and beside them how alike the classes are.
+    """Hamming distances between the hash centers of some classes, and the similarity of the classes.
 
-    similarity: cosines, of what `similarity_of` says; correlation: of the likeness of centers with it, None where that
-    does not vary; construction, assignment: as configured
+    similarity: cosines, of what `similarity_of` says; correlation: of the similarity of centers with it, None where
+    that does not vary; construction, assignment: as configured
     """
 
     classes: tuple[str, ...]
@@ -216,27 +210,27 @@ class HashCenterSummary(Record):
     correlation: float | None
 
 
-class LayerRow(Record):
+class LayerSensitivity(Record):
     """What one layer alone does when it is 8-bit.
 
-    mode: "weights", or "int8" for its activations too; flips: share of bits that turn; error: mean |change of a logit|;
-    kept: whether it was left as it was for that reason
+    mode: "weights", or "int8" for its activations too; flips: share of bits that flip; error: mean |change of a logit|;
+    kept: whether it was kept in float for that reason
     """
 
     layer: str
     mode: Literal["weights", "int8"]
     flips: float
     error: float
-    kept: bool
+    kept: bool = False
 
 
 class Quantization(Record):
-    """How the layers that become 8-bit were chosen.  flips: share of bits that turn in the end, by mode; layers: worst
+    """How the layers that become 8-bit were chosen.  flips: share of bits that flip in the end, by mode; layers: worst
     first, those of the weights before those of the activations."""
 
     calibration: str
     flips: dict[str, float]
-    layers: tuple[LayerRow, ...]
+    layers: tuple[LayerSensitivity, ...]
 
 
 class Thumbnail(Record):
@@ -249,14 +243,14 @@ class Thumbnail(Record):
 
 
 class RetrievalExample(Record):
-    """A query and its nearest gallery pictures, nearest first."""
+    """A query and its nearest gallery images, nearest first."""
 
     query: Thumbnail
     hits: tuple[Thumbnail, ...]
 
 
 class Skipped(Record):
-    """An input that could not be used, and why."""
+    """An image that could not be used, and why."""
 
     path: str
     reason: str
@@ -274,112 +268,100 @@ class SystemInfo(Record):
     packages: dict[str, str]
 
 
-class Results(Record):
-    """A whole run.  created: UTC, ISO 8601; center_distance: least Hamming distance between hash centers."""
+class EvaluationResults(Record):
+    """The exported models of a student on the devices asked for, compared with the float student.
 
-    schema_version: Literal[1] = 1
-    created: str
-    command: str
-    name: str
-    seed: int
-    warnings: tuple[str, ...] = ()
-    code_space: str
-    bits: int
-    center_distance: int
-    protocol: Protocol
-    networks: tuple[ModelSummary, ...]
-    cells: tuple[Cell, ...]
-    files: tuple[ModelResult, ...]
-    limits: Thresholds
-    verdict: GateResult
-    curves: tuple[TrainingCurve, ...] = ()
-    center_map: HashCenterSummary | None = None
-    quantization: Quantization | None = None
-    grid: tuple[RetrievalExample, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    seconds: dict[str, float]
-    machine: SystemInfo
-
-    @property
-    def alarms(self) -> tuple[str, ...]:
-        """What must be said before anything else: random starts first (never forgotten), then `warnings`."""
-        roles = [network.role for network in self.networks if network.random]
-        if not roles or any("RANDOM" in sentence for sentence in self.warnings):
-            return self.warnings
-        start = "start" if len(roles) > 1 else "starts"
-        who = " and ".join(roles).capitalize()
-        return (f"{who} {start} from RANDOM weights: expect far less than from pretrained ones.", *self.warnings)
-
-    def cell(self, name: str) -> Cell | None:
-        """The cell of that name, or None when it was not measured."""
-        return next((cell for cell in self.cells if cell.name == name), None)
-
-    @property
-    def ratio(self) -> float | None:
-        """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
-        return ratio(self.cells)
-
-    def save(self, path: Path) -> Path:
-        """Writes the JSON, whole or not at all."""
-        return write_whole(path, self.model_dump_json(indent=1) + "\n")
-
-
-class Proof(Record):
-    """A bundle's files where they will run, held against the float student and the gallery.
-
-    asked:   in words, which pictures; queries: how many, on the host; map: of the float student, None without labels
-    files:   a row for each device and file, devices in the order asked for
-    notes:   what no row tells: a device without a file for it, a file without answers of the host to compare with
+    created:     UTC, ISO 8601
+    query_set:   in words, which images were queried; num_queries: how many, on the host
+    gallery_size, map: of the gallery and of the float student in it; None without a gallery or without labels
+    models:      a row for each device and model, devices in the order asked for
+    notes:       what no row says: a device without a model for it, a model without a result of the host to compare with
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     created: str
     command: str
     name: str
     code_space: str
     bits: int
     student: str
-    asked: str
-    queries: int
-    gallery: int | None
+    query_set: str
+    num_queries: int
+    gallery_size: int | None
     map: float | None
-    files: tuple[ModelResult, ...]
-    limits: Thresholds
-    verdict: GateResult
+    models: tuple[ModelResult, ...]
+    thresholds: Thresholds
+    gate: GateResult
     notes: tuple[str, ...] = ()
-    grid: tuple[RetrievalExample, ...] = ()
-    machine: SystemInfo
+    examples: tuple[RetrievalExample, ...] = ()
+    system: SystemInfo
 
     def save(self, path: Path) -> Path:
-        """Writes the JSON, whole or not at all."""
+        """Write the JSON, whole or not at all."""
         return write_whole(path, self.model_dump_json(indent=1) + "\n")
 
 
-def load(path: Path) -> Results:
-    """Reads what `Results.save` wrote; raises `CorruptFile` for anything else, naming the first field at fault."""
-    return _load(path, Results)
+class RunResults(EvaluationResults):
+    """A whole training run.  center_distance: least Hamming distance between hash centers; seconds: by stage."""
+
+    seed: int
+    center_distance: int
+    protocol: EvaluationProtocol
+    model_summaries: tuple[ModelSummary, ...]
+    pairs: tuple[RetrievalPair, ...]
+    hash_centers: HashCenterSummary | None = None
+    quantization: Quantization | None = None
+    curves: tuple[TrainingCurve, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    seconds: dict[str, float]
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What must be said before anything else: random starts, which are never forgotten."""
+        roles = [summary.role for summary in self.model_summaries if summary.random]
+        if not roles:
+            return ()
+        start = "start" if len(roles) > 1 else "starts"
+        who = " and ".join(roles).capitalize()
+        return (f"{who} {start} from RANDOM weights: expect far less than from pretrained ones.",)
+
+    def pair(self, name: str) -> RetrievalPair | None:
+        """The retrieval pair of that name, or None when it was not measured."""
+        return next((pair for pair in self.pairs if pair.name == name), None)
+
+    @property
+    def ratio(self) -> float | None:
+        """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
+        return ratio(self.pairs)
 
 
-def load_proof(path: Path) -> Proof:
-    """Reads what `Proof.save` wrote, likewise."""
-    return _load(path, Proof)
+def load(path: Path) -> EvaluationResults:
+    """Read what `save` wrote: `RunResults` where a training run wrote it.
 
-
-def _load(path: Path, kind: type[R]) -> R:
+    Raises `CorruptFile` for anything else, naming the first field at fault.
+    """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        kind = RunResults if b'"model_summaries":' in data else EvaluationResults
+        return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
     except OSError as error:
         found = str(error)
-    what = f"{kind.__name__.lower()} of schema {SCHEMA_VERSION} in {path}"
-    raise CorruptFile(what, found, "Run the command that wrote it again.")
+    raise CorruptFile(f"evaluation results of schema 2 in {path}", found, "Run the command that wrote it again.")
 
 
-def ratio(cells: tuple[Cell, ...]) -> float | None:
+def load_run(path: Path) -> RunResults:
+    """Read the results of a training run, likewise."""
+    if isinstance(results := load(path), RunResults):
+        return results
+    raise CorruptFile(f"results of a training run in {path}", "those of an evaluation", "Name a run's results.json.")
+
+
+def ratio(pairs: tuple[RetrievalPair, ...]) -> float | None:
     """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
-    found = {cell.name: cell.map for cell in cells}
+    found = {pair.name: pair.map for pair in pairs}
     if not {STUDENT_GALLERY, TEACHER_TEACHER} <= found.keys():
         return None
     return found[STUDENT_GALLERY] / found[TEACHER_TEACHER] if found[TEACHER_TEACHER] else math.nan

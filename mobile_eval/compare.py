@@ -18,7 +18,15 @@ from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBa
 from gallery.files import sha256_of, size_of
 from gallery.index import GalleryIndex, MemoryGallery
 from gallery.metrics import MapResult, mean_average_precision
-from gallery.results import MARGIN_BINS, MARGIN_STEP, MOST_LISTED, BitDisagreement, ModelResult, Thresholds, WorstQuery
+from gallery.results import (
+    MARGIN_BINS,
+    MARGIN_STEP,
+    MAX_DISAGREEMENTS,
+    BitDisagreement,
+    ModelResult,
+    Thresholds,
+    WorstQuery,
+)
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime
 
@@ -46,7 +54,7 @@ class FloatReference:
     labels: NDArray[Any] | None = None
     gallery: MemoryGallery | None = None
     top_k: int | None = None
-    tolerance: float = Thresholds().tolerance
+    tolerance: float = Thresholds().logit_tolerance
     places: NDArray[np.int64] | None = None
     nearest: NDArray[np.int64] | None = None
     map: float | None = None
@@ -91,7 +99,7 @@ def reference(
     labels: NDArray[Any] | None,
     gallery: GalleryIndex,
     top_k: int | None = None,
-    tolerance: float = Thresholds().tolerance,
+    tolerance: float = Thresholds().logit_tolerance,
 ) -> FloatReference:
     """Reads the gallery once, into memory, and asks it with the float student's codes."""
     here = MemoryGallery(gallery.space, gallery.codes(), gallery.labels(), gallery.names())
@@ -110,7 +118,7 @@ def check_file(
 
     Raises only `CodeSpaceMismatch`: a file of another code space must not be compared at all.
     """
-    row = ModelResult(form=file.form, format=file.format, precision=file.precision, path=file.path, status="not run")
+    row = ModelResult(variant=file.form, format=file.format, precision=file.precision, path=file.path, status="skipped")
     try:
         row = row.model_copy(update=_identity(file))
         return _ran(row, file.root / file.path, against, open_model, samples, max_seconds)
@@ -128,15 +136,15 @@ def compare(codes: Codes, logits: Logits, against: FloatReference) -> dict[str, 
     found: dict[str, Any] = {
         "bits_compared": flipped.size,
         "bits_flipped": int(flipped.sum()),
-        "flip_rate": float(flipped.mean()),
+        "bit_flip_rate": float(flipped.mean()),
         "flips_beyond_tolerance": int((flipped & (np.abs(against.logits) > against.tolerance)).sum()),
-        "predicted_flip_rate": predicted_flip_rate(against.logits, logits - against.logits),
+        "predicted_bit_flip_rate": predicted_bit_flip_rate(against.logits, logits - against.logits),
         "bit_flips": tuple(flipped.sum(axis=0).tolist()),
         "worst": worst_queries(flipped, against.places),
         "margins": margins(logits, float(against.logits.std())),
     }
     if against.gallery is not None and against.nearest is not None:
-        found["neighbours_kept"] = neighbours_kept(against.nearest, _nearest(codes, against.gallery))
+        found["recall_at_10"] = recall_at_10(against.nearest, _nearest(codes, against.gallery))
     if (score := _score(codes, against)) is not None and against.map is not None:
         found |= {"map": score.map, "map_drop": against.map - score.map}
     return found
@@ -148,7 +156,7 @@ def compare_hosts(
     """The fields of a `ModelResult` that hold a file's answers somewhere against the same file's on the host."""
     differ = unpack(codes) != unpack(host_codes)
     beyond = differ & ~(np.abs(host_logits) <= against.tolerance)  # a logit that is not a number is no excuse
-    first = [(int(q), int(b)) for q, b in np.argwhere(beyond)[:MOST_LISTED]]
+    first = [(int(q), int(b)) for q, b in np.argwhere(beyond)[:MAX_DISAGREEMENTS]]
     disagreements = tuple(
         BitDisagreement(
             query=_place(against.places, q), bit=b, logit=float(logits[q, b]), host=float(host_logits[q, b])
@@ -159,12 +167,12 @@ def compare_hosts(
     return {**found, "disagreements": disagreements}
 
 
-def neighbours_kept(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
+def recall_at_10(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
     """The share of ids in `before`, `[Q, k]` and none twice in a row, that are in the same row of `after`."""
     return float((before[:, :, None] == after[:, None, :]).any(axis=2).mean())
 
 
-def predicted_flip_rate(logits: Logits, error: Logits) -> float:
+def predicted_bit_flip_rate(logits: Logits, error: Logits) -> float:
     """The share of bits that `error` must flip: p(0) * mean|error|, p(0) being the density of the logits at zero.
 
     A bit of logit z flips when the error crosses zero: P = integral of p(z) P(error crosses z) = p(0) E|error| for an
@@ -225,12 +233,12 @@ def _ran(
     max_seconds: float,
 ) -> ModelResult:
     runtime, load_ms = latency.timed(lambda: open_model(path))
-    require(runtime.card, row.form, against)
+    require(runtime.card, row.variant, against)
     figures: dict[str, Any] = {}
     if runtime.timed:
         taken = latency.measure(runtime.run, against.pixels[:1], samples, max_seconds)
         figures = {**vars(taken), "load_ms": load_ms, "threads": latency.THREADS}
-    figures |= compare(*_run(runtime, row.form, against), against)
+    figures |= compare(*_run(runtime, row.variant, against), against)
     return row.model_copy(update={"status": "ran", "engine": runtime.engine, **figures})
 
 

@@ -120,23 +120,23 @@ def run_on(
         raise
     except Exception as error:  # noqa: BLE001 - no device may cost the others their rows
         log.warning("  %s: %s", device.name, error)
-        lane.rows.extend(_bare(device, file, "not run", error) for file in mine[len(lane.rows) :])
+        lane.rows.extend(_bare(device, file, "skipped", error) for file in mine[len(lane.rows) :])
     return lane
 
 
 def line(row: ModelResult) -> str:
     """A row in a line of the log."""
     if row.status != "ran":
-        return f"{row.device} {row.form}: {row.status}: {row.reason}"
+        return f"{row.device} {row.variant}: {row.status}: {row.reason}"
     found = {
-        "of bits flipped": None if row.flip_rate is None else f"{row.flip_rate:.3%}",
+        "of bits flipped": None if row.bit_flip_rate is None else f"{row.bit_flip_rate:.3%}",
         "bits unlike the host's": None if row.host_flips is None else str(row.host_flips),
         "mAP": None if row.map is None else f"{row.map:.4f}",
         "ms at the median": None if row.p50_ms is None else f"{row.p50_ms:.2f}",
         "million instructions": None if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
     }
     figures = ", ".join(f"{value} {name}" for name, value in found.items() if value is not None)
-    return f"{row.device} {row.form}: {figures or 'ran'}"
+    return f"{row.device} {row.variant}: {figures or 'ran'}"
 
 
 def _row(device: Device, file: ExportedModel, lane: DeviceResults, host: DeviceResults | None) -> ModelResult:
@@ -152,7 +152,7 @@ def _row(device: Device, file: ExportedModel, lane: DeviceResults, host: DeviceR
     except (CodeSpaceMismatch, DeviceLost):
         raise
     except NO_ENGINE as error:
-        return _bare(device, file, "not run", error)
+        return _bare(device, file, "skipped", error)
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
         return _bare(device, file, "failed", error)
     lane.outcomes[file.sha256] = outcome
@@ -162,7 +162,7 @@ def _row(device: Device, file: ExportedModel, lane: DeviceResults, host: DeviceR
 def _bare(device: Device, file: ExportedModel, status: str, error: Exception | None = None) -> ModelResult:
     reason = "" if error is None else f"{type(error).__name__}: {error}"
     return ModelResult(
-        form=file.form, format=file.format, precision=file.card.precision, path=file.path.name, status=status,
+        variant=file.form, format=file.format, precision=file.card.precision, path=file.path.name, status=status,
         reason=reason, device=device.name, bytes=file.bytes, sha256=file.sha256,
     )  # fmt: skip
 
@@ -202,6 +202,6 @@ def _over_all(
 def _notes(lane: DeviceResults, host: DeviceResults) -> list[str]:
     if not lane.rows:
         return [f"{lane.device}: none of the bundle's files is for it"]
-    reasons = {row.form: row.reason for row in host.rows if row.status != "ran"}
-    alone = [row for row in lane.rows if lane is not host and row.flip_rate is not None and row.host_flips is None]
-    return [f"{who(row)}: not compared with the host, where it did not run: {reasons[row.form]}" for row in alone]
+    reasons = {row.variant: row.reason for row in host.rows if row.status != "ran"}
+    alone = [row for row in lane.rows if lane is not host and row.bit_flip_rate is not None and row.host_flips is None]
+    return [f"{who(row)}: not compared with the host, where it did not run: {reasons[row.variant]}" for row in alone]

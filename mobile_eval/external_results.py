@@ -239,7 +239,7 @@ class _Mac(_Report):
             figures = _percentiles(row.samples_ms) if row.samples_ms else {}
             if row.bits_compared:
                 figures |= {"bits_compared": row.bits_compared, "bits_flipped": row.bits_flipped}
-                figures["flip_rate"] = row.bits_flipped / row.bits_compared
+                figures["bit_flip_rate"] = row.bits_flipped / row.bits_compared
                 figures["flips_beyond_tolerance"] = row.flips_beyond_tolerance
             conditions = {"machine": machine.name, "chip": machine.chip, "compute units": row.unit}
             conditions |= {"coremltools": machine.coremltools, "images": "golden"}
@@ -298,7 +298,7 @@ def _find_model(measurement: Measurement, models: Sequence[ModelResult]) -> Mode
 
 
 def _to_row(measurement: Measurement, model: ModelResult) -> ModelResult:
-    known = model.model_dump(include={"form", "format", "precision", "path", "bytes", "sha256"})
+    known = model.model_dump(include={"variant", "format", "precision", "path", "bytes", "sha256"})
     known |= {key: getattr(measurement, key) for key in ("device", "engine", "reason")}
     return ModelResult(**known, status="failed" if measurement.reason else "ran", **measurement.figures)
 

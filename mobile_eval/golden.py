@@ -33,12 +33,12 @@ def judge(precision: str, found: ModelOutput, golden: Golden) -> tuple[str, str]
     standard deviations more, since so few pictures cannot tell 2 % from 3: 19 of the 512 bits of 8 pictures.  A file
     that turns just 2 % fails one such bundle in 250.
     """
-    limits, turned = Thresholds(), unpack(found.codes) != unpack(golden.codes)
+    thresholds, turned = Thresholds(), unpack(found.codes) != unpack(golden.codes)
     apart = float(np.abs(found.logits - golden.logits).max())
-    count, size, share = int(turned.sum()), turned.size, limits.quantized_files.flip_rate
+    count, size, share = int(turned.sum()), turned.size, thresholds.quantized.max_bit_flip_rate
     said = f"{count} of {size} bits turned ({count / size:.1%}), logits up to {apart:.2g} apart"
     if precision in FLOAT:
-        margin = limits.tolerance if precision == "fp32" else FP16_MARGIN * float(golden.logits.std())
+        margin = thresholds.logit_tolerance if precision == "fp32" else FP16_MARGIN * float(golden.logits.std())
         near = np.maximum(np.abs(golden.logits), np.abs(found.logits)) <= margin
         beyond = int((turned & ~near).sum())
         said, bad = f"{said}; {beyond} turned beyond |logit| {margin:.2g}, 0 may", beyond > 0

@@ -7,25 +7,25 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from gallery.files import write_whole
-from gallery.results import ModelResult, Proof, Thresholds
+from gallery.results import EvaluationResults, ModelResult, Thresholds
 from mobile_eval.formatting import plain
 from mobile_eval.gate import row_failures
 
 
-def write(proof: Proof, path: Path) -> Path:
+def write(proof: EvaluationResults, path: Path) -> Path:
     """Writes the file, whole or not at all.
 
     A file that broke or is over a limit is a failure, one that was not run is skipped.  What the verdict says of no
     file in particular is the case "gate" of the suite "verdict".
     """
     root = Element("testsuites", name=plain(proof.name))
-    rows = sorted(proof.files, key=lambda row: row.device)
+    rows = sorted(proof.models, key=lambda row: row.device)
     for device, own in groupby(rows, key=lambda row: row.device):
         suite = SubElement(root, "testsuite", name=plain(device), timestamp=proof.created)
         for row in own:
-            _case(suite, row, proof.limits)
-    told = {sentence for row in proof.files for sentence in row_failures(row, proof.limits)}
-    if others := [sentence for sentence in proof.verdict.failures if sentence not in told]:
+            _case(suite, row, proof.thresholds)
+    told = {sentence for row in proof.models for sentence in row_failures(row, proof.thresholds)}
+    if others := [sentence for sentence in proof.gate.failures if sentence not in told]:
         suite = SubElement(root, "testsuite", name="verdict", timestamp=proof.created)
         _failure(SubElement(suite, "testcase", classname="verdict", name="gate"), others)
     for part in (*root, root):
@@ -34,11 +34,11 @@ def write(proof: Proof, path: Path) -> Path:
     return write_whole(path, tostring(root, "utf-8", xml_declaration=True))
 
 
-def _case(suite: Element, row: ModelResult, limits: Thresholds) -> None:
-    case = SubElement(suite, "testcase", classname=plain(row.device), name=plain(row.form), file=plain(row.path))
-    if failures := row_failures(row, limits):
+def _case(suite: Element, row: ModelResult, thresholds: Thresholds) -> None:
+    case = SubElement(suite, "testcase", classname=plain(row.device), name=plain(row.variant), file=plain(row.path))
+    if failures := row_failures(row, thresholds):
         _failure(case, failures)
-    elif row.status == "not run":
+    elif row.status == "skipped":
         SubElement(case, "skipped", message=plain(row.reason))
 
 

@@ -81,7 +81,7 @@ def each_margin(rows: Sequence[ModelResult]) -> list[Plot]:
     files: dict[str, ModelResult] = {}
     for row in rows:
         if sum(row.margins):
-            files.setdefault(row.form, row)
+            files.setdefault(row.variant, row)
     first = next((row for row in files.values() if row.is_float), None)
     return [] if first is None else [_margins(first, row) for row in files.values() if row is not first]
 
@@ -135,10 +135,12 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, flo
 
 def _margins(first: ModelResult, second: ModelResult) -> Plot:
     series = {
-        row.form: [((place + 0.5) * MARGIN_STEP, count / sum(row.margins)) for place, count in enumerate(row.margins)]
+        row.variant: [
+            ((place + 0.5) * MARGIN_STEP, count / sum(row.margins)) for place, count in enumerate(row.margins)
+        ]
         for row in (first, second)
     }
-    return _plot("share of all logits", series, second=second.form)
+    return _plot("share of all logits", series, second=second.variant)
 
 
 def _share(row: ModelResult, count: int) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gallery.files import write_whole
-from gallery.results import ModelResult, Proof
+from gallery.results import EvaluationResults, ModelResult
 from mobile_eval import formatting, plots
 from mobile_eval.gate import row_failures
 from mobile_eval.report import add_row, page, table_of
@@ -26,14 +26,14 @@ COUNTED = "ARM instructions are executed under emulation and counted: they repea
 Kind = Literal["n", "words"]  # numbers stand to the right
 Column = tuple[str, Kind, Callable[[ModelResult], str]]
 CODES: tuple[Column, ...] = (
-    ("bits flipped", "n", lambda row: formatting.percent(row.flip_rate)),
+    ("bits flipped", "n", lambda row: formatting.percent(row.bit_flip_rate)),
     ("of all bits", "n", lambda row: _flipped(row)),
     ("beyond tolerance", "n", lambda row: formatting.count(row.flips_beyond_tolerance)),
-    ("predicted", "n", lambda row: formatting.percent(row.predicted_flip_rate)),
+    ("predicted", "n", lambda row: formatting.percent(row.predicted_bit_flip_rate)),
     ("other than host (beyond)", "n", lambda row: _against_host(row)),
     ("mAP", "n", lambda row: formatting.number(row.map, 4)),
     ("mAP drop", "n", lambda row: formatting.number(row.map_drop, 4)),
-    ("neighbours kept", "n", lambda row: formatting.percent(row.neighbours_kept)),
+    ("neighbours kept", "n", lambda row: formatting.percent(row.recall_at_10)),
     (
         "worst pictures (bits)",
         "words",
@@ -55,9 +55,9 @@ COSTS: tuple[Column, ...] = (
 )
 TERMINAL: tuple[Column, ...] = (
     ("size", "n", lambda row: formatting.size(row.bytes)),
-    ("flips", "n", lambda row: formatting.percent(row.flip_rate)),
+    ("flips", "n", lambda row: formatting.percent(row.bit_flip_rate)),
     ("host!=", "n", lambda row: formatting.count(row.host_flips)),
-    ("kept", "n", lambda row: "-" if row.neighbours_kept is None else f"{100 * row.neighbours_kept:.1f}%"),
+    ("kept", "n", lambda row: "-" if row.recall_at_10 is None else f"{100 * row.recall_at_10:.1f}%"),
     ("drop", "n", lambda row: formatting.number(row.map_drop, 4)),
     ("p50 ms", "n", lambda row: formatting.number(row.p50_ms if row.p90_ms is None else None, 2)),  # 80 columns
     ("p90 ms", "n", lambda row: formatting.number(row.p90_ms, 2)),
@@ -94,25 +94,25 @@ class Sheet:
     lines: tuple[tuple[ModelResult, tuple[str, ...] | None], ...]
 
 
-def write_html(proof: Proof, path: Path) -> None:
+def write_html(proof: EvaluationResults, path: Path) -> None:
     """Writes the self-contained page, whole or not at all.  Every text in it is escaped: names are not trusted."""
-    strips, darkest = plots.bit_strips(proof.files)
-    ranges, ticks = plots.latency_ranges(proof.files)
+    strips, darkest = plots.bit_strips(proof.models)
+    ranges, ticks = plots.latency_ranges(proof.models)
     write_whole(
         path,
         page(TEMPLATE).render(
             logit=_logit,
             p=proof,
             places=places(proof),
-            forms=tuple(dict.fromkeys(row.form for row in proof.files)),
-            table={(row.form, row.device): row for row in proof.files},
+            forms=tuple(dict.fromkeys(row.variant for row in proof.models)),
+            table={(row.variant, row.device): row for row in proof.models},
             mark=lambda row: mark(row, proof),
             remarks=remarks(proof),
             remarks_of=lambda row: remarks_of(row, proof),
             codes=lambda place: sheet(place.rows, CODES),
             costs=lambda place: sheet(place.rows, (*COSTS, ("conditions", "words", place.own))),
             smallest=smallest(proof),
-            margins=plots.each_margin(proof.files),
+            margins=plots.each_margin(proof.models),
             strips=strips,
             darkest=darkest,
             ranges=ranges,
@@ -124,52 +124,52 @@ def write_html(proof: Proof, path: Path) -> None:
     )
 
 
-def places(proof: Proof) -> list[DeviceSection]:
+def places(proof: EvaluationResults) -> list[DeviceSection]:
     """The devices in the order of their first rows."""
-    return [_place(name, proof) for name in dict.fromkeys(row.device for row in proof.files)]
+    return [_place(name, proof) for name in dict.fromkeys(row.device for row in proof.models)]
 
 
-def _place(name: str, proof: Proof) -> DeviceSection:
-    rows = tuple(row for row in proof.files if row.device == name)
+def _place(name: str, proof: EvaluationResults) -> DeviceSection:
+    rows = tuple(row for row in proof.models if row.device == name)
     ran = [row for row in rows if row.status == "ran"]
     first = ran[0].conditions if ran else {}
     shared = {key: value for key, value in first.items() if all(row.conditions.get(key) == value for row in ran)}
     (status, reason), *others = {(row.status, row.reason) for row in rows}
-    alike = status == "not run" and not others
+    alike = status == "skipped" and not others
     return DeviceSection(name, rows, tuple(_says(name, ran, proof)), shared, reason if alike else "")
 
 
-def _says(name: str, ran: Sequence[ModelResult], proof: Proof) -> list[str]:
+def _says(name: str, ran: Sequence[ModelResult], proof: EvaluationResults) -> list[str]:
     """What must be said of a device's numbers, lest they be taken for a phone's."""
     said = []
     if any(ms is not None for row in ran for ms in (row.p50_ms, row.load_ms, row.first_ms)):
-        said += [HERE.format(cpu=proof.machine.cpu)] if name.startswith(("host", "browser")) else []
+        said += [HERE.format(cpu=proof.system.cpu)] if name.startswith(("host", "browser")) else []
         said += [EMULATED] if name.startswith("arm64") else []
     return said + ([COUNTED] if any(row.instructions is not None for row in ran) else [])
 
 
-def mark(row: ModelResult, proof: Proof) -> tuple[str, str]:
+def mark(row: ModelResult, proof: EvaluationResults) -> tuple[str, str]:
     """What the gate says of a row, as a style and a word."""
-    if row.status == "not run":
-        return "none", "not run"
-    return ("fail", "failed") if row_failures(row, proof.limits) else ("pass", "passed")
+    if row.status == "skipped":
+        return "none", "skipped"
+    return ("fail", "failed") if row_failures(row, proof.thresholds) else ("pass", "passed")
 
 
-def remarks(proof: Proof) -> dict[str, int]:
+def remarks(proof: EvaluationResults) -> dict[str, int]:
     """Why files did not run or did not pass, each sentence once, numbered from 1."""
-    sentences = dict.fromkeys(sentence for row in proof.files for sentence in remarks_of(row, proof))
+    sentences = dict.fromkeys(sentence for row in proof.models for sentence in remarks_of(row, proof))
     return {sentence: place for place, sentence in enumerate(sentences, 1)}
 
 
-def remarks_of(row: ModelResult, proof: Proof) -> list[str]:
+def remarks_of(row: ModelResult, proof: EvaluationResults) -> list[str]:
     """Those of one row."""
-    return [row.reason] if row.status == "not run" else row_failures(row, proof.limits)
+    return [row.reason] if row.status == "skipped" else row_failures(row, proof.thresholds)
 
 
-def smallest(proof: Proof) -> ModelResult | None:
-    """The smallest file that ran somewhere and held its limits wherever it ran."""
-    failed = {row.form for row in proof.files if row_failures(row, proof.limits)}
-    held = [row for row in proof.files if row.status == "ran" and row.bytes and row.form not in failed]
+def smallest(proof: EvaluationResults) -> ModelResult | None:
+    """The smallest file that ran somewhere and held its thresholds wherever it ran."""
+    failed = {row.variant for row in proof.models if row_failures(row, proof.thresholds)}
+    held = [row for row in proof.models if row.status == "ran" and row.bytes and row.variant not in failed]
     return min(held, key=lambda row: row.bytes, default=None)
 
 
@@ -201,35 +201,35 @@ def _logit(value: float) -> str:
     return f"{value:+.4g}"
 
 
-def print_table(proof: Proof, console: Console | None = None) -> None:
+def print_table(proof: EvaluationResults, console: Console | None = None) -> None:
     """Prints the verdict and a table a device; fits 80 columns and a pipe."""
     from rich.console import Console
     from rich.text import Text
 
     console = console or Console()
-    word, style = ("PASSED", "bold green") if proof.verdict.passed else ("FAILED", "bold red")
+    word, style = ("PASSED", "bold green") if proof.gate.passed else ("FAILED", "bold red")
     console.print(Text(f"{word}  {formatting.plain(proof.name)}", style))
-    for sentence in (*proof.verdict.failures, *proof.verdict.notes[:NOTES_SHOWN]):
+    for sentence in (*proof.gate.failures, *proof.gate.notes[:NOTES_SHOWN]):
         console.print(Text(f"  - {formatting.plain(sentence)}"))
-    if (more := len(proof.verdict.notes) - NOTES_SHOWN) > 0:
+    if (more := len(proof.gate.notes) - NOTES_SHOWN) > 0:
         console.print(Text(f"  - and {more} more notes, all of them in the report"))
-    console.print(Text(formatting.plain(proof.asked), "dim"))
+    console.print(Text(formatting.plain(proof.query_set), "dim"))
     for place in places(proof):
         _print_place(place, proof, console)
 
 
-def _print_place(place: DeviceSection, proof: Proof, console: Console) -> None:
+def _print_place(place: DeviceSection, proof: EvaluationResults, console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(f"\n{formatting.plain(place.name)}", "bold"))
     if place.reason:
-        console.print(Text(f"  not run: {formatting.plain(place.reason)}"))
+        console.print(Text(f"  skipped: {formatting.plain(place.reason)}"))
         return
     shown = sheet(place.rows, TERMINAL)
     table = table_of("file", *(f">{label}" for label, _ in shown.heads), "verdict")
     for row, texts in shown.lines:
         style, word = mark(row, proof)
-        add_row(table, row.form, *(texts or ("-",) * len(shown.heads)), word, style="red" if style == "fail" else "")
+        add_row(table, row.variant, *(texts or ("-",) * len(shown.heads)), word, style="red" if style == "fail" else "")
     console.print(table)
     for sentence in place.says:
         console.print(Text(formatting.plain(sentence), "dim"))

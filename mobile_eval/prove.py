@@ -1,4 +1,4 @@
-"""The proof: every file of a bundle executed over all queries, beside the four cells of the float networks."""
+"""The proof: every file of a bundle executed over all queries, beside the retrieval pairs of the float networks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gallery.codes import Codes, pack
 from gallery.console import log
 from gallery.index import GalleryIndex
 from gallery.metrics import MapResult
-from gallery.results import Cell, ModelResult, Thresholds
+from gallery.results import ModelResult, RetrievalPair, Thresholds
 from mobile_eval.compare import Shipped, check_file, reference
-from mobile_eval.retrieval_pairs import four_cells
+from mobile_eval.retrieval_pairs import retrieval_pairs
 from mobile_eval.runtimes import open_model
 
 
@@ -26,23 +26,22 @@ class QuerySet:
     """pixels: uint8 `[Q, S, S, 3]` at the student's size; labels: int `[Q]` or multi-hot `[Q, C]`
 
     student, teacher: logits of the float networks, `[Q, bits]`; the teacher's are None where it is not at hand
-    alone: whether the teacher was trained without the student; top_k: what mAP is over, None for all
+    top_k: what mAP is over, None for all
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[Any]
     student: NDArray[np.float32]
     teacher: NDArray[np.float32] | None
-    alone: bool = True
     top_k: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Proof:
+class QueryResults:
     """score: of the float student in the real index, the product's number, query by query."""
 
-    cells: tuple[Cell, ...]
-    files: tuple[ModelResult, ...]
+    pairs: tuple[RetrievalPair, ...]
+    models: tuple[ModelResult, ...]
     score: MapResult
 
 
@@ -52,19 +51,19 @@ def prove(
     queries: QuerySet,
     student_gallery: Codes,
     index: GalleryIndex,
-    limits: Thresholds,
-) -> Proof:
+    thresholds: Thresholds,
+) -> QueryResults:
     """Runs the files that `manifest` lists in `bundle`; what could not be exported is a row that says why."""
     teacher = None if queries.teacher is None else pack(queries.teacher)
     student, labels = pack(queries.student), queries.labels
     cut = queries.top_k
-    cells, score = four_cells(teacher, student, student_gallery, index, labels, queries.alone, cut)
-    against = reference(queries.pixels, queries.student, labels, index, cut, limits.tolerance)
+    pairs, score = retrieval_pairs(teacher, student, student_gallery, index, labels, cut)
+    against = reference(queries.pixels, queries.student, labels, index, cut, thresholds.logit_tolerance)
     rows = [check_file(_shipped(model, bundle), against, open_model) for model in manifest.files]
     rows += [refusal(one) for one in manifest.refused]
     for row in rows:
         log.info("  %s", _line(row))
-    return Proof(cells, tuple(rows), score)
+    return QueryResults(pairs, tuple(rows), score)
 
 
 def _shipped(model: ExportedModel, bundle: Path) -> Shipped:
@@ -73,13 +72,15 @@ def _shipped(model: ExportedModel, bundle: Path) -> Shipped:
 
 
 def _line(row: ModelResult) -> str:
-    if row.status != "ran" or row.flip_rate is None or row.map is None:
-        return f"{row.form}: {row.status}: {row.reason}"
+    if row.status != "ran" or row.bit_flip_rate is None or row.map is None:
+        return f"{row.variant}: {row.status}: {row.reason}"
     timing = "" if row.p50_ms is None else f", p50 {row.p50_ms:.2f} ms on this host"
-    return f"{row.form}: {row.flip_rate:.3%} of bits flipped, mAP {row.map:.4f}{timing}"
+    return f"{row.variant}: {row.bit_flip_rate:.3%} of bits flipped, mAP {row.map:.4f}{timing}"
 
 
 def refusal(one: ExportFailure) -> ModelResult:
     """The row of a form that could not be made."""
     format, _, precision = one.form.partition("-")
-    return ModelResult(form=one.form, format=format, precision=precision, path="", status="not run", reason=one.reason)
+    return ModelResult(
+        variant=one.form, format=format, precision=precision, path="", status="skipped", reason=one.reason
+    )

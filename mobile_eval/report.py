@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gallery.files import write_whole
-from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_ALONE, TEACHER_TEACHER, ModelResult, Results
+from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, ModelResult, RunResults
 from mobile_eval import formatting, plots
 from mobile_eval.gate import row_failures
 
@@ -20,21 +20,20 @@ MEANING = {
     TEACHER_TEACHER: "The large teacher on both sides.",
     STUDENT_GALLERY: "The product: the phone's student asks, the teacher's gallery answers.",
     STUDENT_STUDENT: "The student on both sides: what hashing the whole gallery again with it would give.",
-    TEACHER_ALONE: "The teacher trained without a student, which must do it no harm.",
 }
 SKIPPED_LINES = 10  # on the terminal; the page lists them all
 
 
-def write_html(results: Results, path: Path) -> Path:
+def write_html(results: RunResults, path: Path) -> Path:
     """Writes the self-contained page, whole or not at all.  Every text in it is escaped: names are not trusted."""
-    failures = {row.form: row_failures(row, results.limits) for row in results.files}
+    failures = {row.variant: row_failures(row, results.thresholds) for row in results.models}
     return write_whole(
         path,
         page(TEMPLATE).render(
             r=results,
             curves=[(curve.stage, plots.of_curve(curve)) for curve in results.curves],
             failures=failures,
-            margins=plots.of_margins(results.files),
+            margins=plots.of_margins(results.models),
             meaning=MEANING,
             product=STUDENT_GALLERY,
             box=plots,
@@ -61,13 +60,13 @@ def page(template: str) -> Template:
     return environment.get_template(template)
 
 
-def smallest(results: Results) -> ModelResult | None:
-    """The smallest file that ran and held its limits."""
-    held = [row for row in results.files if row.status == "ran" and not row_failures(row, results.limits)]
+def smallest(results: RunResults) -> ModelResult | None:
+    """The smallest file that ran and held its thresholds."""
+    held = [row for row in results.models if row.status == "ran" and not row_failures(row, results.thresholds)]
     return min(held, key=lambda row: row.bytes, default=None)
 
 
-def print_tables(results: Results, console: Console | None = None) -> None:
+def print_tables(results: RunResults, console: Console | None = None) -> None:
     """Prints the warnings, the verdict, the protocol and the tables; fits 80 columns and a pipe."""
     from rich.console import Console
     from rich.text import Text
@@ -75,43 +74,43 @@ def print_tables(results: Results, console: Console | None = None) -> None:
     console = console or Console()
     for alarm in results.alarms:
         console.print(Text(f"WARNING: {formatting.plain(alarm)}", style="bold yellow"))
-    word, style = ("PASSED", "bold green") if results.verdict.passed else ("FAILED", "bold red")
+    word, style = ("PASSED", "bold green") if results.gate.passed else ("FAILED", "bold red")
     console.print(Text(f"{word}  {formatting.plain(results.name)}", style))
-    for sentence in (*results.verdict.failures, *results.verdict.notes):
+    for sentence in (*results.gate.failures, *results.gate.notes):
         console.print(Text(f"  - {formatting.plain(sentence)}"))
-    console.print(Text(formatting.plain(results.protocol.sentence), "dim"))
+    console.print(Text(formatting.plain(results.query_set), "dim"))
     tables = [_cells_table(results), _files_table(results)] + ([_skipped_table(results)] if results.skipped else [])
     for table in tables:
         console.print(table)
 
 
-def _cells_table(results: Results) -> Table:
+def _cells_table(results: RunResults) -> Table:
     table = table_of("queries->gallery", ">mAP", ">retrieved", "what it is")
-    for cell in results.cells:
-        meaning = cell.note or MEANING.get(cell.name, "")
+    for cell in results.pairs:
+        meaning = MEANING.get(cell.name, "")
         figures = formatting.number(cell.map, 4), formatting.number(cell.map_retrieved, 4)
         add_row(table, cell.name, *figures, meaning, style="bold" if cell.name == STUDENT_GALLERY else "")
     return table
 
 
-def _files_table(results: Results) -> Table:
+def _files_table(results: RunResults) -> Table:
     table = table_of("file", ">size", ">flips", ">mAP", ">drop", ">p50 ms", ">p90", "verdict")
-    for row in results.files:
+    for row in results.models:
         figures = (
             formatting.size(row.bytes),
-            formatting.percent(row.flip_rate),
+            formatting.percent(row.bit_flip_rate),
             formatting.number(row.map, 4),
             formatting.number(row.map_drop, 4),
             formatting.number(row.p50_ms, 2),
             formatting.number(row.p90_ms, 2),
         )
-        failed = bool(row_failures(row, results.limits))
-        verdict = "not run" if row.status == "not run" else "FAIL" if failed else "pass"
-        add_row(table, row.form, *figures, verdict, style="red" if failed else "")
+        failed = bool(row_failures(row, results.thresholds))
+        verdict = "skipped" if row.status == "skipped" else "FAIL" if failed else "pass"
+        add_row(table, row.variant, *figures, verdict, style="red" if failed else "")
     return table
 
 
-def _skipped_table(results: Results) -> Table:
+def _skipped_table(results: RunResults) -> Table:
     table = table_of(f"skipped: {len(results.skipped)}", "why")
     for skipped in results.skipped[:SKIPPED_LINES]:
         add_row(table, skipped.path, skipped.reason)

@@ -1,12 +1,13 @@
-"""Proof where it runs: the files of a bundle on this host, on emulated ARM cores, in a browser, on a phone, on a Mac.
+"""Evaluate the exported models of a bundle on this host, on emulated ARM cores, in a browser, on a phone, on a Mac.
 
     python mobile_eval/run.py setup arm64 browser
-    python mobile_eval/run.py check runs/mine/bundle --device host arm64 browser
-    python mobile_eval/run.py import runs/mine/proof mac.json
+    python mobile_eval/run.py evaluate runs/mine/bundle --device host arm64 browser
+    python mobile_eval/run.py import-results runs/mine/evaluation mac.json
 
-`check` compares every file's codes with the float student's, and elsewhere with the same file's on the host.  For a
+`evaluate` compares every file's codes with the float student's, and elsewhere with the same file's on the host.  For a
 bundle in its run folder it asks all queries, in the run's gallery; for any other the golden pictures that came with it.
-It writes proof.html, proof.json and junit.xml.  `import` adds what other tools measured on devices that are not here.
+It writes report.html, results.json and junit.xml.  `import-results` adds what
+other tools measured on devices that are not here.
 Exit codes: 0 passed, 1 the gate failed, 2 bad input, or with --strict something that could not be checked.
 """
 
@@ -30,7 +31,7 @@ from pydantic import Field
 from distill.config import StrictModel, TrainConfig, load_yaml
 from gallery.console import exit_code, log
 from gallery.errors import EXIT_PASSED, CorruptFile, InputError
-from gallery.results import Proof, RetrievalExample, Thresholds, load_proof, now
+from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate
 
 if TYPE_CHECKING:
@@ -40,18 +41,18 @@ if TYPE_CHECKING:
     from mobile_eval.evaluate import DeviceResults
     from mobile_eval.retrieval_grid import Picture
 
-JSON, PAGE, JUNIT = "proof.json", "proof.html", "junit.xml"
+JSON, PAGE, JUNIT = "results.json", "report.html", "junit.xml"
 SHOWN = 4  # queries in the grid of the worst
 
 
-class Setup(StrictModel):
+class SetupCommand(StrictModel):
     """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there stays."""
 
     parts: tyro.conf.Positional[tuple[Literal["arm64", "browser"], ...]]
     """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines."""
 
 
-class Check(StrictModel):
+class EvaluateCommand(StrictModel):
     """Run a bundle's files on devices, compare their codes, and judge them.
 
     Devices: host; arm64 (both of arm64-cortex-a53 and arm64-cortex-a76, emulated: codes and executed instructions, no
@@ -68,24 +69,24 @@ class Check(StrictModel):
     """The gallery to search, a folder or LanceDB address; by default the run's."""
     device: tuple[str, ...] = ("host",)
     """Where to run the files."""
-    count: int = Field(32, ge=1)
+    num_queries: int = Field(32, ge=1)
     """Pictures on devices other than the host, which takes all; spread evenly over the queries."""
-    samples: int = Field(200, ge=1)
+    num_runs: int = Field(200, ge=1)
     """Timed inferences of each file, 10 s of them at most."""
     out: Path | None = None
-    """Folder for proof.html, proof.json and junit.xml; by default `proof` beside the bundle."""
+    """Folder for report.html, results.json and junit.xml; by default `evaluation` beside the bundle."""
     thresholds: Thresholds = Thresholds()
     """What a file may lose; by default what its run allows."""
     strict: bool = False
     """What cannot be checked here is an error (exit code 2)."""
 
 
-class Import(StrictModel):
-    """Add measurements to a proof: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's apps/run_on_mac.py.
-    A newer one replaces that of the same file and device."""
+class ImportCommand(StrictModel):
+    """Add measurements to an evaluation: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's
+    apps/run_on_mac.py.  A newer one replaces that of the same file and device."""
 
     proof: tyro.conf.Positional[Path]
-    """The folder that `check` wrote."""
+    """The folder that `evaluate` wrote."""
     files: tyro.conf.Positional[tuple[Path, ...]]
     """The reports."""
     model: str = ""
@@ -93,37 +94,41 @@ class Import(StrictModel):
     device: str = ""
     """What to call the device."""
     strict: bool = False
-    """As for `check`."""
+    """As for `evaluate`."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationInputs:
-    """What the files are asked, and by which limits they are judged.
+    """What the files are asked, and by which thresholds they are judged.
 
     words: which pictures; classes, hit: names, and the pixels of a gallery picture, where they can be shown
     """
 
     against: FloatReference
     words: str
-    limits: Thresholds
+    thresholds: Thresholds
     classes: Sequence[str] = ()
     hit: Callable[[int], Picture] | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    commands: dict[str, Callable[..., Any]] = {"setup": Setup, "check": Check, "import": Import}
+    commands: dict[str, Callable[..., Any]] = {
+        "setup": SetupCommand,
+        "evaluate": EvaluateCommand,
+        "import-results": ImportCommand,
+    }
     command = tyro.extras.subcommand_cli_from_dict(commands, args=arguments, description=__doc__)
 
     def work() -> int:
-        if isinstance(command, Setup):
+        if isinstance(command, SetupCommand):
             return set_up(command)
-        return check(command) if isinstance(command, Check) else take_in(command)
+        return evaluate(command) if isinstance(command, EvaluateCommand) else import_results(command)
 
-    return exit_code(work, "No proof was written: run the same command again.")
+    return exit_code(work, "No results were written: run the same command again.")
 
 
-def set_up(command: Setup) -> int:
+def set_up(command: SetupCommand) -> int:
     """Installs each part."""
     from mobile_eval.devices import arm64, browser_setup
 
@@ -135,28 +140,28 @@ def set_up(command: Setup) -> int:
     return EXIT_PASSED
 
 
-def check(command: Check) -> int:
+def evaluate(command: EvaluateCommand) -> int:
     """Asks every file on every device, and writes what came out."""
     from export.bundle import open_bundle
     from mobile_eval.evaluate import everywhere, places
 
-    if command.thresholds.min_ratio is not None:
+    if command.thresholds.min_map_ratio is not None:
         fix = "Leave it out: distill/run.py judges the networks, this the files."
-        raise InputError("limits on files", "--thresholds.min-ratio", fix)
-    devices, bundle = places(command.device, command.samples), command.bundle.resolve()
+        raise InputError("thresholds on files", "--thresholds.min-map-ratio", fix)
+    devices, bundle = places(command.device, command.num_runs), command.bundle.resolve()
     manifest = open_bundle(bundle)
-    out = (command.out or bundle.parent / "proof").resolve()
+    out = (command.out or bundle.parent / "evaluation").resolve()
     if out.is_relative_to(bundle):
         raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
     out.mkdir(parents=True, exist_ok=True)
     home = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
-    asked = of_run(command, home, manifest) if home else of_golden(command, manifest)
-    log.info("[check] %d files on %s; %s", len(manifest.files), ", ".join(d.name for d in devices), asked.words)
-    lanes, notes = everywhere(devices, manifest.files, asked.against, command.count)
-    return tell(summarise(command, manifest, asked, lanes, notes), out)
+    asked = inputs_from_run(command, home, manifest) if home else inputs_from_golden(command, manifest)
+    log.info("[evaluate] %d files on %s; %s", len(manifest.files), ", ".join(d.name for d in devices), asked.words)
+    lanes, notes = everywhere(devices, manifest.files, asked.against, command.num_queries)
+    return write_reports(summarise(command, manifest, asked, lanes, notes), out)
 
 
-def of_run(command: Check, folder: Path, manifest: Manifest) -> EvaluationInputs:
+def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) -> EvaluationInputs:
     """All queries of a finished run, whose student must be that of the bundle."""
     from distill.engine import limit_threads
     from gallery.index import open_gallery
@@ -166,19 +171,21 @@ def of_run(command: Check, folder: Path, manifest: Manifest) -> EvaluationInputs
         raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
     limit_threads()
     settings: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
-    limits = (settings.thresholds if command.thresholds == Thresholds() else command.thresholds).model_copy(
-        update={"min_ratio": None}
+    thresholds = (settings.thresholds if command.thresholds == Thresholds() else command.thresholds).model_copy(
+        update={"min_map_ratio": None}
     )
     gallery = open_gallery(command.gallery or (settings.reuse_gallery or folder) / "gallery", manifest.space)
-    course, logits = float_student(folder, settings, manifest, golden_of(command.bundle, manifest))
+    course, logits = load_student_logits(folder, settings, manifest, load_golden(command.bundle, manifest))
     data, pixels = course.data, course.data.pixels[course.plan.student_img_size]
     labels = data.labels[data.query]
-    against = reference(pixels[data.query], logits, labels, gallery, data.cut, limits.tolerance)
+    against = reference(pixels[data.query], logits, labels, gallery, data.cut, thresholds.logit_tolerance)
     shown = None if command.gallery else lambda hit: pixels[data.gallery[hit]]
-    return EvaluationInputs(against, f"the {len(data.query):,} queries of {data.name}", limits, data.classes, shown)
+    return EvaluationInputs(against, f"the {len(data.query):,} queries of {data.name}", thresholds, data.classes, shown)
 
 
-def float_student(folder: Path, settings: TrainConfig, manifest: Manifest, golden: Golden) -> tuple[RunContext, Any]:
+def load_student_logits(
+    folder: Path, settings: TrainConfig, manifest: Manifest, golden: Golden
+) -> tuple[RunContext, Any]:
     """A run's pictures, and its student's logits of the queries.
 
     Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 file must: they may
@@ -210,22 +217,22 @@ def float_student(folder: Path, settings: TrainConfig, manifest: Manifest, golde
         return course, course.logits("student", net.to(pretrained.device()), course.data.query, "student queries", key)
 
 
-def of_golden(command: Check, manifest: Manifest) -> EvaluationInputs:
+def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> EvaluationInputs:
     """The pictures that came with the bundle: they have no labels, so there is no mAP."""
     from gallery.index import open_gallery
     from mobile_eval.compare import FloatReference, reference
 
-    golden, limits = golden_of(command.bundle, manifest), command.thresholds
-    against = FloatReference(golden.images, golden.logits, manifest.space, tolerance=limits.tolerance)
+    golden, thresholds = load_golden(command.bundle, manifest), command.thresholds
+    against = FloatReference(golden.images, golden.logits, manifest.space, tolerance=thresholds.logit_tolerance)
     if command.gallery is not None:
         gallery = open_gallery(command.gallery, manifest.space)
-        against = reference(golden.images, golden.logits, None, gallery, tolerance=limits.tolerance)
+        against = reference(golden.images, golden.logits, None, gallery, tolerance=thresholds.logit_tolerance)
     return EvaluationInputs(
-        against, f"the {len(golden.images)} golden pictures of the bundle, which have no labels", limits
+        against, f"the {len(golden.images)} golden pictures of the bundle, which have no labels", thresholds
     )
 
 
-def golden_of(bundle: Path, manifest: Manifest) -> Golden:
+def load_golden(bundle: Path, manifest: Manifest) -> Golden:
     """The golden pictures of a bundle; `CorruptFile` unless their logits give their codes."""
     import numpy as np
 
@@ -239,33 +246,37 @@ def golden_of(bundle: Path, manifest: Manifest) -> Golden:
 
 
 def summarise(
-    command: Check, manifest: Manifest, asked: EvaluationInputs, lanes: Sequence[DeviceResults], notes: Sequence[str]
-) -> Proof:
+    command: EvaluateCommand,
+    manifest: Manifest,
+    asked: EvaluationInputs,
+    lanes: Sequence[DeviceResults],
+    notes: Sequence[str],
+) -> EvaluationResults:
     """All of it as one typed record, the only source of the table, the page and the XML."""
     from mobile_eval.system_info import describe
 
     rows, against = tuple(row for lane in lanes for row in lane.rows), asked.against
-    return Proof(
+    return EvaluationResults(
         created=now(),
         command=shlex.join(["python", "mobile_eval/run.py", *sys.argv[1:]]),
         name=command.bundle.resolve().parent.name,
         code_space=manifest.space.id,
         bits=manifest.space.bits,
         student=manifest.files[0].card.student,
-        asked=_words(asked, lanes),
-        queries=len(against.pixels),
-        gallery=None if against.gallery is None else len(against.gallery),
+        query_set=describe_inputs(asked, lanes),
+        num_queries=len(against.pixels),
+        gallery_size=None if against.gallery is None else len(against.gallery),
         map=against.map,
-        files=rows,
-        limits=asked.limits,
-        verdict=gate.check(rows, asked.limits, strict=command.strict, notes=notes),
+        models=rows,
+        thresholds=asked.thresholds,
+        gate=gate.check(rows, asked.thresholds, strict=command.strict, notes=notes),
         notes=tuple(notes),
-        grid=worst_grid(asked, lanes),
-        machine=describe(),
+        examples=worst_grid(asked, lanes),
+        system=describe(),
     )
 
 
-def _words(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> str:
+def describe_inputs(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> str:
     """Which pictures were asked where."""
     fewer = [lane for lane in lanes if len(lane.against.pixels) < len(asked.against.pixels)]
     if not fewer:
@@ -286,13 +297,13 @@ def worst_grid(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> tuple
     for query, (worst, row, lane) in list(chosen.items())[:SHOWN]:
         places = lane.against.places
         here = query if places is None else places.tolist().index(query)
-        grid += _found(asked, query, pack(asked.against.logits[query]), "float student")
+        grid += _example(asked, query, pack(asked.against.logits[query]), "float student")
         named = f"{gate.who(row)}, {worst.flipped} bits flipped"
-        grid += _found(asked, query, lane.outcomes[row.sha256].codes[here], named)
+        grid += _example(asked, query, lane.outcomes[row.sha256].codes[here], named)
     return tuple(grid)
 
 
-def _found(asked: EvaluationInputs, query: int, code: Any, by: str) -> list[RetrievalExample]:
+def _example(asked: EvaluationInputs, query: int, code: Any, by: str) -> list[RetrievalExample]:
     """The nearest pictures to a code of a query, and who gave the code; nothing where they cannot be shown."""
     import numpy as np
 
@@ -309,22 +320,22 @@ def _found(asked: EvaluationInputs, query: int, code: Any, by: str) -> list[Retr
     return [row.model_copy(update={"query": tile}) for row, tile in zip(rows, tiles, strict=True)]
 
 
-def take_in(command: Import) -> int:
+def import_results(command: ImportCommand) -> int:
     """Adds other tools' measurements, and judges again."""
     from mobile_eval import external_results
 
     if not command.files:
         raise InputError("reports to import", "none", "Name their files.")
-    proof = load_proof(command.proof / JSON)
+    proof = load(command.proof / JSON)
     found = [
         one for file in command.files for one in external_results.read_results(file, command.model, command.device)
     ]
-    rows = tuple(external_results.merge_results(proof.files, found))
-    verdict = gate.check(rows, proof.limits, strict=command.strict, notes=proof.notes)
-    return tell(proof.model_copy(update={"files": rows, "verdict": verdict}), command.proof)
+    rows = tuple(external_results.merge_results(proof.models, found))
+    verdict = gate.check(rows, proof.thresholds, strict=command.strict, notes=proof.notes)
+    return write_reports(proof.model_copy(update={"models": rows, "gate": verdict}), command.proof)
 
 
-def tell(proof: Proof, out: Path) -> int:
+def write_reports(proof: EvaluationResults, out: Path) -> int:
     """Writes the record and its three renderings."""
     from mobile_eval import junit, proof_report
 
@@ -333,7 +344,7 @@ def tell(proof: Proof, out: Path) -> int:
     proof_report.write_html(proof, out / PAGE)
     proof_report.print_table(proof)
     log.info("report %s", out / PAGE)
-    return gate.exit_code(proof.verdict)
+    return gate.exit_code(proof.gate)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ def test_it_leaves_every_file_and_a_verdict(whole: tuple[Path, str]) -> None:
     for name in FILES:
         assert (runs / "r" / name).exists(), name
     results = load_results(runs / "r" / "results.json")
-    assert results.verdict.passed
-    assert [row.form for row in results.files] == ["onnx-fp32", "litert-fp32"]
-    assert all(row.flips_beyond_tolerance == 0 for row in results.files)
-    assert {cell.name for cell in results.cells} >= {"teacher->teacher", "student->gallery", "student->student"}
+    assert results.gate.passed
+    assert [row.variant for row in results.models] == ["onnx-fp32", "litert-fp32"]
+    assert all(row.flips_beyond_tolerance == 0 for row in results.models)
+    assert {cell.name for cell in results.pairs} >= {"teacher->teacher", "student->gallery", "student->student"}
     assert [skipped.reason for skipped in results.skipped]
     assert "RANDOM" in out
     assert "broken.png" in (runs / "r" / "report.html").read_text()
@@ -107,10 +107,10 @@ def test_the_same_command_again_redoes_nothing(pictures: Path, whole: tuple[Path
 
 def test_a_stricter_gate_fails_it_without_training_again(pictures: Path, whole: tuple[Path, str]) -> None:
     runs, _ = whole
-    code, out = finish(start(pictures, runs, "--thresholds.min-ratio", "9"))
+    code, out = finish(start(pictures, runs, "--thresholds.min-map-ratio", "9"))
     assert code == 1, out
     assert "[student]" not in out
-    assert not load_results(runs / "r" / "results.json").verdict.passed
+    assert not load_results(runs / "r" / "results.json").gate.passed
 
 
 def test_other_settings_in_the_same_folder_are_refused(pictures: Path, whole: tuple[Path, str]) -> None:
@@ -230,7 +230,7 @@ def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
     done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     results = load_results(tmp_path / "r" / "results.json")
-    assert results.verdict.passed
+    assert results.gate.passed
     assert (done.stdout + done.stderr).count("[teacher]") == 1
     assert (tmp_path / "r" / "log.txt").read_text().count("[prove]") == 1
     points = read_journal(tmp_path / "r" / "train.jsonl")
@@ -244,7 +244,7 @@ def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], picture
     code, out = finish(start(pictures, tmp_path / "runs", *forms))
     assert code in (0, 1), out  # so small a student may well lose more than the gate allows
     results = load_results(tmp_path / "runs" / "r" / "results.json")
-    assert [(row.form, row.status) for row in results.files] == [(form, "ran") for form in forms[1:4]]
+    assert [(row.variant, row.status) for row in results.models] == [(form, "ran") for form in forms[1:4]]
     assert student_sha(tmp_path / "runs") == before  # nothing was learned again
     assert results.quantization is not None
     assert {row.mode for row in results.quantization.layers} == {"weights", "int8"}

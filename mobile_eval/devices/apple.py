@@ -40,7 +40,9 @@ class Apple(Device):
     def prepare(self) -> None:
         """`MissingBackend` without coremltools, or when a compute unit is wanted and this is no Mac."""
         if self.unit and not _mac():
-            fix = "Run apps/run_on_mac.py of the bundle on a Mac, then: python mobile_eval/run.py import mac.json"
+            fix = (
+                "Run apps/run_on_mac.py of the bundle on a Mac, then: python mobile_eval/run.py import-results mac.json"
+            )
             raise MissingBackend(f"macOS, for {self.name}", platform.system(), fix)
         with quiet():
             backend("coremltools")

@@ -8,16 +8,15 @@ from gallery.results import (
     MARGIN_BINS,
     STUDENT_GALLERY,
     STUDENT_STUDENT,
-    TEACHER_ALONE,
     TEACHER_TEACHER,
-    Cell,
-    LayerRow,
+    EvaluationProtocol,
+    LayerSensitivity,
     ModelResult,
     ModelSummary,
-    Protocol,
     Quantization,
-    Results,
     RetrievalExample,
+    RetrievalPair,
+    RunResults,
     Skipped,
     SystemInfo,
     Thresholds,
@@ -41,9 +40,9 @@ def ran(form: str = "onnx-fp32", **changes: Any) -> ModelResult:
         "sha256": "ab" * 32,
         "bits_compared": 64_000,
         "bits_flipped": 12,
-        "flip_rate": 12 / 64_000,
+        "bit_flip_rate": 12 / 64_000,
         "flips_beyond_tolerance": 0,
-        "predicted_flip_rate": 0.0002,
+        "predicted_bit_flip_rate": 0.0002,
         "worst": (WorstQuery(query=731, flipped=3),),
         "margins": (1,) * MARGIN_BINS,
         "map": 0.7011,
@@ -56,26 +55,26 @@ def ran(form: str = "onnx-fp32", **changes: Any) -> ModelResult:
         "samples": 200,
         "threads": 1,
     }
-    return ModelResult(**{"form": form, "format": format, "precision": precision, **good, **changes})
+    return ModelResult(**{"variant": form, "format": format, "precision": precision, **good, **changes})
 
 
-def not_run(form: str = "coreml-w8a32", status: str = "not run", reason: str = "MissingBackend: none") -> ModelResult:
+def not_run(form: str = "coreml-w8a32", status: str = "skipped", reason: str = "MissingBackend: none") -> ModelResult:
     """A file without figures."""
     format, _, precision = form.partition("-")
-    return ModelResult(form=form, format=format, precision=precision, path=form, status=status, reason=reason)
+    return ModelResult(variant=form, format=format, precision=precision, path=form, status=status, reason=reason)
 
 
-def cells(teacher: float = 0.72, student: float = 0.70) -> tuple[Cell, ...]:
+def cells(teacher: float = 0.72, student: float = 0.70) -> tuple[RetrievalPair, ...]:
     """The four cells."""
-    values = {TEACHER_TEACHER: teacher, STUDENT_GALLERY: student, STUDENT_STUDENT: 0.6933, TEACHER_ALONE: 0.7187}
-    return tuple(Cell(name=name, map=value, map_retrieved=0.7321) for name, value in values.items())
+    values = {TEACHER_TEACHER: teacher, STUDENT_GALLERY: student, STUDENT_STUDENT: 0.6933}
+    return tuple(RetrievalPair(name=name, map=value, map_retrieved=0.7321) for name, value in values.items())
 
 
-def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> Results:
+def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> RunResults:
     """A run whose every free text is, or holds, `label`."""
     files = (
         ran(),
-        ran("litert-w8a32", bytes=2_310_000, flip_rate=0.0123, map=0.6987, p90_ms=5.19),
+        ran("litert-w8a32", bytes=2_310_000, bit_flip_rate=0.0123, map=0.6987, p90_ms=5.19),
         not_run(reason=f"MissingBackend: {label}"),
     )
     tile = Thumbnail(image=IMAGE, label=label)
@@ -95,10 +94,14 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
         "seed": 7,
         "code_space": "5e1c0a4f0b8d91c2",
         "bits": 64,
+        "student": f"net {label}",
+        "query_set": f"{label}: 1,000 queries",
+        "num_queries": 1000,
+        "gallery_size": 6000,
+        "map": 0.7,
         "center_distance": 32,
-        "protocol": Protocol(
+        "protocol": EvaluationProtocol(
             dataset=label,
-            sentence=f"{label}: 1,000 queries",
             classes=10,
             train=5400,
             validation=600,
@@ -106,14 +109,14 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
             query=1000,
             seed=3,
         ),
-        "networks": (
+        "model_summaries": (
             ModelSummary(role="teacher", parameters=85_848_640, **network),
             ModelSummary(role="student", parameters=4_266_017, **network),
         ),
-        "cells": cells(),
-        "files": files,
-        "limits": Thresholds(),
-        "verdict": check(files, Thresholds(), cells()),
+        "pairs": cells(),
+        "models": files,
+        "thresholds": Thresholds(),
+        "gate": check(files, Thresholds(), cells()),
         "curves": (
             TrainingCurve(
                 stage=f"teacher {label}",
@@ -127,14 +130,14 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
             calibration=f"ranges of 256 {label}",
             flips={"weights": 0.0021, "int8": 0.0107},
             layers=(
-                LayerRow(layer=f"first {label}", mode="weights", flips=0.0031, error=0.051, kept=True),
-                LayerRow(layer=f"other {label}", mode="int8", flips=0.0007, error=0.004, kept=False),
+                LayerSensitivity(layer=f"first {label}", mode="weights", flips=0.0031, error=0.051, kept=True),
+                LayerSensitivity(layer=f"other {label}", mode="int8", flips=0.0007, error=0.004, kept=False),
             ),
         ),
-        "grid": (RetrievalExample(query=tile, hits=hits),),
+        "examples": (RetrievalExample(query=tile, hits=hits),),
         "skipped": (Skipped(path=f"a/{label}.jpg", reason=f"bad {label}"),),
         "seconds": {"data": 2.0, f"stage {label}": 356.0},
-        "machine": SystemInfo(
+        "system": SystemInfo(
             cpu=f"CPU {label}",
             cores=2,
             memory_gb=23.4,
@@ -144,4 +147,4 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
             packages={"torch": "2.13.0"},
         ),
     }
-    return Results(**{**made, **changes})
+    return RunResults(**{**made, **changes})

@@ -37,26 +37,26 @@ def flip_a_byte(path: Path) -> None:
 
 
 def test_the_good_one_passes(good: Good, tmp_path: Path, call: Call) -> None:
-    code, said = call("check", good.folder, "--gallery", good.gallery, "--samples", 2, "--out", tmp_path / "out")
+    code, said = call("evaluate", good.folder, "--gallery", good.gallery, "--num-runs", 2, "--out", tmp_path / "out")
     assert code == 0, said
 
 
 def test_a_flipped_weight_byte_is_found_by_its_checksum(bundle: Path, call: Call) -> None:
     flip_a_byte(bundle / ONNX)
-    code, said = call("check", bundle, "--samples", 2)
+    code, said = call("evaluate", bundle, "--num-runs", 2)
     assert code == 2
     assert f"{ONNX} of " in said
     assert "sha256" in said
-    assert not (bundle.parent / "proof").exists()
+    assert not (bundle.parent / "evaluation").exists()
 
 
 def test_a_flipped_weight_byte_that_the_manifest_vouches_for_is_found_by_running_it(bundle: Path, call: Call) -> None:
     flip_a_byte(bundle / ONNX)
     refit(bundle, ONNX)
     open_bundle(bundle)  # nothing is wrong with it to look at
-    code, said = call("check", bundle, "--samples", 2)
+    code, said = call("evaluate", bundle, "--num-runs", 2)
     assert code == 1, said
-    junit = ElementTree.parse(bundle.parent / "proof" / "junit.xml")
+    junit = ElementTree.parse(bundle.parent / "evaluation" / "junit.xml")
     verdicts = {case.get("name"): [part.tag for part in case] for case in junit.iter("testcase")}
     assert verdicts == {"onnx-fp32": ["failure"], "onnx-fp16": []}
     (failure,) = junit.iter("failure")
@@ -67,7 +67,7 @@ def test_a_flipped_weight_byte_that_the_manifest_vouches_for_is_found_by_running
 def test_a_stale_gallery_is_refused_by_name(good: Good, bundle: Path, tmp_path: Path, call: Call) -> None:
     stale = CodeSpace(BITS, SPACE.classes, "t", "1" * 64, SPACE.centers_sha256, SEEN)  # of an earlier teacher
     create_gallery(tmp_path / "old", stale, pack(good.logits), good.labels, [str(i) for i in range(len(good.logits))])
-    code, said = call("check", bundle, "--gallery", tmp_path / "old")
+    code, said = call("evaluate", bundle, "--gallery", tmp_path / "old")
     assert code == 2
     assert stale.id in said
     assert SPACE.id in said
@@ -75,8 +75,8 @@ def test_a_stale_gallery_is_refused_by_name(good: Good, bundle: Path, tmp_path: 
 
 
 def verdict_of(folder: Path, call: Call) -> tuple[int, list[str]]:
-    code, _ = call("check", folder / "bundle", "--samples", 2)
-    junit = ElementTree.parse(folder / "proof" / "junit.xml")
+    code, _ = call("evaluate", folder / "bundle", "--num-runs", 2)
+    junit = ElementTree.parse(folder / "evaluation" / "junit.xml")
     return code, [failure.get("message", "") for failure in junit.iter("failure")]
 
 
@@ -110,6 +110,6 @@ def test_permuted_centers_are_refused(bundle: Path, call: Call, vouched: str) ->
         other = CodeSpace(BITS, space.classes, "t", "0" * 64, hash_centers(permuted), SEEN)
         codespace.save(bundle, other, permuted)
         refit(bundle, CENTERS, FILE)
-    code, said = call("check", bundle)
+    code, said = call("evaluate", bundle)
     assert code == 2
     assert {"by nothing": CENTERS, "by the manifest": "centers", "by the code space too": "code space"}[vouched] in said

@@ -16,7 +16,7 @@ from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
-from gallery.results import MARGIN_BINS, MOST_LISTED, BitDisagreement, Thresholds, WorstQuery
+from gallery.results import MARGIN_BINS, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 from mobile_eval import compare
 from mobile_eval.gate import check
 
@@ -98,8 +98,8 @@ def slow_ap(code: Any, label: int, gallery: Gallery, orders: int = 400) -> float
 
 def test_the_float_student_itself_flips_nothing(tmp_path: Path) -> None:
     row = check_with(Engine(float_student()), tmp_path)
-    assert (row.status, row.bits_compared, row.bits_flipped, row.flip_rate) == ("ran", QUERIES * BITS, 0, 0.0)
-    assert (row.map_drop, row.predicted_flip_rate, row.flips_beyond_tolerance, row.worst) == (0.0, 0.0, 0, ())
+    assert (row.status, row.bits_compared, row.bits_flipped, row.bit_flip_rate) == ("ran", QUERIES * BITS, 0, 0.0)
+    assert (row.map_drop, row.predicted_bit_flip_rate, row.flips_beyond_tolerance, row.worst) == (0.0, 0.0, 0, ())
     assert (row.engine, row.bytes, row.sha256) == ("a table", 7, sha256_of(tmp_path / "m.onnx"))
     assert row.samples == 3
     assert row.threads == 1
@@ -114,7 +114,7 @@ def test_known_flips_are_counted_and_placed(tmp_path: Path) -> None:
     row = check_with(Engine(moved), tmp_path, make_reference(logits, tolerance=1e-3))
     assert (row.bits_flipped, row.flips_beyond_tolerance) == (3, 2)
     assert row.worst == (WorstQuery(query=99, flipped=2), WorstQuery(query=7, flipped=1))
-    assert row.flip_rate == 3 / (QUERIES * BITS)
+    assert row.bit_flip_rate == 3 / (QUERIES * BITS)
     assert not check([row], Thresholds()).passed
 
 
@@ -134,8 +134,8 @@ def test_the_shipped_bytes_are_judged_and_not_the_logits(tmp_path: Path) -> None
     logits = float_student()
     reversed_order = np.packbits(logits > 0, axis=1, bitorder="big")
     row = check_with(Engine(logits, codes=reversed_order), tmp_path)
-    assert row.predicted_flip_rate == 0.0
-    assert row.flip_rate > 0.2
+    assert row.predicted_bit_flip_rate == 0.0
+    assert row.bit_flip_rate > 0.2
     assert not check([row], Thresholds()).passed
 
 
@@ -189,7 +189,7 @@ def test_the_predicted_flip_rate_is_near_the_observed(noise: float, shape: str) 
     density = 1 / math.sqrt(2 * math.pi) * (1 if shape == "gaussian" else 2 * math.exp(-2))
     error = noise * rng.standard_normal(logits.shape)
     observed = int(((logits + error > 0) != (logits > 0)).sum())
-    predicted = compare.predicted_flip_rate(logits.astype(np.float32), error.astype(np.float32)) * logits.size
+    predicted = compare.predicted_bit_flip_rate(logits.astype(np.float32), error.astype(np.float32)) * logits.size
     assert predicted == pytest.approx(density * noise * math.sqrt(2 / math.pi) * logits.size, rel=0.1)
     assert abs(observed - predicted) < 4 * math.sqrt(predicted) + 0.1 * predicted + 1
 
@@ -198,7 +198,7 @@ def test_errors_that_grow_with_the_logit_are_not_overestimated() -> None:
     """A quantized tail that only stretches the logits flips nothing, however large the mean error."""
     logits = float_student(2000)
     everywhere = np.abs(0.1 * logits).mean() / math.sqrt(2 * math.pi)
-    assert 0 < compare.predicted_flip_rate(logits, 0.1 * logits) < everywhere / 10
+    assert 0 < compare.predicted_bit_flip_rate(logits, 0.1 * logits) < everywhere / 10
 
 
 def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
     )  # the bit stays 0: no flip at all
     row = check_with(Engine(broken), tmp_path)
     assert row.bits_flipped == 0
-    assert math.isnan(row.predicted_flip_rate)
+    assert math.isnan(row.predicted_bit_flip_rate)
     assert not check([row], Thresholds()).passed
 
 
@@ -232,9 +232,9 @@ def test_nothing_of_a_stale_file_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (MissingBackend("a Mac", "Linux", "Use a Mac."), "not run"),
-        (ModuleNotFoundError("No module named 'x'"), "not run"),
-        (NotImplementedError("op sparse"), "not run"),
+        (MissingBackend("a Mac", "Linux", "Use a Mac."), "skipped"),
+        (ModuleNotFoundError("No module named 'x'"), "skipped"),
+        (NotImplementedError("op sparse"), "skipped"),
         (RuntimeError("INVALID_PROTOBUF"), "failed"),
         (MemoryError("arena"), "failed"),
     ],
@@ -330,7 +330,7 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
         len(set(slow_nearest(a, Gallery(), 10)) & set(slow_nearest(b, Gallery(), 10)))
         for a, b in zip(pack(logits), pack(moved), strict=True)
     ]
-    assert found["neighbours_kept"] == pytest.approx(sum(kept) / 90)
+    assert found["recall_at_10"] == pytest.approx(sum(kept) / 90)
     per_bit = [sum((logits[q, b] > 0) != (moved[q, b] > 0) for q in range(9)) for b in range(BITS)]
     assert found["bit_flips"] == tuple(per_bit)
     assert sum(found["bit_flips"]) == found["bits_flipped"]
@@ -348,7 +348,7 @@ def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
             return super().names()[:3]
 
     logits = float_student(4)
-    assert compare.compare(pack(-logits), -logits, make_reference(logits, gallery=Few()))["neighbours_kept"] == 1.0
+    assert compare.compare(pack(-logits), -logits, make_reference(logits, gallery=Few()))["recall_at_10"] == 1.0
 
 
 def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
@@ -357,9 +357,9 @@ def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_
     unlabelled = make_reference(logits, labels=None)
     assert (bare.map, unlabelled.map) == (None, None)
     row = check_with(Engine(logits), tmp_path, bare)
-    assert (row.status, row.bits_flipped, row.map, row.map_drop, row.neighbours_kept) == ("ran", 0, None, None, None)
+    assert (row.status, row.bits_flipped, row.map, row.map_drop, row.recall_at_10) == ("ran", 0, None, None, None)
     row = check_with(Engine(logits), tmp_path, unlabelled)
-    assert (row.bits_flipped, row.map, row.map_drop, row.neighbours_kept) == (0, None, None, 1.0)
+    assert (row.bits_flipped, row.map, row.map_drop, row.recall_at_10) == (0, None, None, 1.0)
     assert check([row], Thresholds()).passed
 
 
@@ -391,4 +391,4 @@ def test_bits_unlike_the_hosts_are_counted_and_the_sure_ones_listed() -> None:
     assert (found["disagreements"][1].query, found["disagreements"][1].bit) == (5, 7)
     many = compare.compare_hosts(pack(-few.logits), -few.logits, pack(few.logits), few.logits, few)
     assert many["host_flips_beyond"] == 3 * BITS
-    assert len(many["disagreements"]) == min(MOST_LISTED, 3 * BITS)
+    assert len(many["disagreements"]) == min(MAX_DISAGREEMENTS, 3 * BITS)

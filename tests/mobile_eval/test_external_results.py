@@ -59,7 +59,7 @@ def mac(folder: Path, **row: Any) -> Path:
 
 def test_litert_benchmark() -> None:
     row = imported("litert.json", device="Pixel 10")
-    assert (row.path, row.form, row.sha256, row.status) == ("query-fp32.tflite", "litert-fp32", "2" * 64, "ran")
+    assert (row.path, row.variant, row.sha256, row.status) == ("query-fp32.tflite", "litert-fp32", "2" * 64, "ran")
     assert (row.device, row.engine, row.threads, row.samples) == ("Pixel 10", "LiteRT CPU", 1, 50)
     assert (row.load_ms, row.first_ms, row.p50_ms, row.p90_ms, row.p99_ms) == (11.65, 0.62, 0.33, None, None)
     assert row.conditions == {"mean": "0.340 ms", "p95": "0.370 ms", "fully accelerated": "false"}

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from gallery.results import ModelResult, Proof, Thresholds, load_proof
+from gallery.results import EvaluationResults, ModelResult, Thresholds, load
 from mobile_eval import junit
 from mobile_eval.gate import check
 from tests.mobile_eval.factories import not_run, ran, results
 
 
-def proof(rows: tuple[ModelResult, ...], **changes: Any) -> Proof:
+def proof(rows: tuple[ModelResult, ...], **changes: Any) -> EvaluationResults:
     made: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00", "command": "run.py check", "name": "mine", "code_space": "c" * 16,
-        "bits": 64, "student": "net", "asked": "8 pictures", "queries": 8, "gallery": None, "map": None,
-        "files": rows, "limits": Thresholds(), "verdict": check(rows, Thresholds()), "machine": results().machine,
+        "bits": 64, "student": "net", "query_set": "8 pictures", "num_queries": 8, "gallery_size": None, "map": None,
+        "models": rows, "thresholds": Thresholds(), "gate": check(rows, Thresholds()), "system": results().system,
     }  # fmt: skip
-    return Proof(**made | changes)
+    return EvaluationResults(**made | changes)
 
 
 def written(rows: tuple[ModelResult, ...], folder: Path, **changes: Any) -> ET.Element:
@@ -35,7 +35,7 @@ def test_a_suite_a_device_and_a_case_a_file(tmp_path: Path) -> None:
     rows = (
         ran(),
         ran("litert-fp32"),
-        ran(device="browser-wasm-1", map_drop=0.3, flip_rate=0.4),
+        ran(device="browser-wasm-1", map_drop=0.3, bit_flip_rate=0.4),
         not_run("litert-fp32").model_copy(update={"device": "browser-wasm-1"}),
         not_run("onnx-w8a8", "failed", "Fail: bad").model_copy(update={"device": "arm64-cortex-a53"}),
     )
@@ -75,5 +75,5 @@ def test_no_text_breaks_it(text: str, tmp_path: Path) -> None:
 
 def test_a_proof_comes_back_from_its_file(tmp_path: Path) -> None:
     made = proof((ran(), ran(device="android", map=float("nan"))))
-    again = load_proof(made.save(tmp_path / "proof.json"))
+    again = load(made.save(tmp_path / "results.json"))
     assert again.model_dump_json() == made.model_dump_json()

@@ -68,7 +68,7 @@ class Unplugged(Other):
 
 def test_the_host_runs_every_file(good: Good, against: FloatReference) -> None:
     lane = run_on(Host(samples=2), good.manifest.files, against)
-    assert [(row.device, row.form, row.status) for row in lane.rows] == [("host", form, "ran") for form in FILES]
+    assert [(row.device, row.variant, row.status) for row in lane.rows] == [("host", form, "ran") for form in FILES]
     row = lane.rows[0]
     assert (row.path, row.sha256, row.samples) == ("query-fp32.onnx", good.manifest.files[0].sha256, 2)
     assert (row.bits_compared, row.flips_beyond_tolerance, row.map_drop) == (40 * BITS, 0, 0.0)
@@ -103,7 +103,7 @@ def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good,
     lanes, notes = everywhere(devices, good.manifest.files, against, 10)
     rows = [row for lane in lanes for row in lane.rows]
     assert [(row.device, row.status) for row in rows] == [
-        ("host", "ran"), ("host", "ran"), ("phone", "ran"), ("phone", "not run"), ("tablet", "ran"), ("tablet", "ran"),
+        ("host", "ran"), ("host", "ran"), ("phone", "ran"), ("phone", "skipped"), ("tablet", "ran"), ("tablet", "ran"),
     ]  # fmt: skip
     assert rows[3].reason.startswith("DeviceLost: ")
     assert "SIGKILL" in rows[3].reason
@@ -127,8 +127,8 @@ def test_a_device_that_is_not_there_is_rows_with_the_reason(
 ) -> None:
     device = absent(tmp_path)
     lane = run_on(device, good.manifest.files, against)
-    assert [(row.device, row.form, row.status) for row in lane.rows] == [
-        (device.name, form, "not run") for form in FILES
+    assert [(row.device, row.variant, row.status) for row in lane.rows] == [
+        (device.name, form, "skipped") for form in FILES
     ]
     assert all(row.reason.startswith("MissingBackend: expected ") for row in lane.rows)
     assert all(row.bytes and row.sha256 for row in lane.rows), "what other tools measure there can still be imported"
@@ -178,7 +178,7 @@ def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
     lanes, _ = everywhere(devices, good.manifest.files, against, 5)
     rows = [row for lane in lanes for row in lane.rows]
     assert [(row.device, row.status) for row in rows] == [
-        ("browser-wasm-1", "ran"), ("browser-wasm-1", "not run"), ("host", "ran"), ("host", "ran"),
+        ("browser-wasm-1", "ran"), ("browser-wasm-1", "skipped"), ("host", "ran"), ("host", "ran"),
     ]  # fmt: skip
     assert rows[1].reason.startswith("DeviceLost: ")
     assert (rows[0].host_flips_beyond, rows[0].bits_compared) == (0, 5 * BITS)
@@ -217,7 +217,7 @@ def test_few_pictures_give_the_map_of_all(good: Good, against: FloatReference) -
     assert same.bits_compared == 7 * BITS
     assert few.map is not None
     assert abs(few.map - host.map) > 1e-3, "the figure of the few alone is another"
-    assert mad.flip_rate == 1.0
+    assert mad.bit_flip_rate == 1.0
     alone = run_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], few)
     assert alone.rows[0].map is None, "without the host there is nothing to correct"
     here = reference(few.pixels, few.logits, few.labels, open_gallery(good.gallery, SPACE))
@@ -229,7 +229,7 @@ def test_latency_alone_is_a_row_without_codes(good: Good, against: FloatReferenc
     timed = Other(lambda o: DeviceOutput(None, None, "benchmark", {"p50_ms": 2.0}))
     lanes, notes = everywhere([Host(samples=1), timed], good.manifest.files, against, 10)
     row = lanes[1].rows[0]
-    assert (row.status, row.p50_ms, row.flip_rate, row.host_flips) == ("ran", 2.0, None, None)
+    assert (row.status, row.p50_ms, row.bit_flip_rate, row.host_flips) == ("ran", 2.0, None, None)
     assert notes == []
     assert check([row for lane in lanes for row in lane.rows], Thresholds()).passed
 
@@ -254,8 +254,8 @@ def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
             raise MissingBackend("onnxruntime", "none", "Install it.")
 
     lanes, notes = everywhere([Bare(), Other()], good.manifest.files, against, 10)
-    assert [row.status for row in lanes[0].rows] == ["not run"] * 2
-    assert notes[0].startswith("phone onnx-fp32: not compared with the host, where it did not run: MissingBackend")
+    assert [row.status for row in lanes[0].rows] == ["skipped"] * 2
+    assert notes[0].startswith("phone onnx-fp32: not compared with the host, where it did skipped: MissingBackend")
     assert lanes[1].rows[0].map is None
 
 

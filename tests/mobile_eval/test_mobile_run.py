@@ -22,8 +22,8 @@ import yaml
 
 from export.bundle import read_golden
 from gallery.files import sha256_of, write_json
+from gallery.results import load
 from gallery.results import load as load_results
-from gallery.results import load_proof
 from tests.mobile_eval.bundles import BITS, GOLDEN, SEEN, Call, Good, bundle_of, logits_of, refit
 
 ROOT, PATIENCE_S = Path(__file__).parents[2], 240
@@ -33,59 +33,59 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP
 @pytest.fixture(scope="module")
 def proved(good: Good, proving: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `check` leaves of a bundle alone."""
-    out = tmp_path_factory.mktemp("proved") / "proof"
-    assert proving.main(["check", str(good.folder), "--samples", "3", "--out", str(out)]) == 0
+    out = tmp_path_factory.mktemp("proved") / "evaluation"
+    assert proving.main(["evaluate", str(good.folder), "--num-runs", "3", "--out", str(out)]) == 0
     return out
 
 
 @pytest.fixture
 def proof(proved: Path, tmp_path: Path) -> Path:
     """A copy of it to change."""
-    return Path(shutil.copytree(proved, tmp_path / "proof"))
+    return Path(shutil.copytree(proved, tmp_path / "evaluation"))
 
 
 def test_a_bundle_alone_is_asked_its_golden_pictures(proof: Path) -> None:
-    found = load_proof(proof / "proof.json")
-    assert [(row.device, row.form, row.status) for row in found.files] == [
+    found = load(proof / "results.json")
+    assert [(row.device, row.variant, row.status) for row in found.models] == [
         ("host", "onnx-fp32", "ran"), ("host", "onnx-fp16", "ran"),
     ]  # fmt: skip
-    assert (found.queries, found.gallery, found.map, found.grid) == (GOLDEN, None, None, ())
+    assert (found.queries, found.gallery, found.map, found.examples) == (GOLDEN, None, None, ())
     assert "golden" in found.asked
-    assert found.files[0].bits_compared == GOLDEN * BITS
-    assert found.files[0].neighbours_kept is None
-    assert found.verdict.passed
-    assert {path.name for path in proof.iterdir()} == {"proof.json", "proof.html", "junit.xml"}
+    assert found.models[0].bits_compared == GOLDEN * BITS
+    assert found.models[0].recall_at_10 is None
+    assert found.gate.passed
+    assert {path.name for path in proof.iterdir()} == {"results.json", "report.html", "junit.xml"}
     root = ElementTree.parse(proof / "junit.xml").getroot()
     assert [root.get(name) for name in ("tests", "failures", "skipped", "errors")] == ["2", "0", "0", "0"]
-    assert "onnx-fp16" in (proof / "proof.html").read_text("utf-8")
+    assert "onnx-fp16" in (proof / "report.html").read_text("utf-8")
 
 
 def test_with_a_gallery_it_is_asked_for_neighbours_too(good: Good, tmp_path: Path, call: Call) -> None:
-    words = ("--gallery", good.gallery, "--samples", 1, "--out", tmp_path)
-    assert call("check", good.folder, *words)[0] == 0
-    found = load_proof(tmp_path / "proof.json")
+    words = ("--gallery", good.gallery, "--num-runs", 1, "--out", tmp_path)
+    assert call("evaluate", good.folder, *words)[0] == 0
+    found = load(tmp_path / "results.json")
     assert found.gallery == 60
-    assert found.files[0].neighbours_kept == 1.0
-    assert found.files[0].map is None
+    assert found.models[0].recall_at_10 == 1.0
+    assert found.models[0].map is None
 
 
 def test_a_bundle_in_its_run_is_asked_all_queries_in_the_runs_gallery(run: Path, call: Call) -> None:
-    code, said = call("check", run / "bundle", "--samples", 2, "--thresholds.min-ratio", "0.5")
+    code, said = call("evaluate", run / "bundle", "--num-runs", 2, "--thresholds.min-map-ratio", "0.5")
     assert (code, "distill/run.py judges the networks" in said) == (2, True)
     before = {name: sha256_of(run / name) for name in ("results.json", "student.safetensors", "config.yaml")}
-    code, said = call("check", run / "bundle", "--samples", 2)
-    ours, theirs = load_proof(run / "proof" / "proof.json"), load_results(run / "results.json")
-    assert code == (0 if gated(theirs.files[0]) else 1), said
+    code, said = call("evaluate", run / "bundle", "--num-runs", 2)
+    ours, theirs = load(run / "evaluation" / "results.json"), load_results(run / "results.json")
+    assert code == (0 if gated(theirs.models[0]) else 1), said
     assert (ours.queries, ours.gallery) == (theirs.protocol.query, theirs.protocol.gallery)
     assert ours.map == pytest.approx(theirs.cell("student->gallery").map, abs=1e-9)
-    same = ("bits_compared", "bits_flipped", "map", "map_drop", "worst", "bit_flips", "neighbours_kept", "margins")
+    same = ("bits_compared", "bits_flipped", "map", "map_drop", "worst", "bit_flips", "recall_at_10", "margins")
     for field in same:
-        assert getattr(ours.files[0], field) == getattr(theirs.files[0], field), field
+        assert getattr(ours.models[0], field) == getattr(theirs.models[0], field), field
     assert before == {name: sha256_of(run / name) for name in before}
 
 
 def gated(row: Any) -> bool:
-    return row.flips_beyond_tolerance == 0 and row.map_drop <= 0.002 and row.flip_rate <= 0.005
+    return row.flips_beyond_tolerance == 0 and row.map_drop <= 0.002 and row.bit_flip_rate <= 0.005
 
 
 def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
@@ -99,9 +99,9 @@ def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
     data[place : place + len(largest.raw_data)] = np.zeros(len(largest.raw_data), np.uint8).tobytes()
     (bundle / "query-fp32.onnx").write_bytes(data)
     refit(bundle, "query-fp32.onnx")
-    code, said = call("check", bundle, "--run", run, "--samples", 1)
+    code, said = call("evaluate", bundle, "--run", run, "--num-runs", 1)
     assert code == 1, said
-    grid = load_proof(tmp_path / "proof" / "proof.json").grid
+    grid = load(tmp_path / "evaluation" / "results.json").examples
     assert len(grid) in range(2, 2 * proving.SHOWN + 1, 2)
     assert grid[0].query.label.endswith(": float student")
     assert re.search(r": host onnx-fp32, \d+ bits flipped$", grid[1].query.label)
@@ -110,7 +110,7 @@ def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
 
 
 def test_a_run_of_another_student_is_refused(run: Path, good: Good, call: Call, tmp_path: Path) -> None:
-    code, said = call("check", good.folder, "--run", run, "--out", tmp_path)
+    code, said = call("evaluate", good.folder, "--run", run, "--out", tmp_path)
     assert code == 2
     assert "code space" in said
     stranger = Path(shutil.copytree(run / "bundle", tmp_path / "bundle"))
@@ -120,7 +120,7 @@ def test_a_run_of_another_student_is_refused(run: Path, good: Good, call: Call, 
         row["code"] = (~np.frombuffer(bytes.fromhex(row["code"]), np.uint8)).tobytes().hex()
     write_json(stranger / "golden.json", golden)
     refit(stranger, "golden.json")
-    code, said = call("check", stranger, "--run", run)
+    code, said = call("evaluate", stranger, "--run", run)
     assert code == 2
     assert "the bundle of the student in" in said
 
@@ -131,7 +131,7 @@ def test_golden_codes_that_are_not_those_of_the_logits_are_refused(good: Good, c
     golden[0]["code"] = "00" * (BITS // 8) if golden[0]["code"] != "00" * (BITS // 8) else "ff" * (BITS // 8)
     write_json(bundle / "golden.json", golden)
     refit(bundle, "golden.json")
-    code, said = call("check", bundle)
+    code, said = call("evaluate", bundle)
     assert (code, "golden logits that give the codes" in said) == (2, True)
     assert read_golden(bundle).codes.shape == (GOLDEN, BITS // 8)
 
@@ -140,13 +140,13 @@ def test_limits_of_the_run_hold_unless_others_are_given(run: Path, call: Call, t
     other = Path(shutil.copytree(run, tmp_path / "runs" / "r"))
     shutil.copytree(run.parent / "cache", tmp_path / "runs" / "cache")
     config = yaml.safe_load((other / "config.yaml").read_text())
-    config["thresholds"] |= {"size_mb": 0.5, "min_ratio": 0.1}
+    config["gate"] |= {"size_mb": 0.5, "min_map_ratio": 0.1}
     (other / "config.yaml").write_text(yaml.safe_dump(config))
-    assert call("check", other / "bundle", "--samples", 1)[0] == 1
-    assert "size in bytes" in load_proof(other / "proof" / "proof.json").verdict.failures[0]
-    call("check", other / "bundle", "--samples", 1, "--thresholds.size-mb", 500)
-    assert load_proof(other / "proof" / "proof.json").limits.size_mb == 500
-    assert not any("size" in one for one in load_proof(other / "proof" / "proof.json").verdict.failures)
+    assert call("evaluate", other / "bundle", "--num-runs", 1)[0] == 1
+    assert "size in bytes" in load(other / "evaluation" / "results.json").gate.failures[0]
+    call("evaluate", other / "bundle", "--num-runs", 1, "--thresholds.max-size-mb", 500)
+    assert load(other / "evaluation" / "results.json").thresholds.max_size_mb == 500
+    assert not any("size" in one for one in load(other / "evaluation" / "results.json").gate.failures)
 
 
 def test_what_cannot_be_had_is_a_row_and_strict_makes_it_exit_2(
@@ -154,18 +154,18 @@ def test_what_cannot_be_had_is_a_row_and_strict_makes_it_exit_2(
 ) -> None:
     monkeypatch.setenv("TWINHASH_ARM64", str(tmp_path / "none"))
     monkeypatch.setenv("TWINHASH_BROWSER", str(tmp_path / "none"))
-    words = ("check", good.folder, "--samples", 1, "--out", tmp_path / "out", "--device")
+    words = ("evaluate", good.folder, "--num-runs", 1, "--out", tmp_path / "out", "--device")
     devices = ("host,arm64", "browser", "browser-webgpu", "android:no-such-serial", "apple")
     code, said = call(*words, *devices, "--strict")
     assert code == 2, said
-    found = load_proof(tmp_path / "out" / "proof.json")
-    rows = {(row.device, row.form): row.status for row in found.files}
+    found = load(tmp_path / "out" / "results.json")
+    rows = {(row.device, row.variant): row.status for row in found.models}
     assert len(rows) == 14
-    assert {status for (device, _), status in rows.items() if device != "host"} == {"not run"}
+    assert {status for (device, _), status in rows.items() if device != "host"} == {"skipped"}
     assert [rows["host", form] for form in ("onnx-fp32", "onnx-fp16")] == ["ran", "ran"]
-    assert any("setup arm64" in note for note in found.verdict.notes)
-    assert any("none of the bundle's files is for it" in note for note in found.verdict.notes)
-    assert (found.verdict.passed, found.verdict.failures) == (False, ())
+    assert any("setup arm64" in note for note in found.gate.notes)
+    assert any("none of the bundle's files is for it" in note for note in found.gate.notes)
+    assert (found.gate.passed, found.gate.failures) == (False, ())
     root = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
     assert [root.get(name) for name in ("tests", "failures", "skipped")] == ["14", "0", "12"]
     assert call(*words, "host", "android:no-such-serial")[0] == 0
@@ -175,15 +175,15 @@ def test_what_cannot_be_had_is_a_row_and_strict_makes_it_exit_2(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("check", "/no/such/bundle"), "manifest"),
-        (("check", "BUNDLE", "--device", "hots"), "browser-webgpu"),
-        (("check", "BUNDLE", "--gallery", "/no/such/gallery"), "Twinhash gallery"),
-        (("check", "BUNDLE", "--run", "/no/such/run"), "config.yaml"),
-        (("check", "BUNDLE", "--out", "BUNDLE/proof"), "outside the bundle"),
+        (("evaluate", "/no/such/bundle"), "manifest"),
+        (("evaluate", "BUNDLE", "--device", "hots"), "browser-webgpu"),
+        (("evaluate", "BUNDLE", "--gallery", "/no/such/gallery"), "Twinhash gallery"),
+        (("evaluate", "BUNDLE", "--run", "/no/such/run"), "config.yaml"),
+        (("evaluate", "BUNDLE", "--out", "BUNDLE/evaluation"), "outside the bundle"),
         (("setup",), "arm64"),
-        (("import", "/no/such/proof", "x.json"), "proof of schema"),
-        (("import", "PROOF", "/no/such.json"), "no/such.json"),
-        (("import", "PROOF"), "reports to import"),
+        (("import-results", "/no/such/proof", "x.json"), "evaluation results of schema"),
+        (("import-results", "PROOF", "/no/such.json"), "no/such.json"),
+        (("import-results", "PROOF"), "reports to import"),
     ],
 )
 def test_bad_input_is_exit_2_and_a_sentence(
@@ -200,7 +200,7 @@ def mac_report(row: Any, **changes: Any) -> dict[str, Any]:
                 "samples_ms": [1.0, 2.0, 3.0], "bits_compared": 384, "bits_flipped": 0,
                 "flips_beyond_tolerance": 0}  # fmt: skip
     machine = {"name": "Mac15,3", "chip": "M3", "macos": "15.1", "coremltools": "9.0"}
-    return {"run_on_mac": 1, "machine": machine, "rows": [measured | changes]}
+    return {"run_on_mac": 1, "system": machine, "rows": [measured | changes]}
 
 
 def litert_report(model: str) -> dict[str, Any]:
@@ -210,42 +210,51 @@ def litert_report(model: str) -> dict[str, Any]:
 
 
 def test_measurements_of_others_become_rows_and_are_judged(proof: Path, call: Call, tmp_path: Path) -> None:
-    found = load_proof(proof / "proof.json")
-    as_litert = tuple(row.model_copy(update={"format": "litert"}) for row in found.files)  # two tools, two formats
-    found.model_copy(update={"files": (as_litert[0], found.files[1].model_copy(update={"format": "coreml"}))}).save(
-        proof / "proof.json"
+    found = load(proof / "results.json")
+    as_litert = tuple(row.model_copy(update={"format": "litert"}) for row in found.models)  # two tools, two formats
+    found.model_copy(update={"models": (as_litert[0], found.models[1].model_copy(update={"format": "coreml"}))}).save(
+        proof / "results.json"
     )
     report = tmp_path / "phone.json"
     write_json(report, litert_report("/data/local/tmp/query-fp32.onnx"))
-    code, said = call("import", proof, report, "--device", "pixel")
+    code, said = call("import-results", proof, report, "--device", "pixel")
     assert code == 0, said
-    after = load_proof(proof / "proof.json")
-    assert [(row.device, row.form) for row in after.files] == [
+    after = load(proof / "results.json")
+    assert [(row.device, row.variant) for row in after.models] == [
         ("host", "onnx-fp32"), ("host", "onnx-fp16"), ("pixel", "onnx-fp32"),
     ]  # fmt: skip
-    assert (after.files[2].p50_ms, after.files[2].flip_rate) == (1.4, None)
-    assert "pixel" in (proof / "proof.html").read_text("utf-8")
+    assert (after.models[2].p50_ms, after.models[2].bit_flip_rate) == (1.4, None)
+    assert "pixel" in (proof / "report.html").read_text("utf-8")
     assert ElementTree.parse(proof / "junit.xml").getroot().get("tests") == "3"
-    write_json(report, mac_report(after.files[1], bits_flipped=40))
-    assert call("import", proof, report)[0] == 1
-    assert "apple-all onnx-fp16: flip rate" in load_proof(proof / "proof.json").verdict.failures[0]
-    write_json(report, mac_report(after.files[1], error="no Neural Engine"))
-    assert call("import", proof, report)[0] == 1  # it broke where it should run
-    write_json(report, mac_report(after.files[1]))
-    assert call("import", proof, report)[0] == 0
-    assert len(load_proof(proof / "proof.json").files) == 4
+    write_json(report, mac_report(after.models[1], bits_flipped=40))
+    assert call("import-results", proof, report)[0] == 1
+    assert "apple-all onnx-fp16: flip rate" in load(proof / "results.json").gate.failures[0]
+    write_json(report, mac_report(after.models[1], error="no Neural Engine"))
+    assert call("import-results", proof, report)[0] == 1  # it broke where it should run
+    write_json(report, mac_report(after.models[1]))
+    assert call("import-results", proof, report)[0] == 0
+    assert len(load(proof / "results.json").models) == 4
 
 
 def test_the_proof_of_a_float_student_that_is_not_the_files(good: Good, call: Call, tmp_path: Path) -> None:
     """The golden codes come from one network and the files from another: nothing is corrupt, and nothing agrees."""
     other = logits_of(good.net, 255 - good.pixels[:GOLDEN])
     bundle_of(good.net, SEEN, ("onnx-fp32",), tmp_path, good.pixels[:GOLDEN], other)
-    code, _ = call("check", tmp_path / "bundle", "--samples", 1)
+    code, _ = call("evaluate", tmp_path / "bundle", "--num-runs", 1)
     assert code == 1
 
 
 def test_ctrl_c_leaves_no_proof_and_nothing_running(good: Good, tmp_path: Path) -> None:
-    command = [sys.executable, "mobile_eval/run.py", "check", good.folder, "--samples", "100000000", "--out", tmp_path]
+    command = [
+        sys.executable,
+        "mobile_eval/run.py",
+        "evaluate",
+        good.folder,
+        "--num-runs",
+        "100000000",
+        "--out",
+        tmp_path,
+    ]
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not inherit
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
@@ -272,7 +281,7 @@ def test_help_answers_without_loading_torch() -> None:
            "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'matplotlib'} & set(sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("--device", "--thresholds.p90-ms", "arm64-cortex-a53", "android:SERIAL"):
+    for word in ("--device", "--thresholds.max-p90-latency-ms", "arm64-cortex-a53", "android:SERIAL"):
         assert word in done.stdout
 
 
@@ -297,10 +306,10 @@ def test_the_commands_of_the_example_for_ci_exist() -> None:
 def test_the_example_for_ci_as_it_stands_parses_to_what_it_says(good: Good, call: Call, tmp_path: Path) -> None:
     """The very words, with a bundle that is there; the devices that are not become rows, which --strict refuses."""
     (words,) = [words[2:] for words in workflow_commands() if "check" in words]
-    given = {"$BUNDLE": good.folder, "$GALLERY": good.gallery, "proof": tmp_path / "proof"}
+    given = {"$BUNDLE": good.folder, "$GALLERY": good.gallery, "proof": tmp_path / "evaluation"}
     spoken = [given.get(word, word) for word in words if word not in ("arm64", "browser")]
     assert call(*spoken)[0] == 0
-    found = load_proof(tmp_path / "proof" / "proof.json")
-    assert (found.limits.quantized_files.map_drop, found.limits.size_mb) == (0.005, 20)
+    found = load(tmp_path / "evaluation" / "results.json")
+    assert (found.thresholds.quantized.max_map_drop, found.thresholds.max_size_mb) == (0.005, 20)
     paths = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())["jobs"]["proof"]["steps"][-1]
     assert all((tmp_path / path).is_file() for path in paths["with"]["path"].split())

@@ -15,8 +15,8 @@ from rich.console import Console
 from gallery.results import (
     MARGIN_BINS,
     BitDisagreement,
+    EvaluationResults,
     ModelResult,
-    Proof,
     RetrievalExample,
     SystemInfo,
     Thresholds,
@@ -76,13 +76,13 @@ def there(form: str, device: str, **changes: Any) -> ModelResult:
     return ran(form, device=device, **{**found, **changes})
 
 
-def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
+def proof(label: str = "Ankle boot", **changes: Any) -> EvaluationResults:
     """A proof on five devices, every free text of which is, or holds, `label`."""
     untimed = dict.fromkeys(("load_ms", "first_ms", "p50_ms", "p90_ms", "p99_ms", "samples"))
-    bits = ("bits_compared", "bits_flipped", "flip_rate", "flips_beyond_tolerance", "predicted_flip_rate")
+    bits = ("bits_compared", "bits_flipped", "bit_flip_rate", "flips_beyond_tolerance", "predicted_bit_flip_rate")
     bare = dict.fromkeys((*bits, "map", "map_drop"))
     files = (
-        ran(bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, neighbours_kept=0.9712),
+        ran(bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, recall_at_10=0.9712),
         ran("litert-w8a8", bit_flips=(0,) * BITS, bytes=2_310_000, p50_ms=0.5, margins=(2,) * MARGIN_BINS),
         there(
             "onnx-fp32",
@@ -126,17 +126,17 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
         "code_space": "5e1c0a4f0b8d91c2",
         "bits": BITS,
         "student": f"net {label}",
-        "asked": f"1,000 pictures of {label}",
-        "queries": 1000,
-        "gallery": 6001,
+        "query_set": f"1,000 pictures of {label}",
+        "num_queries": 1000,
+        "gallery_size": 6001,
         "map": 0.7015,
-        "files": files,
-        "limits": Thresholds(p90_ms={"host": 50.5}, size_mb=77.5),
-        "verdict": check(files, Thresholds()),
-        "grid": (
+        "models": files,
+        "thresholds": Thresholds(max_p90_latency_ms={"host": 50.5}, max_size_mb=77.5),
+        "gate": check(files, Thresholds()),
+        "examples": (
             RetrievalExample(query=tile, hits=tuple(tile.model_copy(update={"distance": d}) for d in range(41, 51))),
         ),
-        "machine": SystemInfo(
+        "system": SystemInfo(
             cpu=f"CPU {label}",
             cores=2,
             memory_gb=23.4,
@@ -146,15 +146,15 @@ def proof(label: str = "Ankle boot", **changes: Any) -> Proof:
             packages={"torch": "2.13"},
         ),
     }
-    return Proof(**{**made, **changes})
+    return EvaluationResults(**{**made, **changes})
 
 
-def render(made: Proof, folder: Path) -> Tables:
-    write_html(made, folder / "proof.html")
-    return Tables(folder / "proof.html")
+def render(made: EvaluationResults, folder: Path) -> Tables:
+    write_html(made, folder / "report.html")
+    return Tables(folder / "report.html")
 
 
-def printed(made: Proof, width: int = 80) -> str:
+def printed(made: EvaluationResults, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_table(made, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -164,10 +164,10 @@ def test_the_verdict_comes_first_and_every_sentence_of_it(tmp_path: Path) -> Non
     made = proof()
     body = render(made, tmp_path).body
     assert body.startswith("Twinhash: where it runs bundle Ankle boot ✗ Failed 5 of 9 files ran, on 3 of 5 devices.")
-    places = [body.index(sentence) for sentence in (*made.verdict.failures, *made.verdict.notes)]
+    places = [body.index(sentence) for sentence in (*made.gate.failures, *made.gate.notes)]
     assert len(places) == 4
     assert max(places[0], *places) < body.index("Devices and files")
-    passed = proof(files=(ran(),), verdict=check((ran(),), Thresholds()))
+    passed = proof(models=(ran(),), gate=check((ran(),), Thresholds()))
     assert "✓ Passed 1 of 1 files ran, on 1 of 1 device." in render(passed, tmp_path).body
 
 
@@ -176,9 +176,9 @@ def test_the_table_of_devices_and_files(tmp_path: Path) -> None:
     first, *rows = page.cells("Devices and files")
     assert first == ["File", "host", "arm64-cortex-a53", "browser-webgpu", "android", "phone Ankle boot"]
     assert rows == [
-        ["onnx-fp32", "✓ 0.019%", "✓ 0.019%", "– not run 2", "✗ failed 3", "–"],
-        ["litert-w8a8", "✓ 0.019%", "✓ 0.019%", "– not run 2", "–", "–"],
-        ["coreml-fp16", "–", "– not run 1", "–", "–", "✓ timed only"],
+        ["onnx-fp32", "✓ 0.019%", "✓ 0.019%", "– skipped 2", "✗ failed 3", "–"],
+        ["litert-w8a8", "✓ 0.019%", "✓ 0.019%", "– skipped 2", "–", "–"],
+        ["coreml-fp16", "–", "– skipped 1", "–", "–", "✓ timed only"],
     ]
     for place, reason in enumerate(("MissingBackend: Ankle boot a", "MissingBackend: no Ankle boot b"), 1):
         assert f"{place} {reason}" in page.body
@@ -198,7 +198,7 @@ def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> Non
     assert emulated["onnx-fp32"] == codes | {"other than host (beyond)": "6 (5)"}
     assert emulated["litert-w8a8"]["other than host (beyond)"] == "0 (0)"
     assert emulated["litert-w8a8"]["worst pictures (bits)"] == "#9 (2)"
-    assert emulated["coreml-fp16"] == {"Gate": "– not run", "bits flipped": "MissingBackend: Ankle boot a"}
+    assert emulated["coreml-fp16"] == {"Gate": "– skipped", "bits flipped": "MissingBackend: Ankle boot a"}
     assert page.table("Cost, host")["onnx-fp32"] == {
         "size": "8.51 MB", "p50 ms": "2.61", "p90 ms": "3.07", "p99 ms": "4.00", "first ms": "9.0", "load ms": "41.0",
         "peak memory": "35.0 MB", "samples": "200", "threads": "1", "engine": "Engine of onnx",
@@ -215,24 +215,24 @@ def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> Non
     assert page.table("Cost, phone Ankle boot")["coreml-fp16"]["p50 ms"] == "0.61"
     assert page.table("Cost, phone Ankle boot")["coreml-fp16"]["Gate"] == "✓ passed"
     assert not [label for label in page.tables if "webgpu" in label or label == "Codes, phone Ankle boot"]
-    assert "browser-webgpu – not run: MissingBackend: no Ankle boot b" in page.body
+    assert "browser-webgpu – skipped: MissingBackend: no Ankle boot b" in page.body
     assert "profile: Ankle boot" in page.body
 
 
 def test_a_file_that_broke_is_not_hidden_by_those_that_did_not_run(tmp_path: Path) -> None:
     files = (not_run("a", reason="none here"), not_run("b", "failed", "it broke"), not_run("c", reason="none here"))
-    made = proof(files=files)
+    made = proof(models=files)
     assert render(made, tmp_path).table("Codes, host") == {
-        "a": {"Gate": "– not run", "Why": "none here"},
+        "a": {"Gate": "– skipped", "Why": "none here"},
         "b": {"Gate": "✗ failed", "Why": "it broke"},
-        "c": {"Gate": "– not run", "Why": "none here"},
+        "c": {"Gate": "– skipped", "Why": "none here"},
     }
     assert "b     failed" in printed(made)
 
 
 def test_what_a_number_is_not_is_said_where_it_applies(tmp_path: Path) -> None:
     def said(row: ModelResult) -> str:
-        return render(proof(files=(row,)), tmp_path).body + printed(proof(files=(row,)), 1000)
+        return render(proof(models=(row,)), tmp_path).body + printed(proof(models=(row,)), 1000)
 
     still = {"p50_ms": None, "load_ms": None, "first_ms": None}
     for device in ("host", "browser-wasm-2"):
@@ -253,10 +253,10 @@ def test_every_disagreement_with_the_host_is_listed(tmp_path: Path) -> None:
     assert "and 2 more" in page.body
     assert "6 bits 5 beyond |logit| 0.001" in page.body
     calm = there("onnx-fp32", "android", host_flips=1, host_flips_beyond=0, disagreements=())
-    body = render(proof(files=(ran(), calm)), tmp_path).body
+    body = render(proof(models=(ran(), calm)), tmp_path).body
     assert "None: every device gave the host's bit" in body
     assert "more" not in body[body.index("None: every device") : body.index("Latency")]
-    assert "differ from the host's" not in render(proof(files=(ran(),)), tmp_path).body
+    assert "differ from the host's" not in render(proof(models=(ran(),)), tmp_path).body
 
 
 def test_bits_ranges_margins_and_the_grid_are_drawn(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_bits_ranges_margins_and_the_grid_are_drawn(tmp_path: Path) -> None:
 def test_labels_tell_right_from_wrong_by_more_than_colour(tmp_path: Path) -> None:
     tile = Thumbnail(image=IMAGE, label="cat")
     hits = [tile.model_copy(update={"distance": d, "right": d > 2}) for d in (1, 3)]
-    page = render(proof(grid=(RetrievalExample(query=tile, hits=tuple(hits)),)), tmp_path)
+    page = render(proof(examples=(RetrievalExample(query=tile, hits=tuple(hits)),)), tmp_path)
     assert "cat ✗ 1 cat ✓ 3 How to read" in page.body
     assert "dashed frame" in page.body
     assert "dashed frame" not in render(proof(), tmp_path).body
@@ -306,27 +306,31 @@ def test_hostile_names_are_text_and_nothing_is_fetched_or_run(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "changes",
     [
-        {"files": ()},
-        {"files": (not_run(), not_run("onnx-fp32", reason=""))},
-        {"files": (ran(bit_flips=(0,) * BITS, margins=(0,) * MARGIN_BINS, worst=()),)},
-        {"files": (ran(bit_flips=(1,) * BITS, bits_compared=None, bits_flipped=None),)},
-        {"files": (ran(map=math.nan, flip_rate=math.nan, p50_ms=math.nan, p90_ms=math.inf, peak_memory_mb=math.nan),)},
-        {"files": (ran(p50_ms=0.0, p99_ms=math.inf), ran("a-fp32", p90_ms=-1.0), ran("b-fp32", device="phone"))},
-        {"files": (ran(), ran())},
+        {"models": ()},
+        {"models": (not_run(), not_run("onnx-fp32", reason=""))},
+        {"models": (ran(bit_flips=(0,) * BITS, margins=(0,) * MARGIN_BINS, worst=()),)},
+        {"models": (ran(bit_flips=(1,) * BITS, bits_compared=None, bits_flipped=None),)},
         {
-            "files": (
+            "models": (
+                ran(map=math.nan, bit_flip_rate=math.nan, p50_ms=math.nan, p90_ms=math.inf, peak_memory_mb=math.nan),
+            )
+        },
+        {"models": (ran(p50_ms=0.0, p99_ms=math.inf), ran("a-fp32", p90_ms=-1.0), ran("b-fp32", device="phone"))},
+        {"models": (ran(), ran())},
+        {
+            "models": (
                 there(
                     "litert-w8a8",
                     "browser-wasm-2",
-                    neighbours_kept=1.0,
+                    recall_at_10=1.0,
                     map_drop=-0.1,
                     p90_ms=1234.5,
                     instructions=136_763_297,
                 ),
             )
         },
-        {"files": (there("onnx-fp32", "android", host_flips_beyond=None, disagreements=()),)},
-        {"grid": (), "map": None, "gallery": None},
+        {"models": (there("onnx-fp32", "android", host_flips_beyond=None, disagreements=()),)},
+        {"examples": (), "map": None, "gallery_size": None},
     ],
 )
 def test_what_is_missing_or_not_a_number_still_renders(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -336,7 +340,7 @@ def test_what_is_missing_or_not_a_number_still_renders(tmp_path: Path, changes: 
 
 
 def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
-    made = proof(limits=Thresholds(size_mb=1.0))
+    made = proof(thresholds=Thresholds(max_size_mb=1.0))
     lines = printed(made).splitlines()
     assert lines[0] == "FAILED  bundle Ankle boot"
     assert max(map(len, lines)) <= 80
@@ -346,14 +350,14 @@ def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
         ["litert-w8a8", "2.31", "MB", "0.019%", "-", "0.0004", "3.07", "failed"],
         ["onnx-fp32", "8.51", "MB", "0.019%", "6", "0.0004", "36.76", "failed"],
         ["litert-w8a8", "8.51", "MB", "0.019%", "0", "0.0004", "13.03", "failed"],
-        ["coreml-fp16", "-", "-", "-", "-", "-", "not", "run"],
+        ["coreml-fp16", "-", "-", "-", "-", "-", "skipped"],
         ["onnx-fp32", "failed"],
         ["coreml-fp16", "8.51", "MB", "0.61", "failed"],
     ]
-    assert "  not run: MissingBackend: no Ankle boot b" in lines
+    assert "  skipped: MissingBackend: no Ankle boot b" in lines
     many = tuple(f"note {i}" for i in range(9))
     assert "note 2\n  - and 6 more notes" in printed(
-        made.model_copy(update={"verdict": made.verdict.model_copy(update={"notes": many})})
+        made.model_copy(update={"gate": made.gate.model_copy(update={"notes": many})})
     )
 
 
@@ -366,10 +370,10 @@ def test_names_can_neither_style_nor_steer_the_terminal() -> None:
 
 def test_the_smallest_file_held_its_limits_wherever_it_ran() -> None:
     files = (ran(bytes=900), ran("litert-w8a8", bytes=10), there("litert-w8a8", "android", bytes=10, map_drop=0.5))
-    made = proof(files=files)
+    made = proof(models=files)
     assert smallest(made) == files[0]
     assert [mark(row, made)[1] for row in files] == ["passed", "passed", "failed"]
-    assert smallest(proof(files=files[1:])) is None
+    assert smallest(proof(models=files[1:])) is None
 
 
 def test_ranges_lie_on_one_logarithmic_axis() -> None:
@@ -416,7 +420,7 @@ def test_no_page_scrolls_sideways_light_or_dark(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     render(proof("Averylongnamewithoutanyspace" * 4), tmp_path)
-    place, papers, asked = (tmp_path / "proof.html").as_uri(), set(), set()
+    place, papers, asked = (tmp_path / "report.html").as_uri(), set(), set()
     measured = "[document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
     with sync_playwright() as playwright, playwright.chromium.launch(
         executable_path=chromium(), chromium_sandbox=False

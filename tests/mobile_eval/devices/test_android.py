@@ -122,7 +122,7 @@ def test_with_a_python_there_codes_and_latency_come_back(phone: Daemon, handset:
         sure = np.abs(handset.logits[:2]) > TOLERANCE
         assert np.array_equal((found.logits > 0)[sure], (handset.logits[:2] > 0)[sure])
         assert np.array_equal(found.codes, np.packbits(found.logits > 0, axis=1, bitorder="little"))
-        row = ModelResult(form="f", format="f", precision="p", path="p", status="ran", **found.figures)
+        row = ModelResult(variant="f", format="f", precision="p", path="p", status="ran", **found.figures)
         assert (row.samples, row.threads) == (3, 1)
         assert row.p50_ms > 0
         assert row.conditions["model"] == "Test double"
@@ -155,7 +155,7 @@ def test_without_a_python_the_benchmark_tool_gives_latency_alone(
         device.push([file], handset.pictures)
         found = device.run(file)
         assert (found.codes, found.logits) == (None, None)
-        row = ModelResult(form="f", format="f", precision="p", path="p", status="ran", **found.figures)
+        row = ModelResult(variant="f", format="f", precision="p", path="p", status="ran", **found.figures)
         assert row.load_ms > 0
         assert row.first_ms > 0
         assert (row.samples, row.p90_ms) == (1, None)

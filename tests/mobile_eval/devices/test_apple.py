@@ -94,7 +94,9 @@ def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: ExportedMode
     assert np.array_equal(outcome.codes, here.codes)
     assert np.array_equal(outcome.logits, here.logits)
     assert (device.name, outcome.figures["device"]) == ("apple-reference", "apple-reference")
-    row = ModelResult(form="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures)
+    row = ModelResult(
+        variant="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures
+    )
     assert (row.load_ms, row.p50_ms, row.samples) == (None, None, None)
 
 
@@ -130,7 +132,7 @@ def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_ta
     assert "0 where |logit| > 0.001" in capsys.readouterr().out
     kept = {"format": "coreml", "status": "ran"}
     rows = [
-        ModelResult(form=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
+        ModelResult(variant=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
         for one in open_bundle(bundle).files
     ]
     merged = external_results.merge_results(rows, external_results.read_results(tmp_path / "mac.json"))[2:]

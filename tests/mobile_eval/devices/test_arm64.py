@@ -92,7 +92,7 @@ def count(root: Path, profile: str, handset: Handset) -> ModelResult:
         device.push([], handset.pictures[:1])
         found = device.run(handset.files["litert-fp32"])
     assert device.name == f"arm64-{profile}"
-    return ModelResult(form="f", format="litert", precision="fp32", path="p", status="ran", **found.figures)
+    return ModelResult(variant="f", format="litert", precision="fp32", path="p", status="ran", **found.figures)
 
 
 def test_a_killed_emulator_costs_only_its_file(userland: Path, handset: Handset) -> None:

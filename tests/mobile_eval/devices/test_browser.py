@@ -137,7 +137,9 @@ def test_codes_are_the_hosts(
             assert np.allclose(outcome.logits, here.logits, atol=0.02 if "fp16" in form else 1e-4), form
             assert np.array_equal(outcome.codes, pack(outcome.logits)), form
             format, precision = form.split("-", 1)
-            row = ModelResult(form=form, format=format, precision=precision, path="x", status="ran", **outcome.figures)
+            row = ModelResult(
+                variant=form, format=format, precision=precision, path="x", status="ran", **outcome.figures
+            )
             assert (row.device, row.threads, row.samples) == (f"browser-wasm-{threads}", threads, 7)
             assert None not in (row.load_ms, row.first_ms, row.p50_ms, row.p90_ms, row.p99_ms)
             assert row.conditions["isolated"] == "true"

@@ -50,7 +50,7 @@ def test_a_file_gives_what_it_gives_in_this_process_and_is_measured(host: Host, 
     assert sure.mean() > 0.9
     assert np.array_equal((found.logits > 0)[sure], (handset.logits > 0)[sure])
     assert found.engine == here.engine
-    row = ModelResult(form=form, format=file.format, precision="fp32", path="f", status="ran", **found.figures)
+    row = ModelResult(variant=form, format=file.format, precision="fp32", path="f", status="ran", **found.figures)
     assert (row.samples, row.threads) == (5, 1)
     assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
     assert row.load_ms > 0
