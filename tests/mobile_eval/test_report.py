@@ -132,7 +132,6 @@ def test_random_weights_are_the_first_words(tmp_path: Path) -> None:
     run = results()
     assert render(run, tmp_path).body.startswith("⚠ Teacher and student start from RANDOM weights")
     assert printed(run).startswith("WARNING: Teacher and student start from RANDOM weights")
-        assert sentence in printed(run)
     calm = results(random=False)
     assert "RANDOM" not in render(calm, tmp_path).body + printed(calm)
     assert "alert" not in render(calm, tmp_path).source
