@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distill.distillers import DISTILLERS
-from distill.distillers.base import DistillerArgs
 from distill.hash_centers.assignment import Assignment
 from distill.hash_centers.constructions import Construction
 from distill.losses import LOSSES
 from export.artifact import DEFAULT_FORMS
 from gallery.errors import InputError
 from gallery.results import Thresholds
+
+if TYPE_CHECKING:
+    from distill.distillers.base import DistillerArgs
 
 Finetune = Literal["linear_probe", "full", "lp_ft"]
 MethodArg = int | float | str

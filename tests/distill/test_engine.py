@@ -247,7 +247,7 @@ def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> Non
         train([model], tmp_path / folder, schedule, **learner)
         return {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
 
-    by = moved("a", lr=1e-3, linear_probe_lr=1e-2, weight_decay=0.0)  # AdamW's first step is one rate long
+    by = moved("a", lr=1e-3, head_lr=1e-2, weight_decay=0.0)  # AdamW's first step is one rate long
     assert by["head.weight"] == pytest.approx(1e-2, rel=1e-2)
     assert by["head.bias"] == pytest.approx(1e-2, rel=1e-2)
     assert by["backbone.3.weight"] == pytest.approx(1e-3, rel=1e-2)

@@ -116,7 +116,7 @@ def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: L
         learn("a", loss="cshc")
     with pytest.raises(InputError, match="Did you mean d3still"):
         learn("b", distiller="d3stil")
-    with pytest.raises(InputError, match="CSCH in the simultaneous schedule"):
+    with pytest.raises(InputError, match="CSCH in online distillation"):
         learn("c", distillation="online", loss="csq")
     with pytest.raises(InputError, match="options of csch in --loss-args; found sclae"):
         learn("d", loss_args={"sclae": 4.0})

@@ -71,7 +71,7 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
     (folder / "cache").mkdir(exist_ok=True, parents=True)
     learners = [
         OptimizedModule("teacher", nets[0], 3e-3, 0.05),
-        OptimizedModule("student", nets[1], 1e-3, 0.05, linear_probe_lr=3e-3),
+        OptimizedModule("student", nets[1], 1e-3, 0.05, head_lr=3e-3),
     ]
     fit("pair", learners, prepare, objective, np.arange(40), schedule, validate, folder / "cache", "key")
     return nets

@@ -59,9 +59,8 @@ def test_a_kill_between_the_two_records_of_a_pair_trains_neither_alone(learn: Le
 
 def test_the_released_joint_form_moves_the_teacher(learn: Learn) -> None:
     _, alone = learn("alone")
-    joint = STUDENT.model_copy(update={"instance": "joint"})
-    _, released = learn("csch", distillation="online", student_train=joint)
-    assert not same(alone.teacher, released.teacher)
+    _, joint = learn("joint", distillation="online", distiller_args={"instance_loss": "joint"})
+    assert not same(alone.teacher, joint.teacher)
 
 
 def test_a_new_student_for_an_old_gallery(learn: Learn, tmp_path: Path) -> None:

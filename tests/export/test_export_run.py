@@ -80,8 +80,8 @@ def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: C
     assert f"onnx-w8a8: {file.bytes / 1e6:.2f} MB, {len(file.card.float_layers)} layers left float, " in said
     size = file.card.size
     assert open_model(file.path).encode(np.zeros((1, size + 9, 2 * size, 3), np.uint8)).shape == (1, BITS // 8)
-    now = {name: digest for name, digest in state(run).items() if not name.startswith(("export/", "work/"))}
-    changed = {name for name in now | before if not name.startswith("work/") and now.get(name) != before.get(name)}
+    now = {name: digest for name, digest in state(run).items() if not name.startswith(("export/", "cache/"))}
+    changed = {name for name in now | before if not name.startswith("cache/") and now.get(name) != before.get(name)}
     assert changed <= {".lock", ".pid", "log.txt", "stages.json", "train.jsonl"}
     assert stages(run) == noted
     assert np.array_equal(read_golden(run / "bundle").codes, read_golden(run / "export").codes)

@@ -94,7 +94,7 @@ def test_mac_report_has_bit_flips(tmp_path: Path) -> None:
     row = merge_results(ROWS, read_results(mac(tmp_path)))[-1]
     assert (row.path, row.device, row.engine) == ("query-fp16.mlpackage", "apple-cpu-and-ne", "Core ML, macOS 15.1")
     assert (row.load_ms, row.first_ms, row.p50_ms, row.samples) == (80.5, 2.5, 0.5, 3)
-    assert (row.bits_compared, row.bits_flipped, row.flip_rate, row.flips_beyond_tolerance) == (512, 2, 2 / 512, 1)
+    assert (row.bits_compared, row.bits_flipped, row.bit_flip_rate, row.flips_beyond_tolerance) == (512, 2, 2 / 512, 1)
     assert row.conditions["chip"] == "Apple M2"
 
 

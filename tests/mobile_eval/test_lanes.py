@@ -255,7 +255,7 @@ def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
 
     lanes, notes = everywhere([Bare(), Other()], good.manifest.files, against, 10)
     assert [row.status for row in lanes[0].rows] == ["skipped"] * 2
-    assert notes[0].startswith("phone onnx-fp32: not compared with the host, where it did skipped: MissingBackend")
+    assert notes[0].startswith("phone onnx-fp32: not compared with the host, where it did not run: MissingBackend")
     assert lanes[1].rows[0].map is None
 
 

@@ -32,7 +32,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP
 
 @pytest.fixture(scope="module")
 def proved(good: Good, proving: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `check` leaves of a bundle alone."""
+    """What `evaluate` leaves of a bundle alone."""
     out = tmp_path_factory.mktemp("proved") / "evaluation"
     assert proving.main(["evaluate", str(good.folder), "--num-runs", "3", "--out", str(out)]) == 0
     return out
@@ -49,7 +49,7 @@ def test_a_bundle_alone_is_asked_its_golden_pictures(proof: Path) -> None:
     assert [(row.device, row.variant, row.status) for row in found.models] == [
         ("host", "onnx-fp32", "ran"), ("host", "onnx-fp16", "ran"),
     ]  # fmt: skip
-    assert (found.queries, found.gallery, found.map, found.examples) == (GOLDEN, None, None, ())
+    assert (found.num_queries, found.gallery_size, found.map, found.examples) == (GOLDEN, None, None, ())
     assert "golden" in found.asked
     assert found.models[0].bits_compared == GOLDEN * BITS
     assert found.models[0].recall_at_10 is None
@@ -64,7 +64,7 @@ def test_with_a_gallery_it_is_asked_for_neighbours_too(good: Good, tmp_path: Pat
     words = ("--gallery", good.gallery, "--num-runs", 1, "--out", tmp_path)
     assert call("evaluate", good.folder, *words)[0] == 0
     found = load(tmp_path / "results.json")
-    assert found.gallery == 60
+    assert found.gallery_size == 60
     assert found.models[0].recall_at_10 == 1.0
     assert found.models[0].map is None
 
@@ -76,7 +76,7 @@ def test_a_bundle_in_its_run_is_asked_all_queries_in_the_runs_gallery(run: Path,
     code, said = call("evaluate", run / "bundle", "--num-runs", 2)
     ours, theirs = load(run / "evaluation" / "results.json"), load_results(run / "results.json")
     assert code == (0 if gated(theirs.models[0]) else 1), said
-    assert (ours.queries, ours.gallery) == (theirs.protocol.query, theirs.protocol.gallery)
+    assert (ours.num_queries, ours.gallery_size) == (theirs.protocol.query, theirs.protocol.gallery)
     assert ours.map == pytest.approx(theirs.cell("student->gallery").map, abs=1e-9)
     same = ("bits_compared", "bits_flipped", "map", "map_drop", "worst", "bit_flips", "recall_at_10", "margins")
     for field in same:
@@ -140,7 +140,7 @@ def test_limits_of_the_run_hold_unless_others_are_given(run: Path, call: Call, t
     other = Path(shutil.copytree(run, tmp_path / "runs" / "r"))
     shutil.copytree(run.parent / "cache", tmp_path / "runs" / "cache")
     config = yaml.safe_load((other / "config.yaml").read_text())
-    config["gate"] |= {"size_mb": 0.5, "min_map_ratio": 0.1}
+    config["thresholds"] |= {"max_size_mb": 0.5, "min_map_ratio": 0.1}
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     assert call("evaluate", other / "bundle", "--num-runs", 1)[0] == 1
     assert "size in bytes" in load(other / "evaluation" / "results.json").gate.failures[0]
@@ -200,7 +200,7 @@ def mac_report(row: Any, **changes: Any) -> dict[str, Any]:
                 "samples_ms": [1.0, 2.0, 3.0], "bits_compared": 384, "bits_flipped": 0,
                 "flips_beyond_tolerance": 0}  # fmt: skip
     machine = {"name": "Mac15,3", "chip": "M3", "macos": "15.1", "coremltools": "9.0"}
-    return {"run_on_mac": 1, "system": machine, "rows": [measured | changes]}
+    return {"run_on_mac": 1, "machine": machine, "rows": [measured | changes]}
 
 
 def litert_report(model: str) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_no_proof_and_nothing_running(good: Good, tmp_path: Path) 
 
 
 def test_help_answers_without_loading_torch() -> None:
-    code = "import sys; sys.argv=['run.py','check','--help']\n" \
+    code = "import sys; sys.argv=['run.py','evaluate','--help']\n" \
            "import runpy\ntry: runpy.run_path('mobile_eval/run.py', run_name='__main__')\n" \
            "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'matplotlib'} & set(sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -287,12 +287,12 @@ def test_help_answers_without_loading_torch() -> None:
 
 def workflow_commands() -> list[list[str]]:
     workflow = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())
-    return [step["run"].split() for step in workflow["jobs"]["proof"]["steps"] if "run" in step]
+    return [step["run"].split() for step in workflow["jobs"]["evaluation"]["steps"] if "run" in step]
 
 
 def test_the_commands_of_the_example_for_ci_exist() -> None:
     commands = [words for words in workflow_commands() if words[:2] == ["python", "mobile_eval/run.py"]]
-    assert [words[2] for words in commands] == ["setup", "check"]
+    assert [words[2] for words in commands] == ["setup", "evaluate"]
     for words in commands:
         helped = [sys.executable, *words[1:3], "--help"]
         done = subprocess.run(helped, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -305,11 +305,11 @@ def test_the_commands_of_the_example_for_ci_exist() -> None:
 
 def test_the_example_for_ci_as_it_stands_parses_to_what_it_says(good: Good, call: Call, tmp_path: Path) -> None:
     """The very words, with a bundle that is there; the devices that are not become rows, which --strict refuses."""
-    (words,) = [words[2:] for words in workflow_commands() if "check" in words]
-    given = {"$BUNDLE": good.folder, "$GALLERY": good.gallery, "proof": tmp_path / "evaluation"}
+    (words,) = [words[2:] for words in workflow_commands() if "evaluate" in words]
+    given = {"$BUNDLE": good.folder, "$GALLERY": good.gallery, "evaluation": tmp_path / "evaluation"}
     spoken = [given.get(word, word) for word in words if word not in ("arm64", "browser")]
     assert call(*spoken)[0] == 0
     found = load(tmp_path / "evaluation" / "results.json")
     assert (found.thresholds.quantized.max_map_drop, found.thresholds.max_size_mb) == (0.005, 20)
-    paths = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())["jobs"]["proof"]["steps"][-1]
+    paths = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())["jobs"]["evaluation"]["steps"][-1]
     assert all((tmp_path / path).is_file() for path in paths["with"]["path"].split())
