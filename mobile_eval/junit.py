@@ -1,4 +1,4 @@
-"""The verdict as JUnit XML, which GitHub, GitLab and Jenkins show: a suite for each device, a case for each file."""
+"""The result of the quality gate as JUnit XML: a test suite per device, a test case per model."""
 
 from __future__ import annotations
 
@@ -7,48 +7,41 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from gallery.files import write_whole
-from gallery.results import EvaluationResults, ModelResult, Thresholds
+from gallery.results import EvaluationResults
 from mobile_eval.formatting import plain
 from mobile_eval.gate import row_failures
 
 
-def write(proof: EvaluationResults, path: Path) -> Path:
-    """Writes the file, whole or not at all.
+def write_junit(results: EvaluationResults, path: Path) -> Path:
+    """Write the file, whole or not at all.
 
-    A file that broke or is over a limit is a failure, one that was not run is skipped.  What the verdict says of no
-    file in particular is the case "gate" of the suite "verdict".
+    A model that failed or is over a threshold is a failure.  Failures of no model in particular are the case "gate" of
+    the suite "gate".
     """
-    root = Element("testsuites", name=plain(proof.name))
-    rows = sorted(proof.models, key=lambda row: row.device)
-    for device, own in groupby(rows, key=lambda row: row.device):
-        suite = SubElement(root, "testsuite", name=plain(device), timestamp=proof.created)
-        for row in own:
-            _case(suite, row, proof.thresholds)
-    told = {sentence for row in proof.models for sentence in row_failures(row, proof.thresholds)}
-    if others := [sentence for sentence in proof.gate.failures if sentence not in told]:
-        suite = SubElement(root, "testsuite", name="verdict", timestamp=proof.created)
-        _failure(SubElement(suite, "testcase", classname="verdict", name="gate"), others)
-    for part in (*root, root):
-        _count(part)
+    root = Element("testsuites", name=plain(results.name))
+    rows = sorted(results.models, key=lambda row: row.device)
+    reported: set[str] = set()
+    for device, group in groupby(rows, key=lambda row: row.device):
+        suite = SubElement(root, "testsuite", name=plain(device), timestamp=results.created)
+        for row in group:
+            names = {"classname": row.device, "name": row.variant, "file": row.path}
+            case = SubElement(suite, "testcase", {key: plain(value) for key, value in names.items()})
+            if failures := row_failures(row, results.thresholds):
+                _add_failure(case, failures)
+                reported |= set(failures)
+            elif row.status == "skipped":
+                SubElement(case, "skipped", message=plain(row.reason))
+    if others := [sentence for sentence in results.gate.failures if sentence not in reported]:
+        suite = SubElement(root, "testsuite", name="gate", timestamp=results.created)
+        _add_failure(SubElement(suite, "testcase", classname="gate", name="gate"), others)
+    for element in (*root, root):
+        for name, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
+            element.set(name, str(sum(1 for _ in element.iter(tag))))
+        element.set("errors", "0")
     indent(root, " ")
     return write_whole(path, tostring(root, "utf-8", xml_declaration=True))
 
 
-def _case(suite: Element, row: ModelResult, thresholds: Thresholds) -> None:
-    case = SubElement(suite, "testcase", classname=plain(row.device), name=plain(row.variant), file=plain(row.path))
-    if failures := row_failures(row, thresholds):
-        _failure(case, failures)
-    elif row.status == "skipped":
-        SubElement(case, "skipped", message=plain(row.reason))
-
-
-def _failure(case: Element, sentences: list[str]) -> None:
+def _add_failure(case: Element, sentences: list[str]) -> None:
     lines = [plain(sentence) for sentence in sentences]
     SubElement(case, "failure", message=lines[0], type="gate").text = "\n".join(lines)
-
-
-def _count(part: Element) -> None:
-    """The counts that readers go by; "errors" are the runner's own, of which there are none."""
-    for name, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
-        part.set(name, str(sum(1 for _ in part.iter(tag))))
-    part.set("errors", "0")

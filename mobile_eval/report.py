@@ -1,137 +1,283 @@
-"""The report: `Results` as tables on a terminal, and as one HTML page that needs neither network nor script."""
+"""The report of an evaluation, or of a run with its training: terminal tables, and one HTML page without scripts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gallery.files import write_whole
-from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, ModelResult, RunResults
+from gallery.results import (
+    STUDENT_GALLERY,
+    STUDENT_STUDENT,
+    TEACHER_TEACHER,
+    EvaluationResults,
+    ModelResult,
+    RunResults,
+)
 from mobile_eval import formatting, plots
+from mobile_eval.formatting import count, number, percent, plain, size
 from mobile_eval.gate import row_failures
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 TEMPLATE = "report.html.j2"
 MEANING = {
     TEACHER_TEACHER: "The large teacher on both sides.",
-    STUDENT_GALLERY: "The product: the phone's student asks, the teacher's gallery answers.",
-    STUDENT_STUDENT: "The student on both sides: what hashing the whole gallery again with it would give.",
+    STUDENT_GALLERY: "The product: the student hashes the queries, the teacher hashed the gallery.",
+    STUDENT_STUDENT: "The student on both sides: the result of hashing the gallery again with it.",
 }
-SKIPPED_LINES = 10  # on the terminal; the page lists them all
+MAX_NOTES = 3  # on the terminal; on the page more are folded
+MAX_SKIPPED = 10  # on the terminal
+MAX_UNFOLDED = 10  # disagreements of a model
+HOST_TIMES = "Latencies are of this machine ({cpu}): they compare models with each other, not with a phone."
+EMULATED_TIMES = "Latencies are of an emulator: they say nothing about a phone."
+INSTRUCTIONS = "ARM instructions are counted under emulation: the counts are reproducible, but no latency."
+
+Kind = Literal["n", "words"]  # numbers are aligned to the right
+Column = tuple[str, Kind, Callable[[ModelResult], str]]
+CODES: tuple[Column, ...] = (
+    ("bit flips", "n", lambda row: percent(row.bit_flip_rate)),
+    ("of all bits", "n", lambda row: _ratio(row.bits_flipped, row.bits_compared)),
+    ("beyond tolerance", "n", lambda row: count(row.flips_beyond_tolerance)),
+    ("predicted", "n", lambda row: percent(row.predicted_bit_flip_rate)),
+    ("flips vs host", "n", lambda row: count(row.host_flips)),
+    ("vs host, beyond", "n", lambda row: count(row.host_flips_beyond)),
+    ("mAP", "n", lambda row: number(row.map, 4)),
+    ("mAP drop", "n", lambda row: number(row.map_drop, 4)),
+    ("recall@10", "n", lambda row: percent(row.recall_at_10)),
+    (
+        "worst queries (bits)",
+        "words",
+        lambda row: ", ".join(f"#{w.query}\N{NO-BREAK SPACE}({w.flipped})" for w in row.worst),
+    ),
+)
+COSTS: tuple[Column, ...] = (
+    ("size", "n", lambda row: size(row.bytes)),
+    ("p50 ms", "n", lambda row: number(row.p50_ms, 2)),
+    ("p90 ms", "n", lambda row: number(row.p90_ms, 2)),
+    ("p99 ms", "n", lambda row: number(row.p99_ms, 2)),
+    ("first ms", "n", lambda row: number(row.first_ms, 1)),
+    ("load ms", "n", lambda row: number(row.load_ms, 1)),
+    ("peak memory", "n", lambda row: "-" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.1f} MB"),
+    ("instructions (M)", "n", lambda row: _millions(row.instructions)),
+    ("samples", "n", lambda row: count(row.samples)),
+    ("threads", "n", lambda row: count(row.threads)),
+    ("engine", "words", lambda row: row.engine),
+)
+TERMINAL: tuple[Column, ...] = (  # 80 columns: mAP and p50 only where they fit
+    ("size", "n", lambda row: size(row.bytes)),
+    ("flips", "n", lambda row: percent(row.bit_flip_rate)),
+    ("flips\nvs host", "n", lambda row: count(row.host_flips)),
+    ("recall\n@10", "n", lambda row: "-" if row.recall_at_10 is None else f"{100 * row.recall_at_10:.1f}%"),
+    ("mAP", "n", lambda row: number(row.map if row.host_flips is None else None, 4)),
+    ("drop", "n", lambda row: number(row.map_drop, 4)),
+    ("p50 ms", "n", lambda row: number(row.p50_ms if None in (row.p90_ms, row.host_flips) else None, 2)),
+    ("p90 ms", "n", lambda row: number(row.p90_ms, 2)),
+    ("instructions\n(M)", "n", lambda row: _millions(row.instructions)),
+)
 
 
-def write_html(results: RunResults, path: Path) -> Path:
-    """Writes the self-contained page, whole or not at all.  Every text in it is escaped: names are not trusted."""
-    failures = {row.variant: row_failures(row, results.thresholds) for row in results.models}
-    return write_whole(
-        path,
-        page(TEMPLATE).render(
-            r=results,
-            curves=[(curve.stage, plots.of_curve(curve)) for curve in results.curves],
-            failures=failures,
-            margins=plots.of_margins(results.models),
-            meaning=MEANING,
-            product=STUDENT_GALLERY,
-            box=plots,
-            smallest=smallest(results),
-        ),
-    )
+@dataclass(frozen=True)
+class DeviceSection:
+    """The models on one device; caveats about its numbers; conditions of all models; why none ran, if so."""
+
+    device: str
+    rows: tuple[ModelResult, ...]
+    caveats: tuple[str, ...]
+    conditions: dict[str, str]
+    reason: str
+
+    def own_conditions(self, row: ModelResult) -> str:
+        """Conditions of one model that the others do not share."""
+        return ", ".join(f"{name} {value}" for name, value in row.conditions.items() if name not in self.conditions)
 
 
-def page(template: str) -> Template:
-    """A page of this folder, with the filters that both reports write numbers by."""
+@dataclass(frozen=True)
+class Table:
+    """Column heads as (label, kind), and rows with their texts, None for models that did not run."""
+
+    heads: tuple[tuple[str, Kind], ...]
+    rows: tuple[tuple[ModelResult, tuple[str, ...] | None], ...]
+
+
+def write_html(results: EvaluationResults, path: Path) -> Path:
+    """Write the self-contained page, whole or not at all.  Every text in it is escaped: names are not trusted."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {
-        name: getattr(formatting, name) for name in ("number", "percent", "size", "count", "duration")
-    }
-    environment.filters |= {
-        "heatmap": plots.heatmap,
-        "off_diagonal": lambda rows: [x for i, row in enumerate(rows) for j, x in enumerate(row) if i != j],
-    }
-    return environment.get_template(template)
+    names = "number", "percent", "size", "count", "duration"
+    environment.filters |= {name: getattr(formatting, name) for name in names}
+    environment.filters |= {"heatmap": plots.heatmap, "off_diagonal": _off_diagonal}
+    strips, darkest = plots.bit_flip_strips(results.models)
+    ranges, ticks = plots.latency_ranges(results.models)
+    page = environment.get_template(TEMPLATE).render(
+        r=results,
+        run=results if isinstance(results, RunResults) else None,
+        sections=device_sections(results),
+        variants=tuple(dict.fromkeys(row.variant for row in results.models)),
+        by_device={(row.variant, row.device): row for row in results.models},
+        status=lambda row: status_mark(row, results),
+        notes=notes(results),
+        notes_of=lambda row: _notes_of(row, results),
+        codes=lambda section: drop_empty_columns(section.rows, CODES),
+        costs=lambda section: drop_empty_columns(
+            section.rows, (*COSTS, ("conditions", "words", section.own_conditions))
+        ),
+        smallest=smallest_passing(results),
+        margins=plots.plot_margins(results.models),
+        strips=strips, darkest=darkest, ranges=ranges, ticks=ticks,
+        plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
+    )  # fmt: skip
+    return write_whole(path, page)
 
 
-def smallest(results: RunResults) -> ModelResult | None:
-    """The smallest file that ran and held its thresholds."""
-    held = [row for row in results.models if row.status == "ran" and not row_failures(row, results.thresholds)]
-    return min(held, key=lambda row: row.bytes, default=None)
+def device_sections(results: EvaluationResults) -> list[DeviceSection]:
+    """One section per device, in the order of the rows."""
+    sections = []
+    for device in dict.fromkeys(row.device for row in results.models):
+        rows = tuple(row for row in results.models if row.device == device)
+        ran = [row for row in rows if row.status == "ran"]
+        first = ran[0].conditions if ran else {}
+        shared = {key: value for key, value in first.items() if all(row.conditions.get(key) == value for row in ran)}
+        (status, reason), *others = {(row.status, row.reason) for row in rows}
+        reason = reason if status == "skipped" and not others else ""
+        sections.append(DeviceSection(device, rows, tuple(_caveats(device, ran, results)), shared, reason))
+    return sections
 
 
-def print_tables(results: RunResults, console: Console | None = None) -> None:
-    """Prints the warnings, the verdict, the protocol and the tables; fits 80 columns and a pipe."""
+def _caveats(device: str, ran: Sequence[ModelResult], results: EvaluationResults) -> list[str]:
+    """Why the numbers of a host or an emulator are not those of a phone."""
+    caveats = []
+    if any(ms is not None for row in ran for ms in (row.p50_ms, row.load_ms, row.first_ms)):
+        caveats += [HOST_TIMES.format(cpu=results.system.cpu)] if device.startswith(("host", "browser")) else []
+        caveats += [EMULATED_TIMES] if device.startswith("arm64") else []
+    return caveats + ([INSTRUCTIONS] if any(row.instructions is not None for row in ran) else [])
+
+
+def status_mark(row: ModelResult, results: EvaluationResults) -> tuple[str, str]:
+    """The gate's result for a row, as CSS class and word."""
+    if row.status == "skipped":
+        return "none", "skipped"
+    return ("fail", "failed") if row_failures(row, results.thresholds) else ("pass", "passed")
+
+
+def notes(results: EvaluationResults) -> dict[str, int]:
+    """Why models were skipped or failed: each sentence once, numbered from 1."""
+    sentences = dict.fromkeys(sentence for row in results.models for sentence in _notes_of(row, results))
+    return {sentence: number for number, sentence in enumerate(sentences, 1)}
+
+
+def _notes_of(row: ModelResult, results: EvaluationResults) -> list[str]:
+    return [row.reason] if row.status == "skipped" else row_failures(row, results.thresholds)
+
+
+def smallest_passing(results: EvaluationResults) -> ModelResult | None:
+    """The smallest model that ran and passed on every device it ran on."""
+    failed = {row.variant for row in results.models if row_failures(row, results.thresholds)}
+    passed = [row for row in results.models if row.status == "ran" and row.bytes and row.variant not in failed]
+    return min(passed, key=lambda row: row.bytes, default=None)
+
+
+def drop_empty_columns(rows: Sequence[ModelResult], columns: Sequence[Column]) -> Table:
+    """The table of those columns in which something was measured."""
+    ran = [row for row in rows if row.status == "ran"]
+    kept = [column for column in columns if any(column[2](row) not in ("-", "") for row in ran)]
+    texts = ((row, tuple(text(row) for _, _, text in kept) if row.status == "ran" else None) for row in rows)
+    return Table(tuple((label, kind) for label, kind, _ in kept), tuple(texts))
+
+
+def _ratio(part: int | None, whole: int | None) -> str:
+    return "-" if part is None else f"{count(part)} of {count(whole)}"
+
+
+def _millions(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.2f}"
+
+
+def _off_diagonal(matrix: Sequence[Sequence[float]]) -> list[float]:
+    return [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
+
+
+def print_tables(results: EvaluationResults, console: Console | None = None) -> None:
+    """Print warnings, the gate's result, retrieval pairs and one table per device; fits 80 columns and a pipe."""
     from rich.console import Console
     from rich.text import Text
 
     console = console or Console()
-    for alarm in results.alarms:
-        console.print(Text(f"WARNING: {formatting.plain(alarm)}", style="bold yellow"))
+    run = results if isinstance(results, RunResults) else None
+    for alarm in run.alarms if run else ():
+        console.print(Text(f"WARNING: {plain(alarm)}", style="bold yellow"))
     word, style = ("PASSED", "bold green") if results.gate.passed else ("FAILED", "bold red")
-    console.print(Text(f"{word}  {formatting.plain(results.name)}", style))
-    for sentence in (*results.gate.failures, *results.gate.notes):
-        console.print(Text(f"  - {formatting.plain(sentence)}"))
-    console.print(Text(formatting.plain(results.query_set), "dim"))
-    tables = [_cells_table(results), _files_table(results)] + ([_skipped_table(results)] if results.skipped else [])
-    for table in tables:
-        console.print(table)
+    console.print(Text(f"{word}  {plain(results.name)}", style))
+    for sentence in (*results.gate.failures, *results.gate.notes[:MAX_NOTES]):
+        console.print(Text(f"  - {plain(sentence)}"))
+    if (more := len(results.gate.notes) - MAX_NOTES) > 0:
+        console.print(Text(f"  - and {more} more notes, all of them in the report"))
+    console.print(Text(plain(results.query_set), "dim"))
+    if run:
+        console.print(_pairs_table(run))
+    for section in device_sections(results):
+        _print_section(section, results, console)
+    if run and run.skipped:
+        console.print(_skipped_table(run))
 
 
-def _cells_table(results: RunResults) -> Table:
-    table = table_of("queries->gallery", ">mAP", ">retrieved", "what it is")
-    for cell in results.pairs:
-        meaning = MEANING.get(cell.name, "")
-        figures = formatting.number(cell.map, 4), formatting.number(cell.map_retrieved, 4)
-        add_row(table, cell.name, *figures, meaning, style="bold" if cell.name == STUDENT_GALLERY else "")
+def _print_section(section: DeviceSection, results: EvaluationResults, console: Console) -> None:
+    from rich.text import Text
+
+    console.print(Text(f"\n{plain(section.device)}", "bold"))
+    if section.reason:
+        console.print(Text(f"  skipped: {plain(section.reason)}"))
+        return
+    shown = drop_empty_columns(section.rows, TERMINAL)
+    table = make_table("model", *(f">{label}" for label, _ in shown.heads), "result")
+    for row, texts in shown.rows:
+        style, word = status_mark(row, results)
+        add_row(table, row.variant, *(texts or ("-",) * len(shown.heads)), word, style="red" if style == "fail" else "")
+    console.print(table)
+    for sentence in section.caveats:
+        console.print(Text(plain(sentence), "dim"))
+
+
+def _pairs_table(run: RunResults) -> RichTable:
+    table = make_table("queries->gallery", ">mAP", ">retrieved", "meaning")
+    for pair in run.pairs:
+        figures = number(pair.map, 4), number(pair.map_retrieved, 4)
+        style = "bold" if pair.name == STUDENT_GALLERY else ""
+        add_row(table, pair.name, *figures, MEANING.get(pair.name, ""), style=style)
     return table
 
 
-def _files_table(results: RunResults) -> Table:
-    table = table_of("file", ">size", ">flips", ">mAP", ">drop", ">p50 ms", ">p90", "verdict")
-    for row in results.models:
-        figures = (
-            formatting.size(row.bytes),
-            formatting.percent(row.bit_flip_rate),
-            formatting.number(row.map, 4),
-            formatting.number(row.map_drop, 4),
-            formatting.number(row.p50_ms, 2),
-            formatting.number(row.p90_ms, 2),
-        )
-        failed = bool(row_failures(row, results.thresholds))
-        verdict = "skipped" if row.status == "skipped" else "FAIL" if failed else "pass"
-        add_row(table, row.variant, *figures, verdict, style="red" if failed else "")
-    return table
-
-
-def _skipped_table(results: RunResults) -> Table:
-    table = table_of(f"skipped: {len(results.skipped)}", "why")
-    for skipped in results.skipped[:SKIPPED_LINES]:
+def _skipped_table(run: RunResults) -> RichTable:
+    table = make_table(f"skipped: {len(run.skipped)}", "reason")
+    for skipped in run.skipped[:MAX_SKIPPED]:
         add_row(table, skipped.path, skipped.reason)
-    if len(results.skipped) > SKIPPED_LINES:
-        add_row(table, "...", f"and {len(results.skipped) - SKIPPED_LINES} more, all of them in the report")
+    if len(run.skipped) > MAX_SKIPPED:
+        add_row(table, "...", f"and {len(run.skipped) - MAX_SKIPPED} more, all of them in the report")
     return table
 
 
-def table_of(*columns: str) -> Table:
-    """Columns that begin with ">" hold numbers: to the right, and never broken."""
+def make_table(*columns: str) -> RichTable:
+    """A table whose columns that begin with ">" hold numbers: aligned to the right, never wrapped."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        figures = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if figures else "left", no_wrap=figures, overflow="fold")
+        numeric = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     return table
 
 
-def add_row(table: Table, *texts: str, style: str = "") -> None:
+def add_row(table: RichTable, *texts: str, style: str = "") -> None:
+    """Append a row of untrusted texts."""
     from rich.text import Text
 
-    table.add_row(*(Text(formatting.plain(text)) for text in texts), style=style)
+    table.add_row(*(Text(plain(text)) for text in texts), style=style)

@@ -337,12 +337,12 @@ def import_results(command: ImportCommand) -> int:
 
 def write_reports(proof: EvaluationResults, out: Path) -> int:
     """Writes the record and its three renderings."""
-    from mobile_eval import junit, proof_report
+    from mobile_eval import junit, report
 
     proof.save(out / JSON)
-    junit.write(proof, out / JUNIT)
-    proof_report.write_html(proof, out / PAGE)
-    proof_report.print_table(proof)
+    junit.write_junit(proof, out / JUNIT)
+    report.write_html(proof, out / PAGE)
+    report.print_tables(proof)
     log.info("report %s", out / PAGE)
     return gate.exit_code(proof.gate)
 

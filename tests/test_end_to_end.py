@@ -249,4 +249,4 @@ def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], picture
     assert results.quantization is not None
     assert {row.mode for row in results.quantization.layers} == {"weights", "int8"}
     assert [curve.stage for curve in results.curves] == ["teacher", "student"]
-    assert "8-bit layers" in (tmp_path / "runs" / "r" / "report.html").read_text()
+    assert "Quantization" in (tmp_path / "runs" / "r" / "report.html").read_text()

@@ -9,7 +9,9 @@ from gallery.results import (
     STUDENT_GALLERY,
     STUDENT_STUDENT,
     TEACHER_TEACHER,
+    BitDisagreement,
     EvaluationProtocol,
+    EvaluationResults,
     LayerSensitivity,
     ModelResult,
     ModelSummary,
@@ -26,6 +28,8 @@ from gallery.results import (
 )
 from mobile_eval.gate import check
 
+BITS = 16
+FLIPS = (0,) * 5 + (3,) + (0,) * 9 + (7,)
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -65,7 +69,7 @@ def not_run(form: str = "coreml-w8a32", status: str = "skipped", reason: str = "
 
 
 def cells(teacher: float = 0.72, student: float = 0.70) -> tuple[RetrievalPair, ...]:
-    """The four cells."""
+    """The three query->gallery pairs."""
     values = {TEACHER_TEACHER: teacher, STUDENT_GALLERY: student, STUDENT_STUDENT: 0.6933}
     return tuple(RetrievalPair(name=name, map=value, map_retrieved=0.7321) for name, value in values.items())
 
@@ -92,13 +96,13 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
         "command": f"run.py --data {label}",
         "name": f"run {label}",
         "seed": 7,
-        "code_space": "5e1c0a4f0b8d91c2",
-        "bits": 64,
         "student": f"net {label}",
         "query_set": f"{label}: 1,000 queries",
         "num_queries": 1000,
         "gallery_size": 6000,
         "map": 0.7,
+        "code_space": "5e1c0a4f0b8d91c2",
+        "bits": 64,
         "center_distance": 32,
         "protocol": EvaluationProtocol(
             dataset=label,
@@ -148,3 +152,83 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
         ),
     }
     return RunResults(**{**made, **changes})
+
+
+def there(form: str, device: str, **changes: Any) -> ModelResult:
+    """A model compared with the host's."""
+    listed = tuple(BitDisagreement(query=40 + i, bit=i, logit=0.0123 * (i + 1), host=-0.0456) for i in range(3))
+    found = {"host_flips": 6, "host_flips_beyond": 5, "disagreements": listed, "conditions": {"kind": device}}
+    return ran(form, device=device, **{**found, **changes})
+
+
+def evaluation(label: str = "Ankle boot", **changes: Any) -> EvaluationResults:
+    """An evaluation on five devices; every free text is or contains `label`."""
+    untimed = dict.fromkeys(("load_ms", "first_ms", "p50_ms", "p90_ms", "p99_ms", "samples"))
+    bits = ("bits_compared", "bits_flipped", "bit_flip_rate", "flips_beyond_tolerance", "predicted_bit_flip_rate")
+    bare = dict.fromkeys((*bits, "map", "map_drop"))
+    files = (
+        ran(bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, recall_at_10=0.9712),
+        ran("litert-w8a8", bit_flips=(0,) * BITS, bytes=2_310_000, p50_ms=0.5, margins=(2,) * MARGIN_BINS),
+        there(
+            "onnx-fp32",
+            "arm64-cortex-a53",
+            **untimed,
+            precision="fp16",
+            instructions=36_763_297,
+            conditions={"profile": label, "loads": "7,645,773"},
+        ),
+        there(
+            "litert-w8a8",
+            "arm64-cortex-a53",
+            **untimed,
+            instructions=13_026_917,
+            host_flips=0,
+            host_flips_beyond=0,
+            disagreements=(),
+            worst=(WorstQuery(query=9, flipped=2),),
+            conditions={"profile": label, "loads": "4,784,391"},
+        ),
+        not_run("coreml-fp16", reason=f"MissingBackend: {label} a").model_copy(update={"device": "arm64-cortex-a53"}),
+        *(
+            not_run(form, reason=f"MissingBackend: no {label} b").model_copy(update={"device": "browser-webgpu"})
+            for form in ("onnx-fp32", "litert-w8a8")
+        ),
+        not_run("onnx-fp32", "failed", f"WorkerFailed: {label} c").model_copy(update={"device": "android"}),
+        ran(
+            "coreml-fp16",
+            device=f"phone {label}",
+            **untimed | bare | {"p50_ms": 0.61},
+            margins=(),
+            worst=(),
+            conditions={"units": label},
+        ),
+    )
+    tile = Thumbnail(image=IMAGE, label=label)
+    made: dict[str, Any] = {
+        "created": "2026-01-02T03:04:05+00:00",
+        "command": f"check {label}",
+        "name": f"bundle {label}",
+        "code_space": "5e1c0a4f0b8d91c2",
+        "bits": BITS,
+        "student": f"net {label}",
+        "query_set": f"1,000 images of {label}",
+        "num_queries": 1000,
+        "gallery_size": 6001,
+        "map": 0.7015,
+        "models": files,
+        "thresholds": Thresholds(max_p90_latency_ms={"host": 50.5}, max_size_mb=77.5),
+        "gate": check(files, Thresholds()),
+        "examples": (
+            RetrievalExample(query=tile, hits=tuple(tile.model_copy(update={"distance": d}) for d in range(41, 51))),
+        ),
+        "system": SystemInfo(
+            cpu=f"CPU {label}",
+            cores=2,
+            memory_gb=23.4,
+            gpu=None,
+            os="Linux",
+            python="3.11.2",
+            packages={"torch": "2.13"},
+        ),
+    }
+    return EvaluationResults(**{**made, **changes})

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 
 from gallery.results import EvaluationResults, ModelResult, Thresholds, load
-from mobile_eval import junit
 from mobile_eval.gate import check
+from mobile_eval.junit import write_junit
 from tests.mobile_eval.factories import not_run, ran, results
 
 
-def proof(rows: tuple[ModelResult, ...], **changes: Any) -> EvaluationResults:
+def evaluation(rows: tuple[ModelResult, ...], **changes: Any) -> EvaluationResults:
     made: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00", "command": "run.py check", "name": "mine", "code_space": "c" * 16,
-        "bits": 64, "student": "net", "query_set": "8 pictures", "num_queries": 8, "gallery_size": None, "map": None,
+        "bits": 64, "student": "net", "query_set": "8 images", "num_queries": 8, "gallery_size": None, "map": None,
         "models": rows, "thresholds": Thresholds(), "gate": check(rows, Thresholds()), "system": results().system,
     }  # fmt: skip
     return EvaluationResults(**made | changes)
 
 
 def written(rows: tuple[ModelResult, ...], folder: Path, **changes: Any) -> ET.Element:
-    return ET.parse(junit.write(proof(rows, **changes), folder / "junit.xml")).getroot()
+    return ET.parse(write_junit(evaluation(rows, **changes), folder / "junit.xml")).getroot()
 
 
 def counts(part: ET.Element) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def test_a_suite_a_device_and_a_case_a_file(tmp_path: Path) -> None:
     assert "Fail: bad" in cases["arm64-cortex-a53", "onnx-w8a8"][0].get("message", "")
 
 
-def test_what_concerns_no_file_is_a_case_of_its_own(tmp_path: Path) -> None:
+def test_failures_of_no_model_are_a_case_of_their_own(tmp_path: Path) -> None:
     root = written((not_run(),), tmp_path)
     assert counts(root) == (2, 1, 1, 0)
     (case,) = [case for case in root.iter("testcase") if case.get("name") == "gate"]
@@ -73,7 +73,7 @@ def test_no_text_breaks_it(text: str, tmp_path: Path) -> None:
     assert "\x00" not in (tmp_path / "junit.xml").read_text("utf-8")
 
 
-def test_a_proof_comes_back_from_its_file(tmp_path: Path) -> None:
-    made = proof((ran(), ran(device="android", map=float("nan"))))
+def test_results_are_read_back(tmp_path: Path) -> None:
+    made = evaluation((ran(), ran(device="android", map=float("nan"))))
     again = load(made.save(tmp_path / "results.json"))
     assert again.model_dump_json() == made.model_dump_json()

@@ -1,3 +1,5 @@
+"""The report of a run and of an evaluation: every number is there, nothing is fetched or run, and it fits a phone."""
+
 from __future__ import annotations
 
 import io
@@ -6,19 +8,39 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from gallery.results import RunResults, Skipped, Thresholds, TrainingCurve
-from mobile_eval import formatting, plots
+from gallery.results import (
+    MARGIN_BINS,
+    EvaluationResults,
+    HashCenterSummary,
+    ModelResult,
+    RetrievalExample,
+    Skipped,
+    Thresholds,
+    Thumbnail,
+    TrainingCurve,
+)
+from mobile_eval import plots
+from mobile_eval.devices.browser_setup import chromium
 from mobile_eval.gate import check
-from mobile_eval.report import print_tables, smallest, write_html
-from tests.mobile_eval.factories import cells, not_run, ran, results
+from mobile_eval.report import (
+    EMULATED_TIMES,
+    INSTRUCTIONS,
+    print_tables,
+    smallest_passing,
+    status_mark,
+    write_html,
+)
+from tests.mobile_eval.factories import BITS, IMAGE, cells, evaluation, not_run, ran, results, there
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}</title></style>"
+PHONE = "a phone"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 URL_ATTRIBUTES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background", "formaction"}
 
@@ -57,17 +79,55 @@ class Page(HTMLParser):
         return " ".join(" ".join(text.split()) for tag, text in self.texts if tag not in ("style", "title"))
 
 
-def render(run: RunResults, folder: Path) -> Page:
+class Tables(Page):
+    """tables: by label, the heads and the texts of each row's cells; names: aria-labels."""
+
+    def __init__(self, path: Path) -> None:
+        self.tables: dict[str, list[list[str]]] = {}
+        self.names: list[str] = []
+        self._rows: list[list[str]] = []
+        super().__init__(path)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        super().handle_starttag(tag, attrs)
+        label = dict(attrs).get("aria-label")
+        self.names += [label] if label else []
+        if tag == "table":
+            self._rows = self.tables.setdefault(self.names[-1], [])
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        super().handle_data(data)
+        if {"td", "th"} & set(self.open):
+            self._rows[-1][-1] += f"{data} "
+
+    def cells(self, label: str) -> list[list[str]]:
+        return [[" ".join(cell.split()) for cell in row] for row in self.tables[label]]
+
+    def table(self, label: str) -> dict[str, dict[str, str]]:
+        """Cells by the first cell of their row, then by the head of their column."""
+        heads, *rows = self.cells(label)
+        return {row[0]: dict(zip(heads[1:], row[1:], strict=False)) for row in rows}
+
+
+def render(run: EvaluationResults, folder: Path) -> Page:
     return Page(write_html(run, folder / "report.html"))
 
 
-def printed(run: RunResults, width: int = 80) -> str:
+def tables(made: EvaluationResults, folder: Path) -> Tables:
+    return Tables(write_html(made, folder / "report.html"))
+
+
+def printed(run: EvaluationResults, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_tables(run, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_every_file_and_every_number_is_there(tmp_path: Path) -> None:
+def test_every_model_and_every_number_is_there(tmp_path: Path) -> None:
     page = render(results(), tmp_path)
     for text in (
         "onnx-fp32",
@@ -128,6 +188,17 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert hostile.body.count(HOSTILE) == tame.body.count("tame") > 10
 
 
+def test_a_run_is_an_evaluation_on_one_device(tmp_path: Path) -> None:
+    run, other = render(results(), tmp_path).body, render(evaluation(), tmp_path).body
+    for heading in ("Retrieval", "Quantization", "Training", "Models", "Skipped images"):
+        assert f" {heading} " in run
+    for heading in ("Training", "Skipped images", "Quantization", "teacher trained alone"):
+        assert heading not in other
+    assert "teacher → teacher is also the result of the teacher trained alone." in run
+    assert "Retrieval examples with most bit flips" in other
+    assert "with most bit flips" not in run
+
+
 def test_random_weights_are_the_first_words(tmp_path: Path) -> None:
     run = results()
     assert render(run, tmp_path).body.startswith("⚠ Teacher and student start from RANDOM weights")
@@ -137,7 +208,7 @@ def test_random_weights_are_the_first_words(tmp_path: Path) -> None:
     assert "alert" not in render(calm, tmp_path).source
 
 
-def test_a_failure_is_said_on_the_banner_and_on_its_row(tmp_path: Path) -> None:
+def test_a_failure_is_in_the_banner_and_in_its_row(tmp_path: Path) -> None:
     files = (
         ran(map_drop=0.0312),
         not_run("onnx-int4", status="failed", reason="Fail: INVALID_PROTOBUF"),
@@ -145,7 +216,7 @@ def test_a_failure_is_said_on_the_banner_and_on_its_row(tmp_path: Path) -> None:
     )
     run = results(models=files, gate=check(files, Thresholds(), cells()))
     body = render(run, tmp_path).body
-    assert "✗ Failed 2 of 3 files" in body
+    assert "✗ Failed 2 of 3 models ran" in body
     assert "onnx-fp32: mAP drop 0.0312 is over the limit 0.002" in body
     assert body.count("✗ failed") == 2
     assert body.count("✓ passed") == 1
@@ -153,7 +224,7 @@ def test_a_failure_is_said_on_the_banner_and_on_its_row(tmp_path: Path) -> None:
     lines = printed(run).splitlines()
     assert "FAILED" in lines[2]
     ends = [line.split()[-1] for line in lines if line.strip().startswith(("onnx-fp32 ", "onnx-int4 ", "litert-fp32 "))]
-    assert ends == ["FAIL", "FAIL", "pass"]
+    assert ends == ["failed", "failed", "passed"]
 
 
 def test_right_and_wrong_differ_by_more_than_colour(tmp_path: Path) -> None:
@@ -203,7 +274,7 @@ def test_tables_fit_80_columns_with_every_name_whole() -> None:
     for word in ("coreml-w8a32", "litert-w8a32", "PASSED", "skipped", "0.7011", "2.61", "and 4 more"):
         assert word in text, word
     row = next(line for line in lines if line.strip().startswith("onnx-fp32"))
-    assert row.split() == ["onnx-fp32", "8.51", "MB", "0.019%", "0.7011", "0.0004", "2.61", "3.07", "pass"]
+    assert row.split() == ["onnx-fp32", "8.51", "MB", "0.019%", "0.7011", "0.0004", "2.61", "3.07", "passed"]
 
 
 def test_names_can_neither_style_nor_steer_the_terminal() -> None:
@@ -213,10 +284,10 @@ def test_names_can_neither_style_nor_steer_the_terminal() -> None:
     assert "\x07" not in text
 
 
-def test_the_smallest_file_is_one_that_passed() -> None:
+def test_the_smallest_model_is_one_that_passed() -> None:
     files = (ran(bytes=900), ran("litert-w8a8", bytes=10, map_drop=0.5), not_run(), ran("litert-fp32", bytes=800))
-    assert smallest(results(models=files)) == files[3]
-    assert smallest(results(models=files[1:3])) is None
+    assert smallest_passing(results(models=files)) == files[3]
+    assert smallest_passing(results(models=files[1:3])) is None
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
@@ -249,56 +320,11 @@ def test_no_page_scrolls_sideways(tmp_path: Path, width: int) -> None:
     assert f"<title>{width} of {width}</title>" in page, re.findall("<title>.*?</title>", page)
 
 
-def test_words() -> None:
-    assert [formatting.percent(v) for v in (None, 0.0, 0.00019, 0.0123, math.nan)] == [
-        "-",
-        "0%",
-        "0.019%",
-        "1.23%",
-        "nan%",
-    ]
-    assert [formatting.size(v) for v in (0, 999, 8_512_345)] == ["-", "1.0 kB", "8.51 MB"]
-    assert [formatting.duration(v) for v in (0.04, 9.94, 59.4, 59.6, 356.2)] == [
-        "0.0 s",
-        "9.9 s",
-        "59 s",
-        "1 min 0 s",
-        "5 min 56 s",
-    ]
-    assert formatting.number(None, 4) == formatting.count(None) == "-"
-    assert formatting.count(64000) == "64,000"
-
-
-def test_a_long_curve_is_thinned_to_means_and_its_plot_stays_inside() -> None:
-    steps = tuple(range(10_000))
-    values = tuple(math.sin(s) + (math.nan if s == 17 else 0) for s in steps)
-    thinned = plots.thin(steps, values)
-    assert len(thinned) <= plots.MAX_POINTS
-    stretch = math.ceil(9999 / plots.MAX_POINTS)
-    assert thinned[3][1] == pytest.approx(np.mean(values[3 * stretch + 1 : 4 * stretch + 1]))
-    for plot in plots.of_curve(
-        TrainingCurve(
-            stage="s",
-            steps=steps,
-            loss=values,
-            accuracy=tuple(abs(math.cos(s)) for s in steps),
-            validation=((10, 0.0), (9999, 1.0)),
-        )
-    ):
-        for line in plot.lines:
-            points = [tuple(map(float, pair.split(","))) for pair in line.points.split()]
-            assert len(points) > 1
-            assert all(plots.LEFT <= x <= plots.WIDTH - plots.RIGHT for x, _ in points)
-            assert all(plots.TOP <= y <= plots.HEIGHT - plots.BOTTOM for _, y in points)
-
-
 def test_the_center_map_shows_every_entry_and_escapes_names(tmp_path: Path) -> None:
     import base64
     import io
 
     from PIL import Image
-
-    from gallery.results import HashCenterSummary
 
     distance = ((0, 8, 6), (8, 0, 7), (6, 7, 0))
     shown = HashCenterSummary(
@@ -316,25 +342,258 @@ def test_the_center_map_shows_every_entry_and_escapes_names(tmp_path: Path) -> N
     assert len(set(dark)) == 4
     alike = shown.model_copy(update={"distance": ((0, 8), (8, 0)), "correlation": None})
     page = write_html(results(hash_centers=alike), tmp_path / "s.html").read_text()
-    assert "no assignment could be better" in page
+    assert "every assignment is as good" in page
 
 
-def test_the_layers_taken_back_are_shown_and_names_escaped(tmp_path: Path) -> None:
+def test_the_layers_kept_in_float_are_shown_and_names_escaped(tmp_path: Path) -> None:
     page = write_html(results("<b>layer</b>"), tmp_path / "r.html").read_text()
     assert "<b>layer</b>" not in page
-    section = page[page.index("8-bit layers") : page.index("What a search returns")]
-    assert section.count("taken back</td>") == 1
+    section = page[page.index("Quantization") : page.index("Retrieval examples")]
+    assert section.count("kept in float</td>") == 1
     assert "0.310%" in section
     assert "litert-w8a32" in section  # the margins of an 8-bit file beside a float one
-    assert "8-bit layers" not in write_html(results(quantization=None), tmp_path / "s.html").read_text()
+    assert "Quantization" not in write_html(results(quantization=None), tmp_path / "s.html").read_text()
 
 
-def test_the_plot_of_margins_is_of_one_float_file_and_one_8_bit_file() -> None:
-    made = {"onnx-fp32": (3, 1), "onnx-w8a32": (1, 1), "litert-w8a8": (1, 3)}
-    rows = [ran(form, margins=margins) for form, margins in made.items()]
-    plot = plots.of_margins(rows)
-    assert plot is not None
-    assert [(line.name, line.kind) for line in plot.lines] == [("onnx-fp32", "training"), ("litert-w8a8", "validation")]
-    assert plot.y_ticks[-1][1] == "0.75"
-    assert plots.of_margins(rows[:1]) is None
-    assert plots.of_margins(()) is None
+def test_the_result_of_the_gate_comes_first_with_every_sentence(tmp_path: Path) -> None:
+    made = evaluation()
+    body = tables(made, tmp_path).body
+    assert body.startswith("Twinhash report bundle Ankle boot ✗ Failed 5 of 9 models ran, on 3 of 5 devices.")
+    places = [body.index(sentence) for sentence in (*made.gate.failures, *made.gate.notes)]
+    assert len(places) == 4
+    assert max(places[0], *places) < body.index("Exported models")
+    passed = evaluation(models=(ran(),), gate=check((ran(),), Thresholds()))
+    assert "✓ Passed 1 of 1 models ran, on 1 of 1 device." in render(passed, tmp_path).body
+
+
+def test_the_table_of_models_by_device(tmp_path: Path) -> None:
+    page = tables(evaluation(), tmp_path)
+    first, *rows = page.cells("Models by device")
+    assert first == ["Model", "host", "arm64-cortex-a53", "browser-webgpu", "android", "phone Ankle boot"]
+    assert rows == [
+        ["onnx-fp32", "✓ 0.019%", "✓ 0.019%", "– skipped 2", "✗ failed 3", "–"],
+        ["litert-w8a8", "✓ 0.019%", "✓ 0.019%", "– skipped 2", "–", "–"],
+        ["coreml-fp16", "–", "– skipped 1", "–", "–", "✓ timed only"],
+    ]
+    for place, reason in enumerate(("MissingBackend: Ankle boot a", "MissingBackend: no Ankle boot b"), 1):
+        assert f"{place} {reason}" in page.body
+    assert re.search("3 .*android.*WorkerFailed: Ankle boot c", page.body)
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {attributes["href"] for tag, attributes in page.tags if tag == "a"} == {f"#{one}" for one in targets}
+
+
+def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> None:
+    page = tables(evaluation(), tmp_path)
+    codes = {
+        "Result": "✓ passed", "bit flips": "0.019%", "of all bits": "12 of 64,000", "beyond tolerance": "0",
+        "predicted": "0.020%", "mAP": "0.7011", "mAP drop": "0.0004", "worst queries (bits)": "#731 (3)",
+    }  # fmt: skip
+    assert page.table("Bit flips, host")["onnx-fp32"] == codes | {"recall@10": "97.12%"}
+    emulated = page.table("Bit flips, arm64-cortex-a53")
+    assert emulated["onnx-fp32"] == codes | {"flips vs host": "6", "vs host, beyond": "5"}
+    assert emulated["litert-w8a8"]["vs host, beyond"] == "0"
+    assert emulated["litert-w8a8"]["worst queries (bits)"] == "#9 (2)"
+    assert emulated["coreml-fp16"] == {"Result": "– skipped", "bit flips": "MissingBackend: Ankle boot a"}
+    assert page.table("Size and latency, host")["onnx-fp32"] == {
+        "size": "8.51 MB", "p50 ms": "2.61", "p90 ms": "3.07", "p99 ms": "4.00", "first ms": "9.0", "load ms": "41.0",
+        "peak memory": "35.0 MB", "samples": "200", "threads": "1", "engine": "Engine of onnx",
+        "conditions": "cpu Ankle boot",
+    }  # fmt: skip
+    assert page.table("Size and latency, arm64-cortex-a53") == {
+        form: {"size": "8.51 MB", "instructions (M)": count, "threads": "1", "engine": engine, "conditions": loads}
+        for form, count, engine, loads in (
+            ("onnx-fp32", "36.76", "Engine of onnx", "loads 7,645,773"),
+            ("litert-w8a8", "13.03", "Engine of litert", "loads 4,784,391"),
+        )
+    }
+    assert page.table("Bit flips, android") == {
+        "onnx-fp32": {"Result": "✗ failed", "Reason": "WorkerFailed: Ankle boot c"}
+    }
+    assert page.table("Size and latency, phone Ankle boot")["coreml-fp16"]["p50 ms"] == "0.61"
+    assert page.table("Size and latency, phone Ankle boot")["coreml-fp16"]["Result"] == "✓ passed"
+    assert not [label for label in page.tables if "webgpu" in label or label == "Bit flips, phone Ankle boot"]
+    assert "browser-webgpu – skipped: MissingBackend: no Ankle boot b" in page.body
+    assert "profile: Ankle boot" in page.body
+
+
+def test_a_failed_model_is_not_hidden_by_skipped_ones(tmp_path: Path) -> None:
+    files = (not_run("a", reason="none here"), not_run("b", "failed", "it broke"), not_run("c", reason="none here"))
+    made = evaluation(models=files)
+    assert tables(made, tmp_path).table("Bit flips, host") == {
+        "a": {"Result": "– skipped", "Reason": "none here"},
+        "b": {"Result": "✗ failed", "Reason": "it broke"},
+        "c": {"Result": "– skipped", "Reason": "none here"},
+    }
+    assert "b      failed" in printed(made)
+
+
+def test_caveats_are_given_where_they_apply(tmp_path: Path) -> None:
+    def said(row: ModelResult) -> str:
+        return tables(evaluation(models=(row,)), tmp_path).body + printed(evaluation(models=(row,)), 1000)
+
+    still = {"p50_ms": None, "load_ms": None, "first_ms": None}
+    for device in ("host", "browser-wasm-2"):
+        assert said(ran(device=device)).count("Latencies are of this machine (CPU Ankle boot)") == 2
+    assert said(ran(device="arm64-cortex-a53")).count(EMULATED_TIMES) == 2
+    assert PHONE in EMULATED_TIMES
+    assert said(ran(device="arm64-cortex-a53", instructions=5, **still)).count(INSTRUCTIONS) == 2
+    for row in (ran(**still), ran(device="android"), not_run()):
+        assert not any(sentence in said(row) for sentence in (INSTRUCTIONS, PHONE))
+
+
+def test_every_disagreement_with_the_host_is_listed(tmp_path: Path) -> None:
+    page = tables(evaluation(), tmp_path)
+    heads, *rows = page.cells("Disagreement with the host")
+    assert heads == ["Query", "Bit", "Logit", "Logit on the host"]
+    assert rows == [[f"#{40 + i}", str(i), f"+{0.0123 * (i + 1):.4g}", "-0.0456"] for i in range(3)]
+    assert "arm64-cortex-a53, onnx-fp32 : 5 of 64,000 bits" in page.body
+    assert "and 2 more" in page.body
+    assert "6 5 beyond |logit| 0.001" in page.body
+    calm = there("onnx-fp32", "android", host_flips=1, host_flips_beyond=0, disagreements=())
+    body = tables(evaluation(models=(ran(), calm)), tmp_path).body
+    assert "None: every device gave the host's bit" in body
+    assert "more" not in body[body.index("None: every device") : body.index("Latency")]
+    assert "Disagreement with the host" not in tables(evaluation(models=(ran(),)), tmp_path).body
+
+
+def test_bit_flips_latencies_margins_and_examples_are_shown(tmp_path: Path) -> None:
+    page = tables(evaluation(), tmp_path)
+    assert "onnx-fp32, host: bit 5 in 3, bit 15 in 7 images" in page.names
+    titles = [text for tag, text in page.texts if tag == "title"]
+    assert titles[1:] == ["bit 5: 3", "bit 15: 7"]
+    assert "2 bits, most often 15 (7)" in page.body
+    assert "No bit flips: litert-w8a8." in page.body
+    assert "2.61 · 3.07 · 4.00 ms" in page.body
+    assert "0.61 ms, only p50 is known" in page.body
+    assert [name for name in page.names if name.startswith("margins of")] == [
+        "margins of litert-w8a8: share of all logits"
+    ]
+    assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [IMAGE] * 11
+    assert " ".join(f"{d} Ankle boot" for d in range(41, 51)) in page.body
+    for text in ("0.7015", "1,000 queries", "16 bits", "gallery of 6,001", "50.5 ms", "77.5 MB", "2.31 MB"):
+        assert text in page.body, text
+    for text in ("5e1c0a4f0b8d91c2", "check Ankle boot", "net Ankle boot", "2026-01-02", "torch 2.13", "23.4 GB"):
+        assert text in page.body, text
+
+
+def test_labels_tell_right_from_wrong_by_more_than_colour(tmp_path: Path) -> None:
+    tile = Thumbnail(image=IMAGE, label="cat")
+    hits = [tile.model_copy(update={"distance": d, "right": d > 2}) for d in (1, 3)]
+    page = tables(evaluation(examples=(RetrievalExample(query=tile, hits=tuple(hits)),)), tmp_path)
+    assert "cat ✗ 1 cat ✓ 3 How to read" in page.body
+    assert "dashed frame" in page.body
+    assert "dashed frame" not in tables(evaluation(), tmp_path).body
+
+
+def test_hostile_names_of_an_evaluation_are_text_and_nothing_is_fetched_or_run(tmp_path: Path) -> None:
+    hostile, tame = tables(evaluation(HOSTILE), tmp_path), tables(evaluation("tame"), tmp_path)
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags], "a name made an element"
+    assert hostile.body.count(HOSTILE) == tame.body.count("tame") > 20
+    assert "<script" not in hostile.source
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in hostile.tags}
+    for tag, attributes in hostile.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in URL_ATTRIBUTES & attributes.keys():
+            assert re.match("data:image/|#note-[0-9]+$", attributes[name] or ""), (tag, attributes)
+    assert not re.search(r"url\(|@import|https?://", hostile.source)
+    policy = [attributes["content"] for _, attributes in hostile.tags if "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": ()},
+        {"models": (not_run(), not_run("onnx-fp32", reason=""))},
+        {"models": (ran(bit_flips=(0,) * BITS, margins=(0,) * MARGIN_BINS, worst=()),)},
+        {"models": (ran(bit_flips=(1,) * BITS, bits_compared=None, bits_flipped=None),)},
+        {
+            "models": (
+                ran(map=math.nan, bit_flip_rate=math.nan, p50_ms=math.nan, p90_ms=math.inf, peak_memory_mb=math.nan),
+            )
+        },
+        {"models": (ran(p50_ms=0.0, p99_ms=math.inf), ran("a-fp32", p90_ms=-1.0), ran("b-fp32", device="phone"))},
+        {"models": (ran(), ran())},
+        {
+            "models": (
+                there(
+                    "litert-w8a8",
+                    "browser-wasm-2",
+                    recall_at_10=1.0,
+                    map_drop=-0.1,
+                    p90_ms=1234.5,
+                    instructions=136_763_297,
+                ),
+            )
+        },
+        {"models": (there("onnx-fp32", "android", host_flips_beyond=None, disagreements=()),)},
+        {"examples": (), "map": None, "gallery_size": None},
+    ],
+)
+def test_missing_and_non_finite_values_of_an_evaluation_render(tmp_path: Path, changes: dict[str, Any]) -> None:
+    made = evaluation(**changes)
+    assert made.name in tables(made, tmp_path).body
+    assert max(map(len, printed(made).splitlines())) <= 80
+
+
+def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
+    made = evaluation(thresholds=Thresholds(max_size_mb=1.0))
+    lines = printed(made).splitlines()
+    assert lines[0] == "FAILED  bundle Ankle boot"
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.strip().startswith(("onnx-fp32 ", "litert-w8a8 ", "coreml-fp16 "))]
+    assert rows == [
+        ["onnx-fp32", "8.51", "MB", "0.019%", "97.1%", "0.7011", "0.0004", "2.61", "3.07", "failed"],
+        ["litert-w8a8", "2.31", "MB", "0.019%", "-", "0.7011", "0.0004", "0.50", "3.07", "failed"],
+        ["onnx-fp32", "8.51", "MB", "0.019%", "6", "0.0004", "36.76", "failed"],
+        ["litert-w8a8", "8.51", "MB", "0.019%", "0", "0.0004", "13.03", "failed"],
+        ["coreml-fp16", "-", "-", "-", "-", "-", "skipped"],
+        ["onnx-fp32", "failed"],
+        ["coreml-fp16", "8.51", "MB", "0.61", "failed"],
+    ]
+    assert "  skipped: MissingBackend: no Ankle boot b" in lines
+    many = tuple(f"note {i}" for i in range(9))
+    assert "note 2\n  - and 6 more notes" in printed(
+        made.model_copy(update={"gate": made.gate.model_copy(update={"notes": many})})
+    )
+
+
+def test_names_of_an_evaluation_can_neither_style_nor_steer_the_terminal() -> None:
+    text = printed(evaluation("[red]x[/red]\x1b[2J\x07\nfake PASSED"), 200)
+    assert "[red]x[/red]?[2J? fake PASSED" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_the_smallest_model_passed_wherever_it_ran() -> None:
+    files = (ran(bytes=900), ran("litert-w8a8", bytes=10), there("litert-w8a8", "android", bytes=10, map_drop=0.5))
+    made = evaluation(models=files)
+    assert smallest_passing(made) == files[0]
+    assert [status_mark(row, made)[1] for row in files] == ["passed", "passed", "failed"]
+    assert smallest_passing(evaluation(models=files[1:])) is None
+
+
+@pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed")
+@pytest.mark.skipif(chromium() is None, reason="chromium is not installed")
+def test_no_page_scrolls_sideways_light_or_dark(tmp_path: Path) -> None:
+    """Screenshots of every size stay in the test's folder, to be looked at."""
+    from playwright.sync_api import sync_playwright
+
+    tables(evaluation("Averylongnamewithoutanyspace" * 4), tmp_path)
+    place, papers, asked = (tmp_path / "report.html").as_uri(), set(), set()
+    measured = "[document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
+    with sync_playwright() as playwright, playwright.chromium.launch(
+        executable_path=chromium(), chromium_sandbox=False
+    ) as browser:  # fmt: skip
+        page = browser.new_page()
+        page.on("request", lambda request: asked.add(request.url))
+        page.goto(place)
+        for width, scheme in ((390, "light"), (1280, "light"), (390, "dark"), (1280, "dark")):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
+            wide, paper = page.evaluate(measured)
+            assert wide == width
+            papers.add(paper)
+    assert len(papers) == 2
+    assert {url for url in asked if not url.startswith("data:")} == {place}
