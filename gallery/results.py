@@ -159,7 +159,7 @@ class Thresholds(Record):
     max_fp32_bit_flips: int | None = 0
     """How many bits of an fp32 model may differ beyond the tolerance (None: any)."""
     max_p90_latency_ms: dict[str, NonNegativeFloat] = {}
-    """Most milliseconds for 90 % of the images, by device: host 5 browser-wasm-1 20."""
+    """Most milliseconds for 90 % of the images, by device: host 5 browser-wasm-1t 20."""
     max_size_mb: NonNegativeFloat | None = None
     """Largest size of a model, 10**6 bytes (None: any)."""
     min_map_ratio: NonNegativeFloat | None = None

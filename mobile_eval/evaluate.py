@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from export.apps.run_on_mac import UNITS
 from export.artifact import ExportedModel
 from gallery.codes import pack
 from gallery.console import log
-from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost, InputError
+from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost
 from gallery.results import ModelResult
 from mobile_eval.compare import NO_ENGINE, FloatReference, compare, compare_hosts, require
-from mobile_eval.devices.android import Android
-from mobile_eval.devices.apple import Apple
-from mobile_eval.devices.arm64 import Arm64
-from mobile_eval.devices.arm64_setup import PROFILES
 from mobile_eval.devices.base import Device, DeviceOutput
-from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
 from mobile_eval.gate import who
 
-APPLE = {f"apple-{unit.lower().replace('_', '-')}": unit for unit in UNITS}
 RANKED = ("map", "map_drop")
-GROUPS = {
-    "arm64": tuple(f"arm64-{profile}" for profile in PROFILES),
-    "browser": ("browser-wasm-1", "browser-wasm-2"),
-    "apple": tuple(APPLE) if platform.system() == "Darwin" else ("apple-reference",),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,42 +32,6 @@ class DeviceResults:
     outcomes: dict[str, DeviceOutput]
 
 
-def places(names: Sequence[str], samples: int) -> list[Device]:
-    """The devices of these names, none twice, in their order; a name can be several, separated by commas.
-
-    samples: to time, where time means something
-    Raises `InputError` for a name that is none, with those that are.
-    """
-    words = [word for name in names for word in name.split(",")]
-    singles = dict.fromkeys(single for word in words for single in GROUPS.get(word, (word,)))
-    makers = _makers(samples)
-    wrong = [name for name in singles if name not in makers and not name.partition("android:")[2]]
-    if wrong or not singles:
-        known = ", ".join([*makers, *GROUPS, "android:SERIAL"])
-        raise InputError(f"devices among {known}", ", ".join(wrong) or "none", "Name some of these.")
-    return [makers[name]() if name in makers else _phone(name, samples) for name in singles]
-
-
-def _makers(samples: int) -> dict[str, Callable[[], Device]]:
-    emulated = {f"arm64-{profile}": partial(Arm64, profile) for profile in PROFILES}
-    return {
-        "host": partial(Host, samples=samples),
-        **emulated,
-        "browser-wasm-1": partial(Browser, 1, samples=samples),
-        "browser-wasm-2": partial(Browser, 2, samples=samples),
-        "browser-webgpu": partial(Browser, accelerator="webgpu", samples=samples),
-        "android": partial(Android, samples=samples),
-        "apple-reference": partial(Apple, samples=samples),
-        **{name: partial(Apple, unit, samples) for name, unit in APPLE.items()},
-    }
-
-
-def _phone(name: str, samples: int) -> Device:
-    device = Android(name.partition(":")[2], samples=samples)
-    device.name = name  # two phones are two columns
-    return device
-
-
 def everywhere(
     devices: Sequence[Device], files: Sequence[ExportedModel], against: FloatReference, count: int
 ) -> tuple[list[DeviceResults], list[str]]:
@@ -95,7 +45,7 @@ def everywhere(
     first = run_on(host, files, against)
     few, lanes = against.some(count), []
     for device in devices:
-        asked = against if device.name.startswith("apple") else few
+        asked = against if device.all_queries else few
         lanes.append(first if device is host else run_on(device, files, asked, first))
     return lanes, [note for lane in lanes for note in _notes(lane, first)]
 

@@ -56,7 +56,7 @@ class EvaluateCommand(StrictModel):
     """Run a bundle's files on devices, compare their codes, and judge them.
 
     Devices: host; arm64 (both of arm64-cortex-a53 and arm64-cortex-a76, emulated: codes and executed instructions, no
-    time); browser (browser-wasm-1 and browser-wasm-2, of one and two threads), browser-webgpu; android, or
+    time); browser (browser-wasm-1t and browser-wasm-2t, of one and two threads), browser-webgpu; android, or
     android:SERIAL where there are several; apple (on macOS by compute unit, elsewhere the reference evaluator).
     A device that cannot be had, or goes away, is a row with the reason, and the others go on.
     """
@@ -143,12 +143,13 @@ def set_up(command: SetupCommand) -> int:
 def evaluate(command: EvaluateCommand) -> int:
     """Asks every file on every device, and writes what came out."""
     from export.bundle import open_bundle
-    from mobile_eval.evaluate import everywhere, places
+    from mobile_eval.devices import devices_by_name
+    from mobile_eval.evaluate import everywhere
 
     if command.thresholds.min_map_ratio is not None:
         fix = "Leave it out: distill/run.py judges the networks, this the files."
         raise InputError("thresholds on files", "--thresholds.min-map-ratio", fix)
-    devices, bundle = places(command.device, command.num_runs), command.bundle.resolve()
+    devices, bundle = devices_by_name(command.device, command.num_runs), command.bundle.resolve()
     manifest = open_bundle(bundle)
     out = (command.out or bundle.parent / "evaluation").resolve()
     if out.is_relative_to(bundle):

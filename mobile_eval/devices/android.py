@@ -47,7 +47,7 @@ class Android(Device):
     threads, samples, max_seconds: as for the host; limit_s, picture_s: seconds a file may take, and more a picture
     """
 
-    name, formats = "android", ("onnx", "litert")
+    formats = ("onnx", "litert")
     limit_s, picture_s = 180.0, 1.0
 
     def __init__(
@@ -60,6 +60,7 @@ class Android(Device):
     ) -> None:
         if benchmark is not None and not benchmark.is_file():
             raise InputError("a benchmark_model binary", f"no file {benchmark}", GET_TOOL)
+        self.name = f"android:{serial}" if serial else "android"
         self.serial, self.benchmark = serial, benchmark
         self.threads, self.samples, self.max_seconds = threads, samples, max_seconds
         self._adb: AdbClient | None = None

@@ -25,7 +25,7 @@ from mobile_eval.runtimes.base import check_images
 class Apple(Device):
     """unit: a compute unit of `UNITS`, which takes a Mac; None: "ALL" on a Mac, the reference evaluator elsewhere."""
 
-    formats = ("coreml",)
+    formats, all_queries = ("coreml",), True
 
     def __init__(
         self, unit: str | None = None, samples: int = latency.SAMPLES, max_seconds: float = latency.MAX_SECONDS
@@ -33,7 +33,7 @@ class Apple(Device):
         if unit not in (None, *UNITS):
             raise InputError(f"a compute unit, one of {', '.join(UNITS)}", str(unit), "Name one of them.")
         self.unit = "ALL" if unit is None and _mac() else unit
-        self.name = f"apple-{self.unit.lower().replace('_', '-')}" if self.unit else "apple-reference"
+        self.name = f"apple-{self.unit.lower().replace('_', '-')}" if self.unit else "coreml-reference"
         self.samples, self.max_seconds = samples, max_seconds
         self._pictures: Pixels = np.empty((0, 0, 0, 3), np.uint8)
 

@@ -36,10 +36,12 @@ class Device(ABC):
     """A place, used as a context: prepared on the way in, released on the way out whatever happened.
 
     name: as in tables and on the command line, "arm64-cortex-a53"; formats: those it has an engine for
+    all_queries: whether it is fast enough for every query, and not only for some
     """
 
     name: str
     formats: tuple[str, ...]
+    all_queries: bool = False
 
     @abstractmethod
     def prepare(self) -> None:

@@ -62,7 +62,7 @@ class Browser(Device):
         self, threads: int = 1, accelerator: Accelerator = "wasm", software: bool = False, folder: Path | None = None,
         samples: int = latency.SAMPLES, max_seconds: float = latency.MAX_SECONDS, limit_s: float = STEP_S,
     ) -> None:  # fmt: skip
-        self.name = "browser-webgpu" if accelerator == "webgpu" else f"browser-wasm-{threads}"
+        self.name = "browser-webgpu" if accelerator == "webgpu" else f"browser-wasm-{threads}t"
         self.threads, self.accelerator, self.software = threads, accelerator, software
         self.folder, self.samples, self.max_seconds, self.limit_s = home(folder), samples, max_seconds, limit_s
         self._entries: Entries = {PAGE: Path(__file__).with_suffix(".html")}

@@ -35,8 +35,8 @@ def test_a_suite_a_device_and_a_case_a_file(tmp_path: Path) -> None:
     rows = (
         ran(),
         ran("litert-fp32"),
-        ran(device="browser-wasm-1", map_drop=0.3, bit_flip_rate=0.4),
-        not_run("litert-fp32").model_copy(update={"device": "browser-wasm-1"}),
+        ran(device="browser-wasm-1t", map_drop=0.3, bit_flip_rate=0.4),
+        not_run("litert-fp32").model_copy(update={"device": "browser-wasm-1t"}),
         not_run("onnx-w8a8", "failed", "Fail: bad").model_copy(update={"device": "arm64-cortex-a53"}),
     )
     root = written(rows, tmp_path)
@@ -44,16 +44,16 @@ def test_a_suite_a_device_and_a_case_a_file(tmp_path: Path) -> None:
     assert counts(root) == (5, 2, 1, 0)
     suites = {suite.get("name"): suite for suite in root}
     assert {name: counts(suite) for name, suite in suites.items()} == {
-        "host": (2, 0, 0, 0), "browser-wasm-1": (2, 1, 1, 0), "arm64-cortex-a53": (1, 1, 0, 0),
+        "host": (2, 0, 0, 0), "browser-wasm-1t": (2, 1, 1, 0), "arm64-cortex-a53": (1, 1, 0, 0),
     }  # fmt: skip
     cases = {(case.get("classname"), case.get("name")): case for case in root.iter("testcase")}
     assert len(cases) == 5
     assert list(cases["host", "onnx-fp32"]) == []
-    (failure,) = cases["browser-wasm-1", "onnx-fp32"]
+    (failure,) = cases["browser-wasm-1t", "onnx-fp32"]
     assert failure.tag == "failure"
     assert "mAP drop 0.3" in failure.get("message", "")
     assert "flip rate 0.4" in (failure.text or "")
-    (skipped,) = cases["browser-wasm-1", "litert-fp32"]
+    (skipped,) = cases["browser-wasm-1t", "litert-fp32"]
     assert (skipped.tag, skipped.get("message")) == ("skipped", "MissingBackend: none")
     assert "Fail: bad" in cases["arm64-cortex-a53", "onnx-w8a8"][0].get("message", "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +20,14 @@ from gallery.errors import CodeSpaceMismatch, DeviceLost, InputError, MissingBac
 from gallery.index import open_gallery
 from gallery.results import Thresholds
 from mobile_eval.compare import FloatReference, reference
-from mobile_eval.devices import browser_setup
+from mobile_eval.devices import browser_setup, devices_by_name
 from mobile_eval.devices.android import Android
 from mobile_eval.devices.arm64 import Arm64
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
 from mobile_eval.devices.subprocess_device import ending
-from mobile_eval.evaluate import GROUPS, everywhere, places, run_on
+from mobile_eval.evaluate import everywhere, run_on
 from mobile_eval.gate import check, exit_code
 from tests.mobile_eval.bundles import BITS, SPACE, Good
 
@@ -178,7 +179,7 @@ def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
     lanes, _ = everywhere(devices, good.manifest.files, against, 5)
     rows = [row for lane in lanes for row in lane.rows]
     assert [(row.device, row.status) for row in rows] == [
-        ("browser-wasm-1", "ran"), ("browser-wasm-1", "skipped"), ("host", "ran"), ("host", "ran"),
+        ("browser-wasm-1t", "ran"), ("browser-wasm-1t", "skipped"), ("host", "ran"), ("host", "ran"),
     ]  # fmt: skip
     assert rows[1].reason.startswith("DeviceLost: ")
     assert (rows[0].host_flips_beyond, rows[0].bits_compared) == (0, 5 * BITS)
@@ -240,10 +241,10 @@ def test_answers_of_another_shape_are_this_files_failure(good: Good, against: Fl
 
 
 def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, against: FloatReference) -> None:
-    lanes, notes = everywhere([Other(), *places(["apple-reference"], 1)], good.manifest.files, against, 10)
-    assert [lane.device for lane in lanes] == ["phone", "apple-reference"]
+    lanes, notes = everywhere([Other(), *devices_by_name(["coreml-reference"], 1)], good.manifest.files, against, 10)
+    assert [lane.device for lane in lanes] == ["phone", "coreml-reference"]
     assert [row.host_flips for row in lanes[0].rows] == [0, 0]
-    assert notes == ["apple-reference: none of the bundle's files is for it"]
+    assert notes == ["coreml-reference: none of the bundle's files is for it"]
 
 
 def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
@@ -259,27 +260,30 @@ def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
     assert lanes[1].rows[0].map is None
 
 
+MAC, UNITS = platform.system() == "Darwin", ("cpu-only", "cpu-and-gpu", "cpu-and-ne", "all")
+
+
 def names_of(*words: str) -> list[str]:
-    return [device.name for device in places(words, 1)]
+    return [device.name for device in devices_by_name(words, 1)]
 
 
 def test_names_become_devices_in_their_order_and_once() -> None:
     assert names_of("host,arm64", "browser", "host") == [
-        "host", "arm64-cortex-a53", "arm64-cortex-a76", "browser-wasm-1", "browser-wasm-2",
+        "host", "arm64-cortex-a53", "arm64-cortex-a76", "browser-wasm-1t", "browser-wasm-2t",
     ]  # fmt: skip
     assert names_of("browser-webgpu", "arm64-cortex-a76", "android") == [
         "browser-webgpu", "arm64-cortex-a76", "android",
     ]  # fmt: skip
-    phones = places(["android:R5CT", "android:emulator-5554"], 1)
+    phones = devices_by_name(["android:R5CT", "android:emulator-5554"], 1)
     assert [(p.name, p.serial) for p in phones if isinstance(p, Android)] == [
         ("android:R5CT", "R5CT"), ("android:emulator-5554", "emulator-5554"),
     ]  # fmt: skip
-    assert names_of("apple") == list(GROUPS["apple"])
+    assert names_of("apple") == ([f"apple-{unit}" for unit in UNITS] if MAC else ["coreml-reference"])
     assert names_of("apple-cpu-only") == ["apple-cpu-only"]
 
 
 @pytest.mark.parametrize("words", [("hots",), ("host", "arm64-cortex-a9"), (), ("",), ("host,",), ("android:",)])
 def test_an_unknown_name_is_refused_with_those_there_are(words: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=r"host, arm64-cortex-a53.*browser-webgpu.*android:SERIAL") as error:
-        places(words, 1)
+        devices_by_name(words, 1)
     assert "Name some of these" in error.value.fix

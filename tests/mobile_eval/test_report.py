@@ -432,7 +432,7 @@ def test_caveats_are_given_where_they_apply(tmp_path: Path) -> None:
         return tables(evaluation(models=(row,)), tmp_path).body + printed(evaluation(models=(row,)), 1000)
 
     still = {"p50_ms": None, "load_ms": None, "first_ms": None}
-    for device in ("host", "browser-wasm-2"):
+    for device in ("host", "browser-wasm-2t"):
         assert said(ran(device=device)).count("Latencies are of this machine (CPU Ankle boot)") == 2
     assert said(ran(device="arm64-cortex-a53")).count(EMULATED_TIMES) == 2
     assert PHONE in EMULATED_TIMES
@@ -518,7 +518,7 @@ def test_hostile_names_of_an_evaluation_are_text_and_nothing_is_fetched_or_run(t
             "models": (
                 there(
                     "litert-w8a8",
-                    "browser-wasm-2",
+                    "browser-wasm-2t",
                     recall_at_10=1.0,
                     map_drop=-0.1,
                     p90_ms=1234.5,

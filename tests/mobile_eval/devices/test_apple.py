@@ -93,7 +93,7 @@ def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: ExportedMode
     here = open_model(file.path).run(IMAGES)
     assert np.array_equal(outcome.codes, here.codes)
     assert np.array_equal(outcome.logits, here.logits)
-    assert (device.name, outcome.figures["device"]) == ("apple-reference", "apple-reference")
+    assert (device.name, outcome.figures["device"]) == ("coreml-reference", "coreml-reference")
     row = ModelResult(
         variant="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures
     )

@@ -140,7 +140,7 @@ def test_codes_are_the_hosts(
             row = ModelResult(
                 variant=form, format=format, precision=precision, path="x", status="ran", **outcome.figures
             )
-            assert (row.device, row.threads, row.samples) == (f"browser-wasm-{threads}", threads, 7)
+            assert (row.device, row.threads, row.samples) == (f"browser-wasm-{threads}t", threads, 7)
             assert None not in (row.load_ms, row.first_ms, row.p50_ms, row.p90_ms, row.p99_ms)
             assert row.conditions["isolated"] == "true"
             assert "adapter" not in row.conditions
