@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from benchmarks.losses import OURS, LossTrial, by_loss
 from benchmarks.trial import RESULTS, mean_and_half_range
 from gallery import results
-from gallery.files import write_whole
+from gallery.files import atomic_write
 from gallery.results import (
     STUDENT_GALLERY,
     STUDENT_STUDENT,
@@ -164,7 +164,7 @@ def main(arguments: list[str]) -> int:
     """Keeps the runs named, then writes the block."""
     for run in arguments:
         print(f"kept {keep(Path(run))}")
-    write_whole(README, with_block(README.read_text()))
+    atomic_write(README, with_block(README.read_text()))
     return 0
 
 

@@ -27,7 +27,7 @@ from benchmarks.export import ExportBenchmark
 from benchmarks.losses import LossBenchmark
 from benchmarks.metric import MetricBenchmark
 from benchmarks.multilabel_centers import MultilabelCenters
-from gallery.console import exit_code
+from gallery.console import run_cli
 from gallery.errors import EXIT_PASSED
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -48,7 +48,7 @@ def main() -> int:
     import tyro
 
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
-    return exit_code(lambda: command.run() or EXIT_PASSED, "Rerun the same command to resume.")
+    return run_cli(lambda: command.run() or EXIT_PASSED, "Rerun the same command to resume.")
 
 
 if __name__ == "__main__":

@@ -97,14 +97,14 @@ def opened(learning: TrainConfig, folder: Path, cache: Path) -> Iterator[RunCont
 
 def write_results(name: str, options: dict[str, Any], trials: Sequence[StrictModel], text: str) -> None:
     """Write `<name>.json` (command, options, system, trials) and `<name>.md` to `benchmarks/results`."""
-    from gallery.files import write_whole
+    from gallery.files import atomic_write
     from mobile_eval.system_info import describe
 
     write_json(RESULTS / f"{name}.json", {
         "command": f"python benchmarks/run.py {name.replace('_', '-')}", "options": options,
         "machine": describe().model_dump(), "trials": [trial.model_dump(mode="json") for trial in trials],
     })  # fmt: skip
-    write_whole(RESULTS / f"{name}.md", text.rstrip("\n") + "\n")
+    atomic_write(RESULTS / f"{name}.md", text.rstrip("\n") + "\n")
 
 
 def mean_and_half_range(values: Sequence[float]) -> str:

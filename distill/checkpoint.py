@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.models.hash_net import HashNet, build
 from gallery.errors import CorruptFile
-from gallery.files import whole
+from gallery.files import atomic_path
 
 Part = nn.Module | torch.optim.Optimizer
 
@@ -84,7 +84,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     on_cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         try:
             save_file(on_cpu, draft, {"twinhash": json.dumps(header)})
         except SafetensorError as error:  # its name for a full disk

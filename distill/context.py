@@ -42,6 +42,7 @@ from gallery import codespace
 from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.console import log
+from gallery.encode import ShardCache
 from gallery.errors import InputError
 from gallery.files import sha256_of
 
@@ -290,7 +291,7 @@ class RunContext:
         """What `run` says of pictures, or of one crop of each; what an earlier process computed under `key` is read."""
         folder = self.run.cache / label.replace(" ", "-")
         with first_here():
-            return look_at(run, net, lens, index, folder, label, f"{key} {self.data.fingerprint}", crops)
+            return look_at(run, net, lens, index, ShardCache(folder, label, f"{key} {self.data.fingerprint}"), crops)
 
     def logits(
         self, role: Role, net: HashNet, index: Indices, label: str, key: str, crops: Tensor | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.distributed import is_first
 from gallery.console import log
 from gallery.errors import MissingBackend
-from gallery.files import write_whole
+from gallery.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class MetricsLogger:
         kept = [p for p in read_journal(path) if p.stage != stage or p.step <= first]
         self.history = [p.validation for p in kept if p.stage == stage and p.validation is not None]
         if is_first():
-            write_whole(path, "".join(map(_line, kept)))
+            atomic_write(path, "".join(map(_line, kept)))
 
     @property
     def since_best(self) -> int:

@@ -25,8 +25,8 @@ from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import CodeSpaceMismatch, InputError
-from gallery.files import sha256_of, whole
-from gallery.index import LanceGallery, create_gallery, open_gallery
+from gallery.files import atomic_path, sha256_of
+from gallery.index import GalleryIndex, create_gallery, open_gallery
 
 LARGEST_SHARE = 0.5  # of a batch, for pictures without labels; half costs the seen classes nothing (unseen.md)
 MOST_OTHERS = 4  # times the pictures of train: more would cost the teacher looks that the student seldom takes
@@ -41,7 +41,7 @@ class TrainedModels:
     teacher: HashNet | None
     student: HashNet
     space: CodeSpace
-    gallery: LanceGallery
+    gallery: GalleryIndex
 
 
 def learn(course: RunContext) -> TrainedModels:
@@ -55,13 +55,13 @@ def learn(course: RunContext) -> TrainedModels:
     return TrainedModels(teacher, _student(course, teacher, space, logits), space, gallery)
 
 
-def teach(course: RunContext) -> tuple[HashNet, CodeSpace, LanceGallery, Logits]:
+def teach(course: RunContext) -> tuple[HashNet, CodeSpace, GalleryIndex, Logits]:
     """The teacher and its gallery; with them, what the gallery's codes are the signs of, `[len(gallery), bits]`."""
     teacher, space = _teacher(course)
     return teacher, space, *_gallery(course, teacher, space)
 
 
-def _existing(course: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpace, LanceGallery, Logits]:
+def _existing(course: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpace, GalleryIndex, Logits]:
     """An earlier run's gallery, which must hold just the pictures of this one, and its teacher where it is there."""
     space, centers = codespace.load(folder)
     gallery = open_gallery(str(folder / "gallery"), space)
@@ -163,7 +163,7 @@ def _save_codes(course: RunContext, codes: torch.Tensor) -> None:
     """Keeps the gallery's codes that the objective has learned until they are in the gallery."""
     with first_here() as first:
         if first:
-            with whole(course.run.cache / LEARNED) as draft, draft.open("wb") as stream:
+            with atomic_path(course.run.cache / LEARNED) as draft, draft.open("wb") as stream:
                 np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
 
 
@@ -174,7 +174,7 @@ def _save_student(course: RunContext, net: HashNet) -> None:
             save_network(path, net, plan.student.name, plan.student_img_size, course.learning.bits)
 
 
-def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[LanceGallery, Logits]:
+def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[GalleryIndex, Logits]:
     """The codes of the gallery as a table, and what they are the signs of, `[len(gallery), bits]`: mostly logits."""
     run, data, uri, learned = course.run, course.data, str(course.run.folder / "gallery"), course.method.learns_codes
     if run.is_done("gallery"):
@@ -192,7 +192,7 @@ def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[LanceG
     return open_gallery(uri, space), logits
 
 
-def _as_logits(gallery: LanceGallery) -> Logits:
+def _as_logits(gallery: GalleryIndex) -> Logits:
     """The codes of a gallery as +-1, `[N, bits]`."""
     return np.where(unpack(gallery.codes()), np.float32(1), np.float32(-1))
 

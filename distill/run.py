@@ -27,7 +27,7 @@ from distill import distributed
 from distill.config import TrainConfig
 from distill.run_dir import RunDir, open_run
 from gallery import results
-from gallery.console import exit_code, log
+from gallery.console import log, run_cli
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
 from gallery.results import RunResults
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         with distributed.start(), open_run(command.output_dir / command.title) as run:
             return tell(run, command)
 
-    return exit_code(work, "Nothing finished is lost: the same command goes on from here.")
+    return run_cli(work, "Nothing finished is lost: the same command goes on from here.")
 
 
 def tell(run: RunDir, command: TrainConfig) -> int:

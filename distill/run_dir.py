@@ -19,7 +19,7 @@ from distill.config import StrictModel, load_yaml, to_yaml
 from distill.distributed import barrier, first_here, is_first
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
-from gallery.files import acquire_lock, write_json, write_whole
+from gallery.files import acquire_lock, atomic_write, remove_partial, write_json
 
 M = TypeVar("M", bound=StrictModel)
 
@@ -80,7 +80,7 @@ class RunDir:
         with first_here():
             if path.exists():
                 return load_yaml(path, type(value))
-            write_whole(path, to_yaml(value))
+            atomic_write(path, to_yaml(value))
             return value
 
     def check_config(self, name: str, value: BaseModel, but: tuple[str, ...] = ()) -> set[str]:
@@ -93,7 +93,7 @@ class RunDir:
 
     def _compare(self, path: Path, value: BaseModel, but: tuple[str, ...]) -> set[str]:
         if not path.exists():
-            write_whole(path, to_yaml(value))
+            atomic_write(path, to_yaml(value))
             return set()
         new, old = value.model_dump(mode="json"), type(value).model_construct().model_dump(mode="json")
         old |= yaml.safe_load(path.read_text()) or {}  # a folder of an earlier version had what are the defaults now
@@ -105,7 +105,7 @@ class RunDir:
                 "Give this run another --name, or delete the folder.",
             )
         if changed:
-            write_whole(path, to_yaml(value))
+            atomic_write(path, to_yaml(value))
         return changed
 
 
@@ -134,6 +134,7 @@ def _locked(folder: Path) -> Iterator[None]:
             pid = owner.read_text() if owner.exists() else "?"
             fix = "Wait for it, or give this run another --name."
             raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
+        remove_partial(folder)
         owner.write_text(str(os.getpid()))
         handler = stack.enter_context(closing(logging.FileHandler(folder / "log.txt")))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

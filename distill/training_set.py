@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from distill.hash_centers.constructions import Centers
 from distill.hash_centers.multilabel import center_targets
 from distill.losses.csch import center_consistency
 from distill.models.hash_net import HashNet
-from gallery.encode import encode
+from gallery.encode import ShardCache, encode
 
 ENCODE_BATCH = 128
 Logits = NDArray[np.float32]
@@ -105,9 +104,7 @@ def look_at(
     net: HashNet,
     lens: ImageLoader,
     index: Indices,
-    folder: Path,
-    label: str,
-    key: str,
+    cache: ShardCache,
     crops: Tensor | None = None,
 ) -> Logits:
     """What `run`, a function of `net`, says of pictures or of one crop of each (`[len(index), 4]`); resumable."""
@@ -118,4 +115,4 @@ def look_at(
             out = run(lens.look(index[rows], None if crops is None else crops[rows]))
         return out.float().cpu().numpy()
 
-    return encode(encoder, np.arange(len(index)), folder, ENCODE_BATCH, label, key=key)
+    return encode(encoder, np.arange(len(index)), ENCODE_BATCH, cache)

@@ -22,7 +22,7 @@ from gallery import codespace
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
 from gallery.errors import CorruptFile, InputError
-from gallery.files import sha256_of, size_of, whole, write_json
+from gallery.files import atomic_path, sha256_of, size_of, write_json
 
 MANIFEST, GOLDEN, README, VERSION = "manifest.json", "golden.json", "README.md", 1
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
@@ -89,7 +89,7 @@ def write_bundle(
     artifacts = [one for one in made if isinstance(one, ExportedModel)]
     refused = [one for one in made if isinstance(one, ExportFailure)]
     _check_parts(artifacts, refused, space, golden)
-    with whole(folder) as draft:
+    with atomic_path(folder) as draft:
         draft.mkdir()
         for artifact in artifacts:
             (shutil.copytree if artifact.path.is_dir() else shutil.copy)(artifact.path, draft / artifact.path.name)
@@ -153,7 +153,7 @@ def _check_parts(
 
 
 def _check_card(card: ModelMetadata, space: CodeSpace, name: str) -> None:
-    space.require(card.code_space, "the bundle", name)
+    space.check_compatible(card.code_space, "the bundle", name)
     said, meant = (card.bits, card.bit_rule, card.bit_order), (space.bits, space.bit_rule, space.bit_order)
     if said != meant:
         raise CorruptFile(f"a card of {meant} in {name}", str(said), "Export it again.")

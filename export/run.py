@@ -25,7 +25,7 @@ import tyro
 
 from distill.config import StrictModel, TrainConfig, load_yaml
 from export.artifact import DEFAULT_FORMS, FLOAT
-from gallery.console import exit_code, log
+from gallery.console import log, run_cli
 from gallery.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             return verify(tyro.cli(Verify, args=words[1:], prog="run.py verify"))
         return export(tyro.cli(Export, args=words, description=__doc__))
 
-    return exit_code(work, "Nothing was written: run the same command again.")
+    return run_cli(work, "Nothing was written: run the same command again.")
 
 
 def export(command: Export) -> int:

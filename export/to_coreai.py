@@ -14,7 +14,7 @@ from export.artifact import ExportedModel
 from export.card import KEY, ModelMetadata
 from export.metadata import COREAI_ABOUT, COREAI_OWN, backend
 from export.query_model import QueryModel
-from gallery.files import whole
+from gallery.files import atomic_path
 
 FORMAT, SUFFIX, LAYOUT = "coreai", ".aimodel", "NHWC uint8"
 PRECISIONS = ("fp32", "fp16")
@@ -34,7 +34,7 @@ def convert(model: QueryModel) -> QueryModel:
 def write(program: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
     """Converts at `card.precision`, embeds the card, and writes the asset; `MissingBackend` without the extra."""
     converted = _converted(program if card.precision == "fp32" else _halved(program))
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         converted.save_asset(draft)
         about = json.loads((draft / COREAI_ABOUT).read_text())
         about.pop("creationDate")  # two exports shall be equal; but the converter names hard sigmoids at random

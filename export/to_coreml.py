@@ -18,7 +18,7 @@ from export.card import KEY, ModelMetadata
 from export.fake_quant import QDQConv2d
 from export.metadata import SPEC
 from export.query_model import QueryModel
-from gallery.files import whole
+from gallery.files import atomic_path
 
 FORMAT, SUFFIX, LAYOUT = "coreml", ".mlpackage", "image"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "palettize6")
@@ -97,7 +97,7 @@ def write(programs: ExportedPrograms, card: ModelMetadata, path: Path) -> Export
     check_layers(card.float_layers, programs.layers)
     program = programs.stored(card.precision, card.float_layers)
     program.user_defined_metadata[KEY] = card.to_json()
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         program.save(str(draft))
         _tidy(draft)
     return ExportedModel.of(path, FORMAT, card)

@@ -18,7 +18,7 @@ from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
 from export.card import KEY, ModelMetadata
 from export.fake_quant import QDQConv2d, Range, layers
 from export.query_model import QueryModel
-from gallery.files import write_whole
+from gallery.files import atomic_write
 
 FORMAT, SUFFIX, LAYOUT = "litert", ".tflite", "NHWC uint8"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "w8a16", "w8a8-dynamic")
@@ -99,7 +99,7 @@ def _folding() -> Any:
 def write(program: Program, card: ModelMetadata, path: Path) -> ExportedModel:
     """Stores the weights at `card.precision`, embeds the card, and writes the file."""
     stored = program.data if card.precision == "fp32" else _quantized(program, card)
-    write_whole(path, _with_card(stored, card))
+    atomic_write(path, _with_card(stored, card))
     return ExportedModel.of(path, FORMAT, card)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
 from export.card import ANY_SIZE, KEY, ModelMetadata
 from export.query_model import QueryModel
-from gallery.files import write_whole
+from gallery.files import atomic_write
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -102,7 +102,7 @@ def write(program: ModelProto, card: ModelMetadata, path: Path) -> ExportedModel
         _resize_inside(finished.graph, card.size)
     onnx.helper.set_model_props(finished, {KEY: card.to_json()})
     onnx.checker.check_model(finished)
-    write_whole(path, finished.SerializeToString(deterministic=True))
+    atomic_write(path, finished.SerializeToString(deterministic=True))
     return ExportedModel.of(path, FORMAT, card)
 
 

@@ -1,47 +1,48 @@
-"""The code space: who speaks which Hamming code, and the refusal to mix two of them."""
+"""The code space: the compatibility contract between gallery, student and exported models."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, StrictInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from gallery.codes import BIT_ORDER, BIT_RULE, check_bits, pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.files import whole, write_json
+from gallery.files import atomic_path, write_json
 
 FILE, CENTERS = "codespace.json", "centers.npy"
+RGB = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Preprocessing:
-    """How a decoded RGB picture becomes a network's input.
+    """How a decoded RGB image becomes a network's input.
 
-    size:   side of the square input, pixels
+    size: side of the square input, pixels; mean, std: per channel, on pixels scaled to 0..1
     resize: the rule in words, followed by everyone who feeds the network
-    mean, std: per channel, on pixels scaled to 0..1
     """
 
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: StrictInt
+    mean: RGB
+    std: RGB
     resize: str = "shorter side to size (bilinear, antialiased), centre crop"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class CodeSpace:
     """What a gallery, a student and every exported file must share to be comparable.
 
     teacher_sha256 and centers_sha256 are the hashes of `teacher.safetensors` and of the packed centers.
     """
 
-    bits: int
+    bits: StrictInt
     classes: tuple[str, ...]
     teacher: str
     teacher_sha256: str
@@ -59,15 +60,14 @@ class CodeSpace:
         decisive = {k: v for k, v in dataclasses.asdict(self).items() if k != "classes"}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
-    def require(self, other_id: str | None, mine: str, theirs: str) -> None:
-        """Raises `CodeSpaceMismatch` unless `other_id` is this space's id.
+    def check_compatible(self, other_id: str | None, mine: str, theirs: str) -> None:
+        """Raise `CodeSpaceMismatch` unless `other_id` is this space's id.
 
-        mine, theirs: what the two sides are called in the message, e.g. "the gallery", "student.onnx".
+        mine, theirs: the names of both sides in the message, e.g. "the gallery", "student.onnx".
         """
         if not other_id:
-            raise CodeSpaceMismatch(
-                f"{theirs} to carry a code space", "none", f"Export or encode {theirs} again with Twinhash."
-            )
+            fix = f"Export or encode {theirs} again with Twinhash."
+            raise CodeSpaceMismatch(f"{theirs} to carry a code space", "none", fix)
         if other_id != self.id:
             raise CodeSpaceMismatch(
                 f"{theirs} in code space {self.id}, that of {mine}",
@@ -76,18 +76,15 @@ class CodeSpace:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the id beside the fields it is made of."""
+        """Return the fields, ready for JSON, and the id of them."""
         return {"id": self.id, **dataclasses.asdict(self)}
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> CodeSpace:
-        """The inverse of `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit."""
+        """Invert `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit."""
         try:
-            fields = {k: v for k, v in record.items() if k != "id"}
-            pre = fields.pop("preprocessing")
-            pre = Preprocessing(**{**pre, "mean": tuple(pre["mean"]), "std": tuple(pre["std"])})
-            space = CodeSpace(**{**fields, "classes": tuple(fields["classes"]), "preprocessing": pre})
-        except (KeyError, TypeError, AttributeError, InputError) as error:
+            space = TypeAdapter(CodeSpace).validate_python({k: v for k, v in record.items() if k != "id"})
+        except (ValidationError, AttributeError, InputError) as error:
             raise CorruptFile(
                 "a complete code space", f"a damaged one ({error})", "Restore it from its run."
             ) from error
@@ -97,19 +94,19 @@ class CodeSpace:
 
 
 def hash_centers(centers: NDArray[np.int8]) -> str:
-    """SHA-256 of +-1 centers `[classes, bits]` in their packed form."""
+    """Return the SHA-256 of +-1 centers `[classes, bits]` in their packed form."""
     return hashlib.sha256(pack(centers).tobytes()).hexdigest()
 
 
 def save(folder: Path, space: CodeSpace, centers: NDArray[np.int8]) -> None:
-    """Writes `centers.npy` (int8, +-1, `[classes, bits]`), then `codespace.json`, each whole."""
-    with whole(folder / CENTERS) as draft, draft.open("wb") as stream:
+    """Write `centers.npy` (int8, +-1, `[classes, bits]`), then `codespace.json`, each atomically."""
+    with atomic_path(folder / CENTERS) as draft, draft.open("wb") as stream:
         np.save(stream, centers.astype(np.int8), allow_pickle=False)
     write_json(folder / FILE, space.to_dict())
 
 
 def load(folder: Path) -> tuple[CodeSpace, NDArray[np.int8]]:
-    """Reads what `save` wrote; raises `CorruptFile` if the centers are not those of the space."""
+    """Read what `save` wrote; raises `CorruptFile` if the centers are not those of the space."""
     try:
         space = CodeSpace.from_dict(json.loads((folder / FILE).read_text("utf-8")))
         centers: NDArray[np.int8] = np.load(folder / CENTERS, allow_pickle=False)

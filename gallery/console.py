@@ -1,4 +1,4 @@
-"""What a person sees while it works: log lines, and progress with an ETA on every long step."""
+"""Logging, progress with an ETA on every long step, and exit codes of the command lines."""
 
 from __future__ import annotations
 
@@ -22,79 +22,58 @@ T = TypeVar("T")
 
 @cache
 def terminal() -> Console:
-    """The one rich console, on stderr: log lines and progress bars have to share it."""
+    """Return the one rich console, on stderr: log lines and progress bars have to share it."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def show_log() -> None:
-    """Sends log lines to stderr: above a running progress bar on a terminal, plain elsewhere."""
+    """Send log lines to stderr: above a running progress bar on a terminal, plain elsewhere."""
     log.propagate = False  # converters give the root logger a handler, which would say everything twice
     if any(not isinstance(h, logging.FileHandler) for h in log.handlers):
         return
     if sys.stderr.isatty():
         from rich.logging import RichHandler
 
-        log.addHandler(
-            RichHandler(console=terminal(), show_time=False, show_level=False, show_path=False, markup=False)
-        )
+        log.addHandler(RichHandler(console=terminal(), show_time=False, show_level=False, show_path=False))
     else:
         log.addHandler(logging.StreamHandler())
 
 
-def exit_code(work: Callable[[], int], left: str) -> int:
-    """What `work` returns, or the exit code of what kept it from returning, said in a line without a traceback.
+def run_cli(main: Callable[[], int], on_interrupt: str) -> int:
+    """Return the exit code of `main`; an error meant for the user becomes one line without a traceback.
 
-    left: what is left of the work after Ctrl-C or on a full disk, a sentence that says what to do
+    on_interrupt: after Ctrl-C or on a full disk, a sentence that says what is kept and what to do
     """
     show_log()
     try:
-        return work()
+        return main()
     except TwinhashError as error:
         log.error("Error: %s", error)
     except OSError as error:
-        log.error("Error: %s.  Free or repair the disk.  %s", error, left)
+        log.error("Error: %s.  Free or repair the disk.  %s", error, on_interrupt)
     except KeyboardInterrupt:
-        log.warning("Stopped.  %s", left)
+        log.warning("Stopped.  %s", on_interrupt)
         return EXIT_INTERRUPTED
     return EXIT_BAD_INPUT
 
 
 def track(items: Iterable[T], label: str, total: int, done: int = 0) -> Iterator[T]:
-    """Yields `items` under a progress bar on a terminal, or with a plain line every 15 s elsewhere.
+    """Yield `items` under a progress bar on a terminal, or with a plain line every 15 s elsewhere.
 
-    total: how many there are in all; done: how many an earlier run had finished.
+    total: number of items in all; done: number that an earlier run had finished.
     """
-    yield from (_bar if sys.stderr.isatty() else _lines)(items, label, total, done)
+    if sys.stderr.isatty():
+        from rich import progress
 
-
-def _bar(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=terminal(), transient=True) as progress:
-        task = progress.add_task(label, total=total, completed=done)
-        for item in items:
-            yield item
-            progress.advance(task)
-
-
-def _lines(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]:
+        columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+        with progress.Progress("  {task.description}", *columns, console=terminal(), transient=True) as bar:
+            task = bar.add_task(label, total=total, completed=done)
+            for item in items:
+                yield item
+                bar.advance(task)
+        return
     start = last = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Atomic writes, checksums and locks."""
 
 from __future__ import annotations
 
@@ -18,33 +18,47 @@ from gallery.errors import InputError
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy, FileLock
 
-CHUNK = 1 << 20
+PARTIAL = ".partial"  # ends the names of temporary folders
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path`; on success it is fsynced and renamed onto `path`, on failure removed.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it is fsynced and renamed onto `path`, on failure removed.
 
     Works for files and for directories (a Core ML package, a LanceDB table).  An existing `path` stays as
     it was until the rename; a directory is moved aside first because rename(2) cannot replace a full one.
+    A killed process leaves its temporary folder to `remove_partial`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
     try:
         draft = beside / path.name
         yield draft
-        _sync(draft)
+        for item in (draft, *draft.rglob("*")):
+            _sync(item)
         _replace(draft, path, beside / "old")
-        _sync_one(path.parent)
+        _sync(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left unfinished below `folder`; call it under the folder's lock."""
+    for beside in list(folder.rglob(f".*{PARTIAL}")):
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _replace(draft: Path, path: Path, aside: Path) -> None:
-    """Renames `draft` onto `path`; what rename(2) cannot replace goes `aside` first, and back should the rest fail."""
+    """Rename `draft` onto `path`; what rename(2) cannot replace goes `aside` first, and back should the rest fail."""
     try:
-        while not _renamed(draft, path):  # more than once when other writers come between: the last one wins
+        while True:  # more than once when other writers come between: the last one wins
+            try:
+                os.replace(draft, path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                    raise
             shutil.rmtree(aside, ignore_errors=True)
             with suppress(FileNotFoundError):
                 path.rename(aside)
@@ -54,56 +68,39 @@ def _replace(draft: Path, path: Path, aside: Path) -> None:
         raise
 
 
-def _renamed(draft: Path, path: Path) -> bool:
-    try:
-        os.replace(draft, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-            raise
-        return False
-    return True
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    with suppress(OSError):  # some file systems refuse to fsync a directory; the rename is still atomic there
+        os.fsync(handle)
+    os.close(handle)
 
 
-def write_whole(path: Path, data: bytes | str) -> Path:
-    """Writes `data` to `path` atomically; text is UTF-8."""
-    with whole(path) as draft:
+def atomic_write(path: Path, data: bytes | str) -> Path:
+    """Write `data` to `path` atomically; text is UTF-8."""
+    with atomic_path(path) as draft:
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Writes `value` as indented JSON, atomically."""
-    return write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON, atomically."""
+    return atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file; of a directory, the hash over its sorted `relative name, file hash` lines."""
-    digest = hashlib.sha256()
+    """Return the hex SHA-256 of a file; of a directory, the hash over its sorted `relative name, file hash` lines."""
     if path.is_dir():
+        digest = hashlib.sha256()
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory."""
+    """Return the bytes of a file, or of all files below a directory."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-
-
-def _sync(path: Path) -> None:
-    for item in [path, *(path.rglob("*") if path.is_dir() else [])]:
-        _sync_one(item)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    with suppress(OSError):  # some file systems refuse to fsync a directory; the rename is still atomic there
-        os.fsync(handle)
-    os.close(handle)
 
 
 def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy[FileLock]:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from gallery.errors import CorruptFile
-from gallery.files import write_whole
+from gallery.files import atomic_write
 
 TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
 MAX_DISAGREEMENTS = 50  # listed in `ModelResult.disagreements`
@@ -298,7 +298,7 @@ class EvaluationResults(Record):
 
     def save(self, path: Path) -> Path:
         """Write the JSON, whole or not at all."""
-        return write_whole(path, self.model_dump_json(indent=1) + "\n")
+        return atomic_write(path, self.model_dump_json(indent=1) + "\n")
 
 
 class RunResults(EvaluationResults):

@@ -16,7 +16,7 @@ from gallery.codespace import CodeSpace
 from gallery.console import track
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
 from gallery.files import sha256_of, size_of
-from gallery.index import GalleryIndex, MemoryGallery
+from gallery.index import GalleryIndex
 from gallery.metrics import MapResult, mean_average_precision
 from gallery.results import (
     MARGIN_BINS,
@@ -52,7 +52,7 @@ class FloatReference:
     logits: Logits
     space: CodeSpace
     labels: NDArray[Any] | None = None
-    gallery: MemoryGallery | None = None
+    gallery: GalleryIndex | None = None
     top_k: int | None = None
     tolerance: float = Thresholds().logit_tolerance
     places: NDArray[np.int64] | None = None
@@ -101,10 +101,9 @@ def reference(
     top_k: int | None = None,
     tolerance: float = Thresholds().logit_tolerance,
 ) -> FloatReference:
-    """Reads the gallery once, into memory, and asks it with the float student's codes."""
-    here = MemoryGallery(gallery.space, gallery.codes(), gallery.labels(), gallery.names())
+    """Searches the gallery with the float student's codes."""
     logits = np.asarray(logits, np.float32)
-    return _scored(FloatReference(pixels, logits, gallery.space, labels, here, top_k, tolerance))
+    return _scored(FloatReference(pixels, logits, gallery.space, labels, gallery, top_k, tolerance))
 
 
 def check_file(
@@ -207,7 +206,7 @@ def worst_queries(
 
 def require(card: ModelMetadata, form: str, against: FloatReference) -> None:
     """Raises `CodeSpaceMismatch` for a file of another code space, `InputError` for one of another size."""
-    against.space.require(card.code_space, "the gallery", form)
+    against.space.check_compatible(card.code_space, "the gallery", form)
     if card.size != against.pixels.shape[1]:
         raise InputError(
             f"queries of {card.size} pixels, as the card of {form} says",
@@ -270,7 +269,7 @@ def _score(codes: Codes, against: FloatReference) -> MapResult | None:
     return mean_average_precision(codes, gallery.codes(), labels, gallery.labels(), against.top_k)
 
 
-def _nearest(codes: Codes, gallery: MemoryGallery) -> NDArray[np.int64]:
+def _nearest(codes: Codes, gallery: GalleryIndex) -> NDArray[np.int64]:
     return gallery.search(codes, NEAREST).ids
 
 

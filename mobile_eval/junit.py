@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from gallery.files import write_whole
+from gallery.files import atomic_write
 from gallery.results import EvaluationResults
 from mobile_eval.formatting import plain
 from mobile_eval.gate import row_failures
@@ -39,7 +39,7 @@ def write_junit(results: EvaluationResults, path: Path) -> Path:
             element.set(name, str(sum(1 for _ in element.iter(tag))))
         element.set("errors", "0")
     indent(root, " ")
-    return write_whole(path, tostring(root, "utf-8", xml_declaration=True))
+    return atomic_write(path, tostring(root, "utf-8", xml_declaration=True))
 
 
 def _add_failure(case: Element, sentences: list[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gallery.files import write_whole
+from gallery.files import atomic_write
 from gallery.results import (
     STUDENT_GALLERY,
     STUDENT_STUDENT,
@@ -135,7 +135,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         strips=strips, darkest=darkest, ranges=ranges, ticks=ticks,
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
     )  # fmt: skip
-    return write_whole(path, page)
+    return atomic_write(path, page)
 
 
 def device_sections(results: EvaluationResults) -> list[DeviceSection]:

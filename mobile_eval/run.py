@@ -29,7 +29,7 @@ import tyro
 from pydantic import Field
 
 from distill.config import StrictModel, TrainConfig, load_yaml
-from gallery.console import exit_code, log
+from gallery.console import log, run_cli
 from gallery.errors import EXIT_PASSED, CorruptFile, InputError
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             return set_up(command)
         return evaluate(command) if isinstance(command, EvaluateCommand) else import_results(command)
 
-    return exit_code(work, "No results were written: run the same command again.")
+    return run_cli(work, "No results were written: run the same command again.")
 
 
 def set_up(command: SetupCommand) -> int:
@@ -206,7 +206,7 @@ def load_student_logits(
     with open_run(folder) as run:
         if not run.is_done("student"):
             raise InputError(f"a finished run in {folder}", "no finished student", "Finish it by distill/run.py.")
-        codespace.load(folder)[0].require(manifest.space.id, f"the run {folder}", "the bundle")
+        codespace.load(folder)[0].check_compatible(manifest.space.id, f"the run {folder}", "the bundle")
         course = begin(run, settings, folder.resolve().parent / "cache")
         plan, path = course.plan, folder / "student.safetensors"
         net, seen = load_network(path), course.preprocessing(plan.student, plan.student_img_size)

@@ -30,7 +30,7 @@ from distill.data.decode import to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
-from gallery.files import acquire_lock, whole, write_json
+from gallery.files import acquire_lock, atomic_path, write_json
 
 BYTES = hashlib.sha256().digest_size
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def _growing(path: Path, size: int) -> Iterator[BinaryIO]:
 
     numpy pads the header so that the first axis may grow.  Appending, unlike a memory map, reports a full disk.
     """
-    with whole(path) as draft, draft.open("wb") as stream:
+    with atomic_path(path) as draft, draft.open("wb") as stream:
         _write_header(stream, 0, size)
         start = stream.tell()
         yield stream

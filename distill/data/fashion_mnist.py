@@ -21,7 +21,7 @@ from PIL import Image
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, ImageList
 from gallery.errors import CorruptFile, InputError
-from gallery.files import whole
+from gallery.files import atomic_path
 
 SUBSET = Path(__file__).with_name("fashion_mnist_7k.npz")  # uint8 images [7000, 28, 28], labels, rows of the full set
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -135,7 +135,7 @@ def make(path: Path = SUBSET) -> None:
         rows = np.sort(np.concatenate(each))
         picked.append((images[rows], labels[rows], rows.astype(np.uint16)))
     arrays = [np.concatenate(parts) for parts in zip(*picked, strict=True)]
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         np.savez_compressed(draft, images=arrays[0], labels=arrays[1], rows=arrays[2])
 
 

@@ -26,7 +26,7 @@ from distill.data.dataset import (
 )  # fmt: skip
 from gallery.console import log
 from gallery.errors import InputError
-from gallery.files import write_whole
+from gallery.files import atomic_write
 
 
 class Split(NamedTuple):
@@ -117,7 +117,7 @@ def save_split(data: Dataset, path: Path) -> Path:
         if own:
             chosen = np.flatnonzero(label) if multi else [label]
             table.writerow([name, ";".join(data.classes[c] for c in chosen), ";".join(own)])
-    return write_whole(path, text.getvalue())
+    return atomic_write(path, text.getvalue())
 
 
 def _parts(

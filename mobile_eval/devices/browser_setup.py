@@ -12,7 +12,7 @@ from typing import Any
 
 from gallery.console import log
 from gallery.errors import InputError
-from gallery.files import whole
+from gallery.files import atomic_path
 from mobile_eval.devices.install import install, step
 
 PACKAGES = {"onnxruntime-web": "1.30.0", "@litertjs/core": "2.5.3"}
@@ -39,7 +39,7 @@ def setup(folder: Path | None = None) -> Path:
         step(f"pip install {PLAYWRIGHT}", [sys.executable, "-m", "pip", "install", "-q", PLAYWRIGHT])
     if not installed(folder):
         install({"npm": "npm"})
-        with whole(folder) as draft:
+        with atomic_path(folder) as draft:
             draft.mkdir()
             (draft / "package.json").write_text(json.dumps(RECORD))
             flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--fetch-retries=1"]

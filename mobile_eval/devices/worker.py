@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from export.capture_output import quiet
 from gallery.errors import TwinhashError
-from gallery.files import whole, write_json
+from gallery.files import atomic_path, write_json
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime, open_model
 
@@ -125,7 +125,7 @@ def _mark(runtime: Runtime, picture: NDArray[np.uint8], count: int) -> None:
 
 def _answer(runtime: Runtime, pictures: NDArray[np.uint8], path: Path) -> None:
     parts = [runtime.run(pictures[start : start + CHUNK]) for start in range(0, max(1, len(pictures)), CHUNK)]
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         codes, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
         np.savez(draft, codes=codes, logits=logits)
 

@@ -108,15 +108,15 @@ def test_a_pickle_in_the_place_of_centers_is_never_loaded(tmp_path: Path) -> Non
         load(tmp_path)
 
 
-def test_require_says_which_side_is_stale() -> None:
-    space_of().require(space_of().id, "the gallery", "student.onnx")
+def test_an_incompatible_space_says_which_side_is_stale() -> None:
+    space_of().check_compatible(space_of().id, "the gallery", "student.onnx")
     with pytest.raises(CodeSpaceMismatch, match=r"student\.onnx is stale") as caught:
-        space_of().require("f" * 16, "the gallery", "student.onnx")
+        space_of().check_compatible("f" * 16, "the gallery", "student.onnx")
     assert space_of().id in str(caught.value)
     assert "f" * 16 in caught.value.found
     for nothing in (None, ""):
         with pytest.raises(CodeSpaceMismatch, match="found none"):
-            space_of().require(nothing, "the gallery", "student.onnx")
+            space_of().check_compatible(nothing, "the gallery", "student.onnx")
 
 
 def test_a_length_without_whole_bytes_is_refused() -> None:

@@ -71,14 +71,14 @@ print(sum(track(range(5), "hashing", 8, done=3)))
 """
 
 
-def test_on_a_terminal_a_bar_is_drawn_and_standard_output_stays_clean() -> None:
+def test_on_a_terminal_a_bar_is_shown_and_standard_output_stays_clean() -> None:
     master, slave = pty.openpty()
     root = Path(__file__).resolve().parents[2]
     process = subprocess.run([sys.executable, "-c", ON_A_TERMINAL], cwd=root, stdout=subprocess.PIPE, stderr=slave,
                              text=True, check=True, env={**os.environ, "TERM": "xterm"})  # fmt: skip
     os.close(slave)
-    drawn = os.read(master, 1 << 16).decode()
+    shown = os.read(master, 1 << 16).decode()
     os.close(master)
     assert process.stdout == "10\n"
-    assert "hashing" in drawn
-    assert "8/8" in drawn
+    assert "hashing" in shown
+    assert "8/8" in shown

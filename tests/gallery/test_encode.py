@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gallery.encode import encode
+from gallery.encode import ShardCache, encode
 from gallery.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3)).astype(np.uint8)
@@ -42,7 +42,8 @@ class Encoder:
 
 
 def run(folder: Path, encoder: Callable[[Any], Any], pixels: Any = PIXELS, **changes: Any) -> np.ndarray:
-    return encode(encoder, pixels, folder, **{"batch_size": 3, "label": "x", "shard": 8, "key": "k", **changes})
+    batch_size = changes.pop("batch_size", 3)
+    return encode(encoder, pixels, batch_size, ShardCache(folder, "x", **{"shard_size": 8, "key": "k", **changes}))
 
 
 def test_it_is_the_encoder_batch_by_batch_within_shards(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_it_is_the_encoder_batch_by_batch_within_shards(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 9), max_size=4), st.integers(1, 30), st.integers(1, 30))
 def test_stopped_anywhere_it_ends_the_same(stops: list[int], batch_size: int, shard: int) -> None:
     with tempfile.TemporaryDirectory() as name:
-        sizes = {"batch_size": batch_size, "shard": shard}
+        sizes = {"batch_size": batch_size, "shard_size": shard}
         expected = run(Path(name) / "one", Encoder(), **sizes)
         for stop in stops:
             with suppress(ConnectionError):
@@ -81,14 +82,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from gallery.encode import encode
+from gallery.encode import ShardCache, encode
 seen = []
 def encoder(batch):
     seen.append(1)
     if len(seen) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return batch.reshape(len(batch), -1)[:, :16].astype(np.float32)
-encode(encoder, np.load(sys.argv[1]), Path(sys.argv[2]), 3, "x", shard=8)
+encode(encoder, np.load(sys.argv[1]), 3, ShardCache(Path(sys.argv[2]), "x", shard_size=8))
 """
 
 
@@ -104,13 +105,15 @@ def test_killed_for_good_it_resumes(tmp_path: Path) -> None:
         calls.append(len(batch))
         return batch.reshape(len(batch), -1)[:, :16].astype(np.float32)
 
-    logits = encode(encoder, PIXELS, tmp_path / "s", 3, "x", shard=8)
+    logits = encode(encoder, PIXELS, 3, ShardCache(tmp_path / "s", "x", shard_size=8))
     assert sum(calls) == 23 - 8
     assert np.array_equal(logits, PIXELS.reshape(23, -1)[:, :16])
 
 
 @pytest.mark.parametrize(
-    "change", [{"key": "other"}, {"batch_size": 4}, {"shard": 9}, {"pixels": PIXELS[:22]}], ids=lambda c: next(iter(c))
+    "change",
+    [{"key": "other"}, {"batch_size": 4}, {"shard_size": 9}, {"pixels": PIXELS[:22]}],
+    ids=lambda c: next(iter(c)),
 )
 def test_shards_made_from_something_else_are_discarded(tmp_path: Path, change: dict[str, Any]) -> None:
     run(tmp_path, Encoder())
@@ -184,7 +187,7 @@ def test_logits_of_a_wrong_shape_or_not_finite_are_refused(tmp_path: Path, wrong
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", [{"pixels": PIXELS[:0]}, {"batch_size": 0}, {"shard": 0}])
+@pytest.mark.parametrize("change", [{"pixels": PIXELS[:0]}, {"batch_size": 0}, {"shard_size": 0}])
 def test_nothing_to_do_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         run(tmp_path, Encoder(), **change)

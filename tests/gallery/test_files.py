@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gallery.files import sha256_of, size_of, whole, write_json, write_whole
+from gallery.files import atomic_path, atomic_write, remove_partial, sha256_of, size_of, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -32,7 +32,7 @@ def contents(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("data", [b"\x00\xff", "gr\u00fc\u00dfe\n", ""])
 def test_a_file_is_written_whole(tmp_path: Path, data: bytes | str) -> None:
-    path = write_whole(tmp_path / "new" / "file.txt", data)
+    path = atomic_write(tmp_path / "new" / "file.txt", data)
     assert path.read_bytes() == (data if isinstance(data, bytes) else data.encode())
     assert names(path.parent) == ["file.txt"]
 
@@ -51,7 +51,7 @@ def put(draft: Path, kind: str, text: str) -> None:
 
 
 def interrupted(path: Path, kind: str) -> None:
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         put(draft, kind, "half")
         raise KeyboardInterrupt
 
@@ -78,7 +78,7 @@ def test_anything_replaces_anything(tmp_path: Path, old: str, new: str) -> None:
         path.symlink_to(elsewhere)
     elif old != "nothing":
         put(path, old, "old")
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         put(draft, new, "new")
     assert path.is_dir() == (new == "folder")
     assert not path.is_symlink()
@@ -98,7 +98,7 @@ def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fails_the_second_time)
-    with pytest.raises(PermissionError), whole(tmp_path / "x") as draft:
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "x") as draft:
         fill(draft, "new")
     assert len(calls) == 2
     assert contents(tmp_path) == {"old"}
@@ -107,7 +107,7 @@ def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
 
 def test_a_draft_that_was_never_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("old")
-    with pytest.raises(FileNotFoundError), whole(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "x"):
         pass
     assert (tmp_path / "x").read_text() == "old"
 
@@ -115,8 +115,8 @@ def test_a_draft_that_was_never_made_is_an_error(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gallery.files import whole
-with whole(Path(sys.argv[1])) as draft:
+from gallery.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as draft:
     draft.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -128,8 +128,20 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x")], cwd=root, check=False)
     assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "x").read_text() == "old"
-    write_whole(tmp_path / "x", "new")  # what the dead writer left does not stand in the way
+    atomic_write(tmp_path / "x", "new")  # what the killed writer left does not stand in the way
     assert (tmp_path / "x").read_text() == "new"
+    assert len(names(tmp_path)) == 2
+    remove_partial(tmp_path)
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_get_the_umask_of_the_user(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert atomic_write(tmp_path / "x", "new").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -138,7 +150,7 @@ def test_of_concurrent_writers_one_wins_whole(tmp_path: Path, kind: str) -> None
 
     def write(text: str) -> None:
         for _ in range(5):
-            with whole(path) as draft:
+            with atomic_path(path) as draft:
                 put(draft, kind, text)
 
     with ThreadPoolExecutor(8) as pool:
@@ -149,11 +161,11 @@ def test_of_concurrent_writers_one_wins_whole(tmp_path: Path, kind: str) -> None
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    path, seen = write_whole(tmp_path / "x", "0" * 100_000), set()
+    path, seen = atomic_write(tmp_path / "x", "0" * 100_000), set()
 
     def write() -> None:
         for digit in "123456789":
-            write_whole(path, digit * 100_000)
+            atomic_write(path, digit * 100_000)
 
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write)

@@ -1,4 +1,4 @@
-"""The two galleries against brute force, and galleries that are stale, tampered with or not there."""
+"""The gallery against brute force, and galleries that are stale, tampered with or not there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gallery.codes import hamming
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.index import SPACE_KEY, SUMS_KEY, GalleryIndex, LanceGallery, MemoryGallery, create_gallery, open_gallery
+from gallery.index import SPACE_KEY, SUMS_KEY, GalleryIndex, create_gallery, open_gallery
 
 
 def space_of(bits: int = 16, teacher: str = "vit_tiny") -> CodeSpace:
@@ -39,55 +39,52 @@ def brute(codes: np.ndarray, queries: np.ndarray, k: int) -> tuple[list[list[int
 
 
 @pytest.fixture(scope="module")
-def lance(tmp_path_factory: pytest.TempPathFactory) -> LanceGallery:
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> GalleryIndex:
     return create_gallery(tmp_path_factory.mktemp("x") / "gallery", space_of(), *items(500))
 
 
 def check(gallery: GalleryIndex, codes: np.ndarray, queries: np.ndarray, k: int) -> None:
-    found, (distances, ids) = gallery.search(queries, k), brute(codes, queries, k)
-    assert (found.distances.dtype, found.ids.dtype) == (np.uint16, np.int64)
-    assert found.distances.tolist() == distances
-    assert found.ids.tolist() == ids
+    distances, ids = gallery.search(queries, k)
+    assert (distances.dtype, ids.dtype) == (np.uint16, np.int64)
+    assert (distances.tolist(), ids.tolist()) == brute(codes, queries, k)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from([8, 16, 24, 64, 128, 256]), st.integers(1, 300), st.integers(1, 400))
-def test_memory_equals_brute_force_with_ties(seed: int, bits: int, n: int, k: int) -> None:
+def test_any_gallery_equals_brute_force_with_ties(seed: int, bits: int, n: int, k: int) -> None:
     codes, labels, names = items(n, bits, seed)
-    check(MemoryGallery(space_of(bits), codes, labels, names), codes, items(5, bits, seed + 1)[0], k)
+    check(create_gallery("memory://", space_of(bits), codes, labels, names), codes, items(5, bits, seed + 1)[0], k)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 40, 499, 500, 9999])
-def test_lance_equals_brute_force_with_ties(lance: LanceGallery, k: int) -> None:
-    check(lance, items(500)[0], items(6, seed=1)[0], k)
+def test_a_folder_equals_brute_force_with_ties(gallery: GalleryIndex, k: int) -> None:
+    check(gallery, items(500)[0], items(6, seed=1)[0], k)
 
 
-def test_both_agree_on_a_gallery_with_shuffled_rows(tmp_path: Path) -> None:
+def test_shuffled_rows_make_no_difference(tmp_path: Path) -> None:
     gallery = create_gallery(tmp_path / "g", space_of(), *items(300))
     rewrite(tmp_path / "g", lambda rows: rows.take(np.random.default_rng(0).permutation(300)))
     shuffled = open_gallery(tmp_path / "g")
-    assert np.array_equal(shuffled.codes(), gallery.in_memory().codes())
-    for one in (shuffled, shuffled.in_memory()):
-        check(one, items(300)[0], items(6, seed=1)[0], 10)
+    assert np.array_equal(shuffled.codes(), gallery.codes())
+    check(shuffled, items(300)[0], items(6, seed=1)[0], 10)
 
 
-def test_no_queries_no_neighbours(lance: LanceGallery) -> None:
-    for gallery in (lance, lance.in_memory()):
-        found = gallery.search(np.zeros((0, 2), np.uint8), 3)
-        assert found.ids.shape == found.distances.shape == (0, 3)
+def test_no_queries_no_neighbours(gallery: GalleryIndex) -> None:
+    found = gallery.search(np.zeros((0, 2), np.uint8), 3)
+    assert found.ids.shape == found.distances.shape == (0, 3)
 
 
-def test_everything_comes_back(lance: LanceGallery) -> None:
+def test_everything_comes_back(gallery: GalleryIndex) -> None:
     codes, labels, names = items(500)
-    opened = [open_gallery(lance.uri, expected) for expected in (space_of(), space_of().id)]
-    for gallery in (lance, lance.in_memory(), *opened):
-        assert gallery.space == space_of()
-        assert len(gallery) == 500
-        assert np.array_equal(gallery.codes(), codes)
-        assert gallery.codes().dtype == np.uint8
-        assert np.array_equal(gallery.labels(), labels)
-        assert gallery.labels().dtype == np.int64
-        assert gallery.names() == names
+    opened = [open_gallery(gallery.uri, expected) for expected in (space_of(), space_of().id)]
+    for one in (gallery, *opened):
+        assert one.space == space_of()
+        assert len(one) == 500
+        assert np.array_equal(one.codes(), codes)
+        assert one.codes().dtype == np.uint8
+        assert np.array_equal(one.labels(), labels)
+        assert one.labels().dtype == np.int64
+        assert one.names() == names
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
@@ -96,7 +93,7 @@ def test_several_labels_come_back(tmp_path: Path, classes: int) -> None:
     labels = np.random.default_rng(0).random((200, classes)) < 0.1  # many have none
     labels[-1] = False
     gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
-    for one in (gallery, open_gallery(tmp_path / "g"), gallery.in_memory()):
+    for one in (gallery, open_gallery(tmp_path / "g")):
         assert one.labels().dtype == np.bool_
         assert np.array_equal(one.labels(), labels)
 
@@ -108,14 +105,14 @@ def test_more_rows_than_any_default_limit(tmp_path: Path) -> None:
     assert gallery.names()[-1] == names[-1]
 
 
-def test_the_table_is_readable_without_us(lance: LanceGallery) -> None:
-    table = lancedb.connect(lance.uri).open_table("gallery")
+def test_the_table_is_readable_without_us(gallery: GalleryIndex) -> None:
+    table = lancedb.connect(gallery.uri).open_table("gallery")
     row = table.search().where("id = 3").to_list()[0]
     assert row["code"] == items(500)[0][3].tolist()
     assert json.loads(table.schema.metadata[SPACE_KEY])["id"] == space_of().id
 
 
-def test_a_gallery_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gallery_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_gallery(tmp_path / "g", space_of(), *items(20))
     create_gallery(tmp_path / "g", space_of(), *items(30))
     assert len(open_gallery(tmp_path / "g")) == 30
@@ -143,13 +140,13 @@ def test_a_folder_with_something_else_is_never_replaced(tmp_path: Path) -> None:
     assert len(create_gallery(tmp_path / "empty", space_of(), *items(20))) == 20
 
 
-def test_a_gallery_of_another_space_is_refused(lance: LanceGallery) -> None:
+def test_a_gallery_of_another_space_is_an_error(gallery: GalleryIndex) -> None:
     for other in (space_of(teacher="other"), space_of(teacher="other").id):
         with pytest.raises(CodeSpaceMismatch, match="is stale") as caught:
-            open_gallery(lance.uri, other)
+            open_gallery(gallery.uri, other)
         assert space_of().id in str(caught.value)
     with pytest.raises(CodeSpaceMismatch, match="found none"):
-        open_gallery(lance.uri, "")
+        open_gallery(gallery.uri, "")
 
 
 def test_where_there_is_none_it_says_so_and_makes_nothing(tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_edited_codes_and_labels_are_corrupt(tmp_path: Path) -> None:
         rewrite(tmp_path / "g", lambda rows, c=column, v=values: rows.set_column(rows.schema.names.index(c), c, v))
         gallery = open_gallery(tmp_path / "g")
         with pytest.raises(CorruptFile, match="was made with"):
-            gallery.in_memory()
+            gallery.codes(), gallery.labels()
 
 
 @pytest.mark.parametrize("sums", ["", "3", "[]", "{}", '{"classes": 2}', '{"classes": 3, "labels": "x", "codes": ""}'])
@@ -198,7 +195,7 @@ def test_edited_checksums_are_corrupt(tmp_path: Path, sums: str) -> None:
     codes, _, names = items(20)
     create_gallery(tmp_path / "g", space_of(), codes, np.eye(3, dtype=bool)[np.arange(20) % 3], names)
     rewrite(tmp_path / "g", lambda rows: rows.replace_schema_metadata({**rows.schema.metadata, SUMS_KEY: sums}))
-    for read in (LanceGallery.labels, LanceGallery.codes):
+    for read in (GalleryIndex.labels, GalleryIndex.codes):
         with pytest.raises(CorruptFile):
             read(open_gallery(tmp_path / "g"))
 
@@ -223,7 +220,7 @@ def test_damaged_files_are_corrupt(tmp_path: Path, pattern: str, damage: str) ->
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CorruptFile, match="encode the gallery again"):
-        open_gallery(tmp_path / "g").in_memory()
+        open_gallery(tmp_path / "g").codes()
 
 
 CODES, LABELS, NAMES = items(4)
@@ -236,27 +233,24 @@ CODES, LABELS, NAMES = items(4)
 def test_rows_that_do_not_fit_together_are_refused(tmp_path: Path, rows: tuple[Any, ...]) -> None:
     with pytest.raises(InputError):
         create_gallery(tmp_path / "g", space_of(), *rows)
-    with pytest.raises(InputError):
-        MemoryGallery(space_of(), *rows)
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_queries_are_refused(lance: LanceGallery) -> None:
-    for gallery in (lance, lance.in_memory()):
-        for wrong in (CODES.astype(np.float32), CODES[:, :1], CODES[0], np.zeros((2, 8), np.uint8)):
-            with pytest.raises(InputError, match="packed uint8"):
-                gallery.search(wrong, 3)
-        with pytest.raises(InputError, match="k of at least 1"):
-            gallery.search(CODES, 0)
+def test_wrong_queries_are_errors(gallery: GalleryIndex) -> None:
+    for wrong in (CODES.astype(np.float32), CODES[:, :1], CODES[0], np.zeros((2, 8), np.uint8)):
+        with pytest.raises(InputError, match="packed uint8"):
+            gallery.search(wrong, 3)
+    with pytest.raises(InputError, match="k of at least 1"):
+        gallery.search(CODES, 0)
 
 
-def test_the_number_of_faiss_threads_is_put_back(lance: LanceGallery) -> None:
+def test_the_number_of_faiss_threads_is_put_back(gallery: GalleryIndex) -> None:
     import faiss
 
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(3)
     try:
-        lance.in_memory().search(CODES, 2)
+        gallery.search(CODES, 2)
         assert faiss.omp_get_max_threads() == 3
     finally:
         faiss.omp_set_num_threads(before)

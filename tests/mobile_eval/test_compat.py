@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
+from gallery.index import GalleryIndex, create_gallery
 from gallery.results import MARGIN_BINS, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 from mobile_eval import compare
 from mobile_eval.gate import check
@@ -25,19 +26,10 @@ SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZ
 RNG = np.random.default_rng(5)
 
 
-@dataclass
-class Gallery:
-    space: CodeSpace = SPACE
-    seed: int = 0
-
-    def codes(self) -> Any:
-        return pack(np.random.default_rng(self.seed).standard_normal((40, BITS)))
-
-    def labels(self) -> Any:
-        return np.arange(40) % 2
-
-    def names(self) -> Any:
-        return [str(i) for i in range(40)]
+def gallery(count: int = 40, multi: bool = False) -> GalleryIndex:
+    codes, labels = pack(np.random.default_rng(0).standard_normal((40, BITS)))[:count], np.arange(count) % 2
+    labels = np.eye(2, dtype=bool)[labels] if multi else labels
+    return create_gallery("memory://", SPACE, codes, labels, [str(i) for i in range(count)])
 
 
 class Engine:
@@ -70,7 +62,7 @@ def float_student(queries: int = QUERIES) -> Any:
 def make_reference(logits: Any = None, **changes: Any) -> compare.FloatReference:
     logits = float_student() if logits is None else logits
     labels = changes.pop("labels", np.arange(len(logits)) % 2)
-    return compare.reference(numbered(len(logits)), logits, labels, changes.pop("gallery", Gallery()), **changes)
+    return compare.reference(numbered(len(logits)), logits, labels, changes.pop("gallery", gallery()), **changes)
 
 
 def shipped(folder: Path, **changes: Any) -> compare.Shipped:
@@ -84,7 +76,7 @@ def check_with(engine: Any, folder: Path, against: compare.FloatReference | None
     return compare.check_file(shipped(folder, **changes), against or make_reference(), lambda path: engine, samples=3)
 
 
-def slow_ap(code: Any, label: int, gallery: Gallery, orders: int = 400) -> float:
+def slow_ap(code: Any, label: int, gallery: GalleryIndex, orders: int = 400) -> float:
     """Mean of the plain AP over random orders of ties."""
     bits = np.unpackbits(gallery.codes(), axis=1, bitorder="little")
     distance = (bits != np.unpackbits(code, bitorder="little")).sum(axis=1)
@@ -161,20 +153,16 @@ def test_map_equals_the_mean_over_random_tie_orders() -> None:
     moved = logits + RNG.normal(0, 0.8, logits.shape).astype(np.float32)
     against = make_reference(logits)
     found = compare.compare(pack(moved), moved, against)
-    slow = [[slow_ap(code, q % 2, Gallery()) for q, code in enumerate(pack(z))] for z in (logits, moved)]
+    slow = [[slow_ap(code, q % 2, gallery()) for q, code in enumerate(pack(z))] for z in (logits, moved)]
     assert against.map == pytest.approx(np.mean(slow[0]), abs=4e-3)
     assert found["map"] == pytest.approx(np.mean(slow[1]), abs=4e-3)
     assert found["map_drop"] == pytest.approx(against.map - found["map"], abs=1e-12)
 
 
 def test_multi_hot_labels_and_a_cut_are_passed_on() -> None:
-    class MultiHot(Gallery):
-        def labels(self) -> Any:
-            return np.eye(2, dtype=bool)[super().labels()]
-
     logits = float_student(20)
     plain = make_reference(logits, top_k=7)
-    hot = make_reference(logits, top_k=7, gallery=MultiHot(), labels=np.eye(2, dtype=bool)[np.arange(20) % 2])
+    hot = make_reference(logits, top_k=7, gallery=gallery(multi=True), labels=np.eye(2, dtype=bool)[np.arange(20) % 2])
     assert hot.map == pytest.approx(plain.map)
     assert plain.map != make_reference(logits).map
 
@@ -296,7 +284,7 @@ def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: 
 @pytest.mark.parametrize("logits", [float_student(5)[:, :8], float_student(4), np.full((5, BITS), np.nan, np.float32)])
 def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
     with pytest.raises(InputError, match="float-student logits"):
-        compare.reference(numbered(5), logits, np.zeros(5, int), Gallery())
+        compare.reference(numbered(5), logits, np.zeros(5, int), gallery())
 
 
 def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
@@ -327,7 +315,7 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
     moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
     found = compare.compare(pack(moved), moved, make_reference(logits))
     kept = [
-        len(set(slow_nearest(a, Gallery(), 10)) & set(slow_nearest(b, Gallery(), 10)))
+        len(set(slow_nearest(a, gallery(), 10)) & set(slow_nearest(b, gallery(), 10)))
         for a, b in zip(pack(logits), pack(moved), strict=True)
     ]
     assert found["recall_at_10"] == pytest.approx(sum(kept) / 90)
@@ -337,18 +325,8 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
 
 
 def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
-    class Few(Gallery):
-        def codes(self) -> Any:
-            return super().codes()[:3]
-
-        def labels(self) -> Any:
-            return super().labels()[:3]
-
-        def names(self) -> Any:
-            return super().names()[:3]
-
     logits = float_student(4)
-    assert compare.compare(pack(-logits), -logits, make_reference(logits, gallery=Few()))["recall_at_10"] == 1.0
+    assert compare.compare(pack(-logits), -logits, make_reference(logits, gallery=gallery(3)))["recall_at_10"] == 1.0
 
 
 def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
@@ -370,7 +348,7 @@ def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> Non
     assert few.places.tolist() == [0, 32, 64, 97, 129]
     assert np.array_equal(few.logits, logits[few.places])
     assert np.array_equal(few.pixels, all_of_them.pixels[few.places])
-    alone = compare.reference(few.pixels, few.logits, np.arange(QUERIES)[few.places] % 2, Gallery())
+    alone = compare.reference(few.pixels, few.logits, np.arange(QUERIES)[few.places] % 2, gallery())
     assert few.map == alone.map != all_of_them.map
     assert np.array_equal(few.nearest, all_of_them.nearest[few.places])
     assert all_of_them.some(QUERIES) is all_of_them

@@ -8,15 +8,15 @@ import numpy as np
 
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
-from gallery.index import MemoryGallery
+from gallery.index import GalleryIndex, create_gallery
 from mobile_eval.retrieval_grid import TOP, retrieval_grid, spread
 
 CLASSES = ("a", "b", "c")
 
 
-def gallery(codes: Any, labels: Any) -> MemoryGallery:
+def gallery(codes: Any, labels: Any) -> GalleryIndex:
     space = CodeSpace(8, CLASSES, "vit", "0" * 64, "1" * 64, Preprocessing(8, (0.5,) * 3, (0.5,) * 3))
-    return MemoryGallery(space, codes, labels, [f"{i}.png" for i in range(len(codes))])
+    return create_gallery("memory://", space, codes, labels, [f"{i}.png" for i in range(len(codes))])
 
 
 def pixels_of(uri: str) -> Any:
