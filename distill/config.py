@@ -12,7 +12,6 @@ from distill.distillers import DISTILLERS
 from distill.hash_centers.assignment import Assignment
 from distill.hash_centers.constructions import Construction
 from distill.losses import LOSSES
-from export.artifact import DEFAULT_FORMS
 from gallery.errors import InputError
 from gallery.results import Thresholds
 
@@ -135,12 +134,13 @@ class TrainConfig(StrictModel):
     seed: int = Field(0, ge=0)
     strict: bool = False
     """An image that cannot be read, or a file that cannot run here, is fatal."""
-    forms: tuple[str, ...] = DEFAULT_FORMS
-    """What to export: format-precision."""
-    resize_inside: bool = False
-    """ONNX files take images of any size and resize them themselves."""
-
-    """How the student is made ready for 8-bit arithmetic (forms "...-int8")."""
+    formats: tuple[str, ...] = ("onnx", "litert", "coreml")
+    """onnx, litert, coreml, coreai."""
+    precisions: tuple[str, ...] = ()
+    """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6: each in the formats that have it; by default fp32, fp16
+    and w8a32, Core ML without fp32."""
+    dynamic_image_size: bool = False
+    """ONNX models take images of any size and resize them themselves."""
     thresholds: Thresholds = Thresholds()
     """What a file may lose before the run fails."""
     tensorboard: bool = False

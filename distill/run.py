@@ -61,16 +61,16 @@ def tell(run: RunDir, command: TrainConfig) -> int:
     from distill.context import begin
     from distill.engine import keep_freed_memory, limit_threads
     from distill.metrics_log import to_tensorboard
-    from export.exporter import check_forms
+    from export.exporter import select_variants
     from mobile_eval import report
 
     limit_threads()
     keep_freed_memory()
-    check_forms(command.forms)
-    free = "forms", "thresholds", "name", "resize_inside", "output_dir", "strict", "tensorboard"
+    variants = select_variants(command.formats, command.precisions)
+    exported = {"formats", "precisions", "dynamic_image_size"}
+    free = *exported, "thresholds", "name", "output_dir", "strict", "tensorboard"
     changed = run.check_config("config", command, but=free)
-    files = changed & {"forms", "resize_inside"}
-    run.invalidate(*({"export", "prove"} if files else {"prove"} if changed - {"tensorboard"} else ()))
+    run.invalidate(*({"export", "prove"} if changed & exported else {"prove"} if changed - {"tensorboard"} else ()))
 
     course = begin(run, command, command.output_dir / "cache")
     networks = pipeline.learn(course)
@@ -79,7 +79,7 @@ def tell(run: RunDir, command: TrainConfig) -> int:
         return EXIT_PASSED
     if command.tensorboard:
         to_tensorboard(run.folder / "train.jsonl", run.folder / "tensorboard")
-    manifest = ship(course, networks, command)
+    manifest = ship(course, networks, variants, command.dynamic_image_size)
     outcome = prove(course, networks, manifest, command)
 
     report.write_html(outcome, run.folder / "report.html")
@@ -88,20 +88,20 @@ def tell(run: RunDir, command: TrainConfig) -> int:
     return gate.exit_code(outcome.gate)
 
 
-def ship(course: RunContext, networks: TrainedModels, command: TrainConfig) -> Manifest:
-    """Exports the student in every form and bundles what could be made, with golden pictures and their codes."""
+def ship(course: RunContext, networks: TrainedModels, variants: list[str], dynamic_image_size: bool) -> Manifest:
+    """Exports the student in every variant and bundles what could be made, with golden pictures and their codes."""
     from export.bundle import open_bundle
     from export.ship import Student
     from export.ship import ship as write
 
     run, plan, net = course.run, course.plan, networks.student
     if not run.is_done("export"):
-        with run.stage("export", f"writing {', '.join(command.forms)}"):
+        with run.stage("export", f"writing {', '.join(variants)}"):
             student = Student(
                 net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size),
                 networks.space, course.centers, course.calibration(), course.golden(net),
             )  # fmt: skip
-            _, chosen = write(student, command.forms, run.folder / "bundle", command.resize_inside)
+            _, chosen = write(student, variants, run.folder / "bundle", dynamic_image_size)
             write_json(run.folder / QUANTIZATION, chosen)
     return open_bundle(run.folder / "bundle")
 

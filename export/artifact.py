@@ -10,11 +10,6 @@ from export.card import ModelMetadata
 from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
 
-DEFAULT_FORMS = (
-    "onnx-fp32", "onnx-fp16", "onnx-w8a32",
-    "litert-fp32", "litert-fp16", "litert-w8a32",
-    "coreml-fp16", "coreml-w8a32",
-)  # fmt: skip
 FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
 SMALL_WEIGHTS = 2048  # numbers; w8a32 leaves smaller tensors float: depthwise kernels, squeeze-excite gates
 

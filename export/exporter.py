@@ -39,6 +39,27 @@ STATIC = "w8a8", "w8a16"  # activations too, by ranges that calibration images g
 FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
 
 
+DEFAULT_PRECISIONS = "fp32", "fp16", "w8a32"
+
+
+def select_variants(formats: Sequence[str], precisions: Sequence[str] = ()) -> list[str]:
+    """List the variants, e.g. "onnx-w8a32": each precision in each format that has it.
+
+    precisions: empty for the default ones: fp32, fp16 and w8a32, but for Core ML, which computes in fp16, without fp32
+    Raises `InputError` for an unknown format, or for a precision that none of the formats has.
+    """
+    if not formats or not set(formats) <= set(FORMATS):
+        found = ", ".join(formats) or "none"
+        raise InputError(f"formats among {', '.join(FORMATS)}", found, "Choose from these.")
+    known = {name: FORMATS[name].PRECISIONS for name in dict.fromkeys(formats)}
+    if unknown := sorted(set(precisions) - {precision for each in known.values() for precision in each}):
+        choices = "; ".join(f"{name}: {', '.join(each)}" for name, each in known.items())
+        raise InputError(f"precisions that a chosen format has ({choices})", ", ".join(unknown), "Choose from these.")
+    wanted = dict.fromkeys(precisions or DEFAULT_PRECISIONS)
+    variants = [f"{name}-{precision}" for name, each in known.items() for precision in wanted if precision in each]
+    return [variant for variant in variants if precisions or variant != "coreml-fp32"]
+
+
 def check_forms(forms: Sequence[str]) -> None:
     """Raises `InputError` unless every form, e.g. "onnx-w8a32", can be made and is named once."""
     known = [f"{name}-{precision}" for name, format in FORMATS.items() for precision in format.PRECISIONS]
@@ -52,7 +73,7 @@ def check_forms(forms: Sequence[str]) -> None:
 def export_all(
     net: nn.Module, preprocessing: Preprocessing, space_id: str, student: str, forms: Sequence[str], folder: Path,
     float_layers: Sequence[str] = (), simulated: Mapping[str, nn.Module] = MappingProxyType({}), calibration: str = "",
-    resize_inside: bool = False,
+    dynamic_image_size: bool = False,
 ) -> list[ExportedModel | ExportFailure]:  # fmt: skip
     """Writes `folder/query-<precision>.<suffix>` for each form, in the order given.
 
@@ -61,19 +82,19 @@ def export_all(
     simulated:     networks of `export.quantize.simulate` by precision: for "w8a8" with simulated 8-bit layers, whose
                    ranges "w8a16" takes too; for "w8a32" with weights rounded together, or else to the nearest
     calibration:   how these were chosen, for the card
-    resize_inside: ONNX files take pictures of any one size `[B, H, W, 3]` and follow the resize rule themselves
+    dynamic_image_size: ONNX models take images `[B, H, W, 3]` of any size and resize them themselves
     A form whose converter raises is an `ExportFailure` with the reason; a form that does not exist, a layer that does
     not, or a network that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
     """
     check_forms(forms)
-    _check_rule(preprocessing, resize_inside)
+    _check_rule(preprocessing, dynamic_image_size)
     model = QueryModel(deployable(net, preprocessing.size), preprocessing)
     check_layers(float_layers, [n for n, m in model.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
     programs: dict[tuple[str, str], Any] = {}
     rows = []
     for form in track(forms, "export", len(forms)):
         format, precision = _parsed(form)
-        layout = ANY_SIZE if resize_inside and format is FORMATS["onnx"] else format.LAYOUT
+        layout = ANY_SIZE if dynamic_image_size and format is FORMATS["onnx"] else format.LAYOUT
         card = ModelMetadata(
             space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
             float_layers=() if precision in FLOAT else tuple(float_layers),
@@ -103,9 +124,9 @@ def _ready(simulated: nn.Module, format: Format, precision: str) -> nn.Module:
     return ranged(simulated) if precision == "w8a16" else simulated
 
 
-def _check_rule(preprocessing: Preprocessing, resize_inside: bool) -> None:
+def _check_rule(preprocessing: Preprocessing, dynamic_image_size: bool) -> None:
     rule = Preprocessing.resize
-    if resize_inside and preprocessing.resize != rule:
+    if dynamic_image_size and preprocessing.resize != rule:
         raise InputError(f"the rule {rule!r} to resize inside the file", preprocessing.resize, "Resize outside.")
 
 

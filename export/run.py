@@ -1,8 +1,8 @@
 """From a student to files that ship: exported again, made of a network of your own, or verified.
 
     python export/run.py runs/mine --formats onnx litert --precisions fp32 w8a8
-    python export/run.py --student-weights mine.safetensors --student mobilenetv3_small_100 --size 224 \\
-        --space runs/mine --pictures photos/ --out mine-bundle
+    python export/run.py --student-weights mine.safetensors --student mobilenetv3_small_100 --img-size 224 \\
+        --code-space runs/mine --images photos/ --out mine-bundle
     python export/run.py verify runs/mine/bundle
 
 The first two write a bundle; the last checks one: that names, sizes, checksums and code space are as the manifest says,
@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 import tyro
 
 from distill.config import StrictModel, TrainConfig, load_yaml
-from export.artifact import DEFAULT_FORMS, FLOAT
+from export.artifact import FLOAT
 from gallery.console import log, run_cli
 from gallery.errors import (
     EXIT_BAD_INPUT,
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from export.ship import Student
 
 GOLDEN = 8
-NEEDED = "student_weights", "space", "pictures", "out"  # of a network of the user's
-OWN = {*NEEDED, "student", "size", "mean", "std"} - {"out"}
+NEEDED = "student_weights", "code_space", "images", "out"  # for a custom model
+OWN = {*NEEDED, "student", "img_size", "mean", "std"} - {"out"}
 
 
-class Export(StrictModel):
+class ExportCommand(StrictModel):
     """Write a bundle of a finished run's student, or of a network of your own."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -53,29 +53,29 @@ class Export(StrictModel):
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
     """onnx, litert, coreml, coreai."""
     precisions: tuple[str, ...] = ()
-    """fp32, fp16, w8a32, w8a8, w8a16, palettize6, ...: each is made in the formats that have it; by
-    default those that a run makes."""
+    """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6: each in the formats that have it; by default those of a
+    run: fp32, fp16 and w8a32, Core ML without fp32."""
     out: Path | None = None
     """The bundle's folder, made anew; by default RUN/export."""
-    resize_inside: bool = False
-    """ONNX files take pictures of any size and resize them themselves."""
+    dynamic_image_size: bool = False
+    """ONNX models take images of any size and resize them themselves."""
     student_weights: Path | None = None
     """A network of your own, safetensors: a student of a run, or timm's with as many outputs as the code has bits."""
     student: str | None = None
     """Its timm name, or a short one; a run's student knows its own."""
-    size: int | None = None
+    img_size: int | None = None
     """The side of its square input, pixels; likewise."""
-    space: Path | None = None
+    code_space: Path | None = None
     """The folder with codespace.json and centers.npy that its codes belong to: a run, a bundle."""
-    pictures: Path | None = None
-    """A folder of pictures such as the app will ask about: golden ones, and those that 8-bit layers are chosen by."""
+    images: Path | None = None
+    """A folder of images like the app's queries: golden inputs, and calibration of the 8-bit layers."""
     mean: tuple[float, float, float] | None = None
     """What its input is normalised by, on pixels scaled to 0..1; by default as timm has it for that name."""
     std: tuple[float, float, float] | None = None
     """Likewise."""
 
 
-class Verify(StrictModel):
+class VerifyCommand(StrictModel):
     """Check a bundle: every name, byte and card against its manifest, then every file against the golden codes.
 
     A bit that differs from the golden code has turned.  In an fp32 file none may turn, unless both logits are within
@@ -96,15 +96,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         if words[:1] == ["verify"]:
-            return verify(tyro.cli(Verify, args=words[1:], prog="run.py verify"))
-        return export(tyro.cli(Export, args=words, description=__doc__))
+            return verify(tyro.cli(VerifyCommand, args=words[1:], prog="run.py verify"))
+        return export(tyro.cli(ExportCommand, args=words, description=__doc__))
 
     return run_cli(work, "Nothing was written: run the same command again.")
 
 
-def export(command: Export) -> int:
+def export(command: ExportCommand) -> int:
     """Writes the bundle, and says what is in it."""
     from distill.engine import limit_threads
+    from export.exporter import select_variants
 
     own = sorted(name for name, value in command if name in OWN and value is not None)
     if command.run and own:
@@ -115,7 +116,10 @@ def export(command: Export) -> int:
         expected = f"a run folder, or a network of your own with {_flags(NEEDED)}"
         raise InputError(expected, f"neither: no {_flags(missing)}", "Give these, or a run folder.")
     limit_threads()
-    forms, out = chosen(command), (command.out or Path(command.run or "", "export")).resolve()
+    forms, out = (
+        select_variants(command.formats, command.precisions),
+        (command.out or Path(command.run or "", "export")).resolve(),
+    )
     check_out(out)
     (of_run if command.run else of_weights)(command, forms, out)
     return EXIT_PASSED
@@ -125,30 +129,12 @@ def _flags(names: Any) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def chosen(command: Export) -> list[str]:
-    """The forms that are wanted; raises `InputError` for a precision that no chosen format has."""
-    from export.exporter import FORMATS
-
-    if not command.formats or not set(command.formats) <= set(FORMATS):
-        found = ", ".join(command.formats) or "none"
-        raise InputError(f"formats among {', '.join(FORMATS)}", found, "Choose from these.")
-    formats = {name: FORMATS[name].PRECISIONS for name in dict.fromkeys(command.formats)}
-    if nowhere := [p for p in command.precisions if not any(p in known for known in formats.values())]:
-        known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in formats.items())
-        raise InputError(f"precisions that a chosen format has ({known})", ", ".join(nowhere), "Choose from these.")
-    if command.precisions:
-        wanted = dict.fromkeys(command.precisions)
-        return [f"{name}-{precision}" for name, has in formats.items() for precision in wanted if precision in has]
-    usual = {name: [f for f in DEFAULT_FORMS if f.partition("-")[0] == name] for name in formats}
-    return [form for name, has in formats.items() for form in usual[name] or [f"{name}-{has[0]}"]]
-
-
 def check_out(out: Path) -> None:
     """Raises `InputError` unless `out` is new, empty, or an earlier bundle that is as it was written."""
     from export.bundle import open_bundle
 
     if out.name == "bundle" and (out.parent / "config.yaml").exists():
-        fix = "Choose another --out, or add the forms to the run: distill/run.py --forms."
+        fix = "Choose another --out, or add the variants to the run: distill/run.py --formats, --precisions."
         raise InputError("a folder of its own for the new bundle", f"{out}, the bundle its run was proved by", fix)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -159,7 +145,7 @@ def check_out(out: Path) -> None:
         raise InputError(f"a new folder, or a bundle to replace, at {out}", found, "Choose another --out.") from error
 
 
-def of_run(command: Export, forms: list[str], out: Path) -> None:
+def of_run(command: ExportCommand, forms: list[str], out: Path) -> None:
     """Exports from a finished run, with the pictures it has: its results and its own bundle stay as they are."""
     from distill.checkpoint import load_network
     from distill.context import begin
@@ -186,7 +172,7 @@ def of_run(command: Export, forms: list[str], out: Path) -> None:
         ), command, forms, out)  # fmt: skip
 
 
-def of_weights(command: Export, forms: list[str], out: Path) -> None:
+def of_weights(command: ExportCommand, forms: list[str], out: Path) -> None:
     """Exports a network of the user's; its golden codes are what its float form says of the pictures."""
     from distill.models.custom import load_foreign, read_pictures, tell_nearness
     from export.quantize import logits, normalised
@@ -195,13 +181,13 @@ def of_weights(command: Export, forms: list[str], out: Path) -> None:
     from gallery.codes import pack
     from gallery.codespace import Preprocessing
 
-    space, centers = codespace.load(Path(command.space or ""))
+    space, centers = codespace.load(Path(command.code_space or ""))
     path = Path(command.student_weights or "")
-    net, start, size = load_foreign(path, command.student, command.size, space.bits)
+    net, start, size = load_foreign(path, command.student, command.img_size, space.bits)
     seen = Preprocessing(size, command.mean or start.mean, command.std or start.std)
     if not all(value > 0 for value in seen.std):
         raise InputError("a --std above zero in each channel", str(seen.std), "Give what the network was trained with.")
-    pixels = read_pictures(Path(command.pictures or ""), size)
+    pixels = read_pictures(Path(command.images or ""), size)
     said = logits(net, normalised(pixels, seen)).numpy()
     tell_nearness(pack(said), pack(centers))
     golden = slice(None, None, -(-len(pixels) // GOLDEN))
@@ -211,12 +197,12 @@ def of_weights(command: Export, forms: list[str], out: Path) -> None:
     ), command, forms, out)  # fmt: skip
 
 
-def write(student: Student, command: Export, forms: list[str], out: Path) -> None:
+def write(student: Student, command: ExportCommand, forms: list[str], out: Path) -> None:
     """Writes the bundle and a line for each file."""
     from export.ship import ship
 
     log.info("[export] writing %s to %s", ", ".join(forms), out)
-    manifest, chosen = ship(student, forms, out, command.resize_inside)
+    manifest, chosen = ship(student, forms, out, command.dynamic_image_size)
     rows = chosen["layers"] if chosen else []
     inputs = sum(row["kept"] for row in rows if row["mode"] == "int8")
     for file in manifest.files:
@@ -228,7 +214,7 @@ def write(student: Student, command: Export, forms: list[str], out: Path) -> Non
     log.info("bundle %s", out)
 
 
-def verify(command: Verify) -> int:
+def verify(command: VerifyCommand) -> int:
     """Checks every byte of a bundle, and then runs every file."""
     from export.bundle import open_bundle, read_golden
     from mobile_eval.golden import FAILED, OK, attempt

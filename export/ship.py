@@ -39,7 +39,7 @@ class Student:
 
 
 def ship(
-    student: Student, forms: Sequence[str], folder: Path, resize_inside: bool = False
+    student: Student, forms: Sequence[str], folder: Path, dynamic_image_size: bool = False
 ) -> tuple[Manifest, dict[str, Any] | None]:
     """Writes the bundle `folder`, whole or not at all: what it holds, and how 8-bit layers were chosen.
 
@@ -52,7 +52,7 @@ def ship(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:  # on the disk it goes to
         made = export_all(
-            net, preprocessing, space.id, student.name, forms, Path(work), left, nets, how, resize_inside
+            net, preprocessing, space.id, student.name, forms, Path(work), left, nets, how, dynamic_image_size
         )  # fmt: skip
         manifest = write_bundle(folder, made, space, student.centers, *student.golden)
     return manifest, quantized.record() if quantized else None

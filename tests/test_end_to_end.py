@@ -31,7 +31,7 @@ FILES = ("config.yaml", "codespace.json", "centers.npy", "teacher.safetensors", 
 SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-train.epochs", "6",
          "--student-train.epochs", "4", "--student-train.cached-views", "2", "--student-train.batch-size", "16",
          "--teacher-train.batch-size",
-         "16", "--forms", "onnx-fp32", "litert-fp32")  # fmt: skip
+         "16", "--formats", "onnx", "litert", "--precisions", "fp32")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_help_answers_without_loading_torch() -> None:
     [
         (("--teacher", "vit_bb"), "vit_b"),
         (("--data", "/no/such/place"), "/no/such/place"),
-        (("--forms", "tf"), "onnx-fp32"),
+        (("--formats", "tf"), "onnx, litert"),
         (("--student-weights", "/none"), "/none"),
         (("--teacher", "vit_t", "--teacher-img-size", "50"), "multiple of 16"),
     ],
@@ -225,7 +225,7 @@ def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
     """One learns what the other does; the first alone exports, proves and writes."""
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
     options = ["--data", str(pictures), "--output-dir", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
-               "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--forms", "onnx-fp32"]  # fmt: skip
+               "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--formats", "onnx"]  # fmt: skip
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
@@ -240,11 +240,11 @@ def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
 def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "runs")
     before = student_sha(tmp_path / "runs")
-    forms = ("--forms", "onnx-fp32", "onnx-w8a32", "onnx-w8a8")
-    code, out = finish(start(pictures, tmp_path / "runs", *forms))
+    precisions = "fp32", "w8a32", "w8a8"
+    code, out = finish(start(pictures, tmp_path / "runs", "--formats", "onnx", "--precisions", *precisions))
     assert code in (0, 1), out  # so small a student may well lose more than the gate allows
     results = load_results(tmp_path / "runs" / "r" / "results.json")
-    assert [(row.variant, row.status) for row in results.models] == [(form, "ran") for form in forms[1:4]]
+    assert [(row.variant, row.status) for row in results.models] == [(f"onnx-{p}", "ran") for p in precisions]
     assert student_sha(tmp_path / "runs") == before  # nothing was learned again
     assert results.quantization is not None
     assert {row.mode for row in results.quantization.layers} == {"weights", "int8"}

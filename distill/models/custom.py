@@ -47,12 +47,12 @@ def load_foreign(path: Path, student: str | None, side: int | None, bits: int) -
     tensors, saved = _read(path)
     name, size = student or (saved and saved.name), side or (saved and saved.size)
     if not (name and size):
-        raise InputError("--student and --size with a file that names neither", "one or both left out", "Add them.")
+        raise InputError("--student and --img-size with a file that names neither", "one or both left out", "Add them.")
     if saved and (saved.name not in timm_names(name) or saved.bits != bits):
         found = f"{saved.name} with {saved.bits}, as its header says"
         raise InputError(f"{name} with {bits} bits in {path}", found, "Name its own network and code space.")
     if not SMALLEST <= size <= LARGEST:
-        raise InputError(f"a --size from {SMALLEST} to {LARGEST}", str(size), "Give the side it was trained at.")
+        raise InputError(f"an --img-size from {SMALLEST} to {LARGEST}", str(size), "Give the side it was trained at.")
     start = pretrained.start(pretrained.find(saved.name if saved else name, path))
     net: Any = build(start.name, size, bits, seed=0)
     if not any(key.startswith("backbone.") for key in tensors):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.artifact import DEFAULT_FORMS
+from export.exporter import select_variants
 from tests.export.factories import Shipped, Student, exported, taught
 
 
@@ -16,4 +16,4 @@ def v3() -> Student:
 @pytest.fixture(scope="session")
 def shipped(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """MobileNetV3-small in every default form and in float Core ML."""
-    return exported(v3, (*DEFAULT_FORMS, "coreml-fp32"), tmp_path_factory.mktemp("v3"))
+    return exported(v3, (*select_variants(("onnx", "litert", "coreml")), "coreml-fp32"), tmp_path_factory.mktemp("v3"))

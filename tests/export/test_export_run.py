@@ -21,10 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.checkpoint import load_network
+from distill.config import TrainConfig
 from distill.models.custom import load_foreign
 from distill.models.hash_net import import_timm
 from export.bundle import MANIFEST, Golden, open_bundle, read_golden
 from export.card import ANY_SIZE
+from export.exporter import select_variants
 from export.quantize import logits, normalised
 from gallery import codespace
 from gallery.codes import pack, unpack
@@ -72,7 +74,7 @@ def stages(run: Path) -> dict[str, Any]:
 
 def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: Call) -> None:
     before, noted = state(run), stages(run)
-    code, said = call(run, "--formats", "onnx", "--precisions", "w8a8", "--resize-inside")
+    code, said = call(run, "--formats", "onnx", "--precisions", "w8a8", "--dynamic-image-size")
     assert code == 0, said
     manifest = open_bundle(run / "export")
     (file,) = manifest.files
@@ -150,7 +152,7 @@ def test_the_bundle_its_run_was_proved_by_stays(run: Path, call: Call) -> None:
         (("--formats", "tf"), "onnx"),
         (("--precisions", "int5"), "palettize6"),
         (("--formats", "coreml", "--precisions", "w8a8-dynamic"), "palettize6"),
-        (("--size", "64"), "--size"),
+        (("--img-size", "64"), "--img-size"),
     ],
 )
 def test_a_wish_that_no_format_can_fulfil_is_a_sentence(
@@ -161,10 +163,15 @@ def test_a_wish_that_no_format_can_fulfil_is_a_sentence(
 
 
 def test_each_format_makes_the_precisions_it_has(module: Any) -> None:
-    command = module.Export(run=Path("r"), formats=("onnx", "coreml"), precisions=("w8a8", "palettize6"))
-    assert module.chosen(command) == ["onnx-w8a8", "coreml-w8a8", "coreml-palettize6"]
-    assert module.chosen(module.Export(run=Path("r"), formats=("litert",))) == [
-        "litert-fp32", "litert-fp16", "litert-w8a32"]  # fmt: skip
+    variants = select_variants(("onnx", "coreml"), ("w8a8", "palettize6"))
+    assert variants == ["onnx-w8a8", "coreml-w8a8", "coreml-palettize6"]
+    command = module.ExportCommand(run=Path("r"))
+    assert (command.formats, command.precisions) == (TrainConfig().formats, TrainConfig().precisions)
+    assert select_variants(command.formats, command.precisions) == [
+        "onnx-fp32", "onnx-fp16", "onnx-w8a32", "litert-fp32", "litert-fp16", "litert-w8a32", "coreml-fp16",
+        "coreml-w8a32"]  # fmt: skip
+    assert select_variants(("coreml", "coreai"), ("fp32",)) == ["coreml-fp32", "coreai-fp32"]
+    assert select_variants(("coreai",)) == ["coreai-fp32", "coreai-fp16"]
 
 
 def test_interrupted_it_leaves_nothing(run: Path, tmp_path: Path) -> None:
@@ -187,11 +194,11 @@ def test_interrupted_it_leaves_nothing(run: Path, tmp_path: Path) -> None:
 
 def own(run: Path, weights: Path, *more: object) -> tuple[object, ...]:
     """The command line for a network of the user's."""
-    return ("--student-weights", weights, "--space", run, "--pictures", run.parents[1] / "in",
+    return ("--student-weights", weights, "--code-space", run, "--images", run.parents[1] / "in",
             "--formats", "onnx", "--precisions", "fp32", *more)  # fmt: skip
 
 
-PLAIN = ("--student", "mobilenetv3_small_100", "--size", 32)
+PLAIN = ("--student", "mobilenetv3_small_100", "--img-size", 32)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +221,7 @@ def test_a_timm_network_becomes_a_bundle_of_the_space(made: Path, run: Path, pla
     shown = Path(shutil.copytree(made / "in", tmp_path / "in"))
     (shown / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
     out, mean, std = tmp_path / "out", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    words = (*own(run, plain, *PLAIN, "--out", out, "--mean", *mean, "--std", *std), "--pictures", shown)
+    words = (*own(run, plain, *PLAIN, "--out", out, "--mean", *mean, "--std", *std), "--images", shown)
     code, said = call(*words)
     assert code == 0, said
     assert "broken.jpg" in said
@@ -237,7 +244,7 @@ def test_the_student_of_a_run_knows_its_name_and_size(module: Any, run: Path, tm
     assert torch.equal(net(images), load_network(path)(images))
     save_file(load_file(path), tmp_path / "bare.safetensors")  # the same tensors, and nothing to say what they are
     path = tmp_path / "bare.safetensors"
-    with pytest.raises(InputError, match="--student and --size"):
+    with pytest.raises(InputError, match="--student and --img-size"):
         load_foreign(path, None, None, space.bits)
     bare, *_ = load_foreign(path, "mobilenetv3_small_100", size, space.bits)
     assert torch.equal(bare(images), net(images))
@@ -274,7 +281,7 @@ def test_a_foreign_code_space_is_refused(run: Path, call: Call, tmp_path: Path) 
     other = np.random.default_rng(0).choice([-1, 1], (4, 64)).astype(np.int8)
     codespace.save(tmp_path, replace(space, bits=64, centers_sha256=codespace.hash_centers(other)), other)
     weights = run / "student.safetensors"
-    words = (*own(run, weights, "--out", tmp_path / "out"), "--space", tmp_path)
+    words = (*own(run, weights, "--out", tmp_path / "out"), "--code-space", tmp_path)
     code, said = call(*words)
     assert (code, "64 bits" in said, "with 16" in said) == (2, True, True)
     np.save(tmp_path / "centers.npy", -other)
@@ -287,12 +294,12 @@ def test_what_a_network_needs_is_said(run: Path, plain: Path, call: Call, tmp_pa
     out = ("--out", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     for words, says in (
-        (("--student-weights", plain), "no --space, --pictures, --out"),
-        ((), "--student-weights, --space"),
-        (own(run, plain, *out), "--student and --size"),
-        ((*own(run, plain, *PLAIN, *out), "--size", 5000), "16 to 2048"),
+        (("--student-weights", plain), "no --code-space, --images, --out"),
+        ((), "--student-weights, --code-space"),
+        (own(run, plain, *out), "--student and --img-size"),
+        ((*own(run, plain, *PLAIN, *out), "--img-size", 5000), "16 to 2048"),
         ((*own(run, plain, *PLAIN, *out), "--std", 1, 0, 1), "above zero"),
-        ((*own(run, plain, *PLAIN, *out), "--pictures", tmp_path / "empty"), "none among 0 files"),
+        ((*own(run, plain, *PLAIN, *out), "--images", tmp_path / "empty"), "none among 0 files"),
         (own(run, tmp_path / "none", *PLAIN, *out), "none"),
     ):
         code, said = call(*words)

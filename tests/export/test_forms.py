@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from distill.data.decode import decode, to_square
 from export import to_coreml, to_litert, to_onnx
-from export.artifact import DEFAULT_FORMS, SMALL_WEIGHTS, ExportedModel, ExportFailure
+from export.artifact import SMALL_WEIGHTS, ExportedModel, ExportFailure
 from export.capture_output import quiet
 from export.card import ANY_SIZE, KEY, ModelMetadata
-from export.exporter import FORMATS, export_all
+from export.exporter import FORMATS, export_all, select_variants
 from export.metadata import read_card
 from export.query_model import QueryModel, deployable
 from gallery.codes import pack
@@ -34,6 +34,7 @@ from mobile_eval.runtimes import open_model
 from tests.export.factories import IMAGENET, SIZE, Shipped, Student, pictures
 
 ROOT = Path(__file__).parents[2]
+DEFAULT_VARIANTS = select_variants(("onnx", "litert", "coreml"))
 # Flipped bits of all 6,144, measured: fp16 0.00-0.07 %, int8 0.16 %.
 FLIPS = {"fp32": 0.0, "fp16": 0.003, "w8a32": 0.015, "w8a8-dynamic": 0.02}
 
@@ -45,7 +46,7 @@ def compared(shipped: Shipped, form: str) -> tuple[np.ndarray, np.ndarray]:
     return found.logits, (found.logits > 0) != (shipped.student.logits > 0)
 
 
-@pytest.mark.parametrize("form", [*DEFAULT_FORMS, "coreml-fp32"])
+@pytest.mark.parametrize("form", [*DEFAULT_VARIANTS, "coreml-fp32"])
 def test_mobilenetv3_keeps_its_codes(shipped: Shipped, form: str) -> None:
     check_codes(shipped, form)
 
@@ -193,7 +194,7 @@ def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
         "coreml-w8a32",
     ]
     folder = tmp_path_factory.mktemp("partly")
-    made = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder, float_layers=LEFT, resize_inside=True)
+    made = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder, float_layers=LEFT, dynamic_image_size=True)
     files = {one.form: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(forms), made
     return Shipped(v3, files)
@@ -271,7 +272,7 @@ def photographs(count: int) -> list[Image.Image]:
     return [decode(path) for path in sorted(Path(folder, "coco256", "images").iterdir())[:count]]
 
 
-def test_the_resize_inside_is_the_resize_outside(partly: Shipped) -> None:
+def test_the_dynamic_image_size_is_the_resize_outside(partly: Shipped) -> None:
     """Real photographs, and strips of odd sizes: of the codes' bits at most 0.5 % differ."""
     runtime = open_model(partly.files["onnx-w8a32"].path)
     assert runtime.card.layout == ANY_SIZE
@@ -291,7 +292,7 @@ def test_the_resize_inside_is_the_resize_outside(partly: Shipped) -> None:
 def test_another_rule_is_not_resized_inside(tmp_path: Path) -> None:
     other = dataclasses.replace(IMAGENET, resize="squashed")
     with pytest.raises(InputError, match="squashed"):
-        export_all(small(), other, "s" * 16, "small", ["onnx-fp32"], tmp_path, resize_inside=True)
+        export_all(small(), other, "s" * 16, "small", ["onnx-fp32"], tmp_path, dynamic_image_size=True)
 
 
 class Small(nn.Module):
@@ -342,7 +343,7 @@ def test_a_palette_has_so_many_values_and_no_depthwise_layer(tmp_path: Path) -> 
 
 
 def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
-    forms = [form for form in DEFAULT_FORMS if form.endswith("w8a32")]
+    forms = [form for form in DEFAULT_VARIANTS if form.endswith("w8a32")]
     nets = {"one": small(), "two": small().to(memory_format=torch.channels_last)}
     first, second = (export_all(nets[f], IMAGENET, "s" * 16, "small", forms, tmp_path / f) for f in nets)
     assert [a.sha256 for a in first] == [b.sha256 for b in second]
