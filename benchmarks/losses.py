@@ -114,7 +114,7 @@ class LossBenchmark(StrictModel):
         if (folder / RECORD).exists():
             return LossTrial.model_validate_json((folder / RECORD).read_text())
         key = {"loss": name, "data": data, "bits": bits, "seed": seed, "factor": factor}
-        key["transductive"] = LOSSES.find(name).learns_codes
+        key["transductive"] = LOSSES.find(name).learns_gallery_codes
         try:
             trial = LossTrial(**key, **self.measured(self.learning(data, bits, seed, name, factor), folder))
         except UnsupportedLabels as error:  # single-label losses on multi-label data

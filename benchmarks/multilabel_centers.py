@@ -60,12 +60,12 @@ class MultilabelCenters(StrictModel):
     def trial(self, data: str, bits: int, seed: int) -> CenterTrial:
         """Build and optimise one set of centers, and measure both."""
         from distill.hash_centers.constructions import hash_centers, min_distance
-        from distill.hash_centers.multilabel import elected
+        from distill.hash_centers.multilabel import optimise_centers
 
         train, query = self.labels(data, seed)
         before = hash_centers(train.shape[1], bits, seed)
         start = time.monotonic()
-        after = elected(before, train)
+        after = optimise_centers(before, train)
         seconds = time.monotonic() - start
         scores = [target_code_map(centers, query, train) for centers in (before, after)]
         log.info("[%s, %d bits, seed %d] mAP of target codes %.4f, optimised %.4f", data, bits, seed, *scores)
@@ -94,11 +94,11 @@ class MultilabelCenters(StrictModel):
 
 def target_code_map(centers: NDArray[np.int8], query: Flags, gallery: Flags) -> float:
     """Return the mAP of the queries' target codes against those of the gallery."""
-    from distill.hash_centers.multilabel import center_targets
+    from distill.hash_centers.multilabel import target_codes
     from gallery.codes import pack
     from gallery.metrics import mean_average_precision
 
-    codes = [pack(center_targets(labels, centers).astype(np.float32)) for labels in (query, gallery)]
+    codes = [pack(target_codes(labels, centers).astype(np.float32)) for labels in (query, gallery)]
     return mean_average_precision(codes[0], codes[1], query, gallery).map
 
 

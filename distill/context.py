@@ -19,7 +19,7 @@ from distill.data import Dataset
 from distill.data.augment import ImageLoader
 from distill.distillers import DISTILLERS
 from distill.distillers.base import DistillerArgs
-from distill.distributed import first_here
+from distill.distributed import main_process_first
 from distill.engine import TrainSpec, features, forward, read_journal
 from distill.hash_centers.assignment import (
     QUADRATIC_MOST,
@@ -27,11 +27,11 @@ from distill.hash_centers.assignment import (
     assign,
     class_means,
     class_similarity,
-    equidistant,
     gram_correlation,
+    is_equidistant,
 )
 from distill.hash_centers.constructions import Centers, Construction, hash_centers
-from distill.hash_centers.multilabel import elected
+from distill.hash_centers.multilabel import optimise_centers
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss
 from distill.models import pretrained as weights_of
@@ -73,13 +73,13 @@ class Cells(NamedTuple):
 
 def settle(run: RunDir, learning: TrainConfig, picture_size: int) -> ResolvedConfig:
     """Every "auto" resolved, once for the life of the run folder, and said aloud."""
-    student = weights_of.start(weights_of.find(learning.student, learning.student_weights))
+    student = weights_of.backbone_info(weights_of.find_pretrained(learning.student, learning.student_weights))
     if learning.reuse_gallery:
         space, _ = codespace.load(learning.reuse_gallery)
-        teacher = weights_of.start_of(space, f"the run {learning.reuse_gallery}")
+        teacher = weights_of.backbone_info_of(space, f"the run {learning.reuse_gallery}")
         learning = learning.model_copy(update={"teacher_img_size": space.preprocessing.size})
     else:
-        teacher = weights_of.start(weights_of.find(learning.teacher, learning.teacher_weights))
+        teacher = weights_of.backbone_info(weights_of.find_pretrained(learning.teacher, learning.teacher_weights))
     gpu = weights_of.device().type == "cuda"
     plan = run.load_or_save("resolved_config", resolve(learning, teacher, student, picture_size, gpu))
     for reason in plan.reasons:
@@ -93,7 +93,7 @@ def settle(run: RunDir, learning: TrainConfig, picture_size: int) -> ResolvedCon
 def begin(run: RunDir, learning: TrainConfig, cache: Path) -> RunContext:
     """Settles the plan and reads the pictures; `cache` is the folder of decoded ones."""
     plan = settle(run, learning, data.native_size(learning.data, learning.data_root))
-    with run.stage("data", f"reading {learning.data}"), first_here() as first:
+    with run.stage("data", f"reading {learning.data}"), main_process_first() as first:
         sizes = {plan.teacher_img_size, plan.student_img_size}
         pictures = data.load(learning.data, sizes, cache, root=learning.data_root,
                              unlabelled=learning.unlabeled_data, unseen=learning.num_unseen_classes,
@@ -148,7 +148,7 @@ class RunContext:
             words = words[assign(words, how, self._features(role), self._positive(self.data.train), learning.seed)]
         if self.elects:
             log.info("  moving centers to where their votes tell which pictures share a class")
-            words = elected(words, self._positive(self.data.train))
+            words = optimise_centers(words, self._positive(self.data.train))
         return words
 
     @property
@@ -192,7 +192,7 @@ class RunContext:
     def protocol(self) -> str:
         """What was searched for where, and what else the gallery's codes know than pictures."""
         known = f" The gallery's codes are {self.learning.loss}'s own, learned from the labels of its pictures."
-        return self.data.protocol + (known if self.method.learns_codes else "")
+        return self.data.protocol + (known if self.method.learns_gallery_codes else "")
 
     def _features(self, role: Role) -> NDArray[np.float32]:
         """A pretrained backbone's features of the training pictures, `[len(train), D]`."""
@@ -229,7 +229,7 @@ class RunContext:
         name, path = (learning.teacher, learning.teacher_weights)
         if role == "student":
             name, path = (learning.student, learning.student_weights)
-        found = weights_of.find(name, path)
+        found = weights_of.find_pretrained(name, path)
         if (found.name, found.source) != (start.name, start.source):
             raise InputError(
                 f"the weights this run began with ({start.name}, {start.source})",
@@ -237,7 +237,7 @@ class RunContext:
                 "Bring them back, or start a run under another --name.",
             )
         net = build(start.name, size, learning.bits, learning.seed)
-        weights_of.load(net.backbone, found)
+        weights_of.load_pretrained(net.backbone, found)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub forgets this one
         return net.to(weights_of.device())
 
@@ -290,7 +290,7 @@ class RunContext:
     ) -> Logits:
         """What `run` says of pictures, or of one crop of each; what an earlier process computed under `key` is read."""
         folder = self.run.cache / label.replace(" ", "-")
-        with first_here():
+        with main_process_first():
             return look_at(run, net, lens, index, ShardCache(folder, label, f"{key} {self.data.fingerprint}"), crops)
 
     def logits(
@@ -359,7 +359,7 @@ class RunContext:
             "similarity_of": "the teacher's codes of the gallery",
             "construction": "of the earlier run" if self.learning.reuse_gallery else built,
             "assignment": "of the earlier run" if self.learning.reuse_gallery else self.assignment,
-            "correlation": None if equidistant(words) else gram_correlation(words, means),
+            "correlation": None if is_equidistant(words) else gram_correlation(words, means),
         }  # fmt: skip
 
     def curves(self) -> Iterator[dict[str, Any]]:

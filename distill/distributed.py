@@ -1,8 +1,8 @@
 """Data parallel training: `torchrun --nproc-per-node N distill/run.py ...`; alone, every function here is a no-op.
 
-All processes draw the same batches, each looks at its own share (`mine`), and the features of all meet before the hash
-head (`gather`): the head's batch norm and the loss see the whole batch, as one process would.  The processes have to
-see the same run folder, in which only the first one writes.
+All processes sample the same batches, each loads its own `shard`, and the features of all meet before the hash head
+(`all_gather`): the head's batch norm and the loss see the whole batch, as one process would.  The processes have to
+see the same run folder, in which only the main process writes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PATIENCE = timedelta(hours=12)  # the first process works alone for whole stages
 
 
 @contextmanager
-def start() -> Iterator[None]:
+def init_distributed() -> Iterator[None]:
     """Joins the processes that torchrun has started, for the length of the block; only the first one is heard."""
-    if world() == 1:
+    if world_size() == 1:
         yield
         return
     import torch
@@ -44,15 +44,15 @@ def start() -> Iterator[None]:
     torch.cuda.set_device(local if gpus else -1)
     torch.distributed.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
     level = log.level
-    log.setLevel(level if is_first() else logging.ERROR)
+    log.setLevel(level if is_main_process() else logging.ERROR)
     try:
         yield
     finally:
         log.setLevel(level)
-        leave()
+        destroy()
 
 
-def leave() -> None:
+def destroy() -> None:
     """Ends what the processes do together: from here on each is alone, and need not wait for the others."""
     import torch
 
@@ -67,7 +67,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return 1 if _apart else _started()
 
@@ -76,22 +76,22 @@ def _started() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks."""
     return rank() == 0
 
 
 def barrier() -> None:
     """Waits until all processes are here."""
-    if world() > 1:
+    if world_size() > 1:
         import torch
 
         torch.distributed.barrier()
 
 
-def share(value: float | None) -> float | None:
+def broadcast_scalar(value: float | None) -> float | None:
     """The first process's `value`, in every process."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     import torch
 
@@ -101,68 +101,68 @@ def share(value: float | None) -> float | None:
 
 
 @contextmanager
-def first_here() -> Iterator[bool]:
+def main_process_first() -> Iterator[bool]:
     """The first process enters alone, and the others when it has left: they find what it has made.
 
     Yields whether this is the first one.  Where it fails, the others raise `InputError` instead of entering.
     """
-    if is_first():
+    if is_main_process():
         try:
             yield True
         except Exception:  # whatever it was: the others must not wait for it
-            share(0.0)
+            broadcast_scalar(0.0)
             raise
-        share(1.0)
-    elif share(None):
+        broadcast_scalar(1.0)
+    elif broadcast_scalar(None):
         yield False
     else:
         raise InputError("what the first process makes", "that it failed", "See its message.")
 
 
-def mine(rows: Rows) -> Rows:
+def shard(rows: Rows) -> Rows:
     """This process's share of the rows of a batch; raises `InputError` where the shares would differ in size."""
-    size, left = divmod(len(rows), world())
+    size, left = divmod(len(rows), world_size())
     if left:
-        fix = f"Choose a batch size that is a multiple of {world()}."
-        raise InputError(f"batches that {world()} processes can share evenly", f"{len(rows)} pictures", fix)
+        fix = f"Choose a batch size that is a multiple of {world_size()}."
+        raise InputError(f"batches that {world_size()} processes can share evenly", f"{len(rows)} pictures", fix)
     return rows[rank() * size : (rank() + 1) * size]
 
 
-def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, `[B, ...]` to `[B * world, ...]`, in the order of `mine`.
+def all_gather(rows: Tensor) -> Tensor:
+    """The rows of all processes, `[B, ...]` to `[B * world, ...]`, in the order of `shard`.
 
-    Differentiable, if every process computes the same loss from what it gets here and `average`s its gradients: a
-    process takes the gradient of its own rows, times `world`, so that the mean over processes is that of one process.
+    Differentiable, if every process computes the same loss from what it gets here and calls `average_gradients`: a
+    process takes the gradient of its own rows, times `world_size`, so that the mean over processes is that of one.
     """
-    if world() == 1:
+    if world_size() == 1:
         return rows
     import torch
 
     own = rows.contiguous().view_as(rows)
-    parts = [torch.empty_like(own) for _ in range(world())]
+    parts = [torch.empty_like(own) for _ in range(world_size())]
     torch.distributed.all_gather(parts, own.detach())
     if own.requires_grad:
-        own.register_hook(lambda gradient: gradient * world())
+        own.register_hook(lambda gradient: gradient * world_size())
     parts[rank()] = own
     return torch.cat(parts)
 
 
-def average(parameters: Iterable[nn.Parameter]) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces the gradients by their mean over all processes, in one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if world() == 1 or not gradients:
+    if world_size() == 1 or not gradients:
         return
     import torch
 
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    for gradient, part in zip(gradients, (flat / world()).split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(gradients, (flat / world_size()).split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view(gradient.shape))
 
 
-def align(net: nn.Module) -> None:
+def broadcast_parameters(net: nn.Module) -> None:
     """Gives every process the first one's tensors of `net`."""
-    if world() > 1:
+    if world_size() > 1:
         import torch
 
         for tensor in net.state_dict().values():
@@ -171,10 +171,10 @@ def align(net: nn.Module) -> None:
             tensor.copy_(row)
 
 
-def synchronise(net: nn.Module) -> None:
+def convert_sync_batchnorm(net: nn.Module) -> None:
     """Makes the batch norms of `net.backbone` see the whole batch: on GPUs.  torch cannot do so on CPUs."""
     backbone: Any = getattr(net, "backbone", None)
-    if world() == 1 or backbone is None:
+    if world_size() == 1 or backbone is None:
         return
     from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -111,7 +111,7 @@ def fit(
     """Trains the learners' networks in place by one loss, resuming from `folder`'s checkpoint of this stage and key.
 
     prepare: runs a step ahead, in a thread; among several processes it gets the rows of the whole batch in each, and
-    loads `distributed.mine` of them.  validate: sees the weights that would be kept; never called beside training.
+    loads `distributed.shard` of them.  validate: sees the weights that would be kept; never called beside training.
     Raises `InputError` where `schedule.patience` has no validation to go by.
     """
     training = _FitState(stage, learners, schedule, validate, folder, key, schedule.steps_in_epoch(len(rows)))
@@ -139,7 +139,7 @@ def in_full(net: HashNet) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         seen = run(images)
-        seen = distributed.gather(seen) if net.training else seen
+        seen = distributed.all_gather(seen) if net.training else seen
         return seen, net.head(seen)
 
     return both
@@ -219,7 +219,7 @@ class _ModuleState:
     """A learner with its optimizer and, where there is one, the moving average of its weights."""
 
     def __init__(self, learner: OptimizedModule, schedule: TrainSpec) -> None:
-        distributed.synchronise(learner.net)
+        distributed.convert_sync_batchnorm(learner.net)
         self.net, self.clip, self.average, self.optimizer = learner.net, schedule.clip, None, None
         self.parts: dict[str, Part] = {f"{learner.name}.net": self.net}
         if groups := learner.groups():  # a loss may have none
@@ -236,7 +236,7 @@ class _ModuleState:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        distributed.average(self.net.parameters())
+        distributed.average_gradients(self.net.parameters())
         nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
         if self.average:
@@ -269,7 +269,7 @@ class _FitState:
         self.parts = {name: part for trainee in self.trainees for name, part in trainee.parts.items()}
         self.nets = {learner.name: learner.net for learner in learners}
         self.epoch_steps, self.steps = epoch_steps, epoch_steps * schedule.epochs
-        with distributed.first_here():
+        with distributed.main_process_first():
             self.first = load_state(self.state, self.parts, key)
             self.journal = MetricsLogger(folder.parent / "train.jsonl", stage, self.first, epoch_steps)
         self.saved = time.monotonic()
@@ -282,7 +282,7 @@ class _FitState:
     def left(self) -> Iterator[int]:
         """The steps to do; fewer once patience is lost."""
         steps = range(self.first, self.steps)
-        for step in track(steps, self.stage, self.steps, self.first) if distributed.is_first() else steps:
+        for step in track(steps, self.stage, self.steps, self.first) if distributed.is_main_process() else steps:
             if 0 < self.schedule.patience <= self.journal.since_best:
                 log.info("  %s stops: no gain in validation for %d epochs", self.stage, self.schedule.patience)
                 return
@@ -328,22 +328,22 @@ class _FitState:
 
     def judge(self) -> float | None:
         """The validation of the weights as they are, by the first process."""
-        return distributed.share(self.validate() if distributed.is_first() else None)
+        return distributed.broadcast_scalar(self.validate() if distributed.is_main_process() else None)
 
     def write(self, path: Path, parts: Mapping[str, Part], step: int) -> None:
         """A state on disk, by the first process."""
-        if distributed.is_first():
+        if distributed.is_main_process():
             save_state(path, parts, step, self.key)
 
     def finish(self) -> None:
         """Leaves the averaged, the best, or the last weights in the networks, the same in every process."""
         self.swap()
-        if self.schedule.patience > 0 and distributed.is_first() and self.best.exists():
+        if self.schedule.patience > 0 and distributed.is_main_process() and self.best.exists():
             load_state(self.best, self.nets, self.key)
             self.swap()
             self.write(self.state, self.parts, self.steps)  # a process that resumes here needs the best ones no more
             self.swap()
             self.best.unlink()
         for net in self.nets.values():
-            distributed.align(net)
+            distributed.broadcast_parameters(net)
             net.eval()

@@ -21,9 +21,9 @@ def objective_of(course: RunContext, net: HashNet) -> HashLoss:
     fit, mode = learning.teacher_train, course.plan.teacher_finetune
     epochs = (mode != "full") * fit.linear_probe_epochs + (mode != "linear_probe") * course.plan.teacher_epochs
     task = LossContext(
-        positive=lesson.positive[data.train], gallery=lesson.positive[data.gallery], words=lesson.words,
-        targets=lesson.targets[data.train], several=data.labels.ndim == 2, features=net.head.features,
-        steps=course.schedule(fit, epochs).steps_in_epoch(len(data.train)), epochs=epochs, seed=learning.seed,
+        positive=lesson.positive[data.train], gallery=lesson.positive[data.gallery], centers=lesson.words,
+        target_codes=lesson.targets[data.train], multilabel=data.labels.ndim == 2, features=net.head.features,
+        steps_per_epoch=course.schedule(fit, epochs).steps_in_epoch(len(data.train)), epochs=epochs, seed=learning.seed,
     )  # fmt: skip
     made: HashLoss = LOSSES.build(learning.loss, task, learning.loss_args)
     return made.to(pretrained.device())

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.distributed import is_first
+from distill.distributed import is_main_process
 from gallery.console import log
 from gallery.errors import MissingBackend
 from gallery.files import atomic_write
@@ -65,7 +65,7 @@ class MetricsLogger:
         self.start, self.waited = time.monotonic(), 0.0
         kept = [p for p in read_journal(path) if p.stage != stage or p.step <= first]
         self.history = [p.validation for p in kept if p.stage == stage and p.validation is not None]
-        if is_first():
+        if is_main_process():
             atomic_write(path, "".join(map(_line, kept)))
 
     @property
@@ -97,7 +97,7 @@ class MetricsLogger:
         self.pending.clear()
         epoch = step / self.epoch_steps
         point = MetricsRecord(self.stage, step, epoch, round(loss, 5), round(accuracy, 4), validation, seconds, waited)
-        if is_first():
+        if is_main_process():
             with self.path.open("a") as file:
                 file.write(_line(point))
         return point

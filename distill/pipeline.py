@@ -11,7 +11,7 @@ import torch
 from distill.checkpoint import load_network, save_network
 from distill.context import RunContext
 from distill.data.augment import stored
-from distill.distributed import first_here
+from distill.distributed import main_process_first
 from distill.engine import features
 from distill.losses.base import HashLoss
 from distill.methods import distiller_of, objective_of
@@ -77,7 +77,7 @@ def _existing(course: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpa
             f"Use --bits {space.bits} and the data it was made with.",
         )
     path, run = folder / "teacher.safetensors", course.run
-    with first_here() as first:
+    with main_process_first() as first:
         if first:
             codespace.save(run.folder, space, centers)
     if not path.exists():
@@ -153,7 +153,7 @@ def _all_layers(course: RunContext, net: HashNet, objective: HashLoss) -> None:
 
 def _save_teacher(course: RunContext, net: HashNet) -> None:
     path, plan, centers = course.run.folder / "teacher.safetensors", course.plan, course.words_of(net)
-    with first_here() as first:
+    with main_process_first() as first:
         if first:
             save_network(path, net, plan.teacher.name, plan.teacher_img_size, course.learning.bits)
             codespace.save(course.run.folder, course.space(sha256_of(path), centers), centers)
@@ -161,7 +161,7 @@ def _save_teacher(course: RunContext, net: HashNet) -> None:
 
 def _save_codes(course: RunContext, codes: torch.Tensor) -> None:
     """Keeps the gallery's codes that the objective has learned until they are in the gallery."""
-    with first_here() as first:
+    with main_process_first() as first:
         if first:
             with atomic_path(course.run.cache / LEARNED) as draft, draft.open("wb") as stream:
                 np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
@@ -169,14 +169,19 @@ def _save_codes(course: RunContext, codes: torch.Tensor) -> None:
 
 def _save_student(course: RunContext, net: HashNet) -> None:
     path, plan = course.run.folder / "student.safetensors", course.plan
-    with first_here() as first:
+    with main_process_first() as first:
         if first:
             save_network(path, net, plan.student.name, plan.student_img_size, course.learning.bits)
 
 
 def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[GalleryIndex, Logits]:
     """The codes of the gallery as a table, and what they are the signs of, `[len(gallery), bits]`: mostly logits."""
-    run, data, uri, learned = course.run, course.data, str(course.run.folder / "gallery"), course.method.learns_codes
+    run, data, uri, learned = (
+        course.run,
+        course.data,
+        str(course.run.folder / "gallery"),
+        course.method.learns_gallery_codes,
+    )
     if run.is_done("gallery"):
         table = open_gallery(uri, space)
         return table, _as_logits(table) if learned else course.logits("teacher", net, data.gallery, "gallery", space.id)
@@ -185,7 +190,7 @@ def _gallery(course: RunContext, net: HashNet, space: CodeSpace) -> tuple[Galler
             logits = np.load(run.cache / LEARNED, allow_pickle=False).astype(np.float32)
         else:
             logits = course.logits("teacher", net, data.gallery, "gallery", space.id)
-        with first_here() as first:
+        with main_process_first() as first:
             if first:
                 names = [data.names[i] for i in data.gallery]
                 create_gallery(uri, space, pack(logits), data.labels[data.gallery], names)

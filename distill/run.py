@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = tyro.cli(TrainConfig, args=arguments, description=__doc__)
 
     def work() -> int:
-        with distributed.start(), open_run(command.output_dir / command.title) as run:
+        with distributed.init_distributed(), open_run(command.output_dir / command.title) as run:
             return tell(run, command)
 
     return run_cli(work, "Nothing finished is lost: the same command goes on from here.")
@@ -74,8 +74,8 @@ def tell(run: RunDir, command: TrainConfig) -> int:
 
     course = begin(run, command, command.output_dir / "cache")
     networks = pipeline.learn(course)
-    distributed.leave()
-    if not distributed.is_first():
+    distributed.destroy()
+    if not distributed.is_main_process():
         return EXIT_PASSED
     if command.tensorboard:
         to_tensorboard(run.folder / "train.jsonl", run.folder / "tensorboard")

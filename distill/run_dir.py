@@ -16,7 +16,7 @@ from filelock import Timeout
 from pydantic import BaseModel
 
 from distill.config import StrictModel, load_yaml, to_yaml
-from distill.distributed import barrier, first_here, is_first
+from distill.distributed import barrier, is_main_process, main_process_first
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
 from gallery.files import acquire_lock, atomic_write, remove_partial, write_json
@@ -71,13 +71,13 @@ class RunDir:
             (self.cache / name).unlink(missing_ok=True)
 
     def _save(self) -> None:
-        if is_first():
+        if is_main_process():
             write_json(self._record, self._stages)
 
     def load_or_save(self, name: str, value: M) -> M:
         """Return what an earlier process saved under `name`.yaml, or save `value` now."""
         path = self.folder / f"{name}.yaml"
-        with first_here():
+        with main_process_first():
             if path.exists():
                 return load_yaml(path, type(value))
             atomic_write(path, to_yaml(value))
@@ -88,7 +88,7 @@ class RunDir:
 
         but: keys that may change; returns those that did.
         """
-        with first_here():
+        with main_process_first():
             return self._compare(self.folder / f"{name}.yaml", value, but)
 
     def _compare(self, path: Path, value: BaseModel, but: tuple[str, ...]) -> set[str]:
@@ -116,7 +116,7 @@ def open_run(folder: Path) -> Iterator[RunDir]:
     Processes that train together are one: the first of them holds the lock, and it alone writes.
     """
     with ExitStack() as stack:
-        with first_here() as first:
+        with main_process_first() as first:
             if first:
                 stack.enter_context(_locked(folder))
             run = RunDir(folder)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.data.augment import draw
 from distill.distillers.base import DistillBatch, Distiller
-from distill.distributed import gather, mine
+from distill.distributed import all_gather, shard
 from distill.engine import OptimizedModule, TrainSpec, fit, forward
 from distill.models.hash_net import HashNet
 from distill.training_set import Indices, TrainingSet
@@ -58,7 +58,7 @@ def from_views(lesson: TrainingSet, views: Views, unlabelled: int) -> Prepare:
         if unlabelled:
             row = torch.cat([row, torch.randint(first, len(views.index), (unlabelled,), generator=generator)])
         index, taught = views.index[row.numpy()], logits[view.to(device), row.to(device)]
-        return Batch(lesson.lens.look(mine(index), mine(views.crops[view, row])), index, len(rows), lambda: taught)
+        return Batch(lesson.lens.look(shard(index), shard(views.crops[view, row])), index, len(rows), lambda: taught)
 
     return prepare
 
@@ -73,14 +73,14 @@ def from_teacher(
         crops = draw(len(rows) + unlabelled, smallest_crop, generator)
         drawn = torch.randint(max(1, len(others)), (unlabelled,), generator=generator).numpy()
         index = np.concatenate([lesson.train[rows], others[drawn]])
-        images = its.lens.look(mine(index), mine(crops))
+        images = its.lens.look(shard(index), shard(crops))
 
         def taught() -> Tensor:
             teacher.eval()
             with torch.no_grad():
-                return gather(run(images))
+                return all_gather(run(images))
 
-        return Batch(lesson.lens.look(mine(index), mine(crops)), index, len(rows), taught)
+        return Batch(lesson.lens.look(shard(index), shard(crops)), index, len(rows), taught)
 
     return prepare
 
@@ -138,8 +138,8 @@ def train_pair(
     run, ask = forward(teacher), forward(student)
 
     def prepare(index: Indices, generator: torch.Generator) -> tuple[Tensor, Tensor, Indices]:
-        crops = mine(draw(len(index), smallest_crop, generator))
-        return its.lens.look(mine(index), crops), lesson.lens.look(mine(index), crops), index
+        crops = shard(draw(len(index), smallest_crop, generator))
+        return its.lens.look(shard(index), crops), lesson.lens.look(shard(index), crops), index
 
     def objective(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         larger, smaller, index = batch

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.data.augment import draw, tinted
-from distill.distributed import mine
+from distill.distributed import shard
 from distill.engine import OptimizedModule, TrainSpec, fit, in_full
 from distill.losses.base import HashLoss, LossBatch
 from distill.models.hash_net import HashNet
@@ -39,9 +39,9 @@ def train_teacher(
 
     def prepare(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
         index = lesson.train[rows]
-        looks = [lesson.lens.look(mine(index), mine(draw(len(index), smallest_crop, generator)))]
-        if objective.looks > 1:
-            harder = lesson.lens.look(mine(index), mine(draw(len(index), HARD_CROP * smallest_crop, generator)))
+        looks = [lesson.lens.look(shard(index), shard(draw(len(index), smallest_crop, generator)))]
+        if objective.n_views > 1:
+            harder = lesson.lens.look(shard(index), shard(draw(len(index), HARD_CROP * smallest_crop, generator)))
             looks.append(tinted(harder, TINT, generator))
         return looks, rows
 
@@ -49,8 +49,8 @@ def train_teacher(
         looks, rows = batch
         net.backbone.train(not frozen_statistics)
         features, logits = run(looks[0])
-        again = run(looks[1])[1] if objective.looks > 1 else None
-        seen = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), again)
+        second_view_logits = run(looks[1])[1] if objective.n_views > 1 else None
+        seen = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), second_view_logits)
         return objective(seen), judge(logits.detach(), lesson.train[rows])
 
     fit("teacher", _learners("teacher", net, objective, rates), prepare, loss, np.arange(len(lesson.train)), schedule,
@@ -75,14 +75,14 @@ def train_head(
     stored, judge = torch.from_numpy(features).to(lesson.lens.device), _judge(lesson, objective)
 
     def prepare(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
-        views = (torch.randint(len(stored), (len(rows),), generator=generator) for _ in range(objective.looks))
+        views = (torch.randint(len(stored), (len(rows),), generator=generator) for _ in range(objective.n_views))
         return [stored[view, torch.from_numpy(rows)] for view in views], rows
 
     def loss(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
         looks, rows = batch
         logits = net.head(looks[0])
-        again = net.head(looks[1]) if objective.looks > 1 else None
-        seen = LossBatch(logits, looks[0], torch.from_numpy(rows).to(logits.device), again)
+        second_view_logits = net.head(looks[1]) if objective.n_views > 1 else None
+        seen = LossBatch(logits, looks[0], torch.from_numpy(rows).to(logits.device), second_view_logits)
         return objective(seen), judge(logits.detach(), lesson.train[rows])
 
     fit(stage, _learners("head", net.head, objective, rates), prepare, loss, np.arange(len(lesson.train)), schedule,

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.data.augment import ImageLoader
 from distill.engine import forward
 from distill.hash_centers.constructions import Centers
-from distill.hash_centers.multilabel import center_targets
+from distill.hash_centers.multilabel import target_codes
 from distill.losses.csch import center_consistency
 from distill.models.hash_net import HashNet
 from gallery.encode import ShardCache, encode
@@ -52,7 +52,7 @@ class TrainingSet:
         """The word each picture of train and validation is drawn to, float32 `[N, bits]`; zeros for the others."""
         taught = np.concatenate([self.train, self.validation])
         targets = np.zeros((len(self.labels), self.centers.shape[1]), np.float32)
-        targets[taught] = center_targets(self.labels[taught], self.centers)
+        targets[taught] = target_codes(self.labels[taught], self.centers)
         return torch.from_numpy(targets).to(self.lens.device)
 
     @cached_property

@@ -174,7 +174,7 @@ def of_run(command: ExportCommand, forms: list[str], out: Path) -> None:
 
 def of_weights(command: ExportCommand, forms: list[str], out: Path) -> None:
     """Exports a network of the user's; its golden codes are what its float form says of the pictures."""
-    from distill.models.custom import load_foreign, read_pictures, tell_nearness
+    from distill.models.custom import load_custom_model, read_images, warn_if_foreign_space
     from export.quantize import logits, normalised
     from export.ship import Student
     from gallery import codespace
@@ -183,13 +183,13 @@ def of_weights(command: ExportCommand, forms: list[str], out: Path) -> None:
 
     space, centers = codespace.load(Path(command.code_space or ""))
     path = Path(command.student_weights or "")
-    net, start, size = load_foreign(path, command.student, command.img_size, space.bits)
+    net, start, size = load_custom_model(path, command.student, command.img_size, space.bits)
     seen = Preprocessing(size, command.mean or start.mean, command.std or start.std)
     if not all(value > 0 for value in seen.std):
         raise InputError("a --std above zero in each channel", str(seen.std), "Give what the network was trained with.")
-    pixels = read_pictures(Path(command.images or ""), size)
+    pixels = read_images(Path(command.images or ""), size)
     said = logits(net, normalised(pixels, seen)).numpy()
-    tell_nearness(pack(said), pack(centers))
+    warn_if_foreign_space(pack(said), pack(centers))
     golden = slice(None, None, -(-len(pixels) // GOLDEN))
     write(Student(
         net, start.name, seen, space, centers, (pixels[::2], pixels[1::2]),

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.losses.base import cosines
-from distill.losses.csch import signs as signs_of
+from distill.losses.csch import sign
 from distill.registry import MethodArgs, args_type
 
 
@@ -19,11 +19,11 @@ from distill.registry import MethodArgs, args_type
 class DistillContext:
     """What a student learns from.
 
-    words: float `[C, bits]` of +-1, the center of each class; gallery: the teacher's logits of the gallery's pictures,
-    float `[G, bits]`, +-1 where only their codes are known
+    centers: float `[C, bits]` of +-1, the center of each class; gallery: the teacher's logits of the gallery's
+    images, float `[G, bits]`, +-1 where only their codes are known
     """
 
-    words: Tensor
+    centers: Tensor
     gallery: Tensor
     seed: int
 
@@ -75,13 +75,13 @@ class Distiller(nn.Module, ABC):
 
     args: DistillerArgs
 
-    def __init__(self, task: DistillContext, **args: Any) -> None:
+    def __init__(self, context: DistillContext, **args: Any) -> None:
         super().__init__()
-        self.task = task
+        self.context = context
         self.args = args_type(type(self)).model_validate(args)
 
     @abstractmethod
-    def forward(self, taught: DistillBatch) -> Tensor:
+    def forward(self, batch: DistillBatch) -> Tensor:
         """The loss of a batch, a scalar."""
 
 
@@ -91,22 +91,22 @@ class NeighborDistiller(Distiller):
     args: NeighborArgs
     known: Tensor
 
-    def __init__(self, task: DistillContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        stored = gallery_side(task.gallery, self.args.signs)
+    def __init__(self, context: DistillContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        stored = teacher_targets(context.gallery, self.args.signs)
         self.register_buffer("known", stored.unique(dim=0) if self.args.signs else stored, persistent=False)
 
-    def compare(self, taught: DistillBatch) -> tuple[Tensor, Tensor]:
+    def compare(self, batch: DistillBatch) -> tuple[Tensor, Tensor]:
         """Similarities to the nearest, nearest first: the teacher's, and the student's to the same, both `[B, k]`."""
-        all_of_them = cosines(gallery_side(taught.teacher, self.args.signs), self.known)
+        all_of_them = cosines(teacher_targets(batch.teacher, self.args.signs), self.known)
         near, which = all_of_them.topk(min(self.args.k, len(self.known)), dim=1)
-        asked = F.normalize(taught.student, dim=1)[:, None] * F.normalize(self.known[which], dim=2)
+        asked = F.normalize(batch.student, dim=1)[:, None] * F.normalize(self.known[which], dim=2)
         return near, asked.sum(2)
 
 
-def gallery_side(logits: Tensor, signs: bool) -> Tensor:
+def teacher_targets(logits: Tensor, signs: bool) -> Tensor:
     """What a term looks at of the teacher's logits, without gradient: their signs, as the gallery stores them, or all.
 
     +-1 where `signs`, and not normalised: products of codes are whole numbers, and equal distances exactly equal.
     """
-    return signs_of(logits.detach()) if signs else logits.detach()
+    return sign(logits.detach()) if signs else logits.detach()

@@ -46,7 +46,7 @@ class BCTDistiller(Distiller):
 
     args: BCTDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        labelled = len(taught.positive)
-        said = (self.args.scale * cosines(taught.student[:labelled], self.task.words)).log_softmax(1)
-        return self.args.weight * -(soft_labels(taught.positive) * said).sum() / max(1, labelled)
+    def forward(self, batch: DistillBatch) -> Tensor:
+        labeled = len(batch.positive)
+        said = (self.args.scale * cosines(batch.student[:labeled], self.context.centers)).log_softmax(1)
+        return self.args.weight * -(soft_labels(batch.positive) * said).sum() / max(1, labeled)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.distillers import register_distiller
 from distill.distillers.base import DistillBatch, Distiller, DistillerArgs
-from distill.losses.csch import SCALE, signs
+from distill.losses.csch import SCALE, sign
 
 InstanceLoss = Literal["sign", "raw", "cosine", "joint"]
 MARGIN_ROOM = 0.5  # from zero, in units of a bit's spread
@@ -51,13 +51,13 @@ class CSCHDistiller(Distiller):
 
     args: CSCHDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        args, student, teacher = self.args, taught.student, taught.teacher
+    def forward(self, batch: DistillBatch) -> Tensor:
+        args, student, teacher = self.args, batch.student, batch.teacher
         loss = student.new_zeros(())
         if args.instance_weight:
             loss = loss + args.instance_weight * instance_consistency(student, teacher, args.instance_loss)
         if args.center_similarity_weight:
-            loss = loss + args.center_similarity_weight * similarity_consistency(student, teacher, self.task.words)
+            loss = loss + args.center_similarity_weight * similarity_consistency(student, teacher, self.context.centers)
         if args.ranking_weight:
             loss = loss + args.ranking_weight * rank_consistency(student, teacher)
         if args.rkd_weight:
@@ -78,7 +78,7 @@ def instance_consistency(student: Tensor, teacher: Tensor, form: InstanceLoss = 
     target = teacher.detach()
     if form == "cosine":
         return (1 - F.cosine_similarity(student, target, dim=1)).mean()
-    return F.mse_loss(student, signs(target) if form == "sign" else target)
+    return F.mse_loss(student, sign(target) if form == "sign" else target)
 
 
 def similarity_consistency(student: Tensor, teacher: Tensor, centers: Tensor, scale: float = SCALE) -> Tensor:
@@ -99,7 +99,7 @@ def rank_consistency(student: Tensor, teacher: Tensor) -> Tensor:
     The student's queries must keep the gallery codes of a batch at least as far apart as the teacher's own do (after
     D3still, CVPR 2024, whose pairwise differences are of real-valued embeddings).
     """
-    codes = F.normalize(signs(teacher.detach()), dim=1)
+    codes = F.normalize(sign(teacher.detach()), dim=1)
     own, asked = codes @ codes.T, F.normalize(student, dim=1) @ codes.T
     wanted = own[:, :, None] - own[:, None, :]
     behind = F.relu(wanted - (asked[:, :, None] - asked[:, None, :]))

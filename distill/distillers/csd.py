@@ -43,7 +43,7 @@ class CSDDistiller(NeighborDistiller):
 
     args: CSDDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        near, asked = self.compare(taught)
+    def forward(self, batch: DistillBatch) -> Tensor:
+        near, asked = self.compare(batch)
         wanted, found = (near / self.args.tau_g).log_softmax(1), (asked / self.args.tau_q).log_softmax(1)
         return self.args.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.distillers import register_distiller
-from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, gallery_side
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, teacher_targets
 from distill.losses.base import cosines
 
 FLOOR = 0.1  # below which an error is absolute rather than relative
@@ -47,9 +47,9 @@ class D3stillDistiller(Distiller):
 
     args: D3stillDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        stored = gallery_side(taught.teacher, self.args.signs)
-        asked, own = cosines(taught.student, stored), cosines(stored, stored)
+    def forward(self, batch: DistillBatch) -> Tensor:
+        stored = teacher_targets(batch.teacher, self.args.signs)
+        asked, own = cosines(batch.student, stored), cosines(stored, stored)
         itself = (1 - asked.diagonal()).norm() / len(asked)
         return self.args.weight * (self.args.alpha * itself + self._relations(asked, own))
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.distillers import register_distiller
-from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, gallery_side
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, teacher_targets
 
 
 class FitNetDistillerArgs(DistillerArgs):
@@ -36,6 +36,6 @@ class FitNetDistiller(Distiller):
 
     args: FitNetDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        wanted = F.normalize(gallery_side(taught.teacher, self.args.signs), dim=1)
-        return self.args.weight * (F.normalize(taught.student, dim=1) - wanted).square().sum(1).mean()
+    def forward(self, batch: DistillBatch) -> Tensor:
+        wanted = F.normalize(teacher_targets(batch.teacher, self.args.signs), dim=1)
+        return self.args.weight * (F.normalize(batch.student, dim=1) - wanted).square().sum(1).mean()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from distill.distillers import register_distiller
-from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, gallery_side
+from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, teacher_targets
 from distill.losses.base import cosines
 
 
@@ -39,8 +39,8 @@ class RAMLDistiller(Distiller):
 
     args: RAMLDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        q, g = taught.student, gallery_side(taught.teacher, self.args.signs)
+    def forward(self, batch: DistillBatch) -> Tensor:
+        q, g = batch.student, teacher_targets(batch.teacher, self.args.signs)
         across, wanted = cosines(q, g), cosines(g, g)
         gaps = self.args.cross * (across - wanted).square() + self.args.own * (cosines(q, q) - wanted).square()
         off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)

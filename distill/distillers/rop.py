@@ -41,8 +41,8 @@ class ROPDistiller(NeighborDistiller):
 
     args: ROPDistillerArgs
 
-    def forward(self, taught: DistillBatch) -> Tensor:
-        near, asked = self.compare(taught)
+    def forward(self, batch: DistillBatch) -> Tensor:
+        near, asked = self.compare(batch)
         place = near[:, :, None]  # j down, i across
         wanted = ((near[:, None] - place) / SHARP).sigmoid()
         wrong = (wanted - ((asked[:, None] - place) / self.args.tau).sigmoid()).square().sum(2)

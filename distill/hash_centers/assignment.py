@@ -38,7 +38,7 @@ def assign(
     """
     if how not in get_args(Assignment):
         raise InputError(f"an assignment of {get_args(Assignment)}", how, "Choose one of them.")
-    if how == "none" or (how == "quadratic" and equidistant(centers)):
+    if how == "none" or (how == "quadratic" and is_equidistant(centers)):
         return np.arange(len(centers))
     if features is None or positive is None or positive.shape != (len(features), len(centers)):
         shapes = [None if given is None else given.shape for given in (features, positive)]
@@ -49,7 +49,7 @@ def assign(
         head = np.random.default_rng(seed).normal(0, HEAD_STD, (features.shape[1], centers.shape[1]))
         return _hungarian(centers, class_means(features @ head, positive))
     means = class_means(features, positive)
-    return _hungarian(centers, _rotated(means, centers.shape[1])) if how == "hungarian" else _quadratic(centers, means)
+    return _hungarian(centers, _pca(means, centers.shape[1])) if how == "hungarian" else _quadratic(centers, means)
 
 
 def class_means(features: NDArray[np.floating], positive: NDArray[np.bool_]) -> Reals:
@@ -64,14 +64,14 @@ def class_similarity(means: Reals) -> Reals:
 
 def gram_correlation(centers: Centers, means: Reals) -> float:
     """Pearson's correlation of t_a . t_b with cos(mu_a, mu_b), a < b, both with pictures; 0 if one is constant."""
-    seen = _shown(means)
+    seen = _nonempty(means)
     pairs = np.triu_indices(int(seen.sum()), 1)
     words = centers[seen].astype(np.float64)
     x, y = (words @ words.T)[pairs], class_similarity(means[seen])[pairs]
     return float(np.corrcoef(x, y)[0, 1]) if len(x) and np.ptp(x) and np.ptp(y) else 0.0
 
 
-def equidistant(centers: Centers) -> bool:
+def is_equidistant(centers: Centers) -> bool:
     """Whether all distances are equal, so that an assignment changes nothing (at most bits + 1 classes can be so)."""
     if len(centers) > centers.shape[1] + 1:
         return False
@@ -91,7 +91,7 @@ def _quadratic(centers: Centers, means: Reals) -> Order:
 
     if len(centers) > QUADRATIC_MOST:
         raise InputError(f"at most {QUADRATIC_MOST} classes", str(len(centers)), "Use assignment hungarian or none.")
-    words, seen = centers.astype(np.float64), _shown(means)
+    words, seen = centers.astype(np.float64), _nonempty(means)
     likeness, gram = class_similarity(means).round(6), words @ words.T  # rounded: threads may add in another order
     likeness -= likeness[np.ix_(seen, seen)].mean().round(6) if seen.any() else 0
     likeness[~seen] = likeness[:, ~seen] = 0  # a class without pictures takes whatever the others leave
@@ -102,13 +102,13 @@ def _quadratic(centers: Centers, means: Reals) -> Order:
         return float((likeness * gram[np.ix_(order, order)]).sum())
 
     faq = quadratic_assignment(likeness, gram, options={"maximize": True, "maxiter": FAQ_STEPS}).col_ind
-    starts = [np.arange(len(words)), _hungarian(centers, _rotated(means, words.shape[1])), faq.astype(np.int64)]
+    starts = [np.arange(len(words)), _hungarian(centers, _pca(means, words.shape[1])), faq.astype(np.int64)]
     if len(words) > MANY:
         starts = [max(starts, key=agreement)]
-    return max((_climbed(likeness, gram, start) for start in starts), key=agreement)
+    return max((_swap_ascent(likeness, gram, start) for start in starts), key=agreement)
 
 
-def _climbed(likeness: Reals, gram: Reals, order: Order) -> Order:
+def _swap_ascent(likeness: Reals, gram: Reals, order: Order) -> Order:
     """Swaps of steepest ascent of sum_ab A_ab B_ab, until none gains; at most 4 C of them.
 
     A = likeness, B = gram in the present order, both symmetric with zero diagonals, M = A B: swapping a and b gains
@@ -128,15 +128,15 @@ def _climbed(likeness: Reals, gram: Reals, order: Order) -> Order:
     return order
 
 
-def _rotated(means: Reals, bits: int) -> Reals:
+def _pca(means: Reals, bits: int) -> Reals:
     """Class means less their mean, on their first `bits` principal axes (or all there are), L2-normalised."""
-    seen = _shown(means)
+    seen = _nonempty(means)
     centred = np.where(seen[:, None], means - means[seen].mean(0) if seen.any() else 0, 0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     return _unit((left * scale)[:, :bits])
 
 
-def _shown(means: Reals) -> NDArray[np.bool_]:
+def _nonempty(means: Reals) -> NDArray[np.bool_]:
     """`[C]`: the classes with pictures; the mean of the others is 0."""
     return np.linalg.norm(means, axis=1) > 0
 

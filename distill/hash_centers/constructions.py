@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.hash_centers import linear_codes
-from distill.hash_centers.mdshc import optimised
+from distill.hash_centers.mdshc import admm_centers
 from gallery.codes import check_bits
 from gallery.errors import InputError
 
@@ -52,13 +52,13 @@ def hash_centers(classes: int, bits: int, seed: int = 0, construction: Construct
         raise InputError(f"at most {2**bits} classes for {bits} bits", str(classes), "Use more bits.")
     if construction not in MAKERS:
         raise InputError(f"a construction of {get_args(Construction)}", construction, "Choose one of them.")
-    centers = _enlivened(MAKERS[construction](classes, bits, np.random.default_rng(seed)))
+    centers = _balance_constant_bits(MAKERS[construction](classes, bits, np.random.default_rng(seed)))
     if len(np.unique(np.packbits(centers > 0, axis=1), axis=0)) < classes:
-        raise _unfit(construction, classes, bits, f"two of {classes} words that agree in all {bits} bits")
+        raise _not_constructible(construction, classes, bits, f"two of {classes} words that agree in all {bits} bits")
     return centers
 
 
-def _enlivened(centers: Centers) -> Centers:
+def _balance_constant_bits(centers: Centers) -> Centers:
     """One class turned in every bit that was the same for all: it only moves away from the others."""
     dead = np.flatnonzero(np.abs(centers.sum(0, dtype=int)) == len(centers))
     centers[np.arange(len(dead)) % len(centers), dead] *= -1
@@ -98,8 +98,12 @@ def hadamard(order: int) -> Centers | None:
 def _auto(classes: int, bits: int, generator: np.random.Generator) -> Centers:
     """The first of the best: equidistant Hadamard rows before others of their distance."""
     rows = hadamard(bits) if classes <= 2 * bits else None
-    pieces = [*_hadamard_pieces(classes, bits), *_kerdock_pieces(classes), *_linear_pieces(classes, bits)]
-    centers = _side_by_side(pieces, classes, bits, generator)
+    pieces = [
+        *_hadamard_component_codes(classes, bits),
+        *_kerdock_component_codes(classes),
+        *_linear_component_codes(classes, bits),
+    ]
+    centers = _concatenate_codes(pieces, classes, bits, generator)
     if rows is None or min_distance(centers) > bits // 2:
         return centers
     return _hadamard_rows(classes, bits, generator, signs=2 if classes > bits else 1)
@@ -110,28 +114,30 @@ def _hadamard_rows(classes: int, bits: int, generator: np.random.Generator, sign
     rows = hadamard(bits)
     if rows is None or classes > signs * bits:
         most = 0 if rows is None else signs * bits
-        raise _unfit("hadamard" + "_pm" * (signs - 1), classes, bits, f"{most} words of a matrix of order {bits}")
+        raise _not_constructible(
+            "hadamard" + "_pm" * (signs - 1), classes, bits, f"{most} words of a matrix of order {bits}"
+        )
 
     def choice() -> Centers:
         words = generator.permutation(rows) * generator.choice(SIGNS, (bits, 1))
         return np.concatenate([words, -words])[:classes]
 
-    return _best(choice, classes, bits)
+    return _best_of(choice, classes, bits)
 
 
 def _linear(classes: int, bits: int, generator: np.random.Generator) -> Centers:
-    return _side_by_side(list(_linear_pieces(classes, bits)), classes, bits, generator)
+    return _concatenate_codes(list(_linear_component_codes(classes, bits)), classes, bits, generator)
 
 
 def _nordstrom_robinson(classes: int, bits: int, generator: np.random.Generator) -> Centers:
     """Nordstrom and Robinson's 256 words of 16 bits, distance 6, repeated; 4096 words of 64 bits of its kin."""
-    pieces = [piece for piece in _kerdock_pieces(classes) if bits % piece.length == 0]
+    pieces = [piece for piece in _kerdock_component_codes(classes) if bits % piece.length == 0]
     if not pieces:
-        raise _unfit("nordstrom_robinson", classes, bits, "256 words of 16 n bits, 4096 of 64 n")
-    return _side_by_side(pieces, classes, bits, generator)
+        raise _not_constructible("nordstrom_robinson", classes, bits, "256 words of 16 n bits, 4096 of 64 n")
+    return _concatenate_codes(pieces, classes, bits, generator)
 
 
-def _hadamard_pieces(classes: int, bits: int) -> Iterator[ComponentCode]:
+def _hadamard_component_codes(classes: int, bits: int) -> Iterator[ComponentCode]:
     """From order m: 2m words of m bits, m of m - 1, m/2 of m - 2, all at distance m/2 (Levenshtein)."""
     for order in range(4, bits + 5, 4):
         matrix = hadamard(order) if classes <= 2 * order else None
@@ -143,13 +149,13 @@ def _hadamard_pieces(classes: int, bits: int) -> Iterator[ComponentCode]:
                 yield ComponentCode(words.shape[1], order // 2, partial(np.copy, words))
 
 
-def _kerdock_pieces(classes: int) -> Iterator[ComponentCode]:
+def _kerdock_component_codes(classes: int) -> Iterator[ComponentCode]:
     for m in (3, 5):
         if classes <= 4 ** (m + 1):
             yield ComponentCode(2 ** (m + 1), 2**m - 2 ** (m // 2), partial(linear_codes.kerdock, m))
 
 
-def _linear_pieces(classes: int, bits: int) -> Iterator[ComponentCode]:
+def _linear_component_codes(classes: int, bits: int) -> Iterator[ComponentCode]:
     """Every stored code with enough words, BCH codes, and a BCH code shortened to all the bits."""
     dimension = (classes - 1).bit_length()
     generators = [linear_codes.stored(*key) for key in linear_codes.COLUMNS if key[1] >= dimension]
@@ -163,7 +169,7 @@ def _linear_pieces(classes: int, bits: int) -> Iterator[ComponentCode]:
         )
 
 
-def _side_by_side(pieces: list[ComponentCode], classes: int, bits: int, generator: np.random.Generator) -> Centers:
+def _concatenate_codes(pieces: list[ComponentCode], classes: int, bits: int, generator: np.random.Generator) -> Centers:
     """Words of several codes joined: lengths and distances add up; the best sum by dynamic programming.
 
     The last piece may be cut (a bit of distance for each bit of length); balanced random columns fill what is left.
@@ -182,13 +188,13 @@ def _side_by_side(pieces: list[ComponentCode], classes: int, bits: int, generato
         filler = generator.permuted(np.tile(np.arange(classes) % 2, (bits, 1)), axis=1).T.astype(np.uint8)
         return SIGNS[np.concatenate([*columns, filler], axis=1)[:, :bits]]
 
-    return _best(choice, classes, bits)
+    return _best_of(choice, classes, bits)
 
 
 def _bernoulli(classes: int, bits: int, generator: np.random.Generator) -> Centers:
     """CSQ: half of each word, at random, is -1; the best of up to 10,000 sets (CSQ stops at distance 20 of 64)."""
     half = np.repeat(SIGNS, bits // 2)
-    return _best(lambda: generator.permuted(np.tile(half, (classes, 1)), axis=1), classes, bits, CSQ_TRIES)
+    return _best_of(lambda: generator.permuted(np.tile(half, (classes, 1)), axis=1), classes, bits, CSQ_TRIES)
 
 
 def _csch(classes: int, bits: int, generator: np.random.Generator) -> Centers:
@@ -208,7 +214,7 @@ def _csch(classes: int, bits: int, generator: np.random.Generator) -> Centers:
             if misses + step >= CSCH_TRIES:
                 at, misses, share = at + CSCH_TRIES - misses, 0, share - CSCH_STEP
                 if share < CSCH_FLOOR:
-                    raise _unfit("csch", classes, bits, f"{found} words at .2 of the bits")
+                    raise _not_constructible("csch", classes, bits, f"{found} words at .2 of the bits")
                 continue
             at, misses = at + step, misses + step
             if len(fits):
@@ -220,10 +226,12 @@ def _csch(classes: int, bits: int, generator: np.random.Generator) -> Centers:
 def _mdshc(classes: int, bits: int, generator: np.random.Generator) -> Centers:
     """From CSQ's words: Hadamard rows and complements where there are enough, else Bernoulli's."""
     enough = hadamard(bits) is not None and classes <= 2 * bits
-    return optimised((partial(_hadamard_rows, signs=2) if enough else _bernoulli)(classes, bits, generator), generator)
+    return admm_centers(
+        (partial(_hadamard_rows, signs=2) if enough else _bernoulli)(classes, bits, generator), generator
+    )
 
 
-def _best(choice: Callable[[], Centers], classes: int, bits: int, tries: int = TRIES) -> Centers:
+def _best_of(choice: Callable[[], Centers], classes: int, bits: int, tries: int = TRIES) -> Centers:
     """The choice of largest minimum distance, then of least imbalance; one alone where comparing is dear."""
     tries = min(tries, WORK // (classes**2 * bits))
     if tries < 2:
@@ -236,7 +244,7 @@ def _imbalance(centers: Centers) -> tuple[int, int]:
     return int(sums.max()), int((sums**2).sum())
 
 
-def _unfit(construction: str, classes: int, bits: int, found: str) -> InputError:
+def _not_constructible(construction: str, classes: int, bits: int, found: str) -> InputError:
     return InputError(
         f"{classes} different words of {bits} bits by {construction}", found, "Use construction auto, or more bits."
     )

@@ -30,7 +30,7 @@ def gilbert_varshamov(classes: int, bits: int) -> int:
     return distance
 
 
-def optimised(start: Signs, generator: np.random.Generator) -> Signs:
+def admm_centers(start: Signs, generator: np.random.Generator) -> Signs:
     """The best set met from `start` `[classes, bits]` on: largest minimum distance, then score mean + min - variance.
 
     Warns if the Gilbert-Varshamov distance is not reached; raises `InputError` for more than 2,000 classes.
@@ -40,7 +40,7 @@ def optimised(start: Signs, generator: np.random.Generator) -> Signs:
     target, words = gilbert_varshamov(*start.shape), start.copy()
     best = words.copy()
     for _ in range(min(SWEEPS, max(1, VISITS // len(words)))):
-        if separation(best)[0] >= target:
+        if min_distance_and_score(best)[0] >= target:
             return best
         for first in range(0, len(words), BLOCK):
             rows = np.arange(first, min(first + BLOCK, len(words)))
@@ -48,13 +48,13 @@ def optimised(start: Signs, generator: np.random.Generator) -> Signs:
                 others = np.delete(words, row, 0)
                 if any(new > old for new, old in zip(_scores(word, others), _scores(words[row], others), strict=True)):
                     words[row] = word
-        best = max(best, words.copy(), key=separation)
-    if (reached := separation(best)[0]) < target:
+        best = max(best, words.copy(), key=min_distance_and_score)
+    if (reached := min_distance_and_score(best)[0]) < target:
         warnings.warn(f"MDSHC stopped at distance {reached:g} of {target}; construction auto gives more", stacklevel=2)
     return best
 
 
-def separation(words: Signs) -> tuple[float, float]:
+def min_distance_and_score(words: Signs) -> tuple[float, float]:
     """The minimum distance of a set, and its score: mean + minimum - variance of all distances."""
     gram = words.astype(np.float32) @ words.T.astype(np.float32)
     distances = (words.shape[1] - gram[np.triu_indices(len(words), 1)]) / 2

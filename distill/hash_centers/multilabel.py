@@ -21,7 +21,7 @@ SETS = 500  # of classes that vote, the most frequent: a visit of a bit takes cl
 WORK = 2**40  # classes x sets^2 x visits of a bit: up to three minutes; COCO at 64 bits takes a fourteenth
 
 
-def center_targets(labels: NDArray[np.int64] | Flags, centers: Centers) -> NDArray[np.int8]:
+def target_codes(labels: NDArray[np.int64] | Flags, centers: Centers) -> NDArray[np.int8]:
     """The word each picture is drawn to, `[N, bits]` of +-1.
 
     labels: int `[N]`, whose target is the class's center, or multi-hot bool `[N, classes]`, whose target is the
@@ -31,11 +31,11 @@ def center_targets(labels: NDArray[np.int64] | Flags, centers: Centers) -> NDArr
     if labels.ndim == 1:
         return centers[labels]
     sets, which = np.unique(labels.astype(bool), axis=0, return_inverse=True)
-    words = _decided(sets.astype(np.int64) @ centers.astype(np.int64), _tie_bits(sets, centers.shape[1]))
+    words = _majority(sets.astype(np.int64) @ centers.astype(np.int64), _tie_bits(sets, centers.shape[1]))
     return words[which.reshape(-1)].astype(np.int8)
 
 
-def elected(centers: Centers, positive: Flags) -> Centers:
+def optimise_centers(centers: Centers, positive: Flags) -> Centers:
     """Centers `[C, bits]` moved until the words t of pictures (their classes: `[N, C]`) tell who shares a class.
 
     Bits of centers are turned one by one while that lowers the surprise at the likeness of all pairs, DPSH's
@@ -50,7 +50,7 @@ def elected(centers: Centers, positive: Flags) -> Centers:
     election = _MultilabelCenterOptimizer(centers, positive)
     bit = idle = 0
     for _ in range(WORK // (len(centers) * len(election.sets) ** 2)):
-        if election.visit(bit):
+        if election.flip_best(bit):
             idle = 0
             continue
         bit, idle = (bit + 1) % centers.shape[1], idle + 1
@@ -72,20 +72,20 @@ class _MultilabelCenterOptimizer:
         self.centers, self.sets = centers.astype(np.int64), sets[kept].astype(np.int64)
         self.ties = _tie_bits(sets[kept], bits)
         self.votes = self.sets @ self.centers
-        self.words = _decided(self.votes, self.ties)
+        self.words = _majority(self.votes, self.ties)
         alike = self.sets @ self.sets.T > 0
         self.places = self.words @ self.words.T + bits + (2 * bits + 1) * alike
         self.pairs = np.multiply.outer(count, count).astype(np.float64)
-        self.surprise = _surprise(bits, int(count.sum()))
+        self.surprise = _pair_cost_table(bits, int(count.sum()))
 
-    def visit(self, bit: int) -> bool:
+    def flip_best(self, bit: int) -> bool:
         """Turns this bit of the center that gains most by it; whether any does."""
         votes = self.votes[:, bit] - 2 * self.centers[:, bit, None] * self.sets.T  # [C, S]: if c's bit were turned
-        words = _decided(votes, self.ties[:, bit])
+        words = _majority(votes, self.ties[:, bit])
         change = self.changes(bit, words)
         best = int(change.argmin())
         if change[best] < 0:
-            self.turn(best, bit, votes[best], words[best])
+            self.apply_flip(best, bit, votes[best], words[best])
         return bool(change[best] < 0)
 
     def changes(self, bit: int, words: Counts) -> Reals:
@@ -101,7 +101,7 @@ class _MultilabelCenterOptimizer:
         ahead = turned @ cost
         return 2 * (ahead.sum(1) - (ahead * turned).sum(1))
 
-    def turn(self, center: int, bit: int, votes: Counts, words: Counts) -> None:
+    def apply_flip(self, center: int, bit: int, votes: Counts, words: Counts) -> None:
         """Turns a bit of a center, by which the sets' votes and words become these `[S]`."""
         own = self.words[:, bit]
         self.places += np.multiply.outer(words, words) - np.multiply.outer(own, own)
@@ -109,14 +109,14 @@ class _MultilabelCenterOptimizer:
         self.votes[:, bit], self.words[:, bit] = votes, words
 
 
-def _surprise(bits: int, pictures: int) -> Reals:
+def _pair_cost_table(bits: int, pictures: int) -> Reals:
     """What a pair costs, by s and by the product -bits..bits, flat: whole numbers whose sums stay below 2^53, exact."""
     x = SCALE * (np.arange(-bits, bits + 1) / bits - MIDDLE)
     costs = np.concatenate([np.logaddexp(0, x), np.logaddexp(0, -x)])
     return np.rint(costs * (2**50 / (pictures**2 * costs.max())))
 
 
-def _decided(votes: Counts, ties: Counts) -> Counts:
+def _majority(votes: Counts, ties: Counts) -> Counts:
     """The signs of votes, and `ties` where there is none."""
     return np.where(votes == 0, ties, np.sign(votes))
 

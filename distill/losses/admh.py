@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.asymmetric import ENTRIES, AsymmetricHashLoss, AsymmetricHashLossArgs
-from distill.losses.base import LossContext, alike
+from distill.losses.base import LossContext, share_class
 
 
 class ADMHLossArgs(AsymmetricHashLossArgs):
@@ -40,27 +40,27 @@ class ADMHLoss(AsymmetricHashLoss):
 
     args: ADMHLossArgs
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
         self.weights = [0.5 / share if share else 0.0 for share in (self.share, 1 - self.share)]
 
-    def fit(self, product: Tensor, near: Tensor) -> Tensor:
+    def pair_loss(self, product: Tensor, near: Tensor) -> Tensor:
         own, other = self.weights
         inside, outside = F.relu(self.args.margin - product).square(), F.relu(self.args.margin + product).square()
         return torch.where(near > 0, own * inside, other * outside)
 
-    def improved(self) -> Tensor:
-        rows = max(1, ENTRIES // len(self.task.positive))
-        blocks = zip(self.learned.split(rows), self.task.gallery.split(rows), strict=True)
-        return torch.cat([self._flipped(v.clone(), alike(of, self.task.positive)) for v, of in blocks])
+    def update_codes(self) -> Tensor:
+        rows = max(1, ENTRIES // len(self.context.positive))
+        blocks = zip(self.learned.split(rows), self.context.gallery.split(rows), strict=True)
+        return torch.cat([self._flipped(v.clone(), share_class(of, self.context.positive)) for v, of in blocks])
 
     def _flipped(self, v: Tensor, near: Tensor) -> Tensor:
         """One sweep over the bits of some gallery codes, in place; near: `[len(v), N]`."""
-        product = v @ self.bank.values.T / self.task.bits
-        loss = self.fit(product, near).sum(1)
-        for k in range(self.task.bits):
-            turned = product - 2 / self.task.bits * v[:, k, None] * self.bank.values[:, k]
-            found = self.fit(turned, near).sum(1)
+        product = v @ self.bank.values.T / self.context.bits
+        loss = self.pair_loss(product, near).sum(1)
+        for k in range(self.context.bits):
+            turned = product - 2 / self.context.bits * v[:, k, None] * self.bank.values[:, k]
+            found = self.pair_loss(turned, near).sum(1)
             better = found < loss
             v[:, k] = torch.where(better, -v[:, k], v[:, k])
             product = torch.where(better[:, None], turned, product)

@@ -26,25 +26,25 @@ from torch import Tensor
 from distill.losses import register_loss
 from distill.losses.asymmetric import AsymmetricHashLoss
 from distill.losses.base import LossContext
-from distill.losses.csch import signs
+from distill.losses.csch import sign
 
 
 @register_loss("adsh")
 class ADSHLoss(AsymmetricHashLoss):
     """Inner products with the gallery's codes regress on similarities."""
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
         self.ratio = self.share / (1 - self.share) if self.share < 1 else 0.0
 
-    def fit(self, product: Tensor, near: Tensor) -> Tensor:
+    def pair_loss(self, product: Tensor, near: Tensor) -> Tensor:
         return (product - torch.where(near > 0, 1.0, -self.ratio)).square()
 
-    def improved(self) -> Tensor:
+    def update_codes(self) -> Tensor:
         v, u = self.learned.clone(), self.bank.values
-        near, gram = self.of_alike(u), u.T @ u
-        wanted = self.task.bits * (near - self.ratio * (u.sum(0) - near))
-        for k in range(self.task.bits):
+        near, gram = self.sum_over_similar(u), u.T @ u
+        wanted = self.context.bits * (near - self.ratio * (u.sum(0) - near))
+        for k in range(self.context.bits):
             others = v @ gram[:, k] - v[:, k] * gram[k, k]
-            v[:, k] = signs(wanted[:, k] - others)
+            v[:, k] = sign(wanted[:, k] - others)
         return v

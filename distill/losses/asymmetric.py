@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike
-from distill.losses.csch import signs
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class
+from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
 ENTRIES = 1 << 22  # of training x gallery pictures that are looked at in one go: 16 MiB, whatever their numbers
@@ -35,60 +35,60 @@ class AsymmetricHashLoss(HashLoss):
 
     args: AsymmetricHashLossArgs
 
-    learns_codes = True
+    learns_gallery_codes = True
     learned: Tensor
     step: Tensor
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        self.round = max(1, round(self.args.update_every * task.steps))
-        begun = torch.randint(2, (len(task.gallery), task.bits), generator=task.generator())
-        self.bank = CodeMemory(task)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        self.round = max(1, round(self.args.update_every * context.steps_per_epoch))
+        begun = torch.randint(2, (len(context.gallery), context.bits), generator=context.generator())
+        self.bank = CodeMemory(context)
         self.register_buffer("learned", 2.0 * begun - 1)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        ones = torch.ones(len(task.positive), 1, device=task.positive.device)
-        self.share = self.of_alike(ones).double().mean().item() / len(task.positive)
+        ones = torch.ones(len(context.positive), 1, device=context.positive.device)
+        self.share = self.sum_over_similar(ones).double().mean().item() / len(context.positive)
         """Of pairs, a training picture and one of the gallery, that share a class."""
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u = torch.tanh(seen.logits)
+    def forward(self, batch: LossBatch) -> Tensor:
+        u = torch.tanh(batch.logits)
         if self.training:
-            self._remember(u.detach(), seen.rows)
-        return self.loss(u, seen.rows)
+            self._remember(u.detach(), batch.index)
+        return self.query_loss(u, batch.index)
 
-    def loss(self, u: Tensor, rows: Tensor) -> Tensor:
+    def query_loss(self, u: Tensor, rows: Tensor) -> Tensor:
         """The loss of what the network says, u `[B, bits]`, of the training pictures `rows`."""
-        near = alike(self.task.positive[rows], self.task.gallery)
-        return self.fit(u @ self.learned.T / self.task.bits, near).mean() + self.quantization(u)
+        near = share_class(self.context.positive[rows], self.context.gallery)
+        return self.pair_loss(u @ self.learned.T / self.context.bits, near).mean() + self.quantization(u)
 
     @abstractmethod
-    def fit(self, product: Tensor, near: Tensor) -> Tensor:
+    def pair_loss(self, product: Tensor, near: Tensor) -> Tensor:
         """The loss of each pair; product: u.v / K, near: 1 where the two share a class, both `[B, G]` or `[G, N]`."""
 
     @abstractmethod
-    def improved(self) -> Tensor:
+    def update_codes(self) -> Tensor:
         """V after a step that lowers the loss of its pairs with the bank, `[G, bits]`."""
 
     def quantization(self, u: Tensor) -> Tensor:
         """gamma / (G K) mean (sign(u) - u)^2, in the scale that a mean over pairs of (u.v / K)^2 gives to gamma."""
-        return self.args.gamma / self.learned.numel() * (signs(u.detach()) - u).square().mean()
+        return self.args.gamma / self.learned.numel() * (sign(u.detach()) - u).square().mean()
 
     @torch.no_grad()
     def codes(self) -> Tensor:
         """V, improved once more: no training is too short to have learned it, and none ends with codes of an old U."""
-        return self.improved()
+        return self.update_codes()
 
-    def of_alike(self, values: Tensor) -> Tensor:
+    def sum_over_similar(self, values: Tensor) -> Tensor:
         """For each gallery picture the sum of `values` `[N, M]` over training pictures that share a class, `[G, M]`."""
-        positive, gallery = self.task.positive, self.task.gallery
-        if not self.task.several:
+        positive, gallery = self.context.positive, self.context.gallery
+        if not self.context.multilabel:
             return gallery.float() @ (positive.float().T @ values)
         blocks = gallery.split(max(1, ENTRIES // len(positive)))
-        return torch.cat([alike(block, positive) @ values for block in blocks])
+        return torch.cat([share_class(block, positive) @ values for block in blocks])
 
     @torch.no_grad()
     def _remember(self, u: Tensor, rows: Tensor) -> None:
-        self.bank.remember(rows, u)
+        self.bank.update(rows, u)
         self.step += 1
         if int(self.step) % self.round == 0:
-            self.learned.copy_(self.improved())
+            self.learned.copy_(self.update_codes())

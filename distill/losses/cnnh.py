@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, alike
-from distill.losses.csch import signs
+from distill.losses.base import HashLoss, LossBatch, LossContext, share_class
+from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
 GROUPS = 128  # of label sets: 64 bits take about 3 s on one core; steps at once by more than a few classes overshoot
@@ -45,15 +45,15 @@ class CNNHLoss(HashLoss):
 
     wanted: Tensor
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        sets, which, count = task.positive.cpu().int().unique(dim=0, return_inverse=True, return_counts=True)
-        similar = 2 * alike(sets, sets) - 1
-        codes = relaxed_codes(similar, count.float(), task.bits, int(self.args.sweeps), task.generator())
-        self.register_buffer("wanted", signs(codes)[which])
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        sets, which, count = context.positive.cpu().int().unique(dim=0, return_inverse=True, return_counts=True)
+        similar = 2 * share_class(sets, sets) - 1
+        codes = relaxed_codes(similar, count.float(), context.bits, int(self.args.sweeps), context.generator())
+        self.register_buffer("wanted", sign(codes)[which])
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        return F.mse_loss(torch.tanh(seen.logits), self.wanted[seen.rows])
+    def forward(self, batch: LossBatch) -> Tensor:
+        return F.mse_loss(torch.tanh(batch.logits), self.wanted[batch.index])
 
 
 def relaxed_codes(similar: Tensor, count: Tensor, bits: int, sweeps: int, generator: torch.Generator) -> Tensor:

@@ -36,7 +36,7 @@ def center_consistency(
     return (torch.logsumexp(torch.cat([own, others], 1), 1) - own[:, 0]).mean()
 
 
-def signs(logits: Tensor) -> Tensor:
+def sign(logits: Tensor) -> Tensor:
     """The code as +-1 floats; a logit of zero is a bit that is not set."""
     return torch.where(logits > 0, 1.0, -1.0).to(logits.dtype)
 
@@ -56,6 +56,6 @@ class CSCHLoss(HashLoss):
 
     centers = "auto"
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        own, positive = self.task.targets[seen.rows], self.task.positive[seen.rows]
-        return center_consistency(seen.logits, own, self.task.words, positive, self.args.scale, self.args.margin)
+    def forward(self, batch: LossBatch) -> Tensor:
+        own, positive = self.context.target_codes[batch.index], self.context.positive[batch.index]
+        return center_consistency(batch.logits, own, self.context.centers, positive, self.args.scale, self.args.margin)

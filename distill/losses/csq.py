@@ -39,7 +39,7 @@ class CSQLoss(HashLoss):
 
     centers = "auto"
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        h = seen.logits
-        central = F.softplus(-2 * h * self.task.targets[seen.rows]).mean()
+    def forward(self, batch: LossBatch) -> Tensor:
+        h = batch.logits
+        central = F.softplus(-2 * h * self.context.target_codes[batch.index]).mean()
         return central + self.args.quantization * (h.tanh().abs() - 1).square().mean()

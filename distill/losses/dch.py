@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, alike, balanced
+from distill.losses.base import HashLoss, LossBatch, balanced_mean, share_class
 from distill.registry import MethodArgs
 
 LEAST = 1e-3  # bits
@@ -37,14 +37,14 @@ class DCHLoss(HashLoss):
 
     args: DCHLossArgs
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u, own = F.normalize(torch.tanh(seen.logits), dim=1), self.task.positive[seen.rows]
-        d, s = self._distance(u, u), alike(own, own)
+    def forward(self, batch: LossBatch) -> Tensor:
+        u, own = F.normalize(torch.tanh(batch.logits), dim=1), self.context.positive[batch.index]
+        d, s = self._distance(u, u), share_class(own, own)
         losses = s * torch.log1p(d / self.args.gamma) + (1 - s) * torch.log1p(self.args.gamma / d.clamp(min=LEAST))
         corner = F.normalize(torch.ones_like(u[:1]), dim=1)
         rounding = torch.log1p(self._distance(u.abs(), corner) / self.args.gamma).mean()
-        return balanced(losses, s) + self.args.quantization * rounding
+        return balanced_mean(losses, s) + self.args.quantization * rounding
 
     def _distance(self, left: Tensor, right: Tensor) -> Tensor:
         """The relaxed Hamming distance of rows of unit length, `[L, R]`, in bits."""
-        return 0.5 * self.task.bits * (1 - left @ right.T).clamp(min=0)
+        return 0.5 * self.context.bits * (1 - left @ right.T).clamp(min=0)

@@ -41,19 +41,19 @@ class DHDLoss(HashLoss):
 
     args: DHDLossArgs
 
-    looks = 2
+    n_views = 2
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        start = torch.empty(task.classes, task.bits)
-        self.proxies = nn.Parameter(nn.init.xavier_uniform_(start, nn.init.calculate_gain("tanh"), task.generator()))
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        start = torch.empty(context.classes, context.bits)
+        self.proxies = nn.Parameter(nn.init.xavier_uniform_(start, nn.init.calculate_gain("tanh"), context.generator()))
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        if seen.again is None:
+    def forward(self, batch: LossBatch) -> Tensor:
+        if batch.second_view_logits is None:
             raise ValueError("DHD compares two looks at each picture, and was given one")
-        u, harder = seen.logits.tanh(), seen.again.tanh()
+        u, harder = batch.logits.tanh(), batch.second_view_logits.tanh()
         apart = (1 - F.cosine_similarity(harder, u.detach(), dim=1)).mean()
-        proxy = self._proxy(u, self.task.positive[seen.rows])
+        proxy = self._proxy(u, self.context.positive[batch.index])
         return proxy + self.args.distillation * apart + self.args.quantization * self._bumps(u.abs())
 
     def _proxy(self, u: Tensor, positive: Tensor) -> Tensor:

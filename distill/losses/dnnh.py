@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, mean_over, squared_distances, triplets
+from distill.losses.base import HashLoss, LossBatch, squared_distances, triplets, weighted_mean
 from distill.registry import MethodArgs
 
 
@@ -32,8 +32,8 @@ class DNNHLoss(HashLoss):
 
     args: DNNHLossArgs
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u = torch.sigmoid(seen.logits)
+    def forward(self, batch: LossBatch) -> Tensor:
+        u = torch.sigmoid(batch.logits)
         distance = squared_distances(u, u)
         losses = F.relu(distance[:, :, None] - distance[:, None, :] + self.args.margin)
-        return mean_over(losses, triplets(self.task.positive[seen.rows]))
+        return weighted_mean(losses, triplets(self.context.positive[batch.index]))

@@ -34,5 +34,5 @@ class DPNLoss(HashLoss):
 
     centers = "bernoulli"
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        return F.relu(self.args.margin - seen.logits * self.task.targets[seen.rows]).mean()
+    def forward(self, batch: LossBatch) -> Tensor:
+        return F.relu(self.args.margin - batch.logits * self.context.target_codes[batch.index]).mean()

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
-from distill.losses.csch import signs
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class, valid_pairs, weighted_mean
+from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
 
@@ -35,14 +35,14 @@ class DPSHLoss(HashLoss):
 
     args: DPSHLossArgs
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        self.bank = CodeMemory(task)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        self.bank = CodeMemory(context)
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u, positive = seen.logits, self.task.positive
-        self.bank.remember(seen.rows, u)
+    def forward(self, batch: LossBatch) -> Tensor:
+        u, positive = batch.logits, self.context.positive
+        self.bank.update(batch.index, u)
         theta = 0.5 * u @ self.bank.values.T
-        losses = F.softplus(theta) - alike(positive[seen.rows], positive) * theta
-        rounding = F.mse_loss(u, signs(u.detach()))
-        return mean_over(losses, others_known(self.bank, seen.rows)) + self.args.quantization * rounding
+        losses = F.softplus(theta) - share_class(positive[batch.index], positive) * theta
+        rounding = F.mse_loss(u, sign(u.detach()))
+        return weighted_mean(losses, valid_pairs(self.bank, batch.index)) + self.args.quantization * rounding

@@ -23,10 +23,10 @@ from distill.losses.base import (
     HashLoss,
     LossBatch,
     LossContext,
-    alike,
-    mean_over,
-    others_known,
+    share_class,
     squared_distances,
+    valid_pairs,
+    weighted_mean,
 )
 from distill.registry import MethodArgs
 
@@ -44,15 +44,16 @@ class DSHLoss(HashLoss):
 
     args: DSHLossArgs
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        self.bank = CodeMemory(task)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        self.bank = CodeMemory(context)
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u, positive = seen.logits, self.task.positive
-        self.bank.remember(seen.rows, u)
-        s, distance = alike(positive[seen.rows], positive), squared_distances(u, self.bank.values)
-        losses = 0.5 * (s * distance + (1 - s) * F.relu(self.args.margin * self.task.bits - distance))
+    def forward(self, batch: LossBatch) -> Tensor:
+        u, positive = batch.logits, self.context.positive
+        self.bank.update(batch.index, u)
+        s, distance = share_class(positive[batch.index], positive), squared_distances(u, self.bank.values)
+        losses = 0.5 * (s * distance + (1 - s) * F.relu(self.args.margin * self.context.bits - distance))
         return (
-            mean_over(losses, others_known(self.bank, seen.rows)) + self.args.quantization * (u.abs() - 1).abs().mean()
+            weighted_mean(losses, valid_pairs(self.bank, batch.index))
+            + self.args.quantization * (u.abs() - 1).abs().mean()
         )

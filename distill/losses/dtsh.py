@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, mean_over, triplets
-from distill.losses.csch import signs
+from distill.losses.base import HashLoss, LossBatch, triplets, weighted_mean
+from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
 
@@ -33,9 +33,9 @@ class DTSHLoss(HashLoss):
 
     args: DTSHLossArgs
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u = seen.logits
+    def forward(self, batch: LossBatch) -> Tensor:
+        u = batch.logits
         theta = u @ u.T
         losses = F.softplus(theta[:, None, :] - theta[:, :, None] + self.args.alpha)
-        ranked = mean_over(losses, triplets(self.task.positive[seen.rows]))
-        return ranked + self.args.quantization * F.mse_loss(u, signs(u.detach()))
+        ranked = weighted_mean(losses, triplets(self.context.positive[batch.index]))
+        return ranked + self.args.quantization * F.mse_loss(u, sign(u.detach()))

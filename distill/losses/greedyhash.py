@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, same_class
-from distill.losses.csch import signs
+from distill.losses.base import HashLoss, LossBatch, LossContext, class_index
+from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
 
@@ -35,16 +35,16 @@ class GreedyHashLoss(HashLoss):
 
     args: GreedyHashLossArgs
 
-    several = False
+    multilabel = False
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        bound = task.bits ** (-0.5)
-        start = torch.empty(task.classes, task.bits).uniform_(-bound, bound, generator=task.generator())
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        bound = context.bits ** (-0.5)
+        start = torch.empty(context.classes, context.bits).uniform_(-bound, bound, generator=context.generator())
         self.classifier = nn.Parameter(start)
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        h = seen.logits
-        code = signs(h) + (h - h.detach())  # the bracket is exactly zero, so that the code is exactly +-1
-        guess = F.cross_entropy(code @ self.classifier.T, same_class(self.task.positive[seen.rows]))
+    def forward(self, batch: LossBatch) -> Tensor:
+        h = batch.logits
+        code = sign(h) + (h - h.detach())  # the bracket is exactly zero, so that the code is exactly +-1
+        guess = F.cross_entropy(code @ self.classifier.T, class_index(self.context.positive[batch.index]))
         return guess + self.args.alpha * (h.abs() - 1).abs().pow(3).mean()

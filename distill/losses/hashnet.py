@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, alike, balanced
+from distill.losses.base import HashLoss, LossBatch, LossContext, balanced_mean, share_class
 from distill.registry import MethodArgs
 
 
@@ -38,18 +38,18 @@ class HashNetLoss(HashLoss):
 
     step: Tensor
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def beta(self) -> Tensor:
         """The present steepness of tanh, a scalar."""
-        stage = self.task.steps * self.task.epochs * self.args.every
+        stage = self.context.steps_per_epoch * self.context.epochs * self.args.every
         return (self.step / stage).floor().add(1).sqrt()
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u, own = torch.tanh(self.beta() * seen.logits), self.task.positive[seen.rows]
+    def forward(self, batch: LossBatch) -> Tensor:
+        u, own = torch.tanh(self.beta() * batch.logits), self.context.positive[batch.index]
         if self.training:
             self.step += 1
-        theta, s = self.args.alpha * u @ u.T, alike(own, own)
-        return balanced(F.softplus(theta) - s * theta, s)
+        theta, s = self.args.alpha * u @ u.T, share_class(own, own)
+        return balanced_mean(F.softplus(theta) - s * theta, s)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class, valid_pairs, weighted_mean
 from distill.registry import MethodArgs
 
 
@@ -37,14 +37,14 @@ class HybridHashLoss(HashLoss):
 
     args: HybridHashLossArgs
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        self.bank = CodeMemory(task)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        self.bank = CodeMemory(context)
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u, positive = seen.logits.tanh(), self.task.positive
-        self.bank.remember(seen.rows, u)
-        theta, pairs = self.args.alpha * u @ self.bank.values.T, others_known(self.bank, seen.rows)
-        same = alike(positive[seen.rows], positive)
+    def forward(self, batch: LossBatch) -> Tensor:
+        u, positive = batch.logits.tanh(), self.context.positive
+        self.bank.update(batch.index, u)
+        theta, pairs = self.args.alpha * u @ self.bank.values.T, valid_pairs(self.bank, batch.index)
+        same = share_class(positive[batch.index], positive)
         surprise = F.softplus(theta) - same * theta
-        return mean_over(surprise, same * pairs) + mean_over(surprise, (1 - same) * pairs)
+        return weighted_mean(surprise, same * pairs) + weighted_mean(surprise, (1 - same) * pairs)

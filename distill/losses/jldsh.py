@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distill.losses import register_loss
 from distill.losses.adsh import ADSHLoss
 from distill.losses.asymmetric import AsymmetricHashLossArgs
-from distill.losses.base import LossContext, same_class
+from distill.losses.base import LossContext, class_index
 
 
 class JLDSHLossArgs(AsymmetricHashLossArgs):
@@ -37,20 +37,22 @@ class JLDSHLoss(ADSHLoss):
 
     args: JLDSHLossArgs
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        begun = torch.randn(task.classes, task.bits, generator=task.generator())
-        self.classifier = nn.Parameter(begun / task.bits**0.5)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        begun = torch.randn(context.classes, context.bits, generator=context.generator())
+        self.classifier = nn.Parameter(begun / context.bits**0.5)
 
-    def loss(self, u: Tensor, rows: Tensor) -> Tensor:
+    def query_loss(self, u: Tensor, rows: Tensor) -> Tensor:
         balance = u.mean(0).square().mean()
         return (
-            super().loss(u, rows) + self.args.class_weight * self.classes(u, rows) + self.args.balance_weight * balance
+            super().query_loss(u, rows)
+            + self.args.class_weight * self.classification_loss(u, rows)
+            + self.args.balance_weight * balance
         )
 
-    def classes(self, u: Tensor, rows: Tensor) -> Tensor:
+    def classification_loss(self, u: Tensor, rows: Tensor) -> Tensor:
         """How badly the codes tell the classes, a mean over pictures."""
-        logits, positive = u @ self.classifier.T, self.task.positive[rows]
-        if self.task.several:
+        logits, positive = u @ self.classifier.T, self.context.positive[rows]
+        if self.context.multilabel:
             return F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype))
-        return F.cross_entropy(logits, same_class(positive))
+        return F.cross_entropy(logits, class_index(positive))

@@ -12,7 +12,7 @@ L_C is a binary cross-entropy of a softmax, kept as released: with several class
 it best.  Only, the released code averages it over classes too, which makes it C times smaller; here it is their sum.
 L_P has no negatives, and its least value is log 2.  It enters after a warm-up: a training of no more epochs than that
 never sees it.
-The paper's U is what a second network says, a moving average (.9) of the first.  An objective sees no second network:
+The paper's U is what a second network says, a moving average (.9) of the first.  A loss sees no second network:
 here U_j is a moving average, by the same momentum, of picture j's own codes.  The released bank begins with random
 codes of random labels; here a picture counts from its first code on, and it is no pair with itself.
 """
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, alike, mean_over, others_known
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class, valid_pairs, weighted_mean
 from distill.registry import MethodArgs
 
 
@@ -49,27 +49,27 @@ class MDSHCLoss(HashLoss):
     centers = "mdshc"
     steps: Tensor
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        self.bank = CodeMemory(task, self.args.momentum)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        self.bank = CodeMemory(context, self.args.momentum)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        u, y = seen.logits.tanh(), self.task.positive[seen.rows]
-        warm = bool(self.steps >= self.args.warmup * self.task.steps)
-        self.bank.remember(seen.rows, u)
+    def forward(self, batch: LossBatch) -> Tensor:
+        u, y = batch.logits.tanh(), self.context.positive[batch.index]
+        warm = bool(self.steps >= self.args.warmup * self.context.steps_per_epoch)
+        self.bank.update(batch.index, u)
         self.steps += int(self.training)
         loss = self._central(u, y.float()) + self.args.quantization * (u.abs() - 1).square().mean()
-        return loss + self.args.beta * self._pairs(u, seen.rows) if warm else loss
+        return loss + self.args.beta * self._pairs(u, batch.index) if warm else loss
 
     def _central(self, u: Tensor, y: Tensor) -> Tensor:
-        similarity = sqrt(self.task.bits) * F.normalize(u, dim=1) @ F.normalize(self.task.words, dim=1).T
+        similarity = sqrt(self.context.bits) * F.normalize(u, dim=1) @ F.normalize(self.context.centers, dim=1).T
         return -(y * similarity.log_softmax(1) + (1 - y) * log_others(similarity)).sum(1).mean()
 
     def _pairs(self, u: Tensor, rows: Tensor) -> Tensor:
         cosines = F.normalize(u, dim=1) @ F.normalize(self.bank.values, dim=1).T
-        same = alike(self.task.positive[rows], self.task.positive)
-        return mean_over(F.softplus((1 - cosines) / 2), same * others_known(self.bank, rows))
+        same = share_class(self.context.positive[rows], self.context.positive)
+        return weighted_mean(F.softplus((1 - cosines) / 2), same * valid_pairs(self.bank, rows))
 
 
 def log_others(logits: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class OrthoHashLoss(HashLoss):
 
     centers = "csch"
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        positive = self.task.positive[seen.rows]
-        cosines = F.normalize(seen.logits, dim=1) @ F.normalize(self.task.words, dim=1).T
+    def forward(self, batch: LossBatch) -> Tensor:
+        positive = self.context.positive[batch.index]
+        cosines = F.normalize(batch.logits, dim=1) @ F.normalize(self.context.centers, dim=1).T
         guess = (self.args.scale * (cosines - self.args.margin * positive)).log_softmax(1)
         return -(soft_labels(positive) * guess).sum(1).mean()

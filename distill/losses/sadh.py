@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, alike, cosines
-from distill.losses.csch import signs
+from distill.losses.base import HashLoss, LossBatch, LossContext, cosines, share_class
+from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
 RATE, DECAY, BATCH, EPOCHS, STEPS = 5e-3, 5e-4, 64, 15, 300  # of the label network; at least so many steps
@@ -61,22 +61,22 @@ class SADHLoss(HashLoss):
     semantic_features: Tensor
     semantic_codes: Tensor
 
-    def __init__(self, task: LossContext, **args: Any) -> None:
-        super().__init__(task, **args)
-        generator = task.generator()
-        sets, self.own = torch.unique(task.positive, dim=0, return_inverse=True)
-        taught = label_network(task.positive.float(), task.bits, int(self.args.width), generator)
+    def __init__(self, context: LossContext, **args: Any) -> None:
+        super().__init__(context, **args)
+        generator = context.generator()
+        sets, self.own = torch.unique(context.positive, dim=0, return_inverse=True)
+        taught = label_network(context.positive.float(), context.bits, int(self.args.width), generator)
         with torch.no_grad():
             features, codes, _ = taught(sets.float())
         self.register_buffer("sets", sets)
         self.register_buffer("semantic_features", features)
         self.register_buffer("semantic_codes", codes)
-        self.embedding = _linear(task.features, int(self.args.width), task.features**-0.5, generator)
-        self.classifier = _linear(int(self.args.width), task.classes, self.args.width**-0.5, generator)
+        self.embedding = _linear(context.features, int(self.args.width), context.features**-0.5, generator)
+        self.classifier = _linear(int(self.args.width), context.classes, self.args.width**-0.5, generator)
 
-    def forward(self, seen: LossBatch) -> Tensor:
-        own, positive = self.own[seen.rows], self.task.positive[seen.rows]
-        f, u = self.embedding(seen.features), torch.tanh(seen.logits)
+    def forward(self, batch: LossBatch) -> Tensor:
+        own, positive = self.own[batch.index], self.context.positive[batch.index]
+        f, u = self.embedding(batch.features), torch.tanh(batch.logits)
         return (
             self.args.code_weight * self.constraint(u, self.semantic_codes, own)
             + self.args.feature_weight * self.constraint(f, self.semantic_features, own)
@@ -87,7 +87,7 @@ class SADHLoss(HashLoss):
     def constraint(self, x: Tensor, dictionary: Tensor, own: Tensor) -> Tensor:
         """A(x, dictionary) + A(x, x); x `[B, D]`, dictionary `[S, D]`, own: the entry of each picture, int `[B]`."""
         margins = cosines(dictionary[own], dictionary).clamp(min=0)
-        similar = alike(self.sets[own], self.sets)
+        similar = share_class(self.sets[own], self.sets)
         return hinge(cosines(x, dictionary), margins, similar) + hinge(cosines(x, x), margins[:, own], similar[:, own])
 
 
@@ -107,7 +107,7 @@ class LabelNetwork(nn.Module):
 
     def loss(self, labels: Tensor) -> Tensor:
         """The loss of a batch of labels."""
-        (f, u, found), similar = self(labels), alike(labels, labels)
+        (f, u, found), similar = self(labels), share_class(labels, labels)
         read = 2 / labels.shape[1] * (labels - found).square().sum()
         return similarity(f, similar) + similarity(u, similar) + read + 0.1 * quantization(u)
 
@@ -140,7 +140,7 @@ def hinge(found: Tensor, margins: Tensor, similar: Tensor) -> Tensor:
 
 def quantization(u: Tensor) -> Tensor:
     """mean (u - sign u)^2."""
-    return (u - signs(u.detach())).square().mean()
+    return (u - sign(u.detach())).square().mean()
 
 
 def _linear(inputs: int, outputs: int, spread: float, generator: torch.Generator) -> nn.Linear:

@@ -19,7 +19,7 @@ SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # pictures that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
 
 
-class Saved(StrictModel):
+class CheckpointHeader(StrictModel):
     """What a run notes in the header of a network's file."""
 
     name: str
@@ -35,7 +35,7 @@ class CustomModel(NamedTuple):
     size: int
 
 
-def load_foreign(path: Path, student: str | None, side: int | None, bits: int) -> CustomModel:
+def load_custom_model(path: Path, student: str | None, side: int | None, bits: int) -> CustomModel:
     """A network of the user's with so many bits; `student` and `side` may be left out where the file says them.
 
     Takes a run's student, the same tensors without its header, and timm's own network with `bits` outputs.
@@ -53,17 +53,17 @@ def load_foreign(path: Path, student: str | None, side: int | None, bits: int) -
         raise InputError(f"{name} with {bits} bits in {path}", found, "Name its own network and code space.")
     if not SMALLEST <= size <= LARGEST:
         raise InputError(f"an --img-size from {SMALLEST} to {LARGEST}", str(size), "Give the side it was trained at.")
-    start = pretrained.start(pretrained.find(saved.name if saved else name, path))
+    start = pretrained.backbone_info(pretrained.find_pretrained(saved.name if saved else name, path))
     net: Any = build(start.name, size, bits, seed=0)
     if not any(key.startswith("backbone.") for key in tensors):
         net = net.backbone
         net.reset_classifier(bits)
-    _fit(net, tensors, f"{start.name} with {bits} outputs at {size} px, in {path}")
+    load_strict(net, tensors, f"{start.name} with {bits} outputs at {size} px, in {path}")
     log.info("%s: %s, %d bits, input of %d px", path, start.name, bits, size)
     return CustomModel(net.eval(), start, size)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Saved | None]:
+def _read(path: Path) -> tuple[dict[str, Tensor], CheckpointHeader | None]:
     """The tensors of a safetensors file, and what a run noted in its header; raises `CorruptFile`."""
     from safetensors import SafetensorError, safe_open
 
@@ -71,13 +71,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Saved | None]:
         with safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get("twinhash")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        return tensors, Saved.model_validate_json(note) if note else None
+        return tensors, CheckpointHeader.model_validate_json(note) if note else None
     except (OSError, SafetensorError, ValueError) as error:
         fix = "Give a .safetensors file; others are saved so by safetensors.torch.save_file(net.state_dict(), path)."
         raise CorruptFile(f"a readable safetensors file at {path}", str(error), fix) from error
 
 
-def _fit(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+def load_strict(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     """Loads all tensors; raises `InputError` that says which do not fit."""
     own = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -94,7 +94,7 @@ def _fit(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     net.load_state_dict(tensors, strict=False)
 
 
-def read_pictures(folder: Path, size: int) -> NDArray[np.uint8]:
+def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     """Up to `MOST` squares uint8 `[n, size, size, 3]`, evenly of all that are below `folder`; others are named."""
     from distill.data.dataset import Skipped
     from distill.data.decode_cache import decoded
@@ -114,7 +114,7 @@ def read_pictures(folder: Path, size: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def tell_nearness(codes: NDArray[np.uint8], centers: NDArray[np.uint8]) -> None:
+def warn_if_foreign_space(codes: NDArray[np.uint8], centers: NDArray[np.uint8]) -> None:
     """Says how near the codes lie to the centers: a network of another space is no nearer than chance."""
     chance = np.random.default_rng(0).integers(0, 256, (1024, codes.shape[1]), dtype=np.uint8)
     found, expected = (hamming(some, centers).min(axis=1).mean() for some in (codes, chance))

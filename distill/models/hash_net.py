@@ -97,14 +97,14 @@ def patch_size(backbone: nn.Module) -> int:
     return int(size[0] if isinstance(size, (tuple, list)) else size)
 
 
-def skeleton(name: str) -> nn.Module:
+def create_meta_model(name: str) -> nn.Module:
     """timm's `name` without a classifier and without memory behind its tensors."""
     with torch.device("meta"):
         net: nn.Module = import_timm().create_model(name, num_classes=0)
     return net
 
 
-def made_of_products(net: nn.Module) -> bool:
+def is_transformer(net: nn.Module) -> bool:
     """Whether most parameters sit in linear layers, as in transformers: bf16 pays there, also on CPUs."""
     linear = sum(p.numel() for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False))
     return linear > 0.5 * sum(p.numel() for p in net.parameters())
@@ -151,5 +151,5 @@ def _features(backbone: nn.Module, size: int) -> int:
 
 
 def _hint(name: str) -> str:
-    step = max(16, patch_size(skeleton(name)))
+    step = max(16, patch_size(create_meta_model(name)))
     return f"Choose a multiple of {step}, e.g. {4 * step} or {8 * step}."

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import BackboneInfo
-from distill.models.hash_net import import_timm, made_of_products, patch_size, skeleton, timm_names
+from distill.models.hash_net import create_meta_model, import_timm, is_transformer, patch_size, timm_names
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
@@ -43,7 +43,7 @@ PACKAGES = {
     ),
 }
 # Networks without weights of their own begin with those of a timm network that fit.
-LENT = {"hybridhash": "nest_base_jx"}
+SUBSTITUTES = {"hybridhash": "nest_base_jx"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PretrainedWeights:
     sha256: str | None = None  # known for a package's file, whose tensors come in timm's order under other names
 
 
-def find(name: str, path: Path | None = None) -> PretrainedWeights:
+def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
     """The best weights for `name` (short or timm's) that can be had here without waiting.
 
     path: a file of the user's, taken without looking further.
@@ -69,36 +69,36 @@ def find(name: str, path: Path | None = None) -> PretrainedWeights:
                 "a weights file (.safetensors, or .pth of plain tensors)", f"nothing at {path}", "Check the path."
             )
         return PretrainedWeights(next((n for n in names if path.name.startswith(n)), names[0]), path, str(path))
-    for look in (_in_folder, _on_hub, _in_package):
+    for look in (_from_folder, _from_hub, _from_package):
         for candidate in names:
             if found := look(candidate):
                 return found
     return PretrainedWeights(names[0], None, "random initialisation: no pretrained weights at hand")
 
 
-def start(weights: PretrainedWeights) -> BackboneInfo:
+def backbone_info(weights: PretrainedWeights) -> BackboneInfo:
     """What the configuration has to know about a network that begins with `weights`; nothing is allocated."""
-    timm, net = import_timm(), skeleton(weights.name)
+    timm, net = import_timm(), create_meta_model(weights.name)
     cfg = timm.get_pretrained_cfg(weights.name) or timm.models.PretrainedCfg()
     return BackboneInfo(
         name=weights.name,
         source=weights.source,
         random=weights.path is None,
-        transformer=made_of_products(net),
+        transformer=is_transformer(net),
         patch=patch_size(net),
         mean=cfg.mean,
         std=cfg.std,
     )
 
 
-def start_of(space: CodeSpace, source: str) -> BackboneInfo:
+def backbone_info_of(space: CodeSpace, source: str) -> BackboneInfo:
     """The beginning of a teacher that is finished: the one of a code space."""
-    net, seen = skeleton(space.teacher), space.preprocessing
-    return BackboneInfo(name=space.teacher, source=source, random=False, transformer=made_of_products(net),
+    net, seen = create_meta_model(space.teacher), space.preprocessing
+    return BackboneInfo(name=space.teacher, source=source, random=False, transformer=is_transformer(net),
                  patch=patch_size(net), mean=seen.mean, std=seen.std)  # fmt: skip
 
 
-def load(backbone: nn.Module, weights: PretrainedWeights) -> None:
+def load_pretrained(backbone: nn.Module, weights: PretrainedWeights) -> None:
     """Loads `weights` into a timm backbone built without a classifier; random ones leave it as it is.
 
     Position embeddings are resampled to the backbone's input size.  Raises `CorruptFile` when the file's checksum
@@ -114,7 +114,7 @@ def load(backbone: nn.Module, weights: PretrainedWeights) -> None:
     own = backbone.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     backbone.load_state_dict(fitting, strict=False)
-    if weights.name in LENT:
+    if weights.name in SUBSTITUTES:
         log.info("%s: %d of the %d tensors of %s fit", weights.name, len(fitting), len(state), weights.source)
     _report_missing(backbone, fitting, weights)
 
@@ -152,9 +152,9 @@ def _report_missing(backbone: nn.Module, fitting: dict[str, Tensor], weights: Pr
         log.warning("%s: %s not in the weights file, starting at random", weights.name, ", ".join(modules[:5]))
 
 
-def _in_folder(name: str) -> PretrainedWeights | None:
+def _from_folder(name: str) -> PretrainedWeights | None:
     folder = os.environ.get(FOLDER_VARIABLE)
-    names = (name, LENT[name]) if name in LENT else (name,)
+    names = (name, SUBSTITUTES[name]) if name in SUBSTITUTES else (name,)
     files = [known + suffix for known in names for suffix in ("", "_nohead")]
     for file in files if folder else ():
         path = Path(str(folder)) / f"{file}.safetensors"
@@ -163,7 +163,7 @@ def _in_folder(name: str) -> PretrainedWeights | None:
     return None
 
 
-def _on_hub(name: str) -> PretrainedWeights | None:
+def _from_hub(name: str) -> PretrainedWeights | None:
     import huggingface_hub as hub
 
     cfg = import_timm().get_pretrained_cfg(name)
@@ -198,7 +198,7 @@ def _reachable(endpoint: str) -> bool:
     return _answers[endpoint]
 
 
-def _in_package(name: str) -> PretrainedWeights | None:
+def _from_package(name: str) -> PretrainedWeights | None:
     package, digest = PACKAGES.get(name, ("", ""))
     spec = importlib.util.find_spec(package) if package else None
     for folder in (spec and spec.submodule_search_locations) or ():

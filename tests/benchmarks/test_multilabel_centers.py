@@ -11,7 +11,7 @@ import pytest
 from benchmarks import trial as results
 from benchmarks.multilabel_centers import MultilabelCenters, target_code_map
 from distill.hash_centers.constructions import hash_centers
-from distill.hash_centers.multilabel import center_targets
+from distill.hash_centers.multilabel import target_codes
 from gallery.errors import InputError
 
 
@@ -47,7 +47,7 @@ def test_target_codes_are_scored_as_codes() -> None:
     assert target_code_map(centers, known[[2, 5]], known) == 1  # each class finds its own image first
     ties = np.array([[True, False], [False, True]])
     same = np.ones((2, 16), np.int8)
-    assert np.array_equal(center_targets(ties, same), same)
+    assert np.array_equal(target_codes(ties, same), same)
     assert target_code_map(same, ties, ties) == pytest.approx(0.75)  # first or second, as chance has it
 
 

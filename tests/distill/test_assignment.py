@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from distill.hash_centers.assignment import (
-    _rotated,
+    _pca,
     assign,
     class_means,
     class_similarity,
-    equidistant,
     gram_correlation,
+    is_equidistant,
 )
 from distill.hash_centers.constructions import hash_centers
 from gallery.errors import InputError
@@ -61,7 +61,7 @@ def test_every_center_goes_to_one_class_and_repeats(how: str, classes: int) -> N
 def test_hungarian_is_the_best_of_all_permutations(seed: int) -> None:
     features, positive = pictures(6, seed)
     centers = spread_words(6, seed=seed)
-    means = _rotated(class_means(features, positive), 16)
+    means = _pca(class_means(features, positive), 16)
     profit = np.array([[float(m @ t[: len(m)]) for t in centers] for m in means])
     best = max(sum(profit[c, p] for c, p in enumerate(order)) for order in permutations(range(6)))
     order = assign(centers, "hungarian", features, positive)
@@ -124,12 +124,12 @@ def test_the_figure_of_merit_is_the_same_however_the_space_is_turned() -> None:
 def test_equidistant_centers_keep_their_order() -> None:
     rows = hash_centers(30, 64, construction="hadamard")
     features, positive = pictures(30, 0)
-    assert equidistant(rows)
+    assert is_equidistant(rows)
     assert np.array_equal(assign(rows, "quadratic"), np.arange(30))  # not even features are asked for
     assert gram_correlation(rows, class_means(features, positive)) == 0
-    assert not equidistant(hash_centers(30, 16))
-    assert not equidistant(hash_centers(100, 64))
-    assert equidistant(rows[:1])
+    assert not is_equidistant(hash_centers(30, 16))
+    assert not is_equidistant(hash_centers(100, 64))
+    assert is_equidistant(rows[:1])
 
 
 @pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from distill.checkpoint import load_network, load_state, save_network, save_state
 from distill.models import pretrained
-from distill.models.hash_net import SHORT_NAMES, build, made_of_products, timm_names
+from distill.models.hash_net import SHORT_NAMES, build, is_transformer, timm_names
 from gallery.errors import CorruptFile, InputError
 
 SMALL = "mobilenetv3_small_100"
@@ -60,8 +60,8 @@ def test_a_wrong_name_gets_close_matches() -> None:
 
 
 def test_transformers_are_made_of_products_and_convolutional_networks_are_not() -> None:
-    assert made_of_products(build("vit_tiny_patch16_224", 32, 16, 0))
-    assert not made_of_products(build(SMALL, 32, 16, 0))
+    assert is_transformer(build("vit_tiny_patch16_224", 32, 16, 0))
+    assert not is_transformer(build(SMALL, 32, 16, 0))
 
 
 def test_a_network_survives_the_disk(tmp_path: Path) -> None:
@@ -115,20 +115,20 @@ def state_file(folder: Path, name: str = SMALL, drop: str = "?") -> Path:
 def test_weights_come_from_the_path_then_the_folder_then_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert pretrained.find("vit_b").path is None
-    assert "random" in pretrained.find("vit_b").source
+    assert pretrained.find_pretrained("vit_b").path is None
+    assert "random" in pretrained.find_pretrained("vit_b").source
     path = state_file(tmp_path)
-    assert pretrained.find("mobilenetv3_small", path).path == path
+    assert pretrained.find_pretrained("mobilenetv3_small", path).path == path
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    found = pretrained.find("mobilenetv3_small")
+    found = pretrained.find_pretrained("mobilenetv3_small")
     assert (found.name, found.path) == (SMALL, path)
     with pytest.raises(InputError, match="nothing at"):
-        pretrained.find("mobilenetv3_small", tmp_path / "none.safetensors")
+        pretrained.find_pretrained("mobilenetv3_small", tmp_path / "none.safetensors")
 
 
 def test_loaded_weights_are_in_the_network(tmp_path: Path) -> None:
     net = build(SMALL, 32, 16, seed=0)
-    pretrained.load(net.backbone, pretrained.find(SMALL, state_file(tmp_path)))
+    pretrained.load_pretrained(net.backbone, pretrained.find_pretrained(SMALL, state_file(tmp_path)))
     expected = build(SMALL, 32, 16, seed=9).backbone.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in net.backbone.state_dict().items())
 
@@ -137,7 +137,9 @@ def test_what_a_file_lacks_is_said_and_starts_at_random(tmp_path: Path, caplog: 
     net = build(SMALL, 32, 16, seed=0)
     before = net.backbone.conv_head.weight.clone()
     with caplog.at_level("WARNING", "twinhash"):
-        pretrained.load(net.backbone, pretrained.find(SMALL, state_file(tmp_path, drop="conv_head")))
+        pretrained.load_pretrained(
+            net.backbone, pretrained.find_pretrained(SMALL, state_file(tmp_path, drop="conv_head"))
+        )
     assert "conv_head" in caplog.text
     assert torch.equal(before, net.backbone.conv_head.weight)
 
@@ -147,15 +149,15 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
     backbone = build(name, 64, 16, seed=9).backbone
     save_file(dict(backbone.state_dict()), tmp_path / "w.safetensors")
     net = build(name, 32, 16, seed=0)
-    pretrained.load(net.backbone, pretrained.find(name, tmp_path / "w.safetensors"))
+    pretrained.load_pretrained(net.backbone, pretrained.find_pretrained(name, tmp_path / "w.safetensors"))
     assert net.backbone.pos_embed.shape[1] == 5
     assert torch.allclose(net.backbone.pos_embed[:, 0], backbone.pos_embed[:, 0], atol=1e-6)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fits"):
-        pretrained.load(
-            build(SMALL, 32, 16, 0).backbone, pretrained.find(SMALL, state_file(tmp_path, "mobilenetv2_100"))
+        pretrained.load_pretrained(
+            build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, state_file(tmp_path, "mobilenetv2_100"))
         )
 
 
@@ -165,7 +167,7 @@ def test_junk_weights_are_refused(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(junk)
     for path in tmp_path.iterdir():
         with pytest.raises(CorruptFile, match="readable"):
-            pretrained.load(build(SMALL, 32, 16, 0).backbone, pretrained.find(SMALL, path))
+            pretrained.load_pretrained(build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, path))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -175,17 +177,19 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"x": Bomb()}, tmp_path / "w.pth")
     with pytest.raises(CorruptFile):
-        pretrained.load(build(SMALL, 32, 16, 0).backbone, pretrained.find(SMALL, tmp_path / "w.pth"))
+        pretrained.load_pretrained(
+            build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, tmp_path / "w.pth")
+        )
     assert not (tmp_path / "exploded").exists()
 
 
 def test_package_weights_are_those_of_the_network(tmp_path: Path) -> None:
     """EfficientNet-lite0 from its package: without training its features must tell classes apart far above chance."""
-    found = pretrained.find("efficientnet_lite0")
+    found = pretrained.find_pretrained("efficientnet_lite0")
     assert found.name == "tf_efficientnet_lite0"
     assert found.sha256
     net = build(found.name, 64, 16, seed=0).eval()
-    pretrained.load(net.backbone, found)
+    pretrained.load_pretrained(net.backbone, found)
     from distill.data import load
 
     data = load("embedded", {64}, tmp_path, seed=0)
@@ -201,7 +205,7 @@ def test_a_package_with_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"x")
     fake = pretrained.PretrainedWeights("tf_efficientnet_lite0", tmp_path / "w.pth", "a package", "0" * 64)
     with pytest.raises(CorruptFile, match="sha256"):
-        pretrained.load(build("tf_efficientnet_lite0", 32, 16, 0).backbone, fake)
+        pretrained.load_pretrained(build("tf_efficientnet_lite0", 32, 16, 0).backbone, fake)
 
 
 def test_an_unreachable_hub_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from distill.context import RunContext, begin
 from distill.engine import read_journal
 from distill.hash_centers.assignment import assign
 from distill.hash_centers.constructions import hash_centers
-from distill.hash_centers.multilabel import center_targets, elected
+from distill.hash_centers.multilabel import optimise_centers, target_codes
 from distill.models.hash_net import build
 from distill.run_dir import open_run
 from gallery import codespace
@@ -235,8 +235,8 @@ def test_centers_of_pictures_with_several_classes_are_elected_unless_named(
     with open_run(tmp_path / "run") as run:
         course = begin(run, learning, tmp_path / "cache")
         labels = course.labels[course.data.train]
-        assert np.array_equal(course.centers, elected(separated, labels))
-        assert np.array_equal(course.teacher_lesson.targets[course.data.train], center_targets(labels, course.centers))
+        assert np.array_equal(course.centers, optimise_centers(separated, labels))
+        assert np.array_equal(course.teacher_lesson.targets[course.data.train], target_codes(labels, course.centers))
         named = replace(course, learning=learning.model_copy(update={"hash_centers": "hadamard"}))
         assert np.array_equal(named.centers, hash_centers(6, BITS, 0, "hadamard"))
         assert not np.array_equal(course.centers, separated)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from distill.checkpoint import load_network
 from distill.config import TrainConfig
-from distill.models.custom import load_foreign
+from distill.models.custom import load_custom_model
 from distill.models.hash_net import import_timm
 from export.bundle import MANIFEST, Golden, open_bundle, read_golden
 from export.card import ANY_SIZE
@@ -238,15 +238,15 @@ def test_a_timm_network_becomes_a_bundle_of_the_space(made: Path, run: Path, pla
 def test_the_student_of_a_run_knows_its_name_and_size(module: Any, run: Path, tmp_path: Path) -> None:
     space, _ = codespace.load(run)
     path = run / "student.safetensors"
-    net, start, size = load_foreign(path, None, None, space.bits)
+    net, start, size = load_custom_model(path, None, None, space.bits)
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     assert start.name == "mobilenetv3_small_100"
     assert torch.equal(net(images), load_network(path)(images))
     save_file(load_file(path), tmp_path / "bare.safetensors")  # the same tensors, and nothing to say what they are
     path = tmp_path / "bare.safetensors"
     with pytest.raises(InputError, match="--student and --img-size"):
-        load_foreign(path, None, None, space.bits)
-    bare, *_ = load_foreign(path, "mobilenetv3_small_100", size, space.bits)
+        load_custom_model(path, None, None, space.bits)
+    bare, *_ = load_custom_model(path, "mobilenetv3_small_100", size, space.bits)
     assert torch.equal(bare(images), net(images))
 
 

@@ -16,7 +16,7 @@ from distill.hash_centers.constructions import hash_centers
 Rows = NDArray[np.float64]
 
 
-def task(pictures: int = 40, bits: int = 16, classes: int = 4, of_codes: bool = False) -> DistillContext:
+def make_context(pictures: int = 40, bits: int = 16, classes: int = 4, of_codes: bool = False) -> DistillContext:
     """A gallery of pictures round four centers, of which some have the same code."""
     words = torch.from_numpy(hash_centers(classes, bits)).double()
     noise = torch.randn(pictures, bits, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -24,15 +24,15 @@ def task(pictures: int = 40, bits: int = 16, classes: int = 4, of_codes: bool = 
     return DistillContext(words, torch.where(gallery > 0, 1.0, -1.0).double() if of_codes else gallery, seed=0)
 
 
-def taught(of: DistillContext, count: int = 6, labelled: int = 4, seed: int = 0) -> DistillBatch:
+def make_batch(context: DistillContext, count: int = 6, labeled: int = 4, seed: int = 0) -> DistillBatch:
     """What two networks may say of pictures of the gallery; the first ones have a class, every other one two."""
     generator = torch.Generator().manual_seed(seed)
-    student = torch.randn(count, of.words.shape[1], generator=generator, dtype=torch.float64).requires_grad_()
-    rows = torch.arange(labelled)
-    positive = torch.zeros(labelled, len(of.words), dtype=torch.bool)
-    positive[rows, rows % len(of.words)] = True
-    positive[rows[::2], (rows[::2] + 1) % len(of.words)] = True
-    return DistillBatch(student, of.gallery[:count].clone().requires_grad_(), positive)
+    student = torch.randn(count, context.centers.shape[1], generator=generator, dtype=torch.float64).requires_grad_()
+    rows = torch.arange(labeled)
+    positive = torch.zeros(labeled, len(context.centers), dtype=torch.bool)
+    positive[rows, rows % len(context.centers)] = True
+    positive[rows[::2], (rows[::2] + 1) % len(context.centers)] = True
+    return DistillBatch(student, context.gallery[:count].clone().requires_grad_(), positive)
 
 
 def cosine(a: Rows, b: Rows) -> float:
@@ -65,10 +65,10 @@ def rotation(bits: int) -> Tensor:
 
 def holds_to_the_rules(name: str, looks_at_teacher: bool = True) -> None:
     """What is asked of any distiller: gradients, labels, rotations, small batches, extreme logits."""
-    of = task()
+    context = make_context()
     for options in ({}, {"signs": 0}) if looks_at_teacher else ({},):
-        distiller = DISTILLERS.build(name, of, options)
-        batch = taught(of)
+        distiller = DISTILLERS.build(name, context, options)
+        batch = make_batch(context)
         distiller(batch).backward()
         assert batch.teacher.grad is None
         assert batch.student.grad is not None
@@ -77,15 +77,15 @@ def holds_to_the_rules(name: str, looks_at_teacher: bool = True) -> None:
         home = distiller(batch._replace(student=batch.teacher.detach())).item()
         turned = distiller(batch._replace(student=batch.teacher.detach() @ rotation(16))).item()
         assert turned > home + 0.05 * distiller.args.weight
-        small(distiller, of)
-        extreme(distiller, of)
+        small(distiller, context)
+        extreme(distiller, context)
 
 
-def small(distiller: Distiller, of: DistillContext) -> None:
+def small(distiller: Distiller, context: DistillContext) -> None:
     """Batches of one and two, with and without a label, have a finite loss and gradient."""
     for count in (1, 2):
-        for labelled in (0, 1):
-            batch = taught(of, count, labelled)
+        for labeled in (0, 1):
+            batch = make_batch(context, count, labeled)
             loss = distiller(batch)
             loss.backward()
             assert loss.isfinite()
@@ -93,11 +93,11 @@ def small(distiller: Distiller, of: DistillContext) -> None:
             assert batch.student.grad.isfinite().all()
 
 
-def extreme(distiller: Distiller, of: DistillContext) -> None:
+def extreme(distiller: Distiller, context: DistillContext) -> None:
     """Neither huge logits nor a student that agrees in all makes a loss or a gradient that is no number."""
-    for said in (1e6 * taught(of).student, taught(of).teacher, -taught(of).teacher):
+    for said in (1e6 * make_batch(context).student, make_batch(context).teacher, -make_batch(context).teacher):
         student = said.detach().clone().requires_grad_()
-        loss = distiller(taught(of)._replace(student=student))
+        loss = distiller(make_batch(context)._replace(student=student))
         loss.backward()
         assert loss.isfinite()
         assert student.grad is not None

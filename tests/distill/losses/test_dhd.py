@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.losses.dhd import DHDLoss
-from tests.distill.losses.factories import learns, seen, task
+from tests.distill.losses.factories import learns, make_batch, make_context
 
 NAMES = "temperature", "distillation", "quantization", "spread"
 
@@ -20,15 +20,21 @@ def bce(guess: float, wanted: int) -> float:
     return -math.log(guess) if wanted else -math.log(1 - guess)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("options", [(0.2, 0.1, 0.1, 0.5), (0.7, 2.0, 3.0, 0.8)])
-def test_proxies_a_second_look_and_two_bumps(several: bool, options: tuple[float, float, float, float]) -> None:
+def test_proxies_a_second_look_and_two_bumps(multilabel: bool, options: tuple[float, float, float, float]) -> None:
     temperature, distillation, quantization, spread = options
-    of = task(several)
-    batch, loss, slow = seen(of, [3, 0, 11, 7], again=True), DHDLoss(of, **dict(zip(NAMES, options, strict=False))), 0.0
-    assert batch.again is not None
-    for row, h, hard in zip(batch.rows.tolist(), batch.logits.tolist(), batch.again.tolist(), strict=True):
-        u, v, own = [math.tanh(x) for x in h], [math.tanh(x) for x in hard], of.positive[row].tolist()
+    context = make_context(multilabel)
+    batch, loss, slow = (
+        make_batch(context, [3, 0, 11, 7], second_view=True),
+        DHDLoss(context, **dict(zip(NAMES, options, strict=False))),
+        0.0,
+    )
+    assert batch.second_view_logits is not None
+    for row, h, hard in zip(
+        batch.index.tolist(), batch.logits.tolist(), batch.second_view_logits.tolist(), strict=True
+    ):
+        u, v, own = [math.tanh(x) for x in h], [math.tanh(x) for x in hard], context.positive[row].tolist()
         powers = [math.exp(cosine(u, proxy) / temperature) for proxy in loss.proxies.tolist()]
         for power, mine in zip(powers, own, strict=True):
             slow -= mine / sum(own) * math.log(power / sum(powers)) / 4
@@ -40,47 +46,50 @@ def test_proxies_a_second_look_and_two_bumps(several: bool, options: tuple[float
 
 
 def test_the_defaults_are_the_published_ones() -> None:
-    of = task()
-    batch = seen(of, [3, 0], again=True)
+    context = make_context()
+    batch = make_batch(context, [3, 0], second_view=True)
     assert (
-        DHDLoss(of)(batch).item()
-        == DHDLoss(of, temperature=0.2, distillation=0.1, quantization=0.1, spread=0.5)(batch).item()
+        DHDLoss(context)(batch).item()
+        == DHDLoss(context, temperature=0.2, distillation=0.1, quantization=0.1, spread=0.5)(batch).item()
     )
 
 
 def test_the_second_look_learns_from_the_first_and_not_the_first_from_it() -> None:
-    of = task()
-    alone, both = seen(of, [3, 0, 5], again=True), seen(of, [3, 0, 5], again=True)
-    DHDLoss(of, distillation=0.0)(alone).backward()
-    DHDLoss(of, distillation=1.0)(both).backward()
+    context = make_context()
+    alone, both = (
+        make_batch(context, [3, 0, 5], second_view=True),
+        make_batch(context, [3, 0, 5], second_view=True),
+    )
+    DHDLoss(context, distillation=0.0)(alone).backward()
+    DHDLoss(context, distillation=1.0)(both).backward()
     assert alone.logits.grad is not None
     assert both.logits.grad is not None
-    assert both.again is not None
+    assert both.second_view_logits is not None
     assert torch.equal(alone.logits.grad, both.logits.grad)
-    assert both.again.grad is not None
+    assert both.second_view_logits.grad is not None
     with torch.no_grad():
-        nearer = both.again - both.again.grad
+        nearer = both.second_view_logits - both.second_view_logits.grad
         u = both.logits.tanh()
-        towards = torch.cosine_similarity(nearer.tanh(), u) - torch.cosine_similarity(both.again.tanh(), u)
+        towards = torch.cosine_similarity(nearer.tanh(), u) - torch.cosine_similarity(both.second_view_logits.tanh(), u)
     assert (towards > 0).all()
 
 
 def test_one_look_is_not_enough() -> None:
     with pytest.raises(ValueError, match="two looks"):
-        DHDLoss(task())(seen(task(), [0, 1]))
-    assert DHDLoss.looks == 2
+        DHDLoss(make_context())(make_batch(make_context(), [0, 1]))
+    assert DHDLoss.n_views == 2
 
 
 def test_the_proxies_begin_as_the_seed_says_and_are_learned() -> None:
-    first, again, other = (DHDLoss(task(seed=seed)).proxies for seed in (0, 0, 1))
+    first, again, other = (DHDLoss(make_context(seed=seed)).proxies for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    loss = DHDLoss(task())
-    learns(loss, task(), steps=5)
+    loss = DHDLoss(make_context())
+    learns(loss, make_context(), steps=5)
     assert not torch.equal(first, loss.proxies)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_it_learns(several: bool) -> None:
-    before, after = learns(DHDLoss(task(several)), task(several))
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_it_learns(multilabel: bool) -> None:
+    before, after = learns(DHDLoss(make_context(multilabel)), make_context(multilabel))
     assert after > before + 0.3

@@ -7,11 +7,11 @@ import pytest
 
 from distill.losses.base import LossContext
 from distill.losses.dpsh import DPSHLoss
-from tests.distill.losses.factories import learns, seen, sharing, task
+from tests.distill.losses.factories import learns, make_batch, make_context, sharing
 
 
-def slow(of: LossContext, rows: list[int], logits: np.ndarray, bank: dict[int, np.ndarray]) -> float:
-    positive, terms = of.positive.numpy(), []
+def slow(context: LossContext, rows: list[int], logits: np.ndarray, bank: dict[int, np.ndarray]) -> float:
+    positive, terms = context.positive.numpy(), []
     for i, u in zip(rows, logits, strict=True):
         for j, other in bank.items():
             if j != i:
@@ -21,26 +21,26 @@ def slow(of: LossContext, rows: list[int], logits: np.ndarray, bank: dict[int, n
     return sum(terms) / len(terms) + 0.1 * sum(off) / len(off)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_by_loops_over_the_batch_and_all_that_were_seen(several: bool) -> None:
-    of, bank = task(several), {}
-    dpsh = DPSHLoss(of)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_by_loops_over_the_batch_and_all_that_were_seen(multilabel: bool) -> None:
+    context, bank = make_context(multilabel), {}
+    dpsh = DPSHLoss(context)
     for step, rows in enumerate(([0, 1, 4, 9], [1, 2, 3, 5])):
-        batch = seen(of, rows, step)
+        batch = make_batch(context, rows, step)
         logits = batch.logits.detach().numpy().astype(float)
         bank |= dict(zip(rows, logits, strict=True))
-        assert dpsh(batch).item() == pytest.approx(slow(of, rows, logits, bank), rel=1e-5)
+        assert dpsh(batch).item() == pytest.approx(slow(context, rows, logits, bank), rel=1e-5)
 
 
 def test_learns() -> None:
-    before, after = learns(DPSHLoss(task()), task())
+    before, after = learns(DPSHLoss(make_context()), make_context())
     assert after > before + 0.5
 
 
 def test_the_bank_has_no_gradient() -> None:
-    of = task()
-    dpsh = DPSHLoss(of, quantization=0.0)
-    first, second = seen(of, [0, 1]), seen(of, [4, 5], 1)
+    context = make_context()
+    dpsh = DPSHLoss(context, quantization=0.0)
+    first, second = make_batch(context, [0, 1]), make_batch(context, [4, 5], 1)
     dpsh(first)
     dpsh(second).backward()
     assert first.logits.grad is None

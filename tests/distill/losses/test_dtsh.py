@@ -7,11 +7,11 @@ import pytest
 
 from distill.losses.base import LossContext
 from distill.losses.dtsh import DTSHLoss
-from tests.distill.losses.factories import learns, seen, sharing, task
+from tests.distill.losses.factories import learns, make_batch, make_context, sharing
 
 
-def slow(of: LossContext, rows: list[int], u: np.ndarray) -> float:
-    positive, terms = of.positive.numpy(), []
+def slow(context: LossContext, rows: list[int], u: np.ndarray) -> float:
+    positive, terms = context.positive.numpy(), []
     places = range(len(rows))
     for i in places:
         for p in places:
@@ -24,25 +24,25 @@ def slow(of: LossContext, rows: list[int], u: np.ndarray) -> float:
     return sum(terms) / max(1, len(terms)) + sum(off) / len(off)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("rows", [[0, 1, 4, 9, 2, 6], [0, 4, 8], [0, 1, 2]])
-def test_by_loops(several: bool, rows: list[int]) -> None:
-    of = task(several)
-    batch = seen(of, rows)
-    expected = slow(of, rows, batch.logits.detach().numpy().astype(float))
-    assert DTSHLoss(of)(batch).item() == pytest.approx(expected, rel=1e-5)
+def test_by_loops(multilabel: bool, rows: list[int]) -> None:
+    context = make_context(multilabel)
+    batch = make_batch(context, rows)
+    expected = slow(context, rows, batch.logits.detach().numpy().astype(float))
+    assert DTSHLoss(context)(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_learns() -> None:
-    before, after = learns(DTSHLoss(task()), task())
+    before, after = learns(DTSHLoss(make_context()), make_context())
     assert after > before + 0.5
 
 
 def test_a_picture_without_classes_is_everybodys_negative() -> None:
-    of = task()
-    of.positive[2] = False
-    batch = seen(of, [0, 4, 2])
+    context = make_context()
+    context.positive[2] = False
+    batch = make_batch(context, [0, 4, 2])
     batch.logits.data[2] = batch.logits.data[0]
-    near = DTSHLoss(of, quantization=0.0)(batch).item()
+    near = DTSHLoss(context, quantization=0.0)(batch).item()
     batch.logits.data[2] = -batch.logits.data[0]
-    assert DTSHLoss(of, quantization=0.0)(batch).item() < near
+    assert DTSHLoss(context, quantization=0.0)(batch).item() < near

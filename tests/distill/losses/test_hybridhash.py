@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,15 @@ import torch
 
 from distill.losses.base import LossBatch, LossContext
 from distill.losses.hybridhash import HybridHashLoss
-from tests.distill.losses.factories import learns, seen, sharing, task
+from tests.distill.losses.factories import learns, make_batch, make_context, sharing
 
 BATCHES = [[3, 0, 11, 7], [1, 2, 3, 4], [0, 3, 7, 9]]
 
 
-def slow(of: LossContext, batch: LossBatch, bank: dict[int, np.ndarray], alpha: float) -> float:
+def slow(context: LossContext, batch: LossBatch, bank: dict[int, np.ndarray], alpha: float) -> float:
     """The weighted sum over all pairs, over their number, as published."""
-    likelihood, alike, positive = [], [], of.positive.numpy()
-    for row, h in zip(batch.rows.tolist(), batch.logits.detach().double().numpy(), strict=True):
+    likelihood, alike, positive = [], [], context.positive.numpy()
+    for row, h in zip(batch.index.tolist(), batch.logits.detach().double().numpy(), strict=True):
         for other, code in bank.items():
             if other == row:
                 continue
@@ -29,26 +30,26 @@ def slow(of: LossContext, batch: LossBatch, bank: dict[int, np.ndarray], alpha: 
     return sum(w * value for w, value in zip(weights, likelihood, strict=True)) / pairs
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("alpha", [0.5, 0.2])
-def test_three_steps_by_loops_over_all_pairs_of_batch_and_bank(several: bool, alpha: float) -> None:
-    of, bank = task(several), {}
-    loss = HybridHashLoss(of, alpha=alpha)
+def test_three_steps_by_loops_over_all_pairs_of_batch_and_bank(multilabel: bool, alpha: float) -> None:
+    context, bank = make_context(multilabel), {}
+    loss = HybridHashLoss(context, alpha=alpha)
     for number, rows in enumerate(BATCHES):
-        batch = seen(of, rows, seed=number)
+        batch = make_batch(context, rows, seed=number)
         bank |= dict(zip(rows, np.tanh(batch.logits.detach().double().numpy()), strict=True))
-        assert loss(batch).item() == pytest.approx(slow(of, batch, bank, alpha), rel=1e-5)
+        assert loss(batch).item() == pytest.approx(slow(context, batch, bank, alpha), rel=1e-5)
 
 
 def test_pictures_not_yet_seen_do_not_count() -> None:
-    few, many = task(pictures=4), task(pictures=40)
-    batch = seen(few, [0, 1, 2, 3])
+    few, many = make_context(pictures=4), make_context(pictures=40)
+    batch = make_batch(few, [0, 1, 2, 3])
     assert HybridHashLoss(few)(batch).item() == pytest.approx(HybridHashLoss(many)(batch).item(), rel=1e-6)
 
 
 def test_the_bank_takes_no_gradient() -> None:
-    of = task()
-    loss, batch = HybridHashLoss(of), seen(of, [0, 1, 4])  # the first and the last are of one class
+    context = make_context()
+    loss, batch = HybridHashLoss(context), make_batch(context, [0, 1, 4])  # the first and the last are of one class
     loss(batch).backward()
     u = np.tanh(batch.logits.detach().double().numpy())
     gradient = np.zeros_like(u)
@@ -62,28 +63,28 @@ def test_the_bank_takes_no_gradient() -> None:
 
 
 def test_a_look_outside_training_leaves_no_trace() -> None:
-    of = task()
-    loss = HybridHashLoss(of)
-    assert loss.eval()(seen(of, [0, 1])).item() == 0  # nothing in the bank to compare with
-    loss.train()(seen(of, [0, 1]))
+    context = make_context()
+    loss = HybridHashLoss(context)
+    assert loss.eval()(make_batch(context, [0, 1])).item() == 0  # nothing in the bank to compare with
+    loss.train()(make_batch(context, [0, 1]))
     before = copy.deepcopy(loss.state_dict())
-    loss.eval()(seen(of, [1, 2], seed=1))
+    loss.eval()(make_batch(context, [1, 2], seed=1))
     assert all(torch.equal(before[key], value) for key, value in loss.state_dict().items())
-    assert before["bank.known"].tolist() == [True] * 2 + [False] * 10
+    assert before["bank.filled"].tolist() == [True] * 2 + [False] * 10
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_it_learns(several: bool) -> None:
-    before, after = learns(HybridHashLoss(task(several)), task(several))
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_it_learns(multilabel: bool) -> None:
+    before, after = learns(HybridHashLoss(make_context(multilabel)), make_context(multilabel))
     assert after > before + 0.3
 
 
 @pytest.mark.parametrize("rows", [[0, 4, 8], [0, 1, 2, 3]])
 def test_far_logits_and_batches_of_one_kind_of_pair_stay_finite(rows: list[int]) -> None:
-    of = task()
-    batch = seen(of, rows)
+    context = make_context()
+    batch = make_batch(context, rows)
     logits = (batch.logits.detach() * 1e30).requires_grad_()
-    loss = HybridHashLoss(of)(batch._replace(logits=logits))
+    loss = HybridHashLoss(context)(replace(batch, logits=logits))
     loss.backward()
     assert torch.isfinite(loss)
     assert logits.grad is not None

@@ -1,6 +1,7 @@
 """SADH's label network and constraint against loops over pictures, pairs and label sets."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from distill.losses import sadh
 from distill.losses.base import LossContext
 from distill.losses.sadh import LabelNetwork, SADHLoss
-from tests.distill.losses.factories import learns, seen, sharing, task
+from tests.distill.losses.factories import learns, make_batch, make_context, sharing
 
 WIDTH = 24.0
 
@@ -33,33 +34,33 @@ def numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().numpy().astype(float)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_the_loss_by_loops(several: bool) -> None:
-    of, rows = task(several), [0, 3, 4, 5, 9]
-    objective, batch = (
-        SADHLoss(of, code_weight=0.9, feature_weight=0.8, quantization_weight=0.7, class_weight=0.6, width=WIDTH),
-        seen(task(several), rows),
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_loss_by_loops(multilabel: bool) -> None:
+    context, rows = make_context(multilabel), [0, 3, 4, 5, 9]
+    loss_fn, batch = (
+        SADHLoss(context, code_weight=0.9, feature_weight=0.8, quantization_weight=0.7, class_weight=0.6, width=WIDTH),
+        make_batch(make_context(multilabel), rows),
     )
-    sets, labels = objective.sets.numpy(), of.positive.numpy()[rows]
+    sets, labels = loss_fn.sets.numpy(), context.positive.numpy()[rows]
     own = [next(s for s, row in enumerate(sets) if (row == label).all()) for label in labels]
-    f = numpy(batch.features) @ numpy(objective.embedding.weight).T + numpy(objective.embedding.bias)
-    u, z = np.tanh(numpy(batch.logits)), f @ numpy(objective.classifier.weight).T + numpy(objective.classifier.bias)
+    f = numpy(batch.features) @ numpy(loss_fn.embedding.weight).T + numpy(loss_fn.embedding.bias)
+    u, z = np.tanh(numpy(batch.logits)), f @ numpy(loss_fn.classifier.weight).T + numpy(loss_fn.classifier.bias)
     to_sets = [[sharing(a, b) for b in sets] for a in labels]
     to_batch = [[sharing(a, b) for b in labels] for a in labels]
     slow = 0.0
-    for weight, x, entries in ((0.9, u, numpy(objective.semantic_codes)), (0.8, f, numpy(objective.semantic_features))):
+    for weight, x, entries in ((0.9, u, numpy(loss_fn.semantic_codes)), (0.8, f, numpy(loss_fn.semantic_features))):
         mine = entries[own]
         slow += weight * (slow_term(x, entries, mine, entries, to_sets) + slow_term(x, x, mine, mine, to_batch))
     slow += 0.7 * sum((x - (1 if x > 0 else -1)) ** 2 for x in u.ravel()) / u.size
     likelihood = [math.log(1 + math.exp(-s if y else s)) for s, y in zip(z.ravel(), labels.ravel(), strict=True)]
     slow += 0.6 * sum(likelihood) / len(likelihood)
-    assert objective(batch).item() == pytest.approx(slow, rel=1e-5)
+    assert loss_fn(batch).item() == pytest.approx(slow, rel=1e-5)
 
 
 def test_the_label_networks_loss_by_loops() -> None:
-    of = task(several=True)
-    labels = of.positive[:5].float()
-    net = LabelNetwork(4, 16, 24, of.generator())
+    context = make_context(multilabel=True)
+    labels = context.positive[:5].float()
+    net = LabelNetwork(4, 16, 24, context.generator())
     for layer in net.layers.values():
         layer.weight.data.mul_(40)  # no cosine is near the others
     f, u, found = (numpy(tensor) for tensor in net(labels))
@@ -77,68 +78,70 @@ def test_the_label_networks_loss_by_loops() -> None:
     assert net.loss(labels).item() == pytest.approx(slow, rel=1e-5)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_the_dictionaries_tell_sets_apart_that_share_no_class(several: bool) -> None:
-    of = task(several, pictures=240, classes=8, bits=32)
-    objective = SADHLoss(of, width=64.0)
-    sets = objective.sets
-    assert len(sets) == len({tuple(row) for row in of.positive.tolist()})
-    assert torch.equal(sets[objective.own], of.positive)
-    codes = torch.where(objective.semantic_codes > 0, 1.0, -1.0)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_dictionaries_tell_sets_apart_that_share_no_class(multilabel: bool) -> None:
+    context = make_context(multilabel, pictures=240, classes=8, bits=32)
+    loss_fn = SADHLoss(context, width=64.0)
+    sets = loss_fn.sets
+    assert len(sets) == len({tuple(row) for row in context.positive.tolist()})
+    assert torch.equal(sets[loss_fn.own], context.positive)
+    codes = torch.where(loss_fn.semantic_codes > 0, 1.0, -1.0)
     distance = (32 - codes @ codes.T) / 2
     near = torch.tensor([[sharing(a, b) for b in sets.numpy()] for a in sets.numpy()])
     assert distance[~near].min() > 4
     assert distance[~near].mean() > distance[near].mean() + 6
-    assert sadh.cosines(objective.semantic_features, objective.semantic_features)[~near].max() < 0.3
+    assert sadh.cosines(loss_fn.semantic_features, loss_fn.semantic_features)[~near].max() < 0.3
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_it_learns(several: bool) -> None:
-    of = task(several)
-    before, after = learns(SADHLoss(of, width=WIDTH), of)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_it_learns(multilabel: bool) -> None:
+    context = make_context(multilabel)
+    before, after = learns(SADHLoss(context, width=WIDTH), context)
     assert after > before + 0.2
 
 
 def test_what_it_begins_with_is_the_tasks_alone() -> None:
-    of = task(several=True)
+    context = make_context(multilabel=True)
     torch.manual_seed(1)
-    one = SADHLoss(of, width=WIDTH)
+    one = SADHLoss(context, width=WIDTH)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    other = SADHLoss(of, width=WIDTH)
+    other = SADHLoss(context, width=WIDTH)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-    assert not torch.equal(one.semantic_codes, SADHLoss(task(several=True, seed=1), width=WIDTH).semantic_codes)
+    assert not torch.equal(
+        one.semantic_codes, SADHLoss(make_context(multilabel=True, seed=1), width=WIDTH).semantic_codes
+    )
 
 
 def test_a_resumed_run_reads_its_dictionaries_back() -> None:
-    of = task()
-    whole, resumed = SADHLoss(of, width=WIDTH), SADHLoss(LossContext(**{**vars(of), "seed": 9}), width=WIDTH)
-    learns(whole, of, steps=3)
-    batch = seen(of, [1, 2, 3])
+    context = make_context()
+    whole, resumed = SADHLoss(context, width=WIDTH), SADHLoss(LossContext(**{**vars(context), "seed": 9}), width=WIDTH)
+    learns(whole, context, steps=3)
+    batch = make_batch(context, [1, 2, 3])
     assert not torch.equal(whole(batch), resumed(batch))
     resumed.load_state_dict(whole.state_dict())
     assert torch.equal(whole(batch), resumed(batch))
 
 
 def test_the_label_network_stays_as_it_is() -> None:
-    objective = SADHLoss(task(), width=WIDTH)
-    assert {name.partition(".")[0] for name, _ in objective.named_parameters()} == {"embedding", "classifier"}
-    assert not objective.semantic_codes.requires_grad
-    batch = seen(objective.task, [0, 5])
-    objective(batch).backward()
+    loss_fn = SADHLoss(make_context(), width=WIDTH)
+    assert {name.partition(".")[0] for name, _ in loss_fn.named_parameters()} == {"embedding", "classifier"}
+    assert not loss_fn.semantic_codes.requires_grad
+    batch = make_batch(loss_fn.context, [0, 5])
+    loss_fn(batch).backward()
     assert batch.logits.grad is not None
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss_fn.parameters())
 
 
 def test_extremes_stay_finite() -> None:
-    positive = task(several=True).positive.clone()
+    positive = make_context(multilabel=True).positive.clone()
     positive[0] = False  # a picture without a label is like none
-    of = task(several=True, positive=positive)
+    context = make_context(multilabel=True, positive=positive)
     for scale in (0.0, 1e15):
-        batch = seen(of, [0, 1, 2])
-        extreme = batch._replace(logits=(scale * batch.logits.detach()).requires_grad_())
-        loss = SADHLoss(of, width=WIDTH)(extreme)
+        batch = make_batch(context, [0, 1, 2])
+        extreme = replace(batch, logits=(scale * batch.logits.detach()).requires_grad_())
+        loss = SADHLoss(context, width=WIDTH)(extreme)
         loss.backward()
         assert loss.isfinite()
         assert extreme.logits.grad is not None

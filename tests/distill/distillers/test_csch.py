@@ -9,7 +9,7 @@ import torch
 from distill.distillers import csch
 from distill.distillers.csch import instance_consistency
 from distill.hash_centers.constructions import hash_centers
-from distill.hash_centers.multilabel import center_targets
+from distill.hash_centers.multilabel import target_codes
 from distill.losses.csch import center_consistency
 
 
@@ -48,7 +48,7 @@ def test_center_consistency_multi_label() -> None:
     centers = hash_centers(6, 16)
     hot = np.zeros((3, 6), bool)
     hot[0, [1, 2]] = hot[1, [0, 3, 5]] = hot[2, 4] = True
-    target = center_targets(hot, centers)
+    target = target_codes(hot, centers)
     h = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
     loss = center_consistency(
         h, torch.from_numpy(target).float(), torch.from_numpy(centers).float(), torch.from_numpy(hot)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distill import data
 from distill.hash_centers.constructions import hash_centers
-from distill.hash_centers.multilabel import MIDDLE, SCALE, SETS, center_targets, elected
+from distill.hash_centers.multilabel import MIDDLE, SCALE, SETS, optimise_centers, target_codes
 from gallery.codes import pack
 from gallery.metrics import mean_average_precision
 
@@ -21,20 +21,20 @@ def test_targets_are_the_majority_vote_and_ties_are_fixed_by_the_label_set() -> 
     centers = hash_centers(6, 64)
     hot = np.zeros((4, 6), bool)
     hot[0, [0, 1]] = hot[1, [0, 1, 2]] = hot[2, [0, 1]] = hot[3, [2, 3]] = True
-    target = center_targets(hot, centers)
+    target = target_codes(hot, centers)
     for row, labels in enumerate([(0, 1), (0, 1, 2), (0, 1), (2, 3)]):
         votes = centers[list(labels)].sum(0, dtype=int)
         assert np.array_equal(target[row][votes != 0], np.sign(votes[votes != 0]))
     assert set(np.unique(target)) == {-1, 1}
     assert np.array_equal(target[0], target[2])
-    assert np.array_equal(center_targets(hot[[3, 0]], centers), target[[3, 0]])  # whatever else is in the batch
+    assert np.array_equal(target_codes(hot[[3, 0]], centers), target[[3, 0]])  # whatever else is in the batch
     tied = (centers[0] + centers[1]) == 0
     assert 0.2 < (target[0][tied] > 0).mean() < 0.8
 
 
 def test_single_labels_and_one_hot_rows_have_the_same_targets() -> None:
     centers, labels = hash_centers(5, 16), np.array([4, 0, 2])
-    assert np.array_equal(center_targets(labels, centers), center_targets(np.eye(5, dtype=bool)[labels], centers))
+    assert np.array_equal(target_codes(labels, centers), target_codes(np.eye(5, dtype=bool)[labels], centers))
 
 
 def sets_of(seed: int, pictures: int, classes: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def sets_of(seed: int, pictures: int, classes: int) -> np.ndarray:
 
 def slow_surprise(centers: np.ndarray, positive: np.ndarray) -> float:
     """L, by loops over all pairs of different pictures."""
-    words, total = center_targets(positive, centers).astype(int), 0.0
+    words, total = target_codes(positive, centers).astype(int), 0.0
     for i, j in product(range(len(words)), repeat=2):
         x = SCALE * (sum(words[i] * words[j]) / centers.shape[1] - MIDDLE)
         total += math.log1p(math.exp(x)) - x * bool(set(np.flatnonzero(positive[i])) & set(np.flatnonzero(positive[j])))
@@ -57,7 +57,7 @@ def slow_surprise(centers: np.ndarray, positive: np.ndarray) -> float:
 @given(seed=st.integers(0, 999))
 def test_no_turn_of_a_bit_makes_elected_centers_better(seed: int) -> None:
     positive, centers = sets_of(seed, 12, 4), hash_centers(4, 16, seed)
-    found = elected(centers, positive)
+    found = optimise_centers(centers, positive)
     least = slow_surprise(found, positive)
     assert least <= slow_surprise(centers, positive) + 1e-6
     for c, bit in product(range(4), range(16)):
@@ -69,21 +69,21 @@ def test_no_turn_of_a_bit_makes_elected_centers_better(seed: int) -> None:
 def test_what_is_elected_is_words_again_and_hangs_on_nothing_but_the_pictures() -> None:
     positive, centers = sets_of(3, 200, 9), hash_centers(9, 32)
     before = centers.copy()
-    found = elected(centers, positive)
+    found = optimise_centers(centers, positive)
     assert np.array_equal(centers, before)
     assert found.dtype == np.int8
     assert set(np.unique(found)) == {-1, 1}
     assert not np.array_equal(found, centers)
-    assert np.array_equal(found, elected(centers, positive[::-1]))
-    assert np.array_equal(found, elected(found, positive))
-    assert np.array_equal(found, elected(centers, np.repeat(positive, 3, axis=0)))  # only shares count
+    assert np.array_equal(found, optimise_centers(centers, positive[::-1]))
+    assert np.array_equal(found, optimise_centers(found, positive))
+    assert np.array_equal(found, optimise_centers(centers, np.repeat(positive, 3, axis=0)))  # only shares count
 
 
 def test_a_class_without_pictures_keeps_its_center_and_pictures_without_a_class_do_no_harm() -> None:
     positive, centers = sets_of(4, 60, 6), hash_centers(6, 32)
     positive[:, 2] = False
     positive[:5] = False
-    assert np.array_equal(elected(centers, positive)[2], centers[2])
+    assert np.array_equal(optimise_centers(centers, positive)[2], centers[2])
 
 
 def test_only_the_most_frequent_sets_vote() -> None:
@@ -99,7 +99,7 @@ def test_only_the_most_frequent_sets_vote() -> None:
     alone = ranked[[(row != often).any(1).all() for row in ranked]][-1]
     left = many[(many != alone).any(1)]
     assert len(left) == len(fewer)
-    assert np.array_equal(elected(centers, many), elected(centers, left))
+    assert np.array_equal(optimise_centers(centers, many), optimise_centers(centers, left))
 
 
 @pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
@@ -110,7 +110,7 @@ def test_the_words_of_real_pictures_find_those_that_share_a_class(bits: int, lea
     separated = hash_centers(train.shape[1], bits)
 
     def found(centers: np.ndarray) -> float:
-        asked, kept = (pack(center_targets(labels, centers).astype(np.float32)) for labels in (query, rest))
+        asked, kept = (pack(target_codes(labels, centers).astype(np.float32)) for labels in (query, rest))
         return mean_average_precision(asked, kept, query, rest).map
 
-    assert found(elected(separated, train)) > least > found(separated) + 0.02
+    assert found(optimise_centers(separated, train)) > least > found(separated) + 0.02

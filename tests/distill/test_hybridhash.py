@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.checkpoint import load_network, save_network
 from distill.models import pretrained
-from distill.models.hash_net import HashNet, build, import_timm, made_of_products, patch_size, timm_names
+from distill.models.hash_net import HashNet, build, import_timm, is_transformer, patch_size, timm_names
 from gallery.errors import InputError
 
 timm = import_timm()
@@ -57,9 +57,9 @@ def shape_of_full() -> Any:
 
 def test_it_is_a_name_like_any_other(full: HashNet) -> None:
     assert timm_names("hybridhash") == ("hybridhash",)
-    start = pretrained.start(pretrained.find("hybridhash"))
+    start = pretrained.backbone_info(pretrained.find_pretrained("hybridhash"))
     assert (start.patch, start.transformer, start.random) == (16, True, True)
-    assert made_of_products(full.backbone)
+    assert is_transformer(full.backbone)
     assert full.head.features == 512
 
 
@@ -255,13 +255,13 @@ def test_weights_of_nest_are_found_and_loaded_where_they_fit(
 ) -> None:
     path, state = nest_file(tmp_path)
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    found = pretrained.find("hybridhash")
+    found = pretrained.find_pretrained("hybridhash")
     assert (found.name, found.path) == ("hybridhash", path)
-    assert pretrained.find("vit_b").path is None
+    assert pretrained.find_pretrained("vit_b").path is None
     net = small()
     start = {k: v.clone() for k, v in net.state_dict().items()}
     with caplog.at_level("INFO", "twinhash"):
-        pretrained.load(net, found)
+        pretrained.load_pretrained(net, found)
     after = net.state_dict()
     lent = [k for k in after if k in state]
     assert {k.split("between")[0] for k in after if k not in state} == {
@@ -277,7 +277,7 @@ def test_a_file_of_its_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
     nest_file(tmp_path)
     save_file(small().state_dict(), tmp_path / "hybridhash.safetensors")
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
-    assert pretrained.find("hybridhash").path == tmp_path / "hybridhash.safetensors"
+    assert pretrained.find_pretrained("hybridhash").path == tmp_path / "hybridhash.safetensors"
 
 
 def test_the_hub_is_asked_for_the_weights_of_nest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,14 +285,14 @@ def test_the_hub_is_asked_for_the_weights_of_nest(monkeypatch: pytest.MonkeyPatc
 
     asked: list[str] = []
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, _: asked.append(repo))
-    pretrained.find("hybridhash")
+    pretrained.find_pretrained("hybridhash")
     assert asked == ["timm/nest_base_jx.goog_in1k"]
 
 
 def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> None:
     path, state = nest_file(tmp_path, size=128)
     net = small()
-    pretrained.load(net, pretrained.PretrainedWeights("hybridhash", path, "a test"))
+    pretrained.load_pretrained(net, pretrained.PretrainedWeights("hybridhash", path, "a test"))
     for i, grid in enumerate((4, 2, 1)):
         theirs, ours = (_as_picture(p, grid) for p in (state[f"levels.{i}.pos_embed"], net.levels[i].pos_embed))
         smaller = nn.functional.interpolate(theirs, scale_factor=0.5, mode="bicubic")
@@ -313,4 +313,4 @@ def _as_picture(embedding: Tensor, grid: int) -> Tensor:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="fits 0%"):
-        pretrained.load(small(), pretrained.find("hybridhash", tmp_path / "w.safetensors"))
+        pretrained.load_pretrained(small(), pretrained.find_pretrained("hybridhash", tmp_path / "w.safetensors"))

@@ -10,7 +10,7 @@ from distill.losses import LOSSES
 from distill.losses.base import HashLoss
 from distill.registry import args_type
 from gallery.errors import InputError
-from tests.distill.losses.factories import task
+from tests.distill.losses.factories import make_context
 
 
 def test_every_file_is_a_method() -> None:
@@ -36,8 +36,8 @@ def test_a_name_that_is_none_gets_close_ones() -> None:
 
 def test_an_option_that_is_none_gets_those_there_are() -> None:
     with pytest.raises(InputError, match=r"options of csch in --loss-args; found margins 0.3.*scale \(float\), margin"):
-        LOSSES.build("csch", task(), {"margins": 0.3})
-    assert LOSSES.build("csch", task(), {"margin": "0.3"}).args.margin == 0.3
+        LOSSES.build("csch", make_context(), {"margins": 0.3})
+    assert LOSSES.build("csch", make_context(), {"margin": "0.3"}).args.margin == 0.3
 
 
 @pytest.mark.parametrize(("key", "value"), [("k", "2.5"), ("k", "0"), ("signs", "maybe"), ("tau", "cold")])

@@ -148,8 +148,8 @@ def test_mdshc_never_leaves_its_start_for_worse_and_says_where_it_stops(bits: in
     start = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (150, bits))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        ended = mdshc.optimised(start, np.random.default_rng(1))
-    assert mdshc.separation(ended)[0] > mdshc.separation(start)[0]
+        ended = mdshc.admm_centers(start, np.random.default_rng(1))
+    assert mdshc.min_distance_and_score(ended)[0] > mdshc.min_distance_and_score(start)[0]
     assert bool(said) == (slow_min_distance(ended) < mdshc.gilbert_varshamov(150, bits))
 
 
@@ -157,7 +157,7 @@ def test_mdshc_scores_by_mean_minimum_and_variance() -> None:
     words = hash_centers(12, 16, construction="csch")
     distances = [int((a != b).sum()) for a, b in combinations(words, 2)]
     score = np.mean(distances) + min(distances) - np.var(distances)
-    assert mdshc.separation(words) == (min(distances), pytest.approx(score, rel=1e-5))
+    assert mdshc.min_distance_and_score(words) == (min(distances), pytest.approx(score, rel=1e-5))
 
 
 @pytest.mark.parametrize(("classes", "bits", "construction", "says"), [

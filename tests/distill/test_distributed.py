@@ -1,6 +1,6 @@
 """Two processes train as one would: the same losses, the same weights, and again after one of them was killed.
 
-This file is also what the two processes run: `torchrun tests/distill/test_parallel.py FOLDER SCENE`.
+This file is also what the two processes run: `torchrun tests/distill/test_distributed.py FOLDER SCENE`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
 
     def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noise = 0.1 * torch.randn(len(rows), 3, 8, 8, generator=generator)
-        return PIXELS[distributed.mine(rows)] + distributed.mine(noise), LABELS[rows]
+        return PIXELS[distributed.shard(rows)] + distributed.shard(noise), LABELS[rows]
 
     def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         tick()
@@ -63,7 +63,7 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
 
     def validate() -> float:
         """It falls: training ends when patience does, after three epochs, and takes the first one's weights."""
-        assert distributed.is_first(), "the others take its word"
+        assert distributed.is_main_process(), "the others take its word"
         nets[1].eval()
         with torch.inference_mode():
             return round(float(nn.functional.cross_entropy(ask(PIXELS) @ words.T, LABELS)), 6)
@@ -92,7 +92,8 @@ def whole(folder: Path) -> None:
     """Trains to the end, then meets every kind of trouble; the findings of each process go to a file of its own."""
     torch.save(tensors(train(folder)), folder / f"{distributed.rank()}.pt")
     found = {
-        "share": distributed.share(0.1 if distributed.is_first() else 7.0), "none": distributed.share(None),
+        "share": distributed.broadcast_scalar(0.1 if distributed.is_main_process() else 7.0),
+        "none": distributed.broadcast_scalar(None),
         "gather": gathered(), "odd": trouble(lambda: train(folder / "odd", replace(SCHEDULE, batch=7, patience=0))),
         "blind": trouble(lambda: failing(folder)), "first": entered(folder), "aligned": aligned(),
         "warned": warned(),
@@ -104,10 +105,10 @@ def whole(folder: Path) -> None:
 def gathered() -> list[list[float]]:
     """Rows of both processes, and the averaged gradient of a loss on all of them: sum of w * row squared."""
     weight = nn.Parameter(torch.tensor([2.0]))
-    rows = weight * distributed.mine(torch.arange(4.0))[:, None]
-    everything = distributed.gather(rows)
+    rows = weight * distributed.shard(torch.arange(4.0))[:, None]
+    everything = distributed.all_gather(rows)
     everything.square().sum().backward()
-    distributed.average([weight])
+    distributed.average_gradients([weight])
     return [everything.flatten().tolist(), weight.grad.tolist()]
 
 
@@ -120,14 +121,14 @@ def trouble(act: Callable[[], object]) -> str:
 
 
 def failing(folder: Path) -> None:
-    with distributed.first_here() as first:
+    with distributed.main_process_first() as first:
         (folder / f"entered{distributed.rank()}").touch()
         if first:
             raise InputError("light", "darkness", "Open your eyes.")
 
 
 def entered(folder: Path) -> bool:
-    with distributed.first_here() as first:
+    with distributed.main_process_first() as first:
         if first:
             (folder / "made").touch()
         return (folder / "made").exists()
@@ -135,7 +136,7 @@ def entered(folder: Path) -> bool:
 
 def aligned() -> float:
     one = net(distributed.rank())
-    distributed.align(one)
+    distributed.broadcast_parameters(one)
     return float((tensors([one])["0.backbone.0.weight"] - tensors([net(0)])["0.backbone.0.weight"]).abs().max())
 
 
@@ -145,7 +146,7 @@ def warned() -> list[int]:
     said: list[str] = []
     log.addFilter(lambda record: said.append(record.getMessage()) or False)
     for norm in (False, True):
-        distributed.synchronise(net(0, norm))
+        distributed.convert_sync_batchnorm(net(0, norm))
     return [len(said), log.level]
 
 
@@ -213,8 +214,8 @@ def test_two_processes_train_as_one(alone: Path, pair: Pair) -> None:
 def test_the_head_sees_the_whole_batch(alone: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above would notice: half batches end elsewhere."""
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "mine", lambda rows: rows[: len(rows) // 2])
-        patch.setattr(distributed, "gather", lambda rows: torch.cat([rows, rows]))
+        patch.setattr(distributed, "shard", lambda rows: rows[: len(rows) // 2])
+        patch.setattr(distributed, "all_gather", lambda rows: torch.cat([rows, rows]))
         halved = train(pair[0].parent / "halved")
     assert not rounded_only(tensors(halved), pair[1][0][0])
 
@@ -265,16 +266,21 @@ def test_alone_everything_is_a_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     rows, weight = torch.arange(3.0), nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, 2.0])
-    with distributed.start(), distributed.first_here() as first:
-        assert (first, distributed.rank(), distributed.world(), distributed.is_first()) == (True, 0, 1, True)
-        assert distributed.gather(rows) is rows
-        assert torch.equal(distributed.mine(rows), rows)
-        assert (distributed.share(0.3), distributed.share(None)) == (0.3, None)
+    with distributed.init_distributed(), distributed.main_process_first() as first:
+        assert (first, distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (
+            True,
+            0,
+            1,
+            True,
+        )
+        assert distributed.all_gather(rows) is rows
+        assert torch.equal(distributed.shard(rows), rows)
+        assert (distributed.broadcast_scalar(0.3), distributed.broadcast_scalar(None)) == (0.3, None)
         (
             distributed.barrier(),
-            distributed.average([weight]),
-            distributed.align(nn.Linear(2, 2)),
-            distributed.synchronise(net(0)),
+            distributed.average_gradients([weight]),
+            distributed.broadcast_parameters(nn.Linear(2, 2)),
+            distributed.convert_sync_batchnorm(net(0)),
         )
     assert weight.grad.tolist() == [1, 2]
     assert not torch.distributed.is_initialized()
@@ -285,10 +291,10 @@ def test_shares_cover_the_batch_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     shares = []
     for place in range(3):
         monkeypatch.setenv("RANK", str(place))
-        shares.append(distributed.mine(np.arange(6)))
+        shares.append(distributed.shard(np.arange(6)))
     assert np.concatenate(shares).tolist() == [0, 1, 2, 3, 4, 5]
     with pytest.raises(InputError, match="multiple of 3"):
-        distributed.mine(torch.zeros(7, 2))
+        distributed.shard(torch.zeros(7, 2))
 
 
 def test_on_gpus_only_the_backbones_norms_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +302,7 @@ def test_on_gpus_only_the_backbones_norms_are_converted(monkeypatch: pytest.Monk
     monkeypatch.setattr(distributed, "_device", lambda: "cuda")
     one = net(0, norm=True)
     before = dict(one.named_parameters())
-    distributed.synchronise(one)
+    distributed.convert_sync_batchnorm(one)
     assert isinstance(one.backbone[1], nn.SyncBatchNorm)
     assert type(one.head[1]) is type(HashHead(2, 8)[1]) is nn.BatchNorm2d
     assert all(p is before[name] for name, p in one.named_parameters())
@@ -306,7 +312,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for name, value in (("WORLD_SIZE", "4"), ("RANK", "2"), ("LOCAL_RANK", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="--nproc-per-node 2"), distributed.start():
+    with pytest.raises(InputError, match="--nproc-per-node 2"), distributed.init_distributed():
         pytest.fail("it started")
 
 
@@ -314,11 +320,11 @@ def test_a_rank_that_is_not_torchruns_is_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert distributed.rank() == 0
-    assert distributed.is_first()
+    assert distributed.is_main_process()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.start():
+    with distributed.init_distributed():
         {"whole": whole, "killed": killed}[sys.argv[2]](Path(sys.argv[1]))
     assert not torch.distributed.is_initialized()

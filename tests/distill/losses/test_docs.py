@@ -1,4 +1,4 @@
-"""The page on objectives: its example is a method, its test passes, and its tables name every method there is."""
+"""The page on losses: its example is a method, its test passes, and its tables name every method there is."""
 
 from __future__ import annotations
 
