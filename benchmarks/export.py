@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distill.context import RunContext
-    from distill.pipeline import TrainedModels
+    from distill.trained_models import TrainedModels
     from export.ship import Student
     from mobile_eval.compare import FloatReference
 
@@ -103,9 +103,9 @@ class ExportBenchmark(StrictModel):
         )  # fmt: skip
         if (folder / RECORD).exists():
             return ExportTrial.model_validate_json((folder / RECORD).read_text())
-        with trained(learning, folder, self.runs / "cache") as (course, networks):
+        with trained(learning, folder, self.runs / "cache") as (context, models):
             shutil.rmtree(folder / FILES, ignore_errors=True)
-            trial = _measure(course, networks, folder / FILES)
+            trial = _measure(context, models, folder / FILES)
             write_json(folder / RECORD, trial.model_dump(mode="json"))
         return trial
 
@@ -128,29 +128,21 @@ def _timed(model: ModelResult, host: Host, folder: Path) -> ModelResult:
     return model.model_copy(update=figures)
 
 
-def _measure(course: RunContext, networks: TrainedModels, folder: Path) -> ExportTrial:
+def _measure(context: RunContext, models: TrainedModels, folder: Path) -> ExportTrial:
+    from distill.export_samples import export_request
+    from distill.summary import pair_logits
+    from export.ship import Student
     from mobile_eval.compare import reference
 
-    data, logits = course.data, course.cells(networks)
-    pixels, labels = course.data.pixels[course.plan.student_img_size][data.query], data.labels[data.query]
-    against = reference(pixels, logits.student_queries, labels, networks.gallery, data.cut)
-    student, start = _student(course, networks), course.plan.student
+    data, logits = context.data, pair_logits(context, models)
+    pixels, labels = context.data.pixels[context.resolved.student_img_size][data.query], data.labels[data.query]
+    against = reference(pixels, logits.student_queries, labels, models.gallery, data.cut)
+    student, start = Student(**export_request(context, models.student, models.space)), context.resolved.student
     exported, quantization = _export(student, folder)
     return ExportTrial(
-        data=data.name, bits=course.learning.bits, seed=course.learning.seed, student=start.name, weights=start.source,
-        size=course.plan.student_img_size, map=against.map, queries=len(data.query), quantization=quantization,
+        data=data.name, bits=context.config.bits, seed=context.config.seed, student=start.name, weights=start.source,
+        size=context.resolved.student_img_size, map=against.map, queries=len(data.query), quantization=quantization,
         models=tuple(_compare(model, against, folder) for model in exported),
-    )  # fmt: skip
-
-
-def _student(course: RunContext, networks: TrainedModels) -> Student:
-    """Return the trained student as an export request."""
-    from export.ship import Student
-
-    plan, net = course.plan, networks.student
-    return Student(
-        net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size), networks.space,
-        course.centers, course.calibration(), course.golden(net),
     )  # fmt: skip
 
 

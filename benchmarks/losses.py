@@ -149,24 +149,24 @@ class LossBenchmark(StrictModel):
 
     def measured(self, learning: TrainConfig, folder: Path) -> dict[str, Any]:
         """Train one trial and return its figures."""
-        from distill.pipeline import teach
+        from distill.pipeline import train_teacher_and_gallery
         from gallery.codes import pack
         from gallery.metrics import bit_entropy, mean_average_precision, precision_recall, precision_within_radius
 
-        with self.opened(learning, folder) as course:
-            teacher, space, gallery, _ = teach(course)
-            data, codes = course.data, gallery.codes()
-            queries = pack(course.logits("teacher", teacher, data.query, "teacher queries", space.id))
+        with self.opened(learning, folder) as context:
+            teacher, space, gallery, _ = train_teacher_and_gallery(context)
+            data, codes = context.data, gallery.codes()
+            queries = pack(context.infer_logits("teacher", teacher, data.query, "teacher queries", space.id))
             evaluated = queries, codes, data.labels[data.query], data.labels[data.gallery]
             score, ball = mean_average_precision(*evaluated), precision_within_radius(*evaluated)
             precision, recall = precision_recall(*evaluated)
             return {
-                "protocol": course.protocol, "weights": course.plan.teacher.source,
+                "protocol": context.protocol, "weights": context.resolved.teacher.source,
                 "map": score.map, "map_retrieved": score.map_retrieved,
                 "precision_2": ball.precision, "empty_2": ball.empty, "entropy": bit_entropy(codes),
-                "seconds": course.run.seconds["teacher"], "recall": tuple(recall.round(4).tolist()),
+                "seconds": context.run_dir.seconds["teacher"], "recall": tuple(recall.round(4).tolist()),
                 "precision": tuple(None if np.isnan(p) else round(float(p), 4) for p in precision),
-                "validation": validation_map(course, teacher, space.id) if self.selects_lr(learning) else None,
+                "validation": validation_map(context, teacher, space.id) if self.selects_lr(learning) else None,
             }  # fmt: skip
 
     @contextmanager
@@ -179,18 +179,18 @@ class LossBenchmark(StrictModel):
             link = folder / "cache" / f"teacher-features-{view}"
             if not link.is_symlink():
                 link.symlink_to((shared / str(view)).resolve())
-        with opened(learning, folder, self.runs / "cache") as course:
-            yield course
+        with opened(learning, folder, self.runs / "cache") as context:
+            yield context
 
 
-def validation_map(course: RunContext, teacher: HashNet, key: str) -> float:
+def validation_map(context: RunContext, teacher: HashNet, key: str) -> float:
     """Return the mAP of the validation images against those of train, by the network's codes of both."""
     from gallery.codes import pack
     from gallery.metrics import mean_average_precision
 
-    parts = {"validation": course.data.validation, "train": course.data.train}
-    queries, gallery = (pack(course.logits("teacher", teacher, part, name, key)) for name, part in parts.items())
-    labels = [course.data.labels[part] for part in parts.values()]
+    parts = {"validation": context.data.validation, "train": context.data.train}
+    queries, gallery = (pack(context.infer_logits("teacher", teacher, part, name, key)) for name, part in parts.items())
+    labels = [context.data.labels[part] for part in parts.values()]
     return mean_average_precision(queries, gallery, labels[0], labels[1]).map
 
 

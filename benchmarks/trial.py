@@ -1,4 +1,4 @@
-"""A trial: one configuration trained in its own run folder, and the mAP figures of its networks."""
+"""A trial: one configuration trained in its own run folder, and the mAP figures of its models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from distill.config import StrictModel, TrainConfig
 from gallery.files import write_json
 
 if TYPE_CHECKING:
-    from distill.context import Cells, RunContext
-    from distill.pipeline import TrainedModels
+    from distill.context import RunContext
+    from distill.summary import PairLogits
+    from distill.trained_models import TrainedModels
 
 RESULTS = Path(__file__).with_name("results")
 RECORD = "trial.json"
@@ -65,10 +66,12 @@ def measure(row: str, learning: TrainConfig, folder: Path, cache: Path) -> Sweep
     """Train `learning` in `folder`, resuming, and measure it; return a finished trial from its record."""
     if (folder / RECORD).exists():
         return SweepTrial.model_validate_json((folder / RECORD).read_text())
-    with trained(learning, folder, cache) as (course, networks):
-        trial = _score(row, course, course.cells(networks), networks.gallery.codes())
+    from distill.summary import pair_logits
+
+    with trained(learning, folder, cache) as (context, models):
+        trial = _score(row, context, pair_logits(context, models), models.gallery.codes())
         write_json(folder / RECORD, trial.model_dump())
-        shutil.rmtree(course.run.cache)
+        shutil.rmtree(context.run_dir.cache)
     return trial
 
 
@@ -77,22 +80,24 @@ def trained(learning: TrainConfig, folder: Path, cache: Path) -> Iterator[tuple[
     """Train `learning` in the run folder `folder`, which stays locked inside of the block."""
     from distill import pipeline
 
-    with opened(learning, folder, cache) as course:
-        yield course, pipeline.learn(course)
+    with opened(learning, folder, cache) as context:
+        yield context, pipeline.train_all(context)
 
 
 @contextmanager
 def opened(learning: TrainConfig, folder: Path, cache: Path) -> Iterator[RunContext]:
     """Open the run folder `folder` of `learning`, which stays locked inside of the block."""
-    from distill.context import begin
-    from distill.engine import keep_freed_memory, limit_threads
+    from distill import resolve
+    from distill.context import open_context
     from distill.run_dir import open_run
+    from distill.system import limit_threads, tune_malloc
 
     limit_threads()
-    keep_freed_memory()
-    with open_run(folder) as run:
-        run.check_config("config", learning)
-        yield begin(run, learning, cache)
+    tune_malloc()
+    with open_run(folder) as run_dir:
+        learning = resolve.keep_stored(resolve.with_absolute_paths(learning), folder)
+        run_dir.check_config("config", learning)
+        yield open_context(run_dir, learning, cache)
 
 
 def write_results(name: str, options: dict[str, Any], trials: Sequence[StrictModel], text: str) -> None:
@@ -112,53 +117,54 @@ def mean_and_half_range(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
 
 
-def _score(row: str, course: RunContext, cells: Cells, gallery: NDArray[np.uint8]) -> SweepTrial:
-    from distill.engine import read_journal
+def _score(row: str, context: RunContext, cells: PairLogits, gallery: NDArray[np.uint8]) -> SweepTrial:
+    from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
+    from distill.metrics_log import read_metrics
     from gallery.codes import pack
 
     assert cells.teacher_queries is not None  # every trial trains or reuses a teacher with its weights
-    learning, teacher, student = course.learning, pack(cells.teacher_queries), pack(cells.student_queries)
-    points = read_journal(course.run.folder / "train.jsonl")
+    learning, teacher, student = context.config, pack(cells.teacher_queries), pack(cells.student_queries)
+    points = read_metrics(context.run_dir.folder / "train.jsonl")
     logits = cells.student_queries
-    product = _map(course, student, gallery)
+    product = _map(context, student, gallery)
     return SweepTrial(
         row=row,
-        data=course.data.name,
+        data=context.data.name,
         bits=learning.bits,
         seed=learning.seed,
-        center_distance=min_distance(course.centers),
-        teacher_teacher=_map(course, teacher, gallery).map,
+        center_distance=min_distance(hash_centers_of(context)),
+        teacher_teacher=_map(context, teacher, gallery).map,
         student_gallery=product.map,
-        student_student=_map(course, student, pack(cells.student_gallery)).map,
+        student_student=_map(context, student, pack(cells.student_gallery)).map,
         student_gallery_retrieved=product.map_retrieved,
-        **_by_novelty(course, teacher, student, gallery),
+        **_by_novelty(context, teacher, student, gallery),
         bit_agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
         low_margin_bits=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
         student_steps=max(point.step for point in points if point.stage in ("student", "pair")),
-        seconds=course.run.seconds,
-        protocol=course.protocol,
+        seconds=context.run_dir.seconds,
+        protocol=context.protocol,
     )
 
 
-def _map(course: RunContext, queries: Any, gallery: Any, classes: NDArray[np.int64] | None = None) -> Any:
+def _map(context: RunContext, queries: Any, gallery: Any, classes: NDArray[np.int64] | None = None) -> Any:
     """Score all queries, or those of some classes against the gallery images of these classes."""
     from gallery.metrics import mean_average_precision
 
-    query_labels, gallery_labels = (course.data.labels[part] for part in (course.data.query, course.data.gallery))
+    query_labels, gallery_labels = (context.data.labels[part] for part in (context.data.query, context.data.gallery))
     if classes is None:
         return mean_average_precision(queries, gallery, query_labels, gallery_labels)
     q, g = np.isin(query_labels, classes), np.isin(gallery_labels, classes)
     return mean_average_precision(queries[q], gallery[g], query_labels[q], gallery_labels[g])
 
 
-def _by_novelty(course: RunContext, teacher: Any, student: Any, gallery: Any) -> dict[str, float | None]:
-    data = course.data
+def _by_novelty(context: RunContext, teacher: Any, student: Any, gallery: Any) -> dict[str, float | None]:
+    data = context.data
     unseen = np.setdiff1d(np.arange(len(data.classes)), data.seen)
     if not len(unseen):
         return dict.fromkeys(("teacher_teacher_unseen", "student_gallery_unseen", "student_gallery_seen"))
     return {
-        "teacher_teacher_unseen": _map(course, teacher, gallery, unseen).map,
-        "student_gallery_unseen": _map(course, student, gallery, unseen).map,
-        "student_gallery_seen": _map(course, student, gallery, data.seen).map,
+        "teacher_teacher_unseen": _map(context, teacher, gallery, unseen).map,
+        "student_gallery_unseen": _map(context, student, gallery, unseen).map,
+        "student_gallery_seen": _map(context, student, gallery, data.seen).map,
     }

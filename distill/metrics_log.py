@@ -1,4 +1,4 @@
-"""The record of training, `train.jsonl`: one line a tenth of an epoch."""
+"""The metrics log of training, `train.jsonl`: one line a tenth of an epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gallery.files import atomic_write
 class MetricsRecord:
     """One line: means over the steps since the last one; validation only at the end of an epoch.
 
-    seconds: since the process began this stage; waited: those of them since the last line without a batch to work on
+    seconds: since the process started this stage; data_wait_s: seconds since the last line spent waiting for batches
     """
 
     stage: str
@@ -30,24 +30,24 @@ class MetricsRecord:
     accuracy: float
     validation: float | None
     seconds: float
-    waited: float = 0.0
+    data_wait_s: float = 0.0
 
 
-def read_journal(path: Path) -> list[MetricsRecord]:
-    """The points of `train.jsonl`, in order; a line that a kill has cut short is not one."""
+def read_metrics(path: Path) -> list[MetricsRecord]:
+    """Return the records of `train.jsonl`, in order; a line that a kill has cut short is left out."""
     lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     return [MetricsRecord(**json.loads(line)) for line in lines]
 
 
 def to_tensorboard(path: Path, folder: Path) -> None:
-    """Writes the journal at `path` as TensorBoard events, a tag `<stage>/<measure>`; needs the `tensorboard` extra."""
+    """Write the log at `path` as TensorBoard events, a tag `<stage>/<metric>`; needs the `tensorboard` extra."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingBackend("tensorboard", str(error), "pip install 'twinhash[tensorboard]'") from error
     with SummaryWriter(str(folder)) as writer:
-        for point in read_journal(path):
-            for name in ("loss", "accuracy", "validation", "waited"):
+        for point in read_metrics(path):
+            for name in ("loss", "accuracy", "validation", "data_wait_s"):
                 if (value := getattr(point, name)) is not None:
                     writer.add_scalar(f"{point.stage}/{name}", value, point.step, point.seconds)
 
@@ -62,25 +62,25 @@ class MetricsLogger:
         self.path, self.stage, self.epoch_steps = path, stage, epoch_steps
         self.every = max(1, epoch_steps // 10)
         self.pending: list[Tensor] = []
-        self.start, self.waited = time.monotonic(), 0.0
-        kept = [p for p in read_journal(path) if p.stage != stage or p.step <= first]
+        self.start, self.data_wait_s = time.monotonic(), 0.0
+        kept = [p for p in read_metrics(path) if p.stage != stage or p.step <= first]
         self.history = [p.validation for p in kept if p.stage == stage and p.validation is not None]
         if is_main_process():
             atomic_write(path, "".join(map(_line, kept)))
 
     @property
-    def since_best(self) -> int:
-        """Epochs since the best validation, the earliest on ties; 0 where it is the last one, or there is none."""
+    def epochs_since_best(self) -> int:
+        """Epochs since the best validation, the earliest on ties; 0 if it is the last one, or there is none."""
         return len(self.history) - 1 - self.history.index(max(self.history)) if self.history else 0
 
-    def note(self, step: int, loss: Tensor, accuracy: Tensor) -> None:
-        """Adds a step; every tenth of an epoch, but for its end, the means go to the file."""
+    def log_step(self, step: int, loss: Tensor, accuracy: Tensor) -> None:
+        """Add a step; every tenth of an epoch, but for its end, the means are written."""
         self.pending.append(torch.stack([loss.detach(), accuracy.detach()]))  # read rarely: a read waits for a GPU
         if step % self.every == 0 and step % self.epoch_steps:
             self._write(step, None)
 
     def end_epoch(self, step: int, validation: float | None) -> None:
-        """The last line of an epoch."""
+        """Write the last line of an epoch."""
         point = self._write(step, validation)
         if validation is not None:
             self.history.append(validation)
@@ -92,11 +92,12 @@ class MetricsLogger:
 
     def _write(self, step: int, validation: float | None) -> MetricsRecord:
         loss, accuracy = torch.stack(self.pending).mean(0).tolist()
-        seconds, waited = round(time.monotonic() - self.start, 2), round(self.waited, 4)
-        self.waited = 0.0
+        seconds, data_wait_s = round(time.monotonic() - self.start, 2), round(self.data_wait_s, 4)
+        self.data_wait_s = 0.0
         self.pending.clear()
         epoch = step / self.epoch_steps
-        point = MetricsRecord(self.stage, step, epoch, round(loss, 5), round(accuracy, 4), validation, seconds, waited)
+        means = round(loss, 5), round(accuracy, 4)
+        point = MetricsRecord(self.stage, step, epoch, *means, validation, seconds, data_wait_s)
         if is_main_process():
             with self.path.open("a") as file:
                 file.write(_line(point))

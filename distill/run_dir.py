@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,12 +74,13 @@ class RunDir:
         if is_main_process():
             write_json(self._record, self._stages)
 
-    def load_or_save(self, name: str, value: M) -> M:
-        """Return what an earlier process saved under `name`.yaml, or save `value` now."""
+    def load_or_save(self, name: str, kind: type[M], make: Callable[[], M]) -> M:
+        """Return what an earlier process saved under `name`.yaml, or make and save it now."""
         path = self.folder / f"{name}.yaml"
         with main_process_first():
             if path.exists():
-                return load_yaml(path, type(value))
+                return load_yaml(path, kind)
+            value = make()
             atomic_write(path, to_yaml(value))
             return value
 

@@ -1,30 +1,39 @@
-"""The student: distilled into the teacher's Hamming space, from stored views or beside the teacher itself."""
+"""Distill the student with --distiller, from cached teacher outputs or with the teacher on the fly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.data.augment import draw
-from distill.distillers.base import DistillBatch, Distiller
-from distill.distributed import all_gather, shard
-from distill.engine import OptimizedModule, TrainSpec, fit, forward
+from distill.checkpoint import load_network, save_network
+from distill.context import RunContext
+from distill.data.augment import ImageLoader, fixed_crops, random_resized_crops
+from distill.distillers import DISTILLERS
+from distill.distillers.base import DistillBatch, DistillContext, Distiller
+from distill.distributed import all_gather, main_process_first, shard
+from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
+from distill.infer import Indices, Logits, forward_logits
 from distill.models.hash_net import HashNet
-from distill.training_set import Indices, TrainingSet
+from distill.system import device
+from distill.training_set import TrainingSet
+from gallery.codespace import CodeSpace
+from gallery.console import log
+from gallery.errors import InputError
+
+MAX_UNLABELED_RATIO = 0.5  # of a batch; half costs the seen classes nothing (unseen.md)
+MAX_UNLABELED = 4  # times the training images: more would cost teacher inferences that the student seldom uses
 
 
 @dataclass(frozen=True)
-class Views:
-    """Pictures, some looks at each, and what the teacher said of them.
+class CachedViews:
+    """Augmented views with cached teacher outputs.
 
-    index: int `[M]`, the pictures: those of train first, then those that teach without a label
+    index: int `[M]`, the images: those of train first, then the unlabeled ones
     crops: `[V, M, 4]`; logits: the teacher's, `[V, M, bits]`
     """
 
@@ -34,137 +43,205 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step: this process's share of the images, and the pictures of the whole step, labelled ones first."""
+class StudentBatch:
+    """One step: this process's share of the images, and the indices of the whole batch, labeled ones first.
+
+    teacher_logits: returns the teacher's logits of the same views, `[B, bits]`
+    """
 
     images: Tensor
     index: Indices
-    labelled: int
-    taught: Callable[[], Tensor]
-    """The teacher's logits on the same looks, `[B, bits]`."""
+    n_labeled: int
+    teacher_logits: Callable[[], Tensor]
 
 
-Prepare = Callable[[NDArray[np.int64], torch.Generator], Batch]
+class StudentLoss(nn.Module):
+    """The center loss by its weight, and the distiller's loss."""
+
+    def __init__(self, center_loss_weight: float, distiller: Distiller) -> None:
+        super().__init__()
+        self.center_loss_weight, self.distiller = center_loss_weight, distiller
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the distiller uses the teacher's logits."""
+        return self.distiller.args.uses_teacher
+
+    def forward(self, data: TrainingSet, student: Tensor, teacher: Tensor, index: Indices) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        student, teacher: logits `[B, bits]` on the same views; index: the images of the first rows, which have labels;
+        the center loss is of these alone.
+        """
+        loss: Tensor = self.distiller(DistillBatch(student, teacher, data.multi_hot[index]))
+        if self.center_loss_weight and len(index):
+            loss = self.center_loss_weight * data.center_loss(student[: len(index)], index) + loss
+        return loss
 
 
-def from_views(lesson: TrainingSet, views: Views, unlabelled: int) -> Prepare:
-    """Batches of stored views: rows of train, and `unlabelled` more pictures drawn from the others."""
-    first, device = len(lesson.train), lesson.lens.device
-    logits = views.logits.to(device)
+def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpace, gallery_logits: Logits) -> HashNet:
+    """Train the student and return it, or read it where it is finished.
 
-    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> Batch:
-        view = torch.randint(len(views.crops), (len(rows) + unlabelled,), generator=generator)
-        row = torch.from_numpy(rows)
-        if unlabelled:
-            row = torch.cat([row, torch.randint(first, len(views.index), (unlabelled,), generator=generator)])
-        index, taught = views.index[row.numpy()], logits[view.to(device), row.to(device)]
-        return Batch(lesson.lens.look(shard(index), shard(views.crops[view, row])), index, len(rows), lambda: taught)
+    teacher: None where only the gallery's codes are known; gallery_logits: the teacher's, `[len(gallery), bits]`
+    """
+    run_dir, (info, size), views = context.run_dir, context.backbone("student"), context.resolved.cached_views
+    path = run_dir.folder / "student.safetensors"
+    if not run_dir.is_done("student"):
+        data = TrainingSet.of(context, "student")
+        loss = build_student_loss(context, data, gallery_logits)
+        index, n_unlabeled = student_indices(context, teacher, loss.uses_teacher)
+        spec = context.train_spec("student", n_unlabeled)
+        if teacher and not views:
+            unlabeled = index[len(data.train) :]
+            teacher_fn = teacher_on_the_fly(teacher, context.image_loader("teacher"))
+            batches = batches_on_the_fly(data, teacher_fn, spec.crop_min_scale, unlabeled, n_unlabeled)
+        else:
+            source = "the teacher" if teacher else "the gallery's codes"
+            what = f"caching outputs of {source}" if loss.uses_teacher else "sampling crops"
+            with run_dir.stage("views", f"{what} for {views} views of {len(index)} images"):
+                cached = cache_teacher_views(context, teacher, index, space, gallery_logits, loss.uses_teacher)
+            batches = batches_from_cache(data, cached, n_unlabeled)
+        with run_dir.stage("student", f"distilling {info.name} at {size} px, {info.source}"):
+            model = context.build_model("student")
+            train_student(model, data, batches, loss, spec, context.checkpoint("student", space.id))
+            save_student(context, model)
+    run_dir.delete("student.checkpoint.safetensors")
+    return load_network(path).to(device())
 
-    return prepare
 
-
-def from_teacher(
-    lesson: TrainingSet, teacher: HashNet, its: TrainingSet, smallest_crop: float, others: Indices, unlabelled: int
-) -> Prepare:
-    """Batches of fresh crops, of which the frozen teacher looks at every one; `others` teach without a label."""
-    run = forward(teacher)
-
-    def prepare(rows: NDArray[np.int64], generator: torch.Generator) -> Batch:
-        crops = draw(len(rows) + unlabelled, smallest_crop, generator)
-        drawn = torch.randint(max(1, len(others)), (unlabelled,), generator=generator).numpy()
-        index = np.concatenate([lesson.train[rows], others[drawn]])
-        images = its.lens.look(shard(index), shard(crops))
-
-        def taught() -> Tensor:
-            teacher.eval()
-            with torch.no_grad():
-                return all_gather(run(images))
-
-        return Batch(lesson.lens.look(shard(index), shard(crops)), index, len(rows), taught)
-
-    return prepare
+def build_student_loss(context: RunContext, data: TrainingSet, gallery_logits: Logits) -> StudentLoss:
+    """Return the student's loss at the start of its training; gallery_logits: the teacher's of the gallery's images."""
+    config = context.config
+    task = DistillContext(data.centers, torch.from_numpy(gallery_logits).to(device()), config.seed)
+    distiller: Distiller = DISTILLERS.build(config.distiller, task, config.distiller_args)
+    return StudentLoss(config.student_train.center_loss_weight, distiller).to(device())
 
 
 def train_student(
-    net: HashNet,
-    lesson: TrainingSet,
-    prepare: Prepare,
-    center_loss_weight: float,
-    distiller: Distiller,
-    schedule: TrainSpec,
-    rates: tuple[float, float],
-    folder: Path,
-    key: str,
+    model: HashNet, data: TrainingSet, batches: Batches, loss: StudentLoss, spec: TrainSpec, checkpoint: Checkpoint
+) -> None:
+    """Train all layers of the student, and the distiller's own parameters, in place."""
+    forward, rates = forward_logits(model), (spec.lr, spec.weight_decay)
+
+    def loss_fn(batch: StudentBatch) -> tuple[Tensor, Tensor]:
+        logits, index = forward(batch.images), batch.index[: batch.n_labeled]
+        teacher = batch.teacher_logits() if loss.uses_teacher else logits.detach()
+        return loss(data, logits, teacher, index), data.accuracy(logits[: len(index)].detach(), index)
+
+    modules = [
+        OptimizedModule("student", model, *rates),
+        OptimizedModule("distiller", loss.distiller, *rates, averaged=False),
+    ]
+    fit(modules, batches, loss_fn, spec, checkpoint, data.make_validator(model))
+
+
+def batches_from_cache(data: TrainingSet, views: CachedViews, n_unlabeled: int) -> Batches:
+    """Return batches of cached views: rows of train, and `n_unlabeled` sampled unlabeled images."""
+    first, device = len(data.train), data.loader.device
+    logits = views.logits.to(device)
+
+    def load(rows: NDArray[np.int64], generator: torch.Generator) -> StudentBatch:
+        view = torch.randint(len(views.crops), (len(rows) + n_unlabeled,), generator=generator)
+        row = torch.from_numpy(rows)
+        if n_unlabeled:
+            row = torch.cat([row, torch.randint(first, len(views.index), (n_unlabeled,), generator=generator)])
+        index, teacher = views.index[row.numpy()], logits[view.to(device), row.to(device)]
+        images = data.loader.load(shard(index), shard(views.crops[view, row]))
+        return StudentBatch(images, index, len(rows), lambda: teacher)
+
+    return Batches(len(data.train), load)
+
+
+TeacherFn = Callable[[Indices, Tensor], Callable[[], Tensor]]
+
+
+def teacher_on_the_fly(teacher: HashNet, loader: ImageLoader) -> TeacherFn:
+    """Return a function that loads crops at the teacher's input size and returns the frozen teacher's inference."""
+    forward = forward_logits(teacher)
+
+    def load(index: Indices, crops: Tensor) -> Callable[[], Tensor]:
+        images = loader.load(index, crops)
+
+        def logits() -> Tensor:
+            teacher.eval()
+            with torch.no_grad():
+                return all_gather(forward(images))
+
+        return logits
+
+    return load
+
+
+def batches_on_the_fly(
+    data: TrainingSet, teacher_fn: TeacherFn, crop_min_scale: float, unlabeled: Indices, n_unlabeled: int
+) -> Batches:
+    """Return batches of random crops: rows of train, and `n_unlabeled` of the images `unlabeled`."""
+
+    def load(rows: NDArray[np.int64], generator: torch.Generator) -> StudentBatch:
+        crops = random_resized_crops(len(rows) + n_unlabeled, crop_min_scale, generator)
+        sampled = torch.randint(max(1, len(unlabeled)), (n_unlabeled,), generator=generator).numpy()
+        index = np.concatenate([data.train[rows], unlabeled[sampled]])
+        teacher_logits = teacher_fn(shard(index), shard(crops))
+        return StudentBatch(data.loader.load(shard(index), shard(crops)), index, len(rows), teacher_logits)
+
+    return Batches(len(data.train), load)
+
+
+def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: bool) -> tuple[Indices, int]:
+    """Return the images the student is trained on, those of train first, and how many rows of a batch are unlabeled.
+
+    The unlabeled ones have no label, or one that is not used: the gallery but for the validation images, and
+    --unlabeled-data; at most `MAX_UNLABELED` times as many as those of train.
+    """
+    data, options = context.data, context.config.student_train
+    unlabeled = np.setdiff1d(data.gallery, np.concatenate([data.train, data.validation]))
+    if teacher is None and not np.isin(data.train, data.gallery).all():
+        fix = "Mark them as gallery too, or put teacher.safetensors beside its codes."
+        raise InputError("training images that the gallery has codes of", "some that it has none of", fix)
+    unlabeled = np.concatenate([unlabeled, data.unlabelled]) if teacher else unlabeled
+    if len(unlabeled) > (most := MAX_UNLABELED * len(data.train)):
+        log.info("  the student uses %d of %d unlabeled images", most, len(unlabeled))
+        unlabeled = np.sort(np.random.default_rng(context.config.seed).choice(unlabeled, most, replace=False))
+    if teacher is None and not context.resolved.cached_views:
+        raise InputError("cached views for stored codes", "0", "Choose --student-train.cached-views of at least 1.")
+    twice = min(MAX_UNLABELED_RATIO, 2 * len(unlabeled) / (len(unlabeled) + len(data.train)))
+    ratio = twice if options.unlabeled_ratio == "auto" else float(options.unlabeled_ratio)
+    batch_size = min(options.batch_size, len(data.train))
+    n_unlabeled = min(round(ratio * batch_size), batch_size - 2) if len(unlabeled) and uses_teacher else 0
+    return np.concatenate([data.train, unlabeled if n_unlabeled else unlabeled[:0]]), n_unlabeled
+
+
+def cache_teacher_views(
+    context: RunContext,
+    teacher: HashNet | None,
+    index: Indices,
+    space: CodeSpace,
+    gallery_logits: Logits,
     uses_teacher: bool = True,
-) -> None:
-    """Trains all layers of `net`, and what `distiller` learns, in place by `student_loss`, resuming from `folder`.
-
-    rates: learning rate and weight decay; uses_teacher: whether the distiller uses the teacher's logits
-    """
-    run = forward(net)
-
-    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, index = run(batch.images), batch.index[: batch.labelled]
-        taught = batch.taught() if uses_teacher else logits.detach()
-        loss = student_loss(center_loss_weight, distiller, lesson, logits, taught, index)
-        return loss, lesson.accuracy(logits[: len(index)].detach(), index)
-
-    learners = [
-        OptimizedModule("student", net, *rates),
-        OptimizedModule("distiller", distiller, *rates, averaged=False),
-    ]
-    rows = np.arange(len(lesson.train))
-    fit("student", learners, prepare, objective, rows, schedule, lesson.validator(net), folder, key)
-
-
-def train_pair(
-    teacher: HashNet,
-    student: HashNet,
-    its: TrainingSet,
-    lesson: TrainingSet,
-    center_loss_weight: float,
-    distiller: Distiller,
-    schedule: TrainSpec,
-    rates: dict[str, tuple[float, float]],
-    smallest_crop: float,
-    folder: Path,
-    key: str,
-) -> None:
-    """Trains teacher and student at once on the same crops, as CSCH's paper does.
-
-    Unless the instance term is the joint one, nothing of the student reaches the teacher: it ends bit for bit as
-    `train_teacher` would have left it.
-    """
-    run, ask = forward(teacher), forward(student)
-
-    def prepare(index: Indices, generator: torch.Generator) -> tuple[Tensor, Tensor, Indices]:
-        crops = shard(draw(len(index), smallest_crop, generator))
-        return its.lens.look(shard(index), crops), lesson.lens.look(shard(index), crops), index
-
-    def objective(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        larger, smaller, index = batch
-        gallery, query = run(larger), ask(smaller)
-        loss = its.center_loss(gallery, index) + student_loss(
-            center_loss_weight, distiller, lesson, query, gallery, index
-        )
-        return loss, lesson.accuracy(query.detach(), index)
-
-    learners = [
-        OptimizedModule("teacher", teacher, *rates["teacher"]),
-        OptimizedModule("student", student, *rates["student"]),
-    ]
-    fit("pair", learners, prepare, objective, lesson.train, schedule, lesson.validator(student), folder, key)
+) -> CachedViews:
+    """Return fixed crops with teacher outputs; the first is the whole image, known where that is in the gallery."""
+    resolved = context.resolved
+    position = {image: row for row, image in enumerate(context.data.gallery.tolist())}
+    known = np.array([position.get(image, -1) for image in index.tolist()])
+    new = np.flatnonzero(known < 0)
+    crops = fixed_crops(len(index), max(1, resolved.cached_views), resolved.student_crop, context.config.seed)
+    logits = []
+    for view in range(len(crops)):
+        if not uses_teacher:
+            logits.append(np.zeros((len(index), space.bits), np.float32))
+        elif teacher is None or view == 0:  # without a teacher, the gallery's codes hold for every crop
+            logits.append(gallery_logits[known])
+            if len(new) and teacher:
+                logits[-1][new] = context.infer_logits("teacher", teacher, index[new], "view 0", space.id)
+        else:
+            logits.append(context.infer_logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))
+    return CachedViews(index, crops, torch.from_numpy(np.stack(logits)))
 
 
-def student_loss(
-    weight: float, distiller: Distiller, lesson: TrainingSet, student: Tensor, teacher: Tensor, index: Indices
-) -> Tensor:
-    """The center term, by its weight, and what the distiller says.
-
-    student, teacher: logits `[B, bits]` on the same looks; index: the pictures of the first rows, which have labels.
-    The other rows have the terms that need none.
-    """
-    loss = distiller(DistillBatch(student, teacher, lesson.positive[index]))
-    if weight and len(index):
-        loss = weight * lesson.center_loss(student[: len(index)], index) + loss
-    return loss
+def save_student(context: RunContext, model: HashNet) -> None:
+    """Write the trained student."""
+    info, size = context.backbone("student")
+    with main_process_first() as first:
+        if first:
+            path = context.run_dir.folder / "student.safetensors"
+            save_network(path, model, info.name, size, context.config.bits)

@@ -1,102 +1,162 @@
-"""The teacher: trained alone, by its objective, then frozen.  Its codes of the gallery are the product's index."""
+"""Train the teacher with --loss: linear probe, fine-tuning, or one after the other."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.data.augment import draw, tinted
-from distill.distributed import shard
-from distill.engine import OptimizedModule, TrainSpec, fit, in_full
-from distill.losses.base import HashLoss, LossBatch
+from distill.checkpoint import load_network, save_network
+from distill.codebook import code_space, final_centers
+from distill.context import RunContext
+from distill.data.augment import color_jitter, fixed_crops, random_resized_crops
+from distill.distributed import main_process_first, shard
+from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
+from distill.infer import Logits, extract_features, features_and_logits
+from distill.losses import LOSSES
+from distill.losses.base import HashLoss, LossBatch, LossContext
 from distill.models.hash_net import HashNet
-from distill.training_set import Judge, Logits, TrainingSet
+from distill.system import device
+from distill.training_set import MetricFn, TrainingSet
+from gallery import codespace
+from gallery.codespace import CodeSpace
+from gallery.files import atomic_path, sha256_of
 
-HARD_CROP, TINT = 0.4, 0.2  # of a second look: its smallest area over the first one's, and the change of its colours
+SECOND_VIEW_SCALE, SECOND_VIEW_JITTER = 0.4, 0.2  # smallest area over the first view's; strength of the color jitter
+LEARNED_CODES = "learned_codes.npy"
+MAX_FEATURE_BYTES = 1 << 30  # of cached features; fewer views where all would not fit
 Rows = NDArray[np.int64]
 
 
-def train_teacher(
-    net: HashNet,
-    objective: HashLoss,
-    lesson: TrainingSet,
-    schedule: TrainSpec,
-    rates: tuple[float, float],
-    smallest_crop: float,
-    folder: Path,
-    key: str,
-    frozen_statistics: bool = False,
+def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
+    """Train the teacher and return it with its code space, or read them where they are finished."""
+    run_dir, resolved = context.run_dir, context.resolved
+    if not run_dir.is_done("teacher"):
+        info, how = resolved.teacher, resolved.teacher_finetune
+        with run_dir.stage("teacher", f"training {info.name} at {resolved.teacher_img_size} px ({how}), {info.source}"):
+            model, data = context.build_model("teacher"), TrainingSet.of(context, "teacher")
+            loss, spec = build_loss(context, model, data), context.train_spec("teacher")
+            if how != "full":
+                options, stage = context.config.teacher_train, "teacher" if how == "linear_probe" else "head"
+                probe = replace(spec, epochs=options.linear_probe_epochs, lr=options.linear_probe_lr,
+                                model_ema_decay=0.0, early_stopping_patience=0)  # fmt: skip
+                linear_probe(model, loss, data, cache_features(context, model), probe, context.checkpoint(stage))
+            if how != "linear_probe":
+                finetune(model, loss, data, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
+            if (codes := loss.codes()) is not None:
+                _save_learned_codes(context, codes)
+            save_teacher(context, model, data)
+    run_dir.delete("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
+    space, _ = codespace.load(run_dir.folder)
+    return load_network(run_dir.folder / "teacher.safetensors").to(device()), space
+
+
+def build_loss(context: RunContext, model: HashNet, data: TrainingSet) -> HashLoss:
+    """Return the loss of a teacher at the start of its training."""
+    config, how, spec = context.config, context.resolved.teacher_finetune, context.train_spec("teacher")
+    probe_epochs = config.teacher_train.linear_probe_epochs
+    task = LossContext(
+        positive=data.multi_hot[data.train], gallery=data.multi_hot[context.data.gallery], centers=data.centers,
+        target_codes=data.target_codes[data.train], multilabel=context.data.labels.ndim == 2,
+        features=model.head.features, steps_per_epoch=spec.steps_per_epoch(len(data.train)), seed=config.seed,
+        epochs=(how != "full") * probe_epochs + (how != "linear_probe") * spec.epochs,
+    )  # fmt: skip
+    loss: HashLoss = LOSSES.build(config.loss, task, config.loss_args)
+    return loss.to(device())
+
+
+def cache_features(context: RunContext, model: HashNet) -> Logits:
+    """Return the pretrained backbone's features of fixed crops of the training images, `[views, len(train), D]`."""
+    resolved, train, extract = context.resolved, context.data.train, extract_features(model.eval())
+    features = [context.infer(extract, "teacher", train, "teacher features 0", "pretrained 0")]
+    views = max(1, min(resolved.cached_views, MAX_FEATURE_BYTES // features[0].nbytes))
+    crops = fixed_crops(len(train), views, resolved.teacher_crop, context.config.seed)
+    features += [context.infer(extract, "teacher", train, f"teacher features {v}", f"pretrained {v}", crops[v])
+                 for v in range(1, views)]  # fmt: skip
+    return np.stack(features)
+
+
+def linear_probe(
+    model: HashNet, loss: HashLoss, data: TrainingSet, features: Logits, spec: TrainSpec, checkpoint: Checkpoint
 ) -> None:
-    """Trains all layers of `net`, and what `objective` learns, in place on fresh crops, resuming from `folder`.
+    """Train the hash head, and the loss's own parameters, in place on cached features: seconds.
 
-    rates: learning rate and weight decay; frozen_statistics: batch norms of the backbone keep what they have counted
+    features: of the frozen backbone, `[views, len(train), D]`; a step samples a view of each of its images
     """
-    run, judge = in_full(net), _judge(lesson, objective)
+    cached, metric = torch.from_numpy(features).to(data.loader.device), _train_metric(data, loss)
 
-    def prepare(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
-        index = lesson.train[rows]
-        looks = [lesson.lens.look(shard(index), shard(draw(len(index), smallest_crop, generator)))]
-        if objective.n_views > 1:
-            harder = lesson.lens.look(shard(index), shard(draw(len(index), HARD_CROP * smallest_crop, generator)))
-            looks.append(tinted(harder, TINT, generator))
-        return looks, rows
+    def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
+        views = (torch.randint(len(cached), (len(rows),), generator=generator) for _ in range(loss.n_views))
+        return [cached[view, torch.from_numpy(rows)] for view in views], rows
 
-    def loss(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
-        looks, rows = batch
-        net.backbone.train(not frozen_statistics)
-        features, logits = run(looks[0])
-        second_view_logits = run(looks[1])[1] if objective.n_views > 1 else None
-        seen = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), second_view_logits)
-        return objective(seen), judge(logits.detach(), lesson.train[rows])
+    def loss_fn(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
+        views, rows = batch
+        logits = model.head(views[0])
+        second = model.head(views[1]) if loss.n_views > 1 else None
+        shown = LossBatch(logits, views[0], torch.from_numpy(rows).to(logits.device), second)
+        return loss(shown), metric(logits.detach(), data.train[rows])
 
-    fit("teacher", _learners("teacher", net, objective, rates), prepare, loss, np.arange(len(lesson.train)), schedule,
-        lesson.validator(net, judge), folder, key)  # fmt: skip
+    fit(_with_loss("head", model.head, loss, spec), Batches(len(data.train), load), loss_fn, spec, checkpoint)
+    model.eval()
 
 
-def train_head(
-    stage: str,
-    net: HashNet,
-    objective: HashLoss,
-    lesson: TrainingSet,
-    features: Logits,
-    schedule: TrainSpec,
-    rates: tuple[float, float],
-    folder: Path,
-    key: str,
+def finetune(
+    model: HashNet, loss: HashLoss, data: TrainingSet, spec: TrainSpec, checkpoint: Checkpoint, freeze_bn: bool = False
 ) -> None:
-    """Trains the hash head of `net`, and what `objective` learns, in place on stored features: seconds.
+    """Train all layers, and the loss's own parameters, in place on random crops.
 
-    features: of the frozen backbone, `[views, len(train), D]`; a step takes a view of each of its pictures at random
+    freeze_bn: batch norms of the backbone keep their running statistics
     """
-    stored, judge = torch.from_numpy(features).to(lesson.lens.device), _judge(lesson, objective)
+    forward, metric = features_and_logits(model), _train_metric(data, loss)
 
-    def prepare(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
-        views = (torch.randint(len(stored), (len(rows),), generator=generator) for _ in range(objective.n_views))
-        return [stored[view, torch.from_numpy(rows)] for view in views], rows
+    def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
+        index, scale = data.train[rows], spec.crop_min_scale
+        views = [data.loader.load(shard(index), shard(random_resized_crops(len(index), scale, generator)))]
+        if loss.n_views > 1:
+            crops = random_resized_crops(len(index), SECOND_VIEW_SCALE * scale, generator)
+            harder = data.loader.load(shard(index), shard(crops))
+            views.append(color_jitter(harder, SECOND_VIEW_JITTER, generator))
+        return views, rows
 
-    def loss(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
-        looks, rows = batch
-        logits = net.head(looks[0])
-        second_view_logits = net.head(looks[1]) if objective.n_views > 1 else None
-        seen = LossBatch(logits, looks[0], torch.from_numpy(rows).to(logits.device), second_view_logits)
-        return objective(seen), judge(logits.detach(), lesson.train[rows])
+    def loss_fn(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
+        views, rows = batch
+        model.backbone.train(not freeze_bn)
+        features, logits = forward(views[0])
+        second = forward(views[1])[1] if loss.n_views > 1 else None
+        shown = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), second)
+        return loss(shown), metric(logits.detach(), data.train[rows])
 
-    fit(stage, _learners("head", net.head, objective, rates), prepare, loss, np.arange(len(lesson.train)), schedule,
-        lambda: None, folder, key)  # fmt: skip
-    net.eval()
-
-
-def _learners(
-    name: str, net: torch.nn.Module, objective: HashLoss, rates: tuple[float, float]
-) -> list[OptimizedModule]:
-    """The network, and beside it the objective: what it learns, and what it must still know after a kill."""
-    return [OptimizedModule(name, net, *rates), OptimizedModule("objective", objective, *rates, averaged=False)]
+    modules, batches = _with_loss("teacher", model, loss, spec), Batches(len(data.train), load)
+    fit(modules, batches, loss_fn, spec, checkpoint, data.make_validator(model, metric))
 
 
-def _judge(lesson: TrainingSet, objective: HashLoss) -> Judge:
-    """How well a batch does, for the training curves: by nearest centers, where the objective knows them."""
-    return lesson.accuracy if objective.centers else lesson.neighbours
+def _with_loss(name: str, module: nn.Module, loss: HashLoss, spec: TrainSpec) -> list[OptimizedModule]:
+    """Return a network with its loss, whose parameters are trained and whose buffers are kept in checkpoints."""
+    rates = spec.lr, spec.weight_decay
+    return [OptimizedModule(name, module, *rates), OptimizedModule("objective", loss, *rates, averaged=False)]
+
+
+def _train_metric(data: TrainingSet, loss: HashLoss) -> MetricFn:
+    """Return the accuracy for the training curves: by nearest centers, where the loss knows them."""
+    return data.accuracy if loss.centers else data.nearest_neighbor_accuracy
+
+
+def save_teacher(context: RunContext, model: HashNet, data: TrainingSet) -> None:
+    """Write the trained teacher and its code space."""
+    folder, (info, size) = context.run_dir.folder, context.backbone("teacher")
+    path, centers = folder / "teacher.safetensors", final_centers(context, model, data.hash_centers)
+    with main_process_first() as first:
+        if first:
+            save_network(path, model, info.name, size, context.config.bits)
+            codespace.save(folder, code_space(context, sha256_of(path), centers), centers)
+
+
+def _save_learned_codes(context: RunContext, codes: Tensor) -> None:
+    """Keep the gallery codes that the loss has learned until they are in the gallery."""
+    with main_process_first() as first:
+        if first:
+            with atomic_path(context.run_dir.cache / LEARNED_CODES) as draft, draft.open("wb") as stream:
+                np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)

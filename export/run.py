@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
 
-from distill.config import StrictModel, TrainConfig, load_yaml
+from distill.config import StrictModel
 from export.artifact import FLOAT
 from gallery.console import log, run_cli
 from gallery.errors import (
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(command: ExportCommand) -> int:
     """Writes the bundle, and says what is in it."""
-    from distill.engine import limit_threads
+    from distill.system import limit_threads
     from export.exporter import select_variants
 
     own = sorted(name for name, value in command if name in OWN and value is not None)
@@ -146,30 +146,13 @@ def check_out(out: Path) -> None:
 
 
 def of_run(command: ExportCommand, forms: list[str], out: Path) -> None:
-    """Exports from a finished run, with the pictures it has: its results and its own bundle stay as they are."""
-    from distill.checkpoint import load_network
-    from distill.context import begin
-    from distill.models import pretrained
-    from distill.run_dir import open_run
+    """Export from a finished run, with its images; its results and its own bundle stay as they are."""
+    from distill.export_samples import export_request
+    from distill.load_run import load_run
     from export.ship import Student
-    from gallery import codespace
 
-    folder = Path(command.run or "")
-    if not (folder / "config.yaml").is_file():
-        raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
-    asked: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
-    with open_run(folder) as run:
-        needed = ("student",) if asked.reuse_gallery else ("teacher", "gallery", "student")
-        if missing := [stage for stage in needed if not run.is_done(stage)]:
-            place = folder.resolve()
-            fix = f"Finish it: distill/run.py --output-dir {place.parent} --name {place.name}, and its other flags."
-            raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)
-        course = begin(run, asked, folder.resolve().parent / "cache")
-        net, plan = load_network(folder / "student.safetensors").to(pretrained.device()), course.plan
-        write(Student(
-            net, plan.student.name, course.preprocessing(plan.student, plan.student_img_size),
-            codespace.load(folder)[0], course.centers, course.calibration(), course.golden(net),
-        ), command, forms, out)  # fmt: skip
+    with load_run(command.run or "") as run:
+        write(Student(**export_request(run.context, run.student, run.space)), command, forms, out)
 
 
 def of_weights(command: ExportCommand, forms: list[str], out: Path) -> None:

@@ -28,14 +28,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 import tyro
 from pydantic import Field
 
-from distill.config import StrictModel, TrainConfig, load_yaml
+from distill.config import StrictModel
 from gallery.console import log, run_cli
 from gallery.errors import EXIT_PASSED, CorruptFile, InputError
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate
 
 if TYPE_CHECKING:
-    from distill.context import RunContext
+    from distill.load_run import FinishedRun
     from export.bundle import Golden, Manifest
     from mobile_eval.compare import FloatReference
     from mobile_eval.evaluate import DeviceResults
@@ -164,58 +164,44 @@ def evaluate(command: EvaluateCommand) -> int:
 
 def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) -> EvaluationInputs:
     """All queries of a finished run, whose student must be that of the bundle."""
-    from distill.engine import limit_threads
+    from distill.load_run import load_run
+    from distill.system import limit_threads
     from gallery.index import open_gallery
     from mobile_eval.compare import reference
 
-    if not (folder / "config.yaml").is_file():
-        raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
     limit_threads()
-    settings: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
-    thresholds = (settings.thresholds if command.thresholds == Thresholds() else command.thresholds).model_copy(
-        update={"min_map_ratio": None}
-    )
-    gallery = open_gallery(command.gallery or (settings.reuse_gallery or folder) / "gallery", manifest.space)
-    course, logits = load_student_logits(folder, settings, manifest, load_golden(command.bundle, manifest))
-    data, pixels = course.data, course.data.pixels[course.plan.student_img_size]
-    labels = data.labels[data.query]
+    with load_run(folder) as run:
+        logits = load_student_logits(run, manifest, load_golden(command.bundle, manifest))
+    context, data = run.context, run.context.data
+    thresholds = context.config.thresholds if command.thresholds == Thresholds() else command.thresholds
+    thresholds = thresholds.model_copy(update={"min_map_ratio": None})
+    gallery = open_gallery(command.gallery or run.gallery, manifest.space)
+    pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
     against = reference(pixels[data.query], logits, labels, gallery, data.cut, thresholds.logit_tolerance)
     shown = None if command.gallery else lambda hit: pixels[data.gallery[hit]]
     return EvaluationInputs(against, f"the {len(data.query):,} queries of {data.name}", thresholds, data.classes, shown)
 
 
-def load_student_logits(
-    folder: Path, settings: TrainConfig, manifest: Manifest, golden: Golden
-) -> tuple[RunContext, Any]:
-    """A run's pictures, and its student's logits of the queries.
+def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) -> Any:
+    """Return a run's student's logits of the queries.
 
     Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 file must: they may
     have been computed on a GPU.
     """
-    from distill.checkpoint import load_network
-    from distill.context import begin
-    from distill.models import pretrained
-    from distill.run_dir import open_run
+    from distill.summary import student_query_logits
+    from distill.system import device
     from export.quantize import logits, normalised
-    from gallery import codespace
     from gallery.codes import pack
-    from gallery.files import sha256_of
     from mobile_eval.golden import OK, judge
     from mobile_eval.runtimes import ModelOutput
 
-    with open_run(folder) as run:
-        if not run.is_done("student"):
-            raise InputError(f"a finished run in {folder}", "no finished student", "Finish it by distill/run.py.")
-        codespace.load(folder)[0].check_compatible(manifest.space.id, f"the run {folder}", "the bundle")
-        course = begin(run, settings, folder.resolve().parent / "cache")
-        plan, path = course.plan, folder / "student.safetensors"
-        net, seen = load_network(path), course.preprocessing(plan.student, plan.student_img_size)
-        said = logits(net, normalised(golden.images, seen)).numpy()
-        end, found = judge("fp16", ModelOutput(pack(said), said), golden)
-        if end != OK:
-            raise InputError(f"the bundle of the student in {folder}", found, "Export it again, or name its own --run.")
-        key = f"{manifest.space.id} {sha256_of(path)}"  # as `Course.cells` keeps them
-        return course, course.logits("student", net.to(pretrained.device()), course.data.query, "student queries", key)
+    context, folder = run.context, run.context.run_dir.folder
+    run.space.check_compatible(manifest.space.id, f"the run {folder}", "the bundle")
+    found = logits(run.student.cpu(), normalised(golden.images, context.preprocessing("student"))).numpy()
+    end, message = judge("fp16", ModelOutput(pack(found), found), golden)
+    if end != OK:
+        raise InputError(f"the bundle of the student in {folder}", message, "Export it again, or name its own --run.")
+    return student_query_logits(context, run.student.to(device()), run.space.id)
 
 
 def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> EvaluationInputs:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from distill.data import load
-from distill.engine import read_journal
+from distill.metrics_log import read_metrics
 from gallery.codespace import CodeSpace
 from gallery.index import open_gallery
 from gallery.results import load as load_results
@@ -233,7 +233,7 @@ def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
     assert results.gate.passed
     assert (done.stdout + done.stderr).count("[teacher]") == 1
     assert (tmp_path / "r" / "log.txt").read_text().count("[prove]") == 1
-    points = read_journal(tmp_path / "r" / "train.jsonl")
+    points = read_metrics(tmp_path / "r" / "train.jsonl")
     assert len(points) == len({(point.stage, point.step) for point in points})
 
 

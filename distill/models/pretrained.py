@@ -13,7 +13,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from distill.config import BackboneInfo
@@ -205,8 +204,3 @@ def _from_package(name: str) -> PretrainedWeights | None:
         for path in sorted(Path(folder).rglob("*.pth")):
             return PretrainedWeights(name, path, f"the installed package {package}", digest)
     return None
-
-
-def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

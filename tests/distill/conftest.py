@@ -10,10 +10,12 @@ from PIL import Image
 
 from distill import pipeline
 from distill.config import TrainConfig
-from distill.context import RunContext, begin
+from distill.context import RunContext, open_context
 from distill.data import load
 from distill.models.hash_net import build
+from distill.resolve import with_absolute_paths
 from distill.run_dir import open_run
+from distill.trained_models import TrainedModels
 from tests.distill.factories import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
 
 
@@ -45,7 +47,7 @@ def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Le
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
 
-    def run(name: str = "run", **changes: Any) -> tuple[RunContext, pipeline.TrainedModels]:
+    def run(name: str = "run", **changes: Any) -> tuple[RunContext, TrainedModels]:
         small = {
             "teacher": "resnet10t",
             "student": "mobilenetv3_small",
@@ -56,8 +58,10 @@ def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Le
             "teacher_train": TEACHER,
             "student_train": STUDENT,
         }
-        with open_run(tmp_path / name) as folder:
-            course = begin(folder, TrainConfig(**{**small, **changes}), tmp_path / "cache")
-            return course, pipeline.learn(course)
+        config = with_absolute_paths(TrainConfig(**{**small, **changes}))
+        with open_run(tmp_path / name) as run_dir:
+            run_dir.check_config("config", config)
+            context = open_context(run_dir, config, tmp_path / "cache")
+            return context, pipeline.train_all(context)
 
     return run

@@ -14,9 +14,9 @@ from distill.config import (
     TeacherTrainConfig,
     TrainConfig,
     load_yaml,
-    resolve,
     to_yaml,
 )
+from distill.resolve import check_effects, keep_stored, resolve, with_absolute_paths
 from gallery.errors import InputError
 
 VIT = BackboneInfo(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -52,21 +52,19 @@ def test_frozen() -> None:
 
 
 def test_auto_follows_pictures_device_and_weights() -> None:
-    small = resolve(TrainConfig(), VIT, CNN, picture_size=28, gpu=False)
-    large = resolve(TrainConfig(), CNN, CNN, picture_size=600, gpu=False)
-    gpu = resolve(TrainConfig(), CNN, CNN, picture_size=600, gpu=True)
+    small = resolve(TrainConfig(), VIT, CNN, image_size=28, gpu=False)
+    large = resolve(TrainConfig(), CNN, CNN, image_size=600, gpu=False)
+    gpu = resolve(TrainConfig(), CNN, CNN, image_size=600, gpu=True)
     assert (small.teacher_img_size, small.student_img_size) == (28, 64)  # two patches of 14; a convolutional network
     assert (large.teacher_img_size, gpu.teacher_img_size) == (128, 224)
     assert (small.teacher_finetune, large.teacher_finetune) == ("full", "lp_ft")  # random weights; pretrained ones
-    whole = resolve(
-        TrainConfig(teacher_train=TeacherTrainConfig(finetune="full")), CNN, CNN, picture_size=600, gpu=False
-    )
+    whole = resolve(TrainConfig(teacher_train=TeacherTrainConfig(finetune="full")), CNN, CNN, image_size=600, gpu=False)
     assert large.teacher_lr < whole.teacher_lr
     assert small.teacher_lr < whole.teacher_lr
     assert small.cached_views < large.cached_views
-    assert resolve(TrainConfig(), CNN, CNN, picture_size=100, gpu=False).teacher_img_size == 112
+    assert resolve(TrainConfig(), CNN, CNN, image_size=100, gpu=False).teacher_img_size == 112
     reasons = "\n".join(small.reasons)
-    for what in ("teacher size", "student size", "epochs", "rate", "crop", "views"):
+    for what in ("teacher size", "student size", "epochs", "learning rate", "crop", "views"):
         assert what in reasons
 
 
@@ -77,7 +75,7 @@ def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
         teacher_train=TeacherTrainConfig(epochs=1, lr=0.5, crop_min_scale=0.7, finetune="full"),
         student_train=StudentTrainConfig(epochs=2, lr=0.25, crop_min_scale=0.6, cached_views=3),
     )
-    plan = resolve(asked, VIT, CNN, picture_size=28, gpu=False)
+    plan = resolve(asked, VIT, CNN, image_size=28, gpu=False)
     assert plan.reasons == ()
     assert (plan.teacher_img_size, plan.student_img_size, plan.cached_views) == (96, 80, 3)
     assert (plan.teacher_epochs, plan.teacher_lr, plan.teacher_crop) == (1, 0.5, 0.7)
@@ -113,7 +111,7 @@ CENTERLESS = StudentTrainConfig(center_loss_weight=0)
 )
 def test_what_cannot_be_learned_is_refused_with_its_fix(asked: TrainConfig, start: BackboneInfo, fix: str) -> None:
     with pytest.raises(InputError, match=fix):
-        resolve(asked, start, CNN, picture_size=64, gpu=False)
+        resolve(asked, start, CNN, image_size=64, gpu=False)
 
 
 @pytest.mark.parametrize("term", ["instance_weight", "center_similarity_weight", "ranking_weight"])
@@ -121,7 +119,7 @@ def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> 
     weights = {"instance_weight": 0, term: 1.0, "rkd_weight": 1.0}
     for fit, args in ((CENTERLESS, weights), (StudentTrainConfig(), {"instance_weight": 0, "rkd_weight": 1.0})):
         learning = TrainConfig(student_train=fit, distiller_args=args)
-        assert resolve(learning, CNN, CNN, picture_size=64, gpu=False).reasons
+        assert resolve(learning, CNN, CNN, image_size=64, gpu=False).reasons
 
 
 def test_a_value_out_of_range_is_told_by_its_key_and_not_by_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,3 +128,53 @@ def test_a_value_out_of_range_is_told_by_its_key_and_not_by_a_traceback(capsys: 
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert ended.value.code == 2
     assert "student-train: batch-size: input should be greater than or equal to 2" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "beside"),
+    [
+        ({"loss": "csq", "reuse_gallery": "x"}, "--loss beside --reuse-gallery"),
+        ({"reuse_gallery": "x", "teacher_train": {"lr": 0.1}}, "--teacher-train.lr beside --reuse-gallery"),
+        ({"distillation": "online", "student_train": {"epochs": 2}}, "--student-train.epochs beside --distillation"),
+        ({"teacher_train": {"finetune": "full", "linear_probe_lr": 0.1}}, "a teacher without a linear probe"),
+        ({"teacher_train": {"finetune": "linear_probe", "epochs": 3}}, "--teacher-train.finetune linear_probe"),
+        ({"distiller_args": {"instance_weight": 0}, "unlabeled_data": ("x",)}, "does not use the teacher"),
+        ({"loss": "dsh", "center_assignment": "quadratic"}, "--loss dsh, which has no hash centers"),
+        ({"data": "a/folder", "data_root": "x"}, "--data with a path"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(options: dict[str, object], beside: str) -> None:
+    with pytest.raises(InputError, match=beside):
+        check_effects(TrainConfig(**options))
+
+
+def test_options_with_their_defaults_are_never_without_effect() -> None:
+    check_effects(TrainConfig(reuse_gallery=Path("x"), distillation="online", loss="dsh", data="a/folder"))
+
+
+def test_paths_become_absolute_and_names_of_data_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").mkdir()  # a folder of this name does not hide the protocol
+    named = with_absolute_paths(TrainConfig(data="coco", unlabeled_data=("u",), teacher_weights=Path("../w.pth")))
+    assert named.data == "coco"
+    assert named.unlabeled_data == (str(tmp_path / "u"),)
+    assert named.teacher_weights == tmp_path.parent / "w.pth"
+    assert {with_absolute_paths(TrainConfig(data=given)).data for given in ("x", "x/", "./x", str(tmp_path / "x"))} == {
+        str(tmp_path / "x")
+    }
+
+
+def test_an_option_that_equals_the_stored_one_is_no_change(tmp_path: Path) -> None:
+    stored = TrainConfig(loss_args={"margin": 0.3})
+    resolved = resolve(stored, CNN, CNN, image_size=64, gpu=False)
+    (tmp_path / "config.yaml").write_text(to_yaml(stored))
+    given = TrainConfig(
+        teacher_img_size=64,
+        loss_args={"margin": "0.30"},
+        distiller_args={"instance_weight": 10},
+        student_train=StudentTrainConfig(epochs=resolved.student_epochs),
+    )
+    assert keep_stored(given, tmp_path) == given  # nothing is resolved yet
+    (tmp_path / "resolved_config.yaml").write_text(to_yaml(resolved))
+    assert keep_stored(given, tmp_path) == stored
+    assert keep_stored(given.model_copy(update={"teacher_img_size": 96}), tmp_path) != stored

@@ -20,12 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from distill import distributed, engine
-from distill.engine import OptimizedModule, TrainSpec, fit, forward, read_journal
+from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
+from distill.infer import forward_logits
+from distill.metrics_log import read_metrics
 from distill.models.hash_net import HashHead, HashNet
 from gallery.errors import InputError, TwinhashError
 
 ROOT = Path(__file__).parents[2]
-SCHEDULE = TrainSpec(epochs=4, batch=8, warmup=0.1, clip=1.0, seed=3, ema=0.5, patience=2)
+SCHEDULE = TrainSpec(
+    epochs=4,
+    batch_size=8,
+    lr=0.01,
+    weight_decay=0.05,
+    warmup_ratio=0.1,
+    clip_grad=1.0,
+    seed=3,
+    model_ema_decay=0.5,
+    early_stopping_patience=2,
+)
 PIXELS = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
 LABELS = (PIXELS[:, 0].mean((1, 2)) > 0.5).long()
 STEPS, DIES_AT = 15, 11
@@ -46,7 +58,7 @@ def net(seed: int, norm: bool = False) -> HashNet:
 def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], object] = lambda: None) -> list[HashNet]:
     """A teacher and a student at once, on crops drawn for the whole batch."""
     nets = [net(0), net(1)]
-    run, ask = map(forward, nets)
+    run, ask = map(forward_logits, nets)
     words = torch.randn(2, 16, generator=torch.Generator().manual_seed(2)).sign().double()
 
     def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,7 +85,7 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
         OptimizedModule("teacher", nets[0], 3e-3, 0.05),
         OptimizedModule("student", nets[1], 1e-3, 0.05, head_lr=3e-3),
     ]
-    fit("pair", learners, prepare, objective, np.arange(40), schedule, validate, folder / "cache", "key")
+    fit(learners, Batches(40, prepare), objective, schedule, Checkpoint(folder / "cache", "pair", "key"), validate)
     return nets
 
 
@@ -91,10 +103,11 @@ def rounded_only(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def whole(folder: Path) -> None:
     """Trains to the end, then meets every kind of trouble; the findings of each process go to a file of its own."""
     torch.save(tensors(train(folder)), folder / f"{distributed.rank()}.pt")
+    odd = replace(SCHEDULE, batch_size=7, early_stopping_patience=0)
     found = {
         "share": distributed.broadcast_scalar(0.1 if distributed.is_main_process() else 7.0),
         "none": distributed.broadcast_scalar(None),
-        "gather": gathered(), "odd": trouble(lambda: train(folder / "odd", replace(SCHEDULE, batch=7, patience=0))),
+        "gather": gathered(), "odd": trouble(lambda: train(folder / "odd", odd)),
         "blind": trouble(lambda: failing(folder)), "first": entered(folder), "aligned": aligned(),
         "warned": warned(),
     }  # fmt: skip
@@ -199,7 +212,7 @@ Pair = tuple[Path, list[tuple[dict[str, Tensor], dict[str, object]]]]
 
 def test_two_processes_train_as_one(alone: Path, pair: Pair) -> None:
     folder, (first, second) = pair
-    one, both = (read_journal(path / "train.jsonl") for path in (alone, folder))
+    one, both = (read_metrics(path / "train.jsonl") for path in (alone, folder))
     assert [(p.stage, p.step, p.accuracy) for p in one] == [(p.stage, p.step, p.accuracy) for p in both]
     assert [p.loss for p in both] == pytest.approx([p.loss for p in one], abs=1.1e-5)
     assert min(p.loss for p in one) < one[0].loss
@@ -223,7 +236,7 @@ def test_the_head_sees_the_whole_batch(alone: Path, pair: Pair, monkeypatch: pyt
 def test_only_the_first_process_writes_and_speaks(pair: Pair) -> None:
     folder, (first, second) = pair
     assert not list((folder / "cache").glob("*best*"))
-    assert len(read_journal(folder / "train.jsonl")) == len({p.step for p in read_journal(folder / "train.jsonl")})
+    assert len(read_metrics(folder / "train.jsonl")) == len({p.step for p in read_metrics(folder / "train.jsonl")})
     assert first[1]["warned"] == [1, 20]  # of batch norms that cannot meet; INFO
     assert second[1]["warned"] == [0, 40]
 

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from distill import engine
-from distill.engine import OptimizedModule, TrainSpec, features, fit, forward, limit_threads, read_journal
-from distill.metrics_log import MetricsLogger, to_tensorboard
+from distill.engine import Batches, BatchFn, Checkpoint, OptimizedModule, TrainSpec, fit
+from distill.infer import extract_features, forward_logits
+from distill.metrics_log import MetricsLogger, read_metrics, to_tensorboard
+from distill.system import limit_threads
 from gallery.errors import InputError, MissingBackend
 
-SCHEDULE = TrainSpec(epochs=3, batch=8, warmup=0.1, clip=1.0, seed=3)
-ROWS = np.arange(40)
+SCHEDULE = TrainSpec(epochs=3, batch_size=8, lr=0.01, weight_decay=0.05, warmup_ratio=0.1, clip_grad=1.0, seed=3)
 DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -57,7 +58,7 @@ def train(
     tick: Callable[[], object] = lambda: None,
     key: str = "k",
     validate: Callable[[], float | None] | None = None,
-    prepare: engine.Prepare = noisy,
+    prepare: BatchFn = noisy,
     **learner: Any,
 ) -> list[nn.Module]:
     """Fits `models` by one loss: each its own, and the second the first's answers too."""
@@ -75,7 +76,7 @@ def train(
         OptimizedModule(f"n{i}", m, **{"lr": 0.01, "weight_decay": 0.05, **learner}) for i, m in enumerate(models)
     ]
     validate = validate or (lambda: chaotic(models[-1]))
-    fit("teacher", learners, prepare, objective, ROWS, schedule, validate, folder / "cache", key)
+    fit(learners, Batches(40, prepare), objective, schedule, Checkpoint(folder / "cache", "teacher", key), validate)
     return models
 
 
@@ -84,7 +85,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def lines(folder: Path) -> list[tuple[Any, ...]]:
-    return [(p.stage, p.step, p.epoch, p.loss, p.accuracy, p.validation) for p in read_journal(folder / "train.jsonl")]
+    return [(p.stage, p.step, p.epoch, p.loss, p.accuracy, p.validation) for p in read_metrics(folder / "train.jsonl")]
 
 
 def test_it_learns_and_sees_every_picture_once_an_epoch(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_it_learns_and_sees_every_picture_once_an_epoch(tmp_path: Path) -> None:
     train([net()], tmp_path, prepare=prepare)
     assert sorted(seen[:40]) == list(range(40))
     assert seen[:40] != seen[40:80]
-    points = read_journal(tmp_path / "train.jsonl")
+    points = read_metrics(tmp_path / "train.jsonl")
     assert points[-1].loss < points[0].loss
     assert [p.step for p in points if p.validation is not None] == [5, 10, 15]
 
@@ -137,7 +138,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float, patience: int, learners: int, every_s: float
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
-    schedule = replace(SCHEDULE, epochs=4, batch=20, ema=ema, patience=patience)
+    schedule = replace(SCHEDULE, epochs=4, batch_size=20, model_ema_decay=ema, early_stopping_patience=patience)
     unbroken = train([net(i) for i in range(learners)], tmp_path / "whole", schedule)
     for moment in count():
         folder = tmp_path / str(moment)
@@ -155,7 +156,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
 
 
 def test_finished_training_is_not_done_again(tmp_path: Path) -> None:
-    schedule = replace(SCHEDULE, epochs=6, ema=0.7, patience=2)
+    schedule = replace(SCHEDULE, epochs=6, model_ema_decay=0.7, early_stopping_patience=2)
     first = train([net()], tmp_path, schedule)
     before = lines(tmp_path)
     again = train([net(5)], tmp_path, schedule, tick=lambda: pytest.fail("a step was done"))
@@ -175,20 +176,20 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
         train([net()], tmp_path, tick=Bomb(7))
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"stage": "teach')
-    assert read_journal(tmp_path / "train.jsonl")[-1].step == 7
+    assert read_metrics(tmp_path / "train.jsonl")[-1].step == 7
     train([net()], tmp_path)
     assert [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()][-1] == 15
 
 
 def test_the_global_random_state_is_left_alone(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    train([net()], tmp_path, replace(SCHEDULE, ema=0.5, patience=1))
+    train([net()], tmp_path, replace(SCHEDULE, model_ema_decay=0.5, early_stopping_patience=1))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.7])
 def test_a_learner_nothing_reaches_trains_as_if_alone(tmp_path: Path, ema: float) -> None:
-    schedule = replace(SCHEDULE, ema=ema)
+    schedule = replace(SCHEDULE, model_ema_decay=ema)
     alone = train([net(0)], tmp_path / "a", schedule)
     beside = train([net(0), net(1)], tmp_path / "b", schedule)
     assert same(alone[0], beside[0])
@@ -199,7 +200,7 @@ def test_the_average_is_that_of_its_definition_and_is_what_validation_sees(tmp_p
     model, trail, plain, seen = net(), [], net(), []
     train([plain], tmp_path / "plain", tick=lambda: trail.append(plain[0].weight.detach().clone()))
     trail = [*trail[1:], plain[0].weight.detach()]  # after each step
-    schedule = replace(SCHEDULE, ema=0.7)
+    schedule = replace(SCHEDULE, model_ema_decay=0.7)
     train([model], tmp_path / "ema", schedule, validate=lambda: seen.append(model[0].weight.detach().clone()))
     slow, judged = trail[0].double(), []
     for step, weight in enumerate(trail):
@@ -220,15 +221,15 @@ def test_patience_stops_and_takes_the_best_weights(tmp_path: Path) -> None:
         trail[-1].load_state_dict(model.state_dict())
         return next(script)
 
-    train([model], tmp_path, replace(SCHEDULE, epochs=5, patience=2), validate=validate)
-    assert [p.validation for p in read_journal(tmp_path / "train.jsonl") if p.validation] == [0.1, 0.5, 0.4, 0.5]
+    train([model], tmp_path, replace(SCHEDULE, epochs=5, early_stopping_patience=2), validate=validate)
+    assert [p.validation for p in read_metrics(tmp_path / "train.jsonl") if p.validation] == [0.1, 0.5, 0.4, 0.5]
     assert same(model, trail[2])
     assert not same(model, trail[4])
 
 
 def test_patience_without_validation_is_refused_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--validation-fraction"):
-        train([net()], tmp_path, replace(SCHEDULE, patience=2), pytest.fail, validate=lambda: None)
+        train([net()], tmp_path, replace(SCHEDULE, early_stopping_patience=2), pytest.fail, validate=lambda: None)
 
 
 def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> None:
@@ -243,7 +244,9 @@ def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> Non
     def moved(folder: str, **learner: float) -> dict[str, float]:
         model = Net()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        schedule = TrainSpec(epochs=1, batch=40, warmup=0, clip=1e9, seed=0)  # one step, at the peak rate
+        schedule = TrainSpec(
+            epochs=1, batch_size=40, lr=0.01, weight_decay=0.05, warmup_ratio=0, clip_grad=1e9, seed=0
+        )  # one step, at the peak rate
         train([model], tmp_path / folder, schedule, **learner)
         return {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
 
@@ -257,7 +260,7 @@ def test_the_head_has_its_own_rate_and_norms_do_not_decay(tmp_path: Path) -> Non
 
 
 def test_rate_warms_up_then_falls_to_zero_along_a_cosine() -> None:
-    rates = [SCHEDULE.rate(step, 100) for step in range(100)]
+    rates = [SCHEDULE.lr_factor(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
@@ -324,12 +327,16 @@ def test_an_interrupt_while_waiting_ends_the_loop_and_its_thread(tmp_path: Path)
 def test_the_time_spent_waiting_is_in_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count()  # a second passes between any two looks at it
     monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    train([net()], tmp_path, TrainSpec(epochs=2, batch=2, warmup=0, clip=1, seed=0))
-    assert [p.waited for p in read_journal(tmp_path / "train.jsonl")] == [2.0] * 20  # 2 steps a line
+    train(
+        [net()],
+        tmp_path,
+        TrainSpec(epochs=2, batch_size=2, lr=0.01, weight_decay=0.05, warmup_ratio=0, clip_grad=1, seed=0),
+    )
+    assert [p.data_wait_s for p in read_metrics(tmp_path / "train.jsonl")] == [2.0] * 20  # 2 steps a line
     old = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
-    del old["waited"]
+    del old["data_wait_s"]
     (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")
-    assert read_journal(tmp_path / "old.jsonl")[0].waited == 0
+    assert read_metrics(tmp_path / "old.jsonl")[0].data_wait_s == 0
 
 
 def test_forward_keeps_the_head_in_fp32() -> None:
@@ -337,9 +344,9 @@ def test_forward_keeps_the_head_in_fp32() -> None:
 
     model = build("vit_tiny_patch16_224", 32, 16, seed=0).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    logits = forward(model)(images)
-    assert logits.dtype == features(model)(images).dtype == torch.float32
-    assert torch.equal(logits, model.head(features(model)(images)))
+    logits = forward_logits(model)(images)
+    assert logits.dtype == extract_features(model)(images).dtype == torch.float32
+    assert torch.equal(logits, model.head(extract_features(model)(images)))
     assert torch.allclose(logits, model(images), atol=0.05 * model(images).abs().max().item())
 
 
@@ -362,7 +369,7 @@ def test_the_journal_becomes_tensorboard_events(tmp_path: Path) -> None:
     train([net()], tmp_path)
     to_tensorboard(tmp_path / "train.jsonl", tmp_path / "events")
     events = EventAccumulator(str(tmp_path / "events")).Reload()
-    points = read_journal(tmp_path / "train.jsonl")
+    points = read_metrics(tmp_path / "train.jsonl")
     losses = [(e.step, pytest.approx(e.value, abs=1e-6)) for e in events.Scalars("teacher/loss")]
     assert [(p.step, p.loss) for p in points] == losses
     assert [e.step for e in events.Scalars("teacher/validation")] == [5, 10, 15]

@@ -8,76 +8,81 @@ import numpy as np
 import pytest
 import torch
 
-from distill import pipeline
+from distill import pipeline, train_student
+from distill.codebook import hash_centers_of
 from distill.context import RunContext
-from distill.engine import forward
+from distill.infer import forward_logits
 from distill.losses import LOSSES
+from distill.train_teacher import LEARNED_CODES
+from distill.trained_models import TrainedModels
+from distill.training_set import TrainingSet
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.errors import InputError
 from tests.distill.factories import BITS, TEACHER, Learn
 
 
-def logits(course: RunContext, networks: pipeline.TrainedModels, index: np.ndarray) -> np.ndarray:
+def logits(context: RunContext, models: TrainedModels, index: np.ndarray) -> np.ndarray:
     """The teacher's, computed anew."""
-    assert networks.teacher
-    return forward(networks.teacher)(course.lens("teacher").look(index)).detach().numpy()
+    assert models.teacher
+    return forward_logits(models.teacher)(context.image_loader("teacher").load(index)).detach().numpy()
 
 
 @pytest.mark.parametrize("objective", ["csq", "dsh", "dhd"])
 def test_the_gallery_is_the_teachers_own_codes(learn: Learn, objective: str) -> None:
-    course, networks = learn(loss=objective)
-    said = logits(course, networks, course.data.gallery)
+    context, models = learn(loss=objective)
+    said = logits(context, models, context.data.gallery)
     sure = np.abs(said) > 1e-4
-    assert (unpack(networks.gallery.codes()) == (said > 0))[sure].all()
-    assert networks.space.id == codespace.load(course.run.folder)[0].id
+    assert (unpack(models.gallery.codes()) == (said > 0))[sure].all()
+    assert models.space.id == codespace.load(context.run_dir.folder)[0].id
 
 
 def test_a_method_without_centers_gets_those_of_its_own_codes(learn: Learn) -> None:
-    course, networks = learn(loss="dsh")
-    train = course.data.train
-    said = logits(course, networks, train) > 0
-    for label, center in enumerate(course.centers):
-        share = said[course.labels[train] == label].mean(0)
+    context, models = learn(loss="dsh")
+    train = context.data.train
+    said = logits(context, models, train) > 0
+    for label, center in enumerate(hash_centers_of(context)):
+        share = said[context.labels[train] == label].mean(0)
         clear = np.abs(share - 0.5) > 0.2
         assert clear.any()
         assert ((center > 0) == (share > 0.5))[clear].all()
 
 
 def test_a_method_that_learns_codes_stores_them_and_says_so(learn: Learn) -> None:
-    course, networks = learn(loss="adsh")
-    stored = np.load(course.run.cache / pipeline.LEARNED)
-    assert (networks.gallery.codes() == pack(stored)).all()
+    context, models = learn(loss="adsh")
+    stored = np.load(context.run_dir.cache / LEARNED_CODES)
+    assert (models.gallery.codes() == pack(stored)).all()
     assert (stored.astype(int) @ stored.T.astype(int) / BITS > 0.99).sum() > len(stored)  # a class shares its code
-    assert "adsh's own, learned from the labels" in course.protocol
+    assert "adsh's own, learned from the labels" in context.protocol
 
 
 def test_learned_codes_are_what_the_student_is_taught(learn: Learn) -> None:
-    course, networks = learn(loss="adsh")
-    again = pipeline.teach(course)
-    assert (again[3] == np.where(unpack(networks.gallery.codes()), 1, -1)).all()
+    context, models = learn(loss="adsh")
+    again = pipeline.train_teacher_and_gallery(context)
+    assert (again[3] == np.where(unpack(models.gallery.codes()), 1, -1)).all()
 
 
 def test_a_new_student_for_learned_codes_is_taught_those_codes(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, networks = learn("first", loss="adsh")
+    first, models = learn("first", loss="adsh")
     shown: list[np.ndarray] = []
-    taught = pipeline.distiller_of
-    monkeypatch.setattr(pipeline, "distiller_of", lambda course, logits: shown.append(logits) or taught(course, logits))
-    second, _ = learn("second", reuse_gallery=first.run.folder)
-    assert (pack(shown[0]) == networks.gallery.codes()).all()
-    own = second.logits("teacher", networks.teacher, second.data.gallery, "gallery", networks.space.id)
+    build = train_student.build_student_loss
+    record = lambda context, data, logits: shown.append(logits) or build(context, data, logits)  # noqa: E731
+    monkeypatch.setattr(train_student, "build_student_loss", record)
+    second, _ = learn("second", reuse_gallery=first.run_dir.folder)
+    assert (pack(shown[0]) == models.gallery.codes()).all()
+    own = second.infer_logits("teacher", models.teacher, second.data.gallery, "gallery", models.space.id)
     assert (np.abs(shown[0]) == np.abs(own)).all()
 
 
 def test_neighbours_against_loops(learn: Learn) -> None:
-    course, _ = learn()
-    lesson, index = course.teacher_lesson, course.data.train[:20]
+    context, _ = learn()
+    data, index = TrainingSet.of(context, "teacher"), context.data.train[:20]
     logits = torch.randn(20, BITS, generator=torch.Generator().manual_seed(3))
     right = 0
     for i, one in enumerate(logits):
         others = [(float(torch.cosine_similarity(one, logits[j], dim=0)), j) for j in range(20) if j != i]
-        right += bool(course.labels[index[max(others)[1]]] == course.labels[index[i]])
-    assert lesson.neighbours(logits, index).item() == pytest.approx(right / 20)
+        right += bool(context.labels[index[max(others)[1]]] == context.labels[index[i]])
+    assert data.nearest_neighbor_accuracy(logits, index).item() == pytest.approx(right / 20)
 
 
 @pytest.mark.parametrize("objective", ["csch", "dsh", "adsh", "dhd", "sadh"])
@@ -102,13 +107,13 @@ def test_a_teacher_that_was_killed_goes_on_bit_for_bit(
             learn("killed", **words)
     killed, _ = learn("killed", **words)
     names = "teacher.safetensors", "codespace.json"
-    assert all(same_bytes(whole.run.folder / name, killed.run.folder / name) for name in names)
+    assert all(same_bytes(whole.run_dir.folder / name, killed.run_dir.folder / name) for name in names)
 
 
 @pytest.mark.parametrize("distiller", ["fitnet", "d3still", "csd"])
 def test_a_student_is_distilled_by_any_distiller(learn: Learn, distiller: str) -> None:
-    course, networks = learn(distiller=distiller)
-    assert networks.student(course.lens("student").look(course.data.query[:3])).shape == (3, BITS)
+    context, models = learn(distiller=distiller)
+    assert models.student(context.image_loader("student").load(context.data.query[:3])).shape == (3, BITS)
 
 
 def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: Learn) -> None:
@@ -127,13 +132,7 @@ def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: L
 def test_an_option_reaches_the_loss(learn: Learn) -> None:
     one, _ = learn("one")
     other, _ = learn("other", loss_args={"margin": 0.4})
-    assert not same_bytes(one.run.folder / "teacher.safetensors", other.run.folder / "teacher.safetensors")
-
-
-def test_an_objective_beside_an_earlier_gallery_is_refused(learn: Learn) -> None:
-    course, _ = learn("first")
-    with pytest.raises(InputError, match="an objective for a teacher that is trained here"):
-        learn("second", reuse_gallery=course.run.folder, loss="csq")
+    assert not same_bytes(one.run_dir.folder / "teacher.safetensors", other.run_dir.folder / "teacher.safetensors")
 
 
 def replace_epochs(epochs: int) -> object:

@@ -73,8 +73,8 @@ def test_other_settings_are_refused_by_name_and_permitted_ones_taken(tmp_path: P
 
 def test_what_was_settled_stays(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert run.load_or_save("plan", TrainConfig(seed=1)).seed == 1
-        assert run.load_or_save("plan", TrainConfig(seed=2)).seed == 1
+        assert run.load_or_save("plan", TrainConfig, lambda: TrainConfig(seed=1)).seed == 1
+        assert run.load_or_save("plan", TrainConfig, lambda: TrainConfig(seed=2)).seed == 1
 
 
 def test_all_that_is_said_is_in_the_log(tmp_path: Path) -> None:

@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from distill import pipeline
+from distill import train_student, train_teacher
+from distill.codebook import hash_centers_of, pretrained_features
 from distill.config import TrainConfig
-from distill.context import RunContext, begin
-from distill.engine import read_journal
+from distill.context import RunContext, multi_hot, open_context
+from distill.export_samples import calibration_images
 from distill.hash_centers.assignment import assign
 from distill.hash_centers.constructions import hash_centers
 from distill.hash_centers.multilabel import optimise_centers, target_codes
+from distill.metrics_log import read_metrics
 from distill.models.hash_net import build
 from distill.run_dir import open_run
+from distill.summary import hash_center_summary, model_summaries, pair_logits
+from distill.train_student import cache_teacher_views, student_indices
+from distill.trained_models import TrainedModels
+from distill.training_set import TrainingSet
 from gallery import codespace
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
@@ -30,18 +36,18 @@ def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
 
 
-def codes(course: RunContext, networks: pipeline.TrainedModels) -> np.ndarray:
-    return pack(course.cells(networks).student_queries)
+def codes(context: RunContext, models: TrainedModels) -> np.ndarray:
+    return pack(pair_logits(context, models).student_queries)
 
 
 def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn) -> None:
     _, staged = learn("offline")
-    course, at_once = learn("at once", distillation="online")
+    context, at_once = learn("at once", distillation="online")
     assert same(staged.teacher, at_once.teacher)
     assert not same(staged.student, at_once.student)
     assert np.array_equal(staged.gallery.codes(), at_once.gallery.codes())
-    assert {p.stage for p in read_journal(course.run.folder / "train.jsonl")} == {"pair"}
-    assert course.run.is_done("student")
+    assert {p.stage for p in read_metrics(context.run_dir.folder / "train.jsonl")} == {"pair"}
+    assert context.run_dir.is_done("student")
 
 
 @pytest.mark.parametrize("lost", ["teacher", "student"])
@@ -51,10 +57,10 @@ def test_a_kill_between_the_two_records_of_a_pair_trains_neither_alone(learn: Le
     stages_done = json.loads(record.read_text())
     del stages_done[lost]
     record.write_text(json.dumps(stages_done))
-    course, after = learn(distillation="online")
+    context, after = learn(distillation="online")
     assert same(before.student, after.student)
     assert same(before.teacher, after.teacher)
-    assert {p.stage for p in read_journal(course.run.folder / "train.jsonl")} == {"pair"}
+    assert {p.stage for p in read_metrics(context.run_dir.folder / "train.jsonl")} == {"pair"}
 
 
 def test_the_released_joint_form_moves_the_teacher(learn: Learn) -> None:
@@ -65,24 +71,24 @@ def test_the_released_joint_form_moves_the_teacher(learn: Learn) -> None:
 
 def test_a_new_student_for_an_old_gallery(learn: Learn, tmp_path: Path) -> None:
     _, old = learn("old")
-    course, new = learn("new", reuse_gallery=tmp_path / "old", student="mobilenetv2")
+    context, new = learn("new", reuse_gallery=tmp_path / "old", student="mobilenetv2")
     assert new.space == old.space
     assert same(new.teacher, old.teacher)
-    assert np.array_equal(course.centers, np.load(tmp_path / "old" / "centers.npy"))
-    assert "teacher" not in course.run.seconds
-    assert json.loads((course.run.folder / "codespace.json").read_text())["id"] == old.space.id
+    assert np.array_equal(hash_centers_of(context), np.load(tmp_path / "old" / "centers.npy"))
+    assert "teacher" not in context.run_dir.seconds
+    assert json.loads((context.run_dir.folder / "codespace.json").read_text())["id"] == old.space.id
 
 
 def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None:
     learn("old")
     (tmp_path / "old" / "teacher.safetensors").unlink()
     fit = STUDENT.model_copy(update={"center_loss_weight": 0.0, "epochs": 10})
-    course, networks = learn("new", reuse_gallery=tmp_path / "old", student="resnet10t", student_train=fit)
-    cells = course.cells(networks)
-    assert networks.teacher is None
-    assert [portrait["role"] for portrait in course.portraits(networks)] == ["student"]
+    context, models = learn("new", reuse_gallery=tmp_path / "old", student="resnet10t", student_train=fit)
+    cells = pair_logits(context, models)
+    assert models.teacher is None
+    assert [summary.role for summary in model_summaries(context, models)] == ["student"]
     assert cells.teacher_queries is None
-    wanted = np.unpackbits(networks.gallery.codes(), axis=1)
+    wanted = np.unpackbits(models.gallery.codes(), axis=1)
     got = np.unpackbits(pack(cells.student_gallery), axis=1)
     assert (wanted == got).mean() > 0.7  # it has nothing else to learn from
 
@@ -116,105 +122,111 @@ def test_a_gallery_whose_teacher_was_exchanged_is_refused(learn: Learn, tmp_path
 
 def test_quick_trains_the_head_alone_and_head_first_goes_on_from_it(learn: Learn, weights: Path) -> None:
     begun = build("resnet10t", SIZE, BITS, seed=7).backbone
-    course, quick = learn(
+    context, quick = learn(
         "linear_probe", teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "linear_probe"})
     )
     assert same(quick.teacher.backbone, begun)
-    steps = [p.step for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "teacher"]
-    assert steps[-1] == 30 * (len(course.data.train) // 16)
-    course, both = learn(
+    steps = [p.step for p in read_metrics(context.run_dir.folder / "train.jsonl") if p.stage == "teacher"]
+    assert steps[-1] == 30 * (len(context.data.train) // 16)
+    context, both = learn(
         "both", teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "lp_ft"})
     )
     assert not same(both.teacher.backbone, begun)
     for name, counted in both.teacher.backbone.named_buffers():  # batch norms keep what pretraining has counted
         assert torch.equal(counted, begun.get_buffer(name)), name
-    assert next(p.stage for p in read_journal(course.run.folder / "train.jsonl")) == "head"
+    assert next(p.stage for p in read_metrics(context.run_dir.folder / "train.jsonl")) == "head"
 
 
 def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pictures: Path) -> None:
     loose = (str(pictures / "loose"),)
-    course, with_them = learn("with", unlabeled_data=loose)
-    assert len(course.data.unlabelled) == 20
-    index, spare = pipeline._pupils(course, with_them.teacher)
-    assert np.array_equal(index[: len(course.data.train)], course.data.train)
-    assert set(index[len(course.data.train) :]) == set(course.data.unlabelled)
-    assert spare == round(16 * 2 * 20 / (20 + len(course.data.train)))
+    context, with_them = learn("with", unlabeled_data=loose)
+    assert len(context.data.unlabelled) == 20
+    index, spare = student_indices(context, with_them.teacher, True)
+    assert np.array_equal(index[: len(context.data.train)], context.data.train)
+    assert set(index[len(context.data.train) :]) == set(context.data.unlabelled)
+    assert spare == round(16 * 2 * 20 / (20 + len(context.data.train)))
     labels_only = {"instance_weight": 0.0}
-    course, without = learn("without", distiller_args=labels_only)
-    assert not list(course.run.cache.glob("view-*"))  # and nothing to ask the teacher
+    context, without = learn("without", distiller_args=labels_only)
+    assert not list(context.run_dir.cache.glob("view-*"))  # and nothing to ask the teacher
     _, ignored = learn("ignored", distiller_args=labels_only, unlabeled_data=loose)
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
 
 
 def test_the_pictures_without_labels_are_bounded(learn: Learn, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    course, networks = learn(unlabeled_data=(str(pictures / "loose"),))
-    monkeypatch.setattr(pipeline, "MOST_OTHERS", 0)
-    assert len(pipeline._pupils(course, networks.teacher)[0]) == len(course.data.train)
+    context, models = learn(unlabeled_data=(str(pictures / "loose"),))
+    monkeypatch.setattr(train_student, "MAX_UNLABELED", 0)
+    assert len(student_indices(context, models.teacher, True)[0]) == len(context.data.train)
 
 
 def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures: Path) -> None:
-    course, networks = learn(unlabeled_data=(str(pictures / "loose"),))
-    looked_at = np.load(course.run.cache / "view-0" / "00000.npy")
-    assert len(looked_at) == len(course.data.unlabelled)  # the others are in the gallery
-    index, _ = pipeline._pupils(course, networks.teacher)
-    gallery = course.logits("teacher", networks.teacher, course.data.gallery, "gallery", networks.space.id)
-    taught = pipeline._taught(course, networks.teacher, index, networks.space, gallery).logits[0].numpy()
-    fresh = course.logits("teacher", networks.teacher, index, "all anew", networks.space.id)
+    context, models = learn(unlabeled_data=(str(pictures / "loose"),))
+    looked_at = np.load(context.run_dir.cache / "view-0" / "00000.npy")
+    assert len(looked_at) == len(context.data.unlabelled)  # the others are in the gallery
+    index, _ = student_indices(context, models.teacher, True)
+    gallery = context.infer_logits("teacher", models.teacher, context.data.gallery, "gallery", models.space.id)
+    taught = cache_teacher_views(context, models.teacher, index, models.space, gallery).logits[0].numpy()
+    fresh = context.infer_logits("teacher", models.teacher, index, "all anew", models.space.id)
     assert np.allclose(taught, fresh, atol=1e-4)
 
 
 def test_stored_features_stay_within_their_room(learn: Learn, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "HEAD_BYTES", 1)
-    course, _ = learn(teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "linear_probe"}))
-    assert [path.name for path in course.run.cache.glob("teacher-features-*")] == ["teacher-features-0"]
+    monkeypatch.setattr(train_teacher, "MAX_FEATURE_BYTES", 1)
+    context, _ = learn(teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "linear_probe"}))
+    assert [path.name for path in context.run_dir.cache.glob("teacher-features-*")] == ["teacher-features-0"]
 
 
 def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Learn) -> None:
-    course, networks = learn("unseen", num_unseen_classes=1)
-    assert len(course.classes) == len(course.centers) == 3
-    assert networks.space.classes == course.classes
-    assert set(course.labels[course.data.train]) == {0, 1, 2}
-    assert -1 in course.labels[course.data.gallery]
-    index, spare = pipeline._pupils(course, networks.teacher)
+    context, models = learn("unseen", num_unseen_classes=1)
+    assert len(context.classes) == len(hash_centers_of(context)) == 3
+    assert models.space.classes == context.classes
+    assert set(context.labels[context.data.train]) == {0, 1, 2}
+    assert -1 in context.labels[context.data.gallery]
+    index, spare = student_indices(context, models.teacher, True)
     assert spare > 0
-    assert set(course.labels[index[len(course.data.train) :]]) == {-1}
-    assert course.center_map(networks)["classes"] == course.classes
+    assert set(context.labels[index[len(context.data.train) :]]) == {-1}
+    assert hash_center_summary(context, models).classes == context.classes
 
 
 def test_fresh_crops_are_shown_to_the_teacher_each_time(learn: Learn) -> None:
-    course, networks = learn("online", student_train=STUDENT.model_copy(update={"cached_views": 0}))
-    assert "views" not in course.run.seconds
-    assert codes(course, networks).shape == (len(course.data.query), BITS // 8)
+    context, models = learn("online", student_train=STUDENT.model_copy(update={"cached_views": 0}))
+    assert "views" not in context.run_dir.seconds
+    assert codes(context, models).shape == (len(context.data.query), BITS // 8)
 
 
 @pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])
 def test_assigned_centers_are_the_ones_that_are_saved(learn: Learn, weights: Path, how: str) -> None:
     made = {"hash_centers": "bernoulli", "teacher_weights": weights}
     plain, _ = learn("plain", center_assignment="none", **made)
-    course, networks = learn("assigned", center_assignment=how, **made)
-    assert {tuple(row) for row in course.centers} == {tuple(row) for row in plain.centers}
-    features = course._features("student" if how == "csch" else "teacher")
-    order = assign(plain.centers, how, features, course._positive(course.data.train), course.learning.seed)
-    assert np.array_equal(course.centers, plain.centers[order])
-    assert networks.space.centers_sha256 == codespace.hash_centers(np.load(course.run.folder / "centers.npy"))
-    assert np.array_equal(np.load(course.run.folder / "centers.npy"), course.centers)
+    context, models = learn("assigned", center_assignment=how, **made)
+    assert {tuple(row) for row in hash_centers_of(context)} == {tuple(row) for row in hash_centers_of(plain)}
+    features = pretrained_features(context, "student" if how == "csch" else "teacher")
+    order = assign(
+        hash_centers_of(plain),
+        how,
+        features,
+        multi_hot(context.labels[context.data.train], len(context.classes)),
+        context.config.seed,
+    )
+    assert np.array_equal(hash_centers_of(context), hash_centers_of(plain)[order])
+    assert models.space.centers_sha256 == codespace.hash_centers(np.load(context.run_dir.folder / "centers.npy"))
+    assert np.array_equal(np.load(context.run_dir.folder / "centers.npy"), hash_centers_of(context))
 
 
 def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> None:
     fit = STUDENT.model_copy(update={"epochs": 12, "model_ema_decay": 0.5, "early_stopping_patience": 1, "lr": 1e-6})
-    course, _ = learn("patient", student_train=fit, validation_fraction=0.2)
-    points = [p for p in read_journal(course.run.folder / "train.jsonl") if p.stage == "student"]
+    context, _ = learn("patient", student_train=fit, validation_fraction=0.2)
+    points = [p for p in read_metrics(context.run_dir.folder / "train.jsonl") if p.stage == "student"]
     assert len([p for p in points if p.validation is not None]) < 12
 
 
 def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:
-    course, _ = learn()
-    pixels = course.data.pixels[SIZE]
-    seen, held = course.calibration()
-    assert np.array_equal(seen, pixels[course.data.train])
-    assert np.array_equal(held, pixels[course.data.validation])
-    course, _ = learn("unwatched", validation_fraction=0.0)
-    seen, held = course.calibration()
+    context, _ = learn()
+    pixels = context.data.pixels[SIZE]
+    seen, held = calibration_images(context)
+    assert np.array_equal(seen, pixels[context.data.train])
+    assert np.array_equal(held, pixels[context.data.validation])
+    context, _ = learn("unwatched", validation_fraction=0.0)
+    seen, held = calibration_images(context)
     assert len(seen) == len(held) + 1  # both are of train, for want of others
 
 
@@ -233,10 +245,13 @@ def test_centers_of_pictures_with_several_classes_are_elected_unless_named(
                         teacher_img_size=SIZE, student_img_size=SIZE)  # fmt: skip
     separated = hash_centers(6, BITS, 0)
     with open_run(tmp_path / "run") as run:
-        course = begin(run, learning, tmp_path / "cache")
-        labels = course.labels[course.data.train]
-        assert np.array_equal(course.centers, optimise_centers(separated, labels))
-        assert np.array_equal(course.teacher_lesson.targets[course.data.train], target_codes(labels, course.centers))
-        named = replace(course, learning=learning.model_copy(update={"hash_centers": "hadamard"}))
-        assert np.array_equal(named.centers, hash_centers(6, BITS, 0, "hadamard"))
-        assert not np.array_equal(course.centers, separated)
+        context = open_context(run, learning, tmp_path / "cache")
+        labels = context.labels[context.data.train]
+        assert np.array_equal(hash_centers_of(context), optimise_centers(separated, labels))
+        assert np.array_equal(
+            TrainingSet.of(context, "teacher").target_codes[context.data.train],
+            target_codes(labels, hash_centers_of(context)),
+        )
+        named = replace(context, config=learning.model_copy(update={"hash_centers": "hadamard"}))
+        assert np.array_equal(hash_centers_of(named), hash_centers(6, BITS, 0, "hadamard"))
+        assert not np.array_equal(hash_centers_of(context), separated)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.augment import ImageLoader, draw, stored, tinted
+from distill.data.augment import ImageLoader, color_jitter, fixed_crops, random_resized_crops
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -12,7 +12,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_crops_stay_inside_the_picture_and_have_the_areas_asked_for() -> None:
-    crops = draw(5000, 0.3, generator())
+    crops = random_resized_crops(5000, 0.3, generator())
     half, centre = crops[:, :2].abs(), crops[:, 2:]
     assert ((centre.abs() + half) <= 1 + 1e-5).all()
     area = half.prod(1)
@@ -22,45 +22,45 @@ def test_crops_stay_inside_the_picture_and_have_the_areas_asked_for() -> None:
 
 
 def test_a_crop_of_all_only_mirrors() -> None:
-    crops = draw(100, 1.0, generator())
+    crops = random_resized_crops(100, 1.0, generator())
     assert torch.equal(crops[:, :2].abs(), torch.ones(100, 2))
     assert torch.equal(crops[:, 2:], torch.zeros(100, 2))
 
 
 def test_the_first_stored_view_is_the_whole_picture_and_the_seed_decides_the_rest() -> None:
-    views = stored(7, 3, 0.5, seed=4)
+    views = fixed_crops(7, 3, 0.5, seed=4)
     assert views.shape == (3, 7, 4)
     assert torch.equal(views[0], torch.tensor([1.0, 1, 0, 0]).expand(7, 4))
-    assert torch.equal(views, stored(7, 3, 0.5, seed=4))
+    assert torch.equal(views, fixed_crops(7, 3, 0.5, seed=4))
     assert not torch.equal(views[1], views[2])
-    assert not torch.equal(views[1], stored(7, 3, 0.5, seed=5)[1])
+    assert not torch.equal(views[1], fixed_crops(7, 3, 0.5, seed=5)[1])
 
 
 @pytest.fixture
-def lens() -> ImageLoader:
+def loader() -> ImageLoader:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     return ImageLoader(pixels, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu"))
 
 
-def test_normalisation_is_that_of_the_definition(lens: ImageLoader) -> None:
-    seen = lens.look(np.array([3, 1]))
-    slow = (lens.pixels[[3, 1]].astype(np.float64) / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.25, 0.5)
+def test_normalisation_is_that_of_the_definition(loader: ImageLoader) -> None:
+    seen = loader.load(np.array([3, 1]))
+    slow = (loader.pixels[[3, 1]].astype(np.float64) / 255 - (0.5, 0.4, 0.3)) / (0.2, 0.25, 0.5)
     assert seen.shape == (2, 3, 8, 8)
     assert np.allclose(seen.numpy().transpose(0, 2, 3, 1), slow, atol=1e-5)
 
 
-def test_the_whole_view_shows_the_pixels_themselves_and_a_mirror_reverses_them(lens: ImageLoader) -> None:
+def test_the_whole_view_shows_the_pixels_themselves_and_a_mirror_reverses_them(loader: ImageLoader) -> None:
     index = np.arange(5)
-    plain = lens.look(index)
-    whole = lens.look(index, torch.tensor([[1.0, 1, 0, 0]]).expand(5, 4))
-    mirror = lens.look(index, torch.tensor([[-1.0, 1, 0, 0]]).expand(5, 4))
+    plain = loader.load(index)
+    whole = loader.load(index, torch.tensor([[1.0, 1, 0, 0]]).expand(5, 4))
+    mirror = loader.load(index, torch.tensor([[-1.0, 1, 0, 0]]).expand(5, 4))
     assert torch.allclose(whole, plain, atol=1e-4)
     assert torch.allclose(mirror, plain.flip(3), atol=1e-4)
 
 
-def test_a_quarter_crop_shows_that_quarter(lens: ImageLoader) -> None:
-    seen = lens.look(np.array([0]), torch.tensor([[0.5, 0.5, 0.5, -0.5]]))  # right half, upper half
-    alone = ImageLoader(lens.pixels[:1, :4, 4:], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu")).look(
+def test_a_quarter_crop_shows_that_quarter(loader: ImageLoader) -> None:
+    seen = loader.load(np.array([0]), torch.tensor([[0.5, 0.5, 0.5, -0.5]]))  # right half, upper half
+    alone = ImageLoader(loader.pixels[:1, :4, 4:], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5), torch.device("cpu")).load(
         np.array([0])
     )
     big = torch.nn.functional.interpolate(alone, scale_factor=2, mode="bilinear", align_corners=False)
@@ -69,10 +69,10 @@ def test_a_quarter_crop_shows_that_quarter(lens: ImageLoader) -> None:
 
 def test_tints_change_each_channel_of_each_picture_as_a_whole() -> None:
     images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    made = tinted(images, 0.2, torch.Generator().manual_seed(1))
+    made = color_jitter(images, 0.2, torch.Generator().manual_seed(1))
     for one, other in zip(images.flatten(0, 1), made.flatten(0, 1), strict=True):
         gain = (other.max() - other.min()) / (one.max() - one.min())
         assert 0.8 <= gain <= 1.2
         assert torch.allclose(other - gain * one, (other - gain * one).mean().expand(4, 4), atol=1e-6)
         assert (other - gain * one).abs().max() <= 0.2 + 1e-6
-    assert torch.equal(tinted(images, 0.0, torch.Generator()), images)
+    assert torch.equal(color_jitter(images, 0.0, torch.Generator()), images)

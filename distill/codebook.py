@@ -1,0 +1,94 @@
+"""The hash centers that a run uses, and its code space."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.context import Role, RunContext, multi_hot
+from distill.hash_centers.assignment import QUADRATIC_MOST, Assignment, assign, class_means
+from distill.hash_centers.constructions import Centers, Construction, hash_centers
+from distill.hash_centers.multilabel import optimise_centers
+from distill.infer import extract_features
+from distill.models.hash_net import HashNet
+from gallery import codespace
+from gallery.codespace import CodeSpace
+from gallery.console import log
+
+
+def hash_centers_of(context: RunContext) -> Centers:
+    """Return the hash centers `[classes, bits]`, in class order: those of the code space once there is one."""
+    for folder in (context.config.reuse_gallery, context.run_dir.folder):
+        if folder and (folder / codespace.FILE).exists():
+            return codespace.load(folder)[1]
+    return initial_centers(context)
+
+
+def initial_centers(context: RunContext) -> Centers:
+    """Return the centers that a teacher is trained with."""
+    config, kind, how = context.config, center_construction(context), center_assignment(context)
+    centers = hash_centers(len(context.classes), config.bits, config.seed, kind)
+    positive = multi_hot(context.labels[context.data.train], len(context.classes))
+    if how != "none":
+        role: Role = "student" if how == "csch" else "teacher"
+        log.info("  assigning centers to classes by the features of the %s (%s)", role, how)
+        centers = centers[assign(centers, how, pretrained_features(context, role), positive, config.seed)]
+    if optimises_multilabel_centers(context):
+        log.info("  optimising centers for majority-vote targets that tell which images share a class")
+        centers = optimise_centers(centers, positive)
+    return centers
+
+
+def final_centers(context: RunContext, teacher: HashNet, initial: Centers) -> Centers:
+    """Return the centers of a teacher's space: those it was trained toward, or the majority of each class's codes."""
+    if context.loss_class.centers:
+        return initial
+    train = context.data.train
+    logits = context.infer_logits("teacher", teacher, train, "teacher train", context.data.fingerprint)
+    means = class_means(np.sign(logits), multi_hot(context.labels[train], len(context.classes)))
+    return np.where(means > 0, np.int8(1), np.int8(-1))
+
+
+def center_assignment(context: RunContext) -> Assignment:
+    """Return how centers are assigned to classes; "auto": quadratically where there is enough to choose.
+
+    With no more classes than bits, all distances are about bits / 2; random features know no classes.  Losses other
+    than csch assign none.
+    """
+    config = context.config
+    if config.center_assignment != "auto":
+        return config.center_assignment
+    if config.loss != "csch":
+        return "none"
+    worth_it = config.bits < len(context.classes) <= QUADRATIC_MOST and not context.resolved.teacher.random
+    return "quadratic" if worth_it else "none"
+
+
+def center_construction(context: RunContext) -> Construction:
+    """Return how centers are constructed; "auto": as the loss wants them."""
+    asked, wanted = context.config.hash_centers, context.loss_class.centers
+    return wanted if asked == "auto" and wanted else asked
+
+
+def optimises_multilabel_centers(context: RunContext) -> bool:
+    """Whether centers are optimised for majority-vote targets; "auto": of csch, for images of several classes."""
+    config = context.config
+    return (config.loss, config.hash_centers) == ("csch", "auto") and context.data.labels.ndim == 2
+
+
+def pretrained_features(context: RunContext, role: Role) -> NDArray[np.float32]:
+    """Return a pretrained backbone's features of the training images, `[len(train), D]`."""
+    model = context.build_model(role).eval()
+    return context.infer(extract_features(model), role, context.data.train, f"{role} features 0", "pretrained 0")
+
+
+def code_space(context: RunContext, teacher_sha256: str, centers: Centers) -> CodeSpace:
+    """Return the code space of a teacher."""
+    return CodeSpace(
+        bits=context.config.bits,
+        classes=context.classes,
+        teacher=context.resolved.teacher.name,
+        teacher_sha256=teacher_sha256,
+        centers_sha256=codespace.hash_centers(centers),
+        preprocessing=context.preprocessing("teacher"),
+    )

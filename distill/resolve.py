@@ -1,0 +1,205 @@
+"""Configuration checks, and every "auto" resolved in one place with its reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.config import BackboneInfo, ResolvedConfig, StudentTrainConfig, TeacherTrainConfig, TrainConfig, load_yaml
+from distill.data.fashion_mnist import SOURCES
+from distill.data.protocols import PROTOCOLS
+from distill.distillers import DISTILLERS
+from distill.losses import LOSSES
+from gallery.errors import InputError
+
+if TYPE_CHECKING:
+    from distill.distillers.base import DistillerArgs
+
+MAX_SIZE, MAX_CPU_SIZE = 224, 128  # input sizes that "auto" chooses at most, pixels
+MIN_SIZE, SIZE_STEP = 64, 16  # of convolutional networks, whose strides of 32 leave a 2 x 2 feature map then
+AUTO = {  # option -> what it became in ResolvedConfig
+    "teacher_img_size": "teacher_img_size", "student_img_size": "student_img_size",
+    "teacher_train.finetune": "teacher_finetune",
+    "teacher_train.epochs": "teacher_epochs", "student_train.epochs": "student_epochs",
+    "teacher_train.lr": "teacher_lr", "student_train.lr": "student_lr",
+    "teacher_train.crop_min_scale": "teacher_crop", "student_train.crop_min_scale": "student_crop",
+    "student_train.cached_views": "cached_views",
+}  # fmt: skip
+TEACHER = "teacher", "teacher_weights", "teacher_img_size", "loss_args", "hash_centers", "center_assignment"
+PROBE = "teacher_train.linear_probe_epochs", "teacher_train.linear_probe_lr"
+ONLINE_STUDENT = {"lr", "weight_decay", "center_loss_weight"}  # the other options are those of the teacher
+
+
+def resolve(
+    config: TrainConfig, teacher: BackboneInfo, student: BackboneInfo, image_size: int, gpu: bool
+) -> ResolvedConfig:
+    """Resolve every "auto"; image_size: median shorter side of the images, pixels."""
+    check(config)
+    finetune, options, distill = config.teacher_train.finetune, config.teacher_train, config.student_train
+    if finetune == "linear_probe" and teacher.random:
+        raise InputError(
+            "pretrained weights for --teacher-train.finetune linear_probe",
+            "random ones, whose features are of no use",
+            "Choose --teacher-train.finetune full.",
+        )
+    auto = AutoResolver()
+    why = f"the images have {image_size} px{'' if gpu else f', and a CPU can train on {MAX_CPU_SIZE}'}"
+    sizes = [_size(info, image_size, gpu) for info in (teacher, student)]
+    teacher_img_size = auto("teacher size", config.teacher_img_size, sizes[0], why)
+    start = {True: "from random weights", False: "from pretrained weights"}
+    slow = not gpu and teacher.transformer
+    epochs = (max(3, 6 * 32**2 // teacher_img_size**2) if slow else 30) if teacher.random else 8
+    epochs = auto("teacher epochs", options.epochs, epochs, f"{start[teacher.random]} on a {'GPU' if gpu else 'CPU'}")
+    crop = 1.0 if teacher.random and epochs < 20 else 0.3  # short training from random weights gains nothing by crops
+    finetune = auto("teacher finetune", finetune, "full" if teacher.random else "lp_ft", start[teacher.random])
+    # After a linear probe a third of the rate: measured on CNNs (benchmarks/results/teacher_finetuning.md).
+    lr = (3e-4 if teacher.transformer else 1e-3) * (0.3 if finetune == "lp_ft" else 1.0)
+    family = "a transformer" if teacher.transformer else "a convolutional network"
+    student_start, cost = start[student.random], "much" if slow else "little"
+    return ResolvedConfig(
+        teacher=teacher,
+        student=student,
+        teacher_img_size=teacher_img_size,
+        student_img_size=auto("student size", config.student_img_size, sizes[1], why),
+        teacher_epochs=epochs,
+        student_epochs=auto("student epochs", distill.epochs, 15 if student.random else 10, student_start),
+        teacher_lr=auto("teacher learning rate", options.lr, lr, f"{family}, {finetune}"),
+        student_lr=auto("student learning rate", distill.lr, 2e-3 if student.random else 1e-3, student_start),
+        teacher_crop=auto("teacher crop", options.crop_min_scale, crop, f"{start[teacher.random]}, {epochs} epochs"),
+        student_crop=auto("student crop", distill.crop_min_scale, 0.3, "a default, not compared with others"),
+        teacher_finetune=finetune,
+        cached_views=auto("views", distill.cached_views, 2 if slow else 8, f"a teacher inference costs {cost}"),
+        reasons=tuple(auto.reasons),
+    )
+
+
+def check(config: TrainConfig) -> None:
+    """Raise `InputError`, which names the fix, for options that contradict each other."""
+    LOSSES.parse(config.loss, config.loss_args)
+    distiller: DistillerArgs = DISTILLERS.parse(config.distiller, config.distiller_args)
+    if not distiller.fixes_rotation and not config.student_train.center_loss_weight:
+        raise InputError(
+            "a loss that ties the student to the teacher's space",
+            "only losses that a rotation of the space does not change: its codes would not fit the gallery's",
+            "Give center_loss_weight of --student-train, or another weight of --distiller-args, a value above 0.",
+        )
+    online, finetune = config.distillation == "online", config.teacher_train.finetune
+    if distiller.trains_teacher and not online:
+        found = "the joint one, whose gradient reaches the teacher, while --distillation offline freezes it"
+        raise InputError("an instance loss that fits the distillation", found, "Add --distillation online.")
+    if online and (config.reuse_gallery or finetune in ("linear_probe", "lp_ft")):
+        found = "--reuse-gallery" if config.reuse_gallery else f"--teacher-train.finetune {finetune}"
+        raise InputError(
+            "a teacher that is trained beside the student", found, "Leave it out, or --distillation offline."
+        )
+    if online and config.unlabeled_data:
+        fix = "Leave it out, or --distillation offline."
+        raise InputError("--unlabeled-data in offline distillation", "online", fix)
+    if online and (config.loss, config.distiller) != ("csch", "csch"):
+        found = f"--loss {config.loss} and --distiller {config.distiller}"
+        raise InputError("CSCH in online distillation, which is its own", found, "Choose --distillation offline.")
+
+
+def check_effects(config: TrainConfig) -> None:
+    """Raise `InputError` for an option that another one leaves without effect, unless it has its default."""
+    for option, why in _without_effect(config):
+        value, default = (_get(one, option) for one in (config, TrainConfig()))
+        if value != default:
+            flag = f"--{option.replace('_', '-')}"
+            raise InputError("options that have an effect", f"{flag} beside {why}", "Leave one of them out.")
+
+
+def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Yield the options that another one leaves without effect, and which that is."""
+    finetune = config.teacher_train.finetune
+    teacher_train = [f"teacher_train.{name}" for name in TeacherTrainConfig.model_fields]
+    if config.reuse_gallery:
+        yield from ((name, "--reuse-gallery, whose teacher is trained") for name in ("loss", *TEACHER, *teacher_train))
+    if config.distillation == "online":
+        student_train = [
+            f"student_train.{name}" for name in StudentTrainConfig.model_fields if name not in ONLINE_STUDENT
+        ]
+        yield from ((name, "--distillation online, which takes it from the teacher") for name in student_train)
+    if finetune == "full" or config.distillation == "online":
+        yield from ((name, "a teacher without a linear probe") for name in PROBE)
+    if finetune == "linear_probe":
+        names = "epochs", "lr", "model_ema_decay", "early_stopping_patience"
+        yield from ((f"teacher_train.{name}", "--teacher-train.finetune linear_probe") for name in names)
+    if not DISTILLERS.parse(config.distiller, config.distiller_args).uses_teacher:
+        unlabeled = "unlabeled_data", "student_train.unlabeled_ratio"
+        yield from ((name, "a distiller that does not use the teacher") for name in unlabeled)
+    if LOSSES.find(config.loss).centers is None:
+        centers = "hash_centers", "center_assignment"
+        yield from ((name, f"--loss {config.loss}, which has no hash centers") for name in centers)
+    if not _is_named(config.data):
+        yield "data_root", "--data with a path"
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with absolute paths: its run is opened from any working directory."""
+    names = "data_root", "reuse_gallery", "teacher_weights", "student_weights"
+    paths: dict[str, Any] = {name: Path(os.path.abspath(path)) for name in names if (path := getattr(config, name))}
+    paths["unlabeled_data"] = tuple(map(os.path.abspath, config.unlabeled_data))
+    if not _is_named(config.data):
+        paths["data"] = os.path.abspath(config.data)
+    return config.model_copy(update=paths)
+
+
+def keep_stored(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Return the configuration with the run folder's own spelling of options that mean the same.
+
+    That is, "auto" for the value that it became, and methods' options for the same ones given in another way.
+    """
+    if not (folder / "config.yaml").exists() or not (folder / "resolved_config.yaml").exists():
+        return config
+    stored: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
+    resolved: ResolvedConfig = load_yaml(folder / "resolved_config.yaml", ResolvedConfig)
+    for option, name in AUTO.items():
+        if _get(stored, option) == "auto" and _get(config, option) == getattr(resolved, name):
+            config = _set(config, option, "auto")
+    for kind, registry in (("loss", LOSSES), ("distiller", DISTILLERS)):
+        name, args = getattr(config, kind), f"{kind}_args"
+        given, kept = getattr(config, args), getattr(stored, args)
+        if name == getattr(stored, kind) and registry.parse(name, given) == registry.parse(name, kept):
+            config = _set(config, args, kept)
+    return config
+
+
+def _is_named(source: str) -> bool:
+    """Whether --data names a published data set rather than a path."""
+    return source in SOURCES or source in PROTOCOLS
+
+
+def _get(config: TrainConfig, option: str) -> Any:
+    part, _, name = option.rpartition(".")
+    return getattr(getattr(config, part) if part else config, name)
+
+
+def _set(config: TrainConfig, option: str, value: Any) -> TrainConfig:
+    part, _, name = option.rpartition(".")
+    if not part:
+        return config.model_copy(update={name: value})
+    return config.model_copy(update={part: getattr(config, part).model_copy(update={name: value})})
+
+
+def _size(info: BackboneInfo, image_size: int, gpu: bool) -> int:
+    """Return the images' own size, rounded up to a multiple of the patch size, within what the device can train on."""
+    step, smallest = (info.patch, 2 * info.patch) if info.patch > 1 else (SIZE_STEP, MIN_SIZE)
+    largest = MAX_SIZE if gpu else MAX_CPU_SIZE
+    wanted = min(max(smallest, image_size), largest)
+    return min(-(-wanted // step), largest // step) * step
+
+
+class AutoResolver:
+    """Returns the user's value, or the given one for "auto" with its reason recorded."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def __call__(self, name: str, asked: Any, value: Any, why: str) -> Any:
+        if asked != "auto":
+            return asked
+        self.reasons.append(f"{name} {value if isinstance(value, str) else f'{value:g}'}: {why}")
+        return value

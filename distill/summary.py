@@ -1,0 +1,98 @@
+"""A finished run in figures: logits for evaluation, model summaries, hash centers and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from distill.codebook import center_assignment, center_construction, hash_centers_of, optimises_multilabel_centers
+from distill.context import Role, RunContext, multi_hot
+from distill.hash_centers.assignment import class_means, class_similarity, gram_correlation, is_equidistant
+from distill.infer import Logits
+from distill.metrics_log import read_metrics
+from distill.models.hash_net import HashNet
+from distill.trained_models import TrainedModels
+from gallery.codes import unpack
+from gallery.files import sha256_of
+from gallery.results import HashCenterSummary, ModelSummary, TrainingCurve
+
+MAX_CENTERS = 64  # classes whose centers the report shows
+
+
+class PairLogits(NamedTuple):
+    """Logits `[images, bits]` beside the gallery's codes; the teacher's are None where only its codes are known."""
+
+    teacher_queries: Logits | None
+    student_queries: Logits
+    student_gallery: Logits
+
+
+def pair_logits(context: RunContext, models: TrainedModels) -> PairLogits:
+    """Return both networks on the queries, and the student on the gallery: what all retrieval pairs need."""
+    data, space, teacher = context.data, models.space.id, models.teacher
+    return PairLogits(
+        context.infer_logits("teacher", teacher, data.query, "teacher queries", space) if teacher else None,
+        student_query_logits(context, models.student, space),
+        context.infer_logits("student", models.student, data.gallery, "student gallery", _student_key(context, space)),
+    )
+
+
+def student_query_logits(context: RunContext, student: HashNet, space_id: str) -> Logits:
+    """Return the student's logits of the queries, `[Q, bits]`."""
+    key = _student_key(context, space_id)
+    return context.infer_logits("student", student, context.data.query, "student queries", key)
+
+
+def _student_key(context: RunContext, space_id: str) -> str:
+    return f"{space_id} {sha256_of(context.run_dir.folder / 'student.safetensors')}"
+
+
+def model_summaries(context: RunContext, models: TrainedModels) -> Iterator[ModelSummary]:
+    """Return the networks in figures."""
+    steps = {point.stage: point.step for point in read_metrics(context.run_dir.folder / "train.jsonl")}
+    roles: tuple[tuple[Role, HashNet | None], ...] = ("teacher", models.teacher), ("student", models.student)
+    for role, model in roles:
+        if model is not None:
+            info, size = context.backbone(role)
+            yield ModelSummary(
+                role=role, name=info.name, size=size, weights=info.source, random=info.random,
+                parameters=sum(p.numel() for p in model.parameters()),
+                seconds=context.run_dir.seconds.get(role, 0.0), steps=steps.get(role, steps.get("pair", 0)),
+            )  # fmt: skip
+
+
+def hash_center_summary(context: RunContext, models: TrainedModels) -> HashCenterSummary:
+    """Return the distances between hash centers beside class similarities, of at most `MAX_CENTERS` classes."""
+    classes, reused = context.classes, context.config.reuse_gallery is not None
+    shown = np.unique(np.linspace(0, len(classes) - 1, min(MAX_CENTERS, len(classes)), dtype=int))
+    codes = np.where(unpack(models.gallery.codes()), 1.0, -1.0)
+    means = class_means(codes, multi_hot(context.labels[context.data.gallery], len(classes)))[shown]
+    centers = hash_centers_of(context)[shown].astype(int)
+    built: str = center_construction(context) if context.loss_class.centers else "the majority of a class's codes"
+    if optimises_multilabel_centers(context):
+        built = "far apart, then optimised for majority-vote targets that tell which images share a class"
+    return HashCenterSummary(
+        classes=tuple(classes[c] for c in shown),
+        distance=tuple(map(tuple, ((centers.shape[1] - centers @ centers.T) // 2).tolist())),
+        similarity=tuple(map(tuple, class_similarity(means).round(3).tolist())),
+        similarity_of="the teacher's codes of the gallery",
+        construction="of the earlier run" if reused else built,
+        assignment="of the earlier run" if reused else center_assignment(context),
+        correlation=None if is_equidistant(centers) else gram_correlation(centers, means),
+    )
+
+
+def training_curves(context: RunContext) -> Iterator[TrainingCurve]:
+    """Return the training curve of each stage."""
+    points = read_metrics(context.run_dir.folder / "train.jsonl")
+    for stage in dict.fromkeys(point.stage for point in points):
+        own = [point for point in points if point.stage == stage]
+        yield TrainingCurve(
+            stage=stage,
+            steps=tuple(p.step for p in own),
+            loss=tuple(p.loss for p in own),
+            accuracy=tuple(p.accuracy for p in own),
+            validation=tuple((p.step, p.validation) for p in own if p.validation is not None),
+        )
