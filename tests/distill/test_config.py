@@ -149,7 +149,7 @@ def test_an_option_without_effect_is_an_error(options: dict[str, object], beside
 
 
 def test_options_with_their_defaults_are_never_without_effect() -> None:
-    check_effects(TrainConfig(reuse_gallery=Path("x"), distillation="online", loss="dsh", data="a/folder"))
+    check_effects(TrainConfig(reuse_gallery=Path("x"), distillation="online", data="a/folder"))
 
 
 def test_paths_become_absolute_and_names_of_data_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
