@@ -232,7 +232,7 @@ def _ran(
     max_seconds: float,
 ) -> ModelResult:
     runtime, load_ms = latency.timed(lambda: open_model(path))
-    require(runtime.card, row.variant, against)
+    require(runtime.metadata, row.variant, against)
     figures: dict[str, Any] = {}
     if runtime.timed:
         taken = latency.measure(runtime.run, against.pixels[:1], samples, max_seconds)

@@ -130,13 +130,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def set_up(command: SetupCommand) -> int:
     """Installs each part."""
-    from mobile_eval.devices import arm64, browser_setup
+    from mobile_eval.devices import arm64_setup, browser_setup
 
     if not command.parts:
         raise InputError("arm64, browser, or both", "neither", "Name what to set up.")
     for part in dict.fromkeys(command.parts):
         log.info("[setup] %s", part)
-        {"arm64": arm64.setup, "browser": browser_setup.setup}[part]()
+        {"arm64": arm64_setup.setup, "browser": browser_setup.setup}[part]()
     return EXIT_PASSED
 
 

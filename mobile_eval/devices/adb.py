@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gallery.console import log
 from gallery.errors import DeviceLost, InputError, MissingBackend
-from mobile_eval.devices.subprocess_device import ending, failed
+from mobile_eval.devices.subprocess_device import describe_exit, worker_error
 
 ASK_S, MOVE_S = 30.0, 300.0
 MOST_BYTES = 1 << 20  # of what a command may say
@@ -61,7 +61,7 @@ class AdbClient:
             raise DeviceLost(f"{self.serial} to stay connected", found, "Connect it again and run the command again.")
         if done.returncode == 0:
             return done.stdout
-        raise failed(f"`{what}`: {_ending(done.returncode, limit_s, *said)}", "Run it by hand: adb shell")
+        raise worker_error(f"`{what}`: {_ending(done.returncode, limit_s, *said)}", "Run it by hand: adb shell")
 
 
 def choose(listed: str, serial: str | None) -> str:
@@ -83,7 +83,11 @@ def choose(listed: str, serial: str | None) -> str:
 
 def _ending(code: int, limit_s: float, said: str = "") -> str:
     """A shell tells of a signal by an exit code of 128 and more."""
-    return f"still running after {limit_s:.0f} s" if code == ENDED else ending(128 - code if code > 128 else code, said)
+    return (
+        f"still running after {limit_s:.0f} s"
+        if code == ENDED
+        else describe_exit(128 - code if code > 128 else code, said)
+    )
 
 
 def quote(*words: str | Path) -> str:

@@ -1,25 +1,23 @@
-"""Core ML: on a Mac by compute unit; elsewhere the saved program evaluated by the reference, which is not timed.
+"""Core ML: on a Mac by compute unit; elsewhere the reference evaluator of the saved program, which is not timed.
 
-The prediction itself is `CoreMl` of the bundle's run_on_mac.py, which a Mac without Twinhash can run alone.  It was
-written from coremltools' documentation and has not run on a Mac here; everything around it has.
+The prediction itself, `CoreMl` of the bundle's run_on_mac.py, was written from coremltools' documentation and has not
+run on a Mac here; everything around it has.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-
-from export.apps.run_on_mac import UNITS, CoreMl
+from export.apps.run_on_mac import UNITS
 from export.artifact import ExportedModel
 from export.capture_output import quiet
 from export.metadata import backend
 from gallery.errors import InputError, MissingBackend
 from mobile_eval import latency
-from mobile_eval.devices.base import Device, DeviceOutput, Pixels
-from mobile_eval.runtimes import open_model
+from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.runtimes.base import check_images
+from mobile_eval.runtimes.coreml import AppleCoreMl, ReferenceCoreMl
 
 
 class Apple(Device):
@@ -32,49 +30,32 @@ class Apple(Device):
     ) -> None:
         if unit not in (None, *UNITS):
             raise InputError(f"a compute unit, one of {', '.join(UNITS)}", str(unit), "Name one of them.")
-        self.unit = "ALL" if unit is None and _mac() else unit
+        self.unit = "ALL" if unit is None and platform.system() == "Darwin" else unit
         self.name = f"apple-{self.unit.lower().replace('_', '-')}" if self.unit else "coreml-reference"
         self.samples, self.max_seconds = samples, max_seconds
-        self._pictures: Pixels = np.empty((0, 0, 0, 3), np.uint8)
 
     def prepare(self) -> None:
-        """`MissingBackend` without coremltools, or when a compute unit is wanted and this is no Mac."""
-        if self.unit and not _mac():
-            fix = (
-                "Run apps/run_on_mac.py of the bundle on a Mac, then: python mobile_eval/run.py import-results mac.json"
-            )
+        """Raises `MissingBackend` without coremltools, or for a compute unit where this is no Mac."""
+        if self.unit and platform.system() != "Darwin":
+            fix = "Run apps/run_on_mac.py of the bundle on a Mac; python mobile_eval/run.py import-results mac.json"
             raise MissingBackend(f"macOS, for {self.name}", platform.system(), fix)
         with quiet():
             backend("coremltools")
 
-    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
-        """Keeps the pictures; the files are here already."""
-        if not len(pictures):
-            raise InputError("a picture at least", "none", "Give queries.")
-        self._pictures = pictures
-
-    def run(self, file: ExportedModel) -> DeviceOutput:
-        """Times one picture on a Mac; the reference only answers."""
-        check_images(self._pictures, file.card)
-        return self._on_mac(file, self.unit) if self.unit else self._by_reference(file)
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        """Run the model; on a Mac also time single images."""
+        check_images(self.images, model.card)
+        if self.unit is None:
+            reference = ReferenceCoreMl(model.path, metadata=model.card)
+            conditions = {
+                "arithmetic": "each operation exact, then rounded to the type that the saved program declares"
+            }
+            return DeviceOutput(*reference.run(self.images), reference.engine, {"conditions": conditions})
+        unit = self.unit
+        runtime, load_ms = latency.timed(lambda: AppleCoreMl(model.path, unit, model.card))
+        measured = latency.measure(runtime.run, self.images[:1], self.samples, self.max_seconds)
+        figures: dict[str, Any] = {"load_ms": load_ms, **vars(measured), "conditions": {"compute units": unit}}
+        return DeviceOutput(*runtime.run(self.images), runtime.engine, figures)
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def _by_reference(self, file: ExportedModel) -> DeviceOutput:
-        runtime = open_model(file.path)
-        conditions = {"arithmetic": "each operation exact, then rounded to the type that the saved program declares"}
-        return DeviceOutput(
-            *runtime.run(self._pictures), runtime.engine, {"device": self.name, "conditions": conditions}
-        )
-
-    def _on_mac(self, file: ExportedModel, unit: str) -> DeviceOutput:
-        model, load_ms = latency.timed(lambda: CoreMl(file.path, unit))
-        taken = latency.measure(lambda one: model(one[0]), self._pictures[:1], self.samples, self.max_seconds)
-        codes, logits = (np.stack(part) for part in zip(*map(model, self._pictures), strict=True))
-        figures = {"device": self.name, "load_ms": load_ms, **vars(taken), "conditions": {"compute units": unit}}
-        return DeviceOutput(codes, logits, f"Core ML, macOS {platform.mac_ver()[0]}", figures)
-
-
-def _mac() -> bool:
-    return platform.system() == "Darwin"

@@ -9,16 +9,23 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from export.artifact import ExportedModel
 from gallery.errors import InputError, MissingBackend
-from mobile_eval.devices.arm64_setup import PROFILES, SETUP, default_root, emulated, environment, setup, stale
+from mobile_eval.devices.arm64_setup import (
+    PROFILES,
+    SETUP,
+    default_root,
+    environment,
+    out_of_date_reason,
+    qemu_command,
+)
 from mobile_eval.devices.base import DeviceOutput
-from mobile_eval.devices.subprocess_device import WORKER, SubprocessDevice, failed, send_worker
+from mobile_eval.devices.subprocess_device import WORKER, SubprocessDevice, copy_worker, worker_error
 
-__all__ = ["Arm64", "setup"]
 MARKS = 5
 COUNTS, MODULES = "counts.txt", "modules"  # not the repository: below /usr the emulator may see the userland instead
 
@@ -31,7 +38,7 @@ class Arm64(SubprocessDevice):
     """
 
     formats = ("onnx", "litert")
-    picture_s = 30.0  # 0.1 to 0.9 s for MobileNetV3-small at 224 pixels
+    image_s = 30.0  # 0.1 to 0.9 s for MobileNetV3-small at 224 pixels
 
     def __init__(self, profile: str = "cortex-a76", root: Path | None = None, count: bool = True) -> None:
         if profile not in PROFILES:
@@ -41,43 +48,43 @@ class Arm64(SubprocessDevice):
 
     def prepare(self) -> None:
         """Raises `MissingBackend` unless the userland is there and up to date."""
-        if why := stale(self.root):
-            raise MissingBackend("the ARM64 userland", why, f"Run: {SETUP}")
+        if reason := out_of_date_reason(self.root):
+            raise MissingBackend("the ARM64 userland", reason, f"Run: {SETUP}")
         super().prepare()
-        send_worker(self.folder / MODULES)
+        copy_worker(self.folder / MODULES)
 
-    def run(self, file: ExportedModel) -> DeviceOutput:
-        """Runs the file and counts."""
-        outcome = super().run(file)
-        known = {"profile": self.profile, "emulator": f"qemu-user {_qemu()}"}
-        figures: dict[str, object] = {"conditions": known, "threads": 1}
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        """Run the model and count instructions."""
+        output = super().run(model)
+        conditions = {"profile": self.profile, "emulator": f"qemu-user {_qemu_version()}"}
+        figures: dict[str, object] = {"conditions": conditions, "threads": 1}
         if self.count:
-            figures["instructions"], multiplies, memory = least(self.folder / COUNTS)
-            known |= {"vector multiply-adds": f"{multiplies:,}", "loads and stores": f"{memory:,}"}
-        return dataclasses.replace(outcome, figures=figures)
+            figures["instructions"], multiply_adds, memory = min_instructions(self.folder / COUNTS)
+            conditions |= {"vector multiply-adds": f"{multiply_adds:,}", "loads and stores": f"{memory:,}"}
+        return dataclasses.replace(output, figures=figures)
 
-    def _start(self, arguments: list[str]) -> None:
+    def _command(self, arguments: list[str]) -> tuple[list[str], Mapping[str, str]]:
         counts = self.folder / COUNTS if self.count else None
         options = ["--samples", "0", "--marks", str(MARKS if self.count else 0)]
-        command = [*emulated(self.root, self.profile, counts), *WORKER, *arguments, *options]
-        self._process(command, environment(self.root, self.folder / MODULES))
+        command = [*qemu_command(self.root, self.profile, counts), *WORKER, *arguments, *options]
+        return command, environment(self.root, self.folder / MODULES)
 
 
-def least(path: Path) -> tuple[int, int, int]:
-    """All instructions, vector multiply-adds, and loads and stores of the cheapest marked inference.
+def min_instructions(path: Path) -> tuple[int, int, int]:
+    """Return all instructions, vector multiply-adds, and loads and stores of the cheapest marked inference.
 
-    The file has two lines an inference, before and after it, of three running totals each.
+    The file has two lines for each inference, before and after it, of three running totals each.
     """
-    lines = [[int(word) for word in line.split()] for line in path.read_text().splitlines()]
+    lines = [[int(number) for number in line.split()] for line in path.read_text().splitlines()]
     if len(lines) != 2 * MARKS or {len(line) for line in lines} != {3}:
-        raise failed(f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", f"Run: {SETUP}")
+        raise worker_error(f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", f"Run: {SETUP}")
     pairs = zip(lines[::2], lines[1::2], strict=True)
-    total, multiplies, memory = min([b - a for a, b in zip(*pair, strict=True)] for pair in pairs)
-    return total, multiplies, memory
+    total, multiply_adds, memory = min([b - a for a, b in zip(*pair, strict=True)] for pair in pairs)
+    return total, multiply_adds, memory
 
 
 @cache
-def _qemu() -> str:
-    said = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    found = re.search(r"version (\d+\.\d+)", said)
+def _qemu_version() -> str:
+    run = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r"version (\d+\.\d+)", run.stdout)
     return found[1] if found else "of an unknown version"

@@ -1,4 +1,4 @@
-"""A place where files run: prepared once, given the files and the pictures, then asked for each file's answers."""
+"""Device: prepared once, given the models and the images, then asked to run each model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from export.artifact import ExportedModel
 from gallery.codes import Codes
-
-Pixels = NDArray[np.uint8]
+from gallery.errors import InputError
+from mobile_eval.runtimes.base import Images
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceOutput:
-    """What a file returned somewhere.
+    """Result of one model on one device.
 
-    codes, logits: uint8 `[n, bits/8]` and float32 `[n, bits]`, in the order of the pictures;
-                   None where a file can only be timed
+    codes, logits: uint8 `[n, bits/8]` and float32 `[n, bits]`, in the order of the images;
+                   None where a model can only be timed
     engine:        its name for tables, "ONNX Runtime 1.31.1 CPU"
-    figures:       fields of `gallery.results.FileRow` that were measured there: latency, memory, instructions
+    figures:       measured fields of `gallery.results.ModelResult`: latency, memory, instructions
     """
 
     codes: Codes | None
@@ -33,7 +33,7 @@ class DeviceOutput:
 
 
 class Device(ABC):
-    """A place, used as a context: prepared on the way in, released on the way out whatever happened.
+    """A device as a context manager: prepared on entry, released on exit whatever happened.
 
     name: as in tables and on the command line, "arm64-cortex-a53"; formats: those it has an engine for
     all_queries: whether it is fast enough for every query, and not only for some
@@ -42,25 +42,28 @@ class Device(ABC):
     name: str
     formats: tuple[str, ...]
     all_queries: bool = False
+    images: Images = np.empty((0, 0, 0, 3), np.uint8)
 
     @abstractmethod
     def prepare(self) -> None:
-        """Starts whatever is needed; raises `MissingBackend`, which names the command that sets it up."""
+        """Start whatever is needed; raises `MissingBackend`, which names the command that sets it up."""
+
+    def push(self, models: Sequence[ExportedModel], images: Images) -> None:
+        """Send models and images uint8 `[n, S, S, 3]` to the device; raises `InputError` without an image."""
+        if not len(images):
+            raise InputError("at least one image", "none", "Give queries.")
+        self.images = images
 
     @abstractmethod
-    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
-        """Makes files and pictures uint8 `[n, S, S, 3]` known there."""
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        """Run one model on all images and collect its output.
 
-    @abstractmethod
-    def run(self, file: ExportedModel) -> DeviceOutput:
-        """Runs one file over all pictures and collects what it returned.
-
-        Raises `DeviceLost` when the place is gone, and for the other files too; anything else is about this file.
+        Raises `DeviceLost` when the device is gone for the other models too; any other error is about this model.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Releases what `prepare` started; must bear being called twice, or after a failed `prepare`."""
+        """Release what `prepare` started; safe to call twice, or after a failed `prepare`."""
 
     def __enter__(self) -> Self:
         try:

@@ -1,10 +1,11 @@
-"""This machine: each file in a process of its own, so that load time and peak memory are of that file alone."""
+"""This machine: each model in a process of its own, so that load time and peak memory are of that model alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 
 from export.artifact import ExportedModel
 from mobile_eval.devices.base import DeviceOutput
@@ -16,7 +17,7 @@ from mobile_eval.system_info import cpu_name
 class Host(SubprocessDevice):
     """The engines installed here.
 
-    threads: for the engine; samples, max_seconds: of the timing, 0 samples for codes alone
+    threads: of the engine; samples, max_seconds: of the timing, 0 samples for codes alone
     """
 
     name, formats = "host", ("onnx", "litert", "coreml", "coreai")
@@ -24,12 +25,12 @@ class Host(SubprocessDevice):
     def __init__(self, threads: int = THREADS, samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> None:
         self._options = ["--threads", str(threads), "--samples", str(samples), "--seconds", str(max_seconds)]
 
-    def run(self, file: ExportedModel) -> DeviceOutput:
-        """Adds the processor to what the worker found; a reference evaluator is not timed."""
-        outcome = super().run(file)
-        known = {"cpu": cpu_name()} | outcome.figures.get("conditions", {})
-        return dataclasses.replace(outcome, figures=outcome.figures | {"conditions": known})
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        """Run the model and add the processor's name to its conditions; a reference evaluator is not timed."""
+        output = super().run(model)
+        conditions = {"cpu": cpu_name()} | output.figures.get("conditions", {})
+        return dataclasses.replace(output, figures=output.figures | {"conditions": conditions})
 
-    def _start(self, arguments: list[str]) -> None:
+    def _command(self, arguments: list[str]) -> tuple[list[str], Mapping[str, str]]:
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-        self._process([sys.executable, *WORKER, *arguments, *self._options], os.environ | {"PYTHONPATH": path})
+        return [sys.executable, *WORKER, *arguments, *self._options], os.environ | {"PYTHONPATH": path}

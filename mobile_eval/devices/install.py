@@ -1,4 +1,4 @@
-"""The steps of a set-up: other programs, run under a time limit, whose failure is a typed error in their own words."""
+"""Steps of a set-up: other programs under a time limit, whose failure is a typed error with their own output."""
 
 from __future__ import annotations
 
@@ -16,46 +16,42 @@ from gallery.errors import MissingBackend
 LIMIT_S, LAST_LINES = 600.0, 6
 
 
-def step(what: str, command: Sequence[str | Path], cwd: Path | None = None, limit_s: float = LIMIT_S) -> None:
-    """Runs a command without a terminal, and ends all it started when it takes longer than `limit_s`.
+def step(name: str, command: Sequence[str | Path], cwd: Path | None = None, limit_s: float = LIMIT_S) -> None:
+    """Run a command without a terminal; after `limit_s` it is killed with all it started.
 
-    Raises `MissingBackend` with the last lines it said.
+    Raises `MissingBackend` with the last lines of its output.
     """
-    log.info("  %s", what)
-    out, err = subprocess.PIPE, subprocess.STDOUT
+    log.info("  %s", name)
     try:
-        child = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True, errors="replace",
-            start_new_session=True,
-        )  # fmt: skip
+        with subprocess.Popen(
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", start_new_session=True,
+        ) as child:  # fmt: skip
+            try:
+                output, _ = child.communicate(timeout=limit_s)
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                raise
+        if child.returncode == 0:
+            return
+        found = " / ".join(output.strip().split("\n")[-LAST_LINES:]) or f"exit code {child.returncode}"
+    except subprocess.TimeoutExpired:
+        found = f"no end within {limit_s:g} s"
     except OSError as error:
-        raise _failed(what, command, str(error)) from error
-    try:
-        said, _ = child.communicate(timeout=limit_s)
-    except BaseException as error:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        raise _failed(what, command, f"no end within {limit_s:g} s") from error
-    if child.returncode:
-        last = " / ".join(said.strip().split("\n")[-LAST_LINES:])
-        raise _failed(what, command, last or f"exit code {child.returncode}")
+        found = str(error)
+    fix = f"Run it by hand to see more: {' '.join(map(str, command))}"
+    raise MissingBackend(f"{name} to succeed", found, fix)
 
 
 def install(packages: Mapping[str, str]) -> None:
-    """Installs the Debian packages whose command is missing.  packages: command to package."""
-    missing = {package for command, package in packages.items() if shutil.which(command) is None}
+    """Install the Debian packages whose command is missing.  packages: command to package."""
+    missing = sorted({package for command, package in packages.items() if shutil.which(command) is None})
     if not missing:
         return
-    names = " ".join(sorted(missing))
+    names = " ".join(missing)
     if shutil.which("apt-get") is None or os.geteuid():
         raise MissingBackend(f"{names} to be installed", "none of it on the path", f"Run: sudo apt-get install {names}")
-    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qy"]
-    step("apt-get update", [*quiet, "update"])
-    step(f"apt-get install {names}", [*quiet, "install", "--no-install-recommends", *sorted(missing)])
-
-
-def _failed(what: str, command: Sequence[str | Path], found: str) -> MissingBackend:
-    return MissingBackend(f"{what} to succeed", found, f"Run it by hand to see more: {' '.join(map(str, command))}")
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qy"]
+    step("apt-get update", [*apt, "update"])
+    step(f"apt-get install {names}", [*apt, "install", "--no-install-recommends", *missing])

@@ -1,4 +1,4 @@
-"""Places reached by starting the worker here: a process a file, with a time limit, its end told in one sentence."""
+"""Devices reached by starting the worker here: one process for each model, with a time limit and typed errors."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from export.artifact import ExportedModel
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend, TwinhashError
-from mobile_eval.devices.base import Device, DeviceOutput, Pixels
-from mobile_eval.devices.worker import SOURCES
+from mobile_eval.devices.base import Device, DeviceOutput
+from mobile_eval.devices.worker import WORKER_MODULES
+from mobile_eval.runtimes.base import Images
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = ("-m", "mobile_eval.devices.worker")
-PICTURES, ANSWERS, REPORT = "pictures.npy", "answers.npz", "report.json"
+IMAGES, OUTPUTS, REPORT = "images.npy", "outputs.npz", "report.json"
 
 
 class WorkerFailed(TwinhashError):
-    """The process that ran a file broke down, or was killed; the place itself is still there."""
+    """The process that ran a model failed or was killed; the device itself is still there."""
 
 
 TYPED = {kind.__name__: kind for kind in (InputError, MissingBackend, CorruptFile, CodeSpaceMismatch, WorkerFailed)}
@@ -37,118 +38,112 @@ SIGNALS = {
 
 
 class SubprocessDevice(Device):
-    """Starts the worker once a file, in a folder that is gone afterwards.
+    """Starts the worker once for each model, in a folder that is removed afterwards.
 
-    limit_s: seconds a file may take, and picture_s more for each picture
+    limit_s: seconds a model may take, and image_s more for each image
     """
 
-    limit_s, picture_s = 180.0, 1.0
+    limit_s, image_s = 180.0, 1.0
     _folder: tempfile.TemporaryDirectory[str] | None = None
-    _count = 0
 
     def prepare(self) -> None:
-        """Makes the folder."""
+        """Make the folder."""
         self._folder = tempfile.TemporaryDirectory(prefix="twinhash-")
 
-    def push(self, files: Sequence[ExportedModel], pictures: Pixels) -> None:
-        """Writes the pictures where every worker maps them into its memory."""
-        if not len(pictures):
-            raise InputError("a picture at least", "none", "Give queries.")
-        self._count = len(pictures)
-        np.save(self.folder / PICTURES, pictures)
+    def push(self, models: Sequence[ExportedModel], images: Images) -> None:
+        """Write the images where every worker maps them into its memory."""
+        super().push(models, images)
+        np.save(self.folder / IMAGES, images)
 
-    def run(self, file: ExportedModel) -> DeviceOutput:
-        """Runs the file in a process of its own."""
-        for stale in (ANSWERS, REPORT):
-            (self.folder / stale).unlink(missing_ok=True)
-        self._start([str(file.path.resolve()), PICTURES, ANSWERS, REPORT])
-        return read_outcome(self.folder, file, self._count)
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        """Run the model in a process; raises `WorkerFailed` when it outlives its time or ends without a report."""
+        for name in (OUTPUTS, REPORT):
+            (self.folder / name).unlink(missing_ok=True)
+        command, env = self._command([str(model.path.resolve()), model.card.to_json(), IMAGES, OUTPUTS, REPORT])
+        limit_s, log = self.limit_s + self.image_s * len(self.images), self.folder / "log.txt"
+        try:
+            with log.open("wb") as sink:
+                done = subprocess.run(
+                    command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                    timeout=limit_s,
+                )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise worker_error(f"still running after {limit_s:.0f} s", "Give fewer images.") from error
+        if not (self.folder / REPORT).exists():
+            found = describe_exit(done.returncode, last_line(log))
+            raise worker_error(found, "Run it again, or leave the file out.")
+        return read_output(self.folder, model, len(self.images))
 
     def close(self) -> None:
-        """Removes the folder."""
+        """Remove the folder."""
         if self._folder is not None:
             self._folder.cleanup()
         self._folder = None
 
     @property
     def folder(self) -> Path:
-        """Where pictures, answers and report lie."""
+        """Where images, outputs and report lie."""
         if self._folder is None:
             raise InputError(f"{self.name} prepared", "not prepared, or closed", "Use it in a with statement.")
         return Path(self._folder.name)
 
     @abstractmethod
-    def _start(self, arguments: list[str]) -> None:
-        """Runs the worker with these arguments in `folder`, to its end."""
-
-    def _process(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        """Raises `WorkerFailed` when the process outlives its time or ends without a report."""
-        limit, said = self.limit_s + self.picture_s * self._count, self.folder / "said.txt"
-        try:
-            with said.open("wb") as sink:
-                done = subprocess.run(
-                    command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, timeout=limit
-                )
-        except subprocess.TimeoutExpired as error:
-            raise failed(f"still running after {limit:.0f} s", "Give fewer pictures.") from error
-        if not (self.folder / REPORT).exists():
-            raise failed(ending(done.returncode, last_line(said)), "Run it again, or leave the file out.")
+    def _command(self, arguments: list[str]) -> tuple[list[str], Mapping[str, str]]:
+        """Return the command that runs the worker with these arguments, and its environment."""
 
 
-def send_worker(folder: Path) -> Path:
-    """Copies the modules that the worker is made of to `folder`, for a place that does not see this repository."""
-    for name in SOURCES:
+def copy_worker(folder: Path) -> Path:
+    """Copy the worker's modules to `folder`, for a device that does not see this repository."""
+    for name in WORKER_MODULES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, folder / name)
     return folder
 
 
-def failed(found: str, fix: str) -> WorkerFailed:
-    """The error for a worker without a result."""
-    return WorkerFailed("a worker that answers", found, fix)
+def worker_error(found: str, fix: str) -> WorkerFailed:
+    """Return the error for a worker without a result."""
+    return WorkerFailed("a worker that reports", found, fix)
 
 
-def ending(code: int, said: str) -> str:
-    """What an exit code means, a negative one being a signal, with the last thing the process said."""
+def describe_exit(code: int, message: str) -> str:
+    """Describe an exit code, a negative one being a signal, with the last line of the process's output."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        said = f"{SIGNALS[signal.Signals(-code)]}" if -code in SIGNALS else said
-        return f"{name} ({said})" if said else name
-    return f"exit code {code}" + (f" ({said})" if said else "")
+        message = SIGNALS[signal.Signals(-code)] if -code in SIGNALS else message
+    else:
+        name = f"exit code {code}"
+    return f"{name} ({message})" if message else name
 
 
 def last_line(path: Path, limit: int = 300) -> str:
-    """The last line of a log that may be long."""
+    """Return the last line of a log that may be long."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 4096))
         lines = stream.read().decode(errors="replace").strip().splitlines()
     return lines[-1].strip()[:limit] if lines else ""
 
 
-def read_outcome(folder: Path, file: ExportedModel, count: int) -> DeviceOutput:
-    """What the worker left in `folder`; raises the worker's own error, `CorruptFile` for anything unexpected."""
+def read_output(folder: Path, model: ExportedModel, count: int) -> DeviceOutput:
+    """Read what the worker wrote to `folder`; raises the worker's own error, `CorruptFile` for anything unexpected."""
     report = read_report(folder / REPORT)
-    shapes = ((count, file.card.bits // 8), (count, file.card.bits))
+    shapes = ((count, model.card.bits // 8), (count, model.card.bits))
     try:
-        with np.load(folder / ANSWERS, allow_pickle=False) as answers:
-            codes, logits = answers["codes"], answers["logits"]
+        with np.load(folder / OUTPUTS, allow_pickle=False) as outputs:
+            codes, logits = outputs["codes"], outputs["logits"]
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise CorruptFile("the worker's answers", f"{type(error).__name__}: {error}", "Run it again.") from error
+        raise CorruptFile("the worker's outputs", f"{type(error).__name__}: {error}", "Run it again.") from error
     if (codes.shape, logits.shape) != shapes or (codes.dtype, logits.dtype) != (np.uint8, np.float32):
         raise CorruptFile(f"codes and logits of {shapes}", f"{codes.shape} and {logits.shape}", "Export it again.")
     return DeviceOutput(codes, logits, report.pop("engine"), report)
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The worker's figures; raises its error if it had one."""
+    """Read the worker's figures; raises its error if it had one."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CorruptFile("the worker's report", str(error), "Run it again.") from error
     if "error" in report:
-        _raise(*report["error"])
+        kind, expected, found, fix = report["error"]
+        raise TYPED.get(kind, WorkerFailed)(expected, found, fix)
     return report
-
-
-def _raise(kind: str, expected: str, found: str, fix: str) -> NoReturn:
-    raise TYPED.get(kind, WorkerFailed)(expected, found, fix)

@@ -1,7 +1,7 @@
-"""Runs one shipped file in a process of its own, wherever there is Python: `python -m mobile_eval.devices.worker`.
+"""Run one exported model in a process of its own, wherever there is Python: `python -m mobile_eval.devices.worker`.
 
-It needs numpy, the file's engine (flatbuffers for LiteRT's) and the few light modules in `SOURCES`; no torch, no
-pydantic.  What it finds goes into two files, the answers into an .npz and the figures, or the error, into a JSON.
+It needs numpy, the model's engine and the few light modules in `WORKER_MODULES`; no torch, no pydantic.  It writes two
+files: codes and logits as .npz, and the figures, or the error, as JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.capture_output import quiet
+from export.card import ModelMetadata
 from gallery.errors import TwinhashError
 from gallery.files import atomic_path, write_json
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime, open_model
 
-SOURCES = (
+WORKER_MODULES = (
     "export/__init__.py", "export/card.py", "export/metadata.py", "export/capture_output.py",
     "gallery/__init__.py", "gallery/codes.py", "gallery/console.py", "gallery/errors.py", "gallery/files.py",
     "mobile_eval/__init__.py", "mobile_eval/latency.py", "mobile_eval/runtimes/__init__.py",
@@ -35,28 +36,59 @@ ENGINES = {
     ".onnx": ("onnxruntime",),
     ".tflite": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
     ".mlpackage": ("coremltools", "torch"),
-}  # what is loaded before the clock starts and the memory is read: both are of the file alone
-CHUNK = 64  # pictures a call, as bounded memory wants
+}  # what is loaded before the clock starts and the memory is read: both are of the model alone
 SYSTEM = Path("/sys")
+GOVERNORS = "devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with the error in the report."""
-    options = _options(arguments)
+    parser = argparse.ArgumentParser(prog="worker", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("metadata", help="the model's, as JSON")
+    parser.add_argument("images", type=Path, help="uint8 [n, S, S, 3] in an .npy")
+    parser.add_argument("outputs", type=Path, help="the .npz to write: codes, logits")
+    parser.add_argument("report", type=Path, help="the JSON to write")
+    parser.add_argument("--threads", type=int, default=latency.THREADS)
+    parser.add_argument("--samples", type=int, default=latency.SAMPLES, help="timed inferences; 0: no clock is read")
+    parser.add_argument("--seconds", type=float, default=latency.MAX_SECONDS, help="at most, for the timed inferences")
+    parser.add_argument("--marks", type=int, default=0, help="inferences between system calls, for a counter outside")
+    options = parser.parse_args(arguments)
     try:
-        report = _work(options)
+        report = run_model(options)
     except TwinhashError as error:
         report = {"error": [type(error).__name__, error.expected, error.found, error.fix]}
-    except (ImportError, NotImplementedError) as error:
-        report = {"error": ["MissingBackend", f"an engine for {options.file.name}", _said(error), "Install it there."]}
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like
-        report = {"error": ["WorkerFailed", f"answers from {options.file.name}", _said(error), "Export it again."]}
+        found = f"{type(error).__name__}: {error}"
+        report = {"error": ["WorkerFailed", f"outputs of {options.file.name}", found, "Export it again."]}
+        if isinstance(error, ImportError | NotImplementedError):
+            report = {"error": ["MissingBackend", f"an engine for {options.file.name}", found, "Install it there."]}
     write_json(options.report, report)
     return 2 if "error" in report else 0
 
 
+def run_model(options: argparse.Namespace) -> dict[str, Any]:
+    """Load, time and run the model; writes codes and logits, returns the report."""
+    images = np.load(options.images, mmap_mode="r", allow_pickle=False)
+    metadata = ModelMetadata.from_json(options.metadata, options.file.name)
+    before = _import_engine(options.file.suffix)
+    runtime, load_ms = latency.timed(lambda: open_model(options.file, options.threads, metadata))
+    report: dict[str, Any] = {"engine": runtime.engine}
+    if options.samples and runtime.timed:
+        measured = latency.measure(runtime.run, images[:1], options.samples, options.seconds)
+        report |= {**vars(measured), "load_ms": load_ms, "threads": options.threads, "conditions": system_state()}
+        peak = memory("VmHWM")  # of batch size 1: later calls may take several images
+        report["peak_memory_mb"] = None if before is None or peak is None else peak - before
+    if options.marks:
+        _mark_inference(runtime, np.array(images[:1]), options.marks)
+    codes, logits = runtime.run(images)
+    with atomic_path(options.outputs) as draft:
+        np.savez(draft, codes=codes, logits=logits)
+    return report
+
+
 def memory(key: str) -> float | None:
-    """`VmRSS` or `VmHWM` of this process in 10**6 bytes; None where the system does not tell."""
+    """Return `VmRSS` or `VmHWM` of this process in 10**6 bytes; None where the system does not tell."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
@@ -64,47 +96,16 @@ def memory(key: str) -> float | None:
     return None
 
 
-def conditions(system: Path = SYSTEM) -> dict[str, str]:
-    """What Linux says of this place: the governors of its cores, and the hottest of its sensors in degrees Celsius."""
-    governors, sensors = "devices/system/cpu/cpu*/cpufreq/scaling_governor", "class/thermal/thermal_zone*/temp"
-    heat = [int(value) / 1000 for value in _read(system, sensors) if value.lstrip("-").isdigit()]
-    found = {"governor": " ".join(sorted(set(_read(system, governors))))}
-    found["temperature"] = f"{max(heat):.0f} °C" if heat else ""
-    return {name: value for name, value in found.items() if value}
+def system_state(system: Path = SYSTEM) -> dict[str, str]:
+    """Return the governors of the cores and the highest temperature of the sensors, as far as Linux tells them."""
+    temperatures = [value for value in _read(system, "class/thermal/thermal_zone*/temp") if value.lstrip("-").isdigit()]
+    state = {"governor": " ".join(sorted(set(_read(system, GOVERNORS))))}
+    state["temperature"] = f"{max(map(int, temperatures)) / 1000:.0f} °C" if temperatures else ""
+    return {name: value for name, value in state.items() if value}
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="worker", description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("pictures", type=Path, help="uint8 [n, S, S, 3] in an .npy")
-    parser.add_argument("answers", type=Path, help="the .npz to write: codes, logits")
-    parser.add_argument("report", type=Path, help="the JSON to write")
-    parser.add_argument("--threads", type=int, default=latency.THREADS)
-    parser.add_argument("--samples", type=int, default=latency.SAMPLES, help="timed inferences; 0: no clock is read")
-    parser.add_argument("--seconds", type=float, default=latency.MAX_SECONDS, help="at most, for the timed inferences")
-    parser.add_argument("--marks", type=int, default=0, help="inferences between system calls, for a counter outside")
-    return parser.parse_args(arguments)
-
-
-def _work(options: argparse.Namespace) -> dict[str, Any]:
-    pictures = np.load(options.pictures, mmap_mode="r", allow_pickle=False)
-    before = _engine_alone(options.file.suffix)
-    runtime, load_ms = latency.timed(lambda: open_model(options.file, options.threads))
-    report: dict[str, Any] = {"engine": runtime.engine}
-    if options.samples and runtime.timed:
-        taken = latency.measure(runtime.run, pictures[:1], options.samples, options.seconds)
-        report |= {**vars(taken), "load_ms": load_ms, "threads": options.threads, "conditions": conditions()}
-        peak = memory("VmHWM")  # of one picture at a time: later calls may take several
-        report["peak_memory_mb"] = None if before is None or peak is None else peak - before
-    if options.marks:
-        _mark(runtime, np.array(pictures[:1]), options.marks)
-    _answer(runtime, pictures, options.answers)
-    return report
-
-
-def _engine_alone(suffix: str) -> float | None:
-    """Imports the engine and forgets the highest memory so far; returns the present one.  `open_model` says what is
-    missing."""
+def _import_engine(suffix: str) -> float | None:
+    """Import the engine, reset the peak memory and return the present one; `open_model` says what is missing."""
     for name in ENGINES.get(suffix, ()):
         with suppress(ImportError), quiet():
             import_module(name)
@@ -113,21 +114,14 @@ def _engine_alone(suffix: str) -> float | None:
     return memory("VmRSS")
 
 
-def _mark(runtime: Runtime, picture: NDArray[np.uint8], count: int) -> None:
-    """The first inference, which may allocate, and then `count` more, each between two calls of getppid(2)."""
-    runtime.run(picture)
+def _mark_inference(runtime: Runtime, image: NDArray[np.uint8], count: int) -> None:
+    """Run once, which may allocate, and then `count` times, each between two calls of getppid(2)."""
+    runtime.run(image)
     gc.disable()
     for _ in range(count):
         os.getppid()
-        runtime._run(picture)
+        runtime._run(image)
         os.getppid()
-
-
-def _answer(runtime: Runtime, pictures: NDArray[np.uint8], path: Path) -> None:
-    parts = [runtime.run(pictures[start : start + CHUNK]) for start in range(0, max(1, len(pictures)), CHUNK)]
-    with atomic_path(path) as draft:
-        codes, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
-        np.savez(draft, codes=codes, logits=logits)
 
 
 def _read(system: Path, pattern: str) -> list[str]:
@@ -136,10 +130,6 @@ def _read(system: Path, pattern: str) -> list[str]:
         with suppress(OSError):  # sensors that are asleep
             found.append(path.read_text().strip())
     return found
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

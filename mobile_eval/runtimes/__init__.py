@@ -1,21 +1,23 @@
-"""The engines that run shipped files: one file each, one door."""
+"""Inference engines for exported models, one module each; `open_model` picks the one of a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from export.card import ModelMetadata
 from gallery.errors import InputError
 from mobile_eval.runtimes.base import ModelOutput, Runtime
 
 __all__ = ["ModelOutput", "Runtime", "open_model"]
 
 
-def open_model(path: Path | str, threads: int = 1) -> Runtime:
-    """Opens an .onnx, .tflite, .mlpackage or .aimodel that carries a card.
+def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | None = None) -> Runtime:
+    """Open an .onnx, .tflite, .mlpackage or .aimodel with Twinhash's metadata.
 
-    threads: how many the engine may use.
-    Raises `InputError` for anything else, `CorruptFile` for a damaged file, `CodeSpaceMismatch` for one without a
-    card, `MissingBackend` where its engine is not installed or lacks an operation.
+    threads:  how many the engine may use
+    metadata: of the file; by default it is read from the file
+    Raises `InputError` for anything else, `CorruptFile` for a damaged file, `CodeSpaceMismatch` for one without
+    metadata, `MissingBackend` where its engine is not installed or lacks an operation.
     """
     path = Path(path)
     if not path.exists():
@@ -23,15 +25,15 @@ def open_model(path: Path | str, threads: int = 1) -> Runtime:
     if path.suffix == ".onnx":
         from mobile_eval.runtimes.onnxruntime_cpu import OnnxRuntime
 
-        return OnnxRuntime(path, threads)
+        return OnnxRuntime(path, threads, metadata)
     if path.suffix == ".tflite":
         from mobile_eval.runtimes.litert import LiteRt
 
-        return LiteRt(path, threads)
+        return LiteRt(path, threads, metadata)
     if path.suffix == ".mlpackage":
         from mobile_eval.runtimes.coreml import open_package
 
-        return open_package(path, threads)
+        return open_package(path, threads, metadata)
     if path.suffix == ".aimodel":
         from mobile_eval.runtimes.coreai import CoreAi
 

@@ -1,4 +1,4 @@
-"""What every engine offers, whatever runs below."""
+"""Runtime: the interface of every inference engine."""
 
 from __future__ import annotations
 
@@ -26,59 +26,61 @@ class ModelOutput(NamedTuple):
 class Runtime(ABC):
     """An open model file.
 
-    card:   what the file says about itself
-    engine: the name for tables, e.g. "ONNX Runtime 1.31.1 CPU"
-    batch:  pictures the engine takes at a time
-    timed:  whether the time it takes says anything about a device
+    metadata: of the file
+    engine:   its name for tables, e.g. "ONNX Runtime 1.31.1 CPU"
+    batch:    images the engine takes at a time
+    timed:    whether its latency means anything for a device
     """
 
-    card: ModelMetadata
+    metadata: ModelMetadata
     engine: str
     batch: int = 1
     timed: bool = True
 
     def run(self, images: Images) -> ModelOutput:
-        """uint8 RGB pictures `[N, S, S, 3]` of the card's size, any N; raises `InputError` for anything else.
+        """Run uint8 RGB images `[N, S, S, 3]` of the metadata's size, any N; raises `InputError` for anything else.
 
-        A file that resizes inside takes `[N, H, W, 3]`.
+        A model that resizes inside takes `[N, H, W, 3]`.
         """
-        check_images(images, self.card)
+        check_images(images, self.metadata)
         if 0 < len(images) <= self.batch:
             return self._run(images)
         parts = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
-        empty = ModelOutput(np.empty((0, self.card.bits // 8), np.uint8), np.empty((0, self.card.bits), np.float32))
+        bits = self.metadata.bits
+        empty = ModelOutput(np.empty((0, bits // 8), np.uint8), np.empty((0, bits), np.float32))
         return ModelOutput(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
     def encode(self, images: Images) -> Codes:
-        """The packed codes alone."""
+        """Return the packed codes alone."""
         return self.run(images).codes
 
     @abstractmethod
     def _run(self, images: Images) -> ModelOutput:
-        """Between 1 and `batch` pictures."""
+        """Run 1 to `batch` images."""
 
 
-def check_images(images: Images, card: ModelMetadata) -> None:
-    """Raises `InputError` unless `images` is uint8 `[N, S, S, 3]`, or any size where the file resizes inside."""
-    height, width = images.shape[1:3] if card.layout == ANY_SIZE and images.ndim == 4 else (card.size, card.size)
+def check_images(images: Images, metadata: ModelMetadata) -> None:
+    """Raise `InputError` unless `images` is uint8 `[N, S, S, 3]`, or of any size where the model resizes inside."""
+    size, any_size = metadata.size, metadata.layout == ANY_SIZE
+    height, width = images.shape[1:3] if any_size and images.ndim == 4 else (size, size)
     if images.ndim == 4 and images.shape[1:] == (height, width, 3) and height * width and images.dtype == np.uint8:
         return
-    fix = f"Resize to {card.size} x {card.size} pixels by the rule on the card."
+    fix = f"Resize to {size} x {size} pixels by the rule in the metadata."
     if images.ndim == 3:
         fix = "Add the batch dimension: images[None]."
     elif images.dtype != np.uint8:
-        fix = "Pass the decoded pixels, 0..255; the file normalises them itself."
+        fix = "Pass the decoded pixels, 0..255; the model normalises them itself."
     elif images.ndim == 4 and images.shape[1] == 3:
         fix = "Put the channels last: images.transpose(0, 2, 3, 1)."
-    sides = "H, W" if card.layout == ANY_SIZE else f"{card.size}, {card.size}"
-    raise InputError(f"uint8 pictures [N, {sides}, 3]", f"{images.dtype} {list(images.shape)}", fix)
+    sides = "H, W" if any_size else f"{size}, {size}"
+    raise InputError(f"uint8 images [N, {sides}, 3]", f"{images.dtype} {list(images.shape)}", fix)
 
 
-def check_tensors(card: ModelMetadata, path: Path, image: Any, codes: Any, logits: Any) -> None:
-    """Raises `CorruptFile` unless the file's shapes are those of its card; batch dimensions are not compared."""
+def check_tensors(metadata: ModelMetadata, path: Path, image: Any, codes: Any, logits: Any) -> None:
+    """Raise `CorruptFile` unless the model's shapes are those of its metadata; batch dimensions are not compared."""
     found = [tuple(shape[1:]) for shape in (image, codes, logits)]
-    sides = ("height", "width") if card.layout == ANY_SIZE else (card.size, card.size)
-    expected = [(*sides, 3), (card.bits // 8,), (card.bits,)]
+    sides = ("height", "width") if metadata.layout == ANY_SIZE else (metadata.size, metadata.size)
+    expected = [(*sides, 3), (metadata.bits // 8,), (metadata.bits,)]
     if found != expected:
         what = f"image, codes and logits of shapes {expected} in {path.name}"
         raise CorruptFile(what, str(found), "Export it again.")

@@ -6,6 +6,7 @@ import asyncio
 import platform
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensor
 
 
 class CoreAi(Runtime):
-    """One loaded function.  Off macOS it proves the file and not the device, and its time says nothing.
+    """One loaded function.  Off macOS it checks the file and not the device, and its latency means nothing.
 
     The engine dies of a program cut short (a segmentation fault, no error), so the program's hash is compared first.
     """
@@ -23,33 +24,27 @@ class CoreAi(Runtime):
     timed = platform.system() == "Darwin"
 
     def __init__(self, path: Path) -> None:
-        self.card = coreai_card(path)
+        self.metadata = coreai_card(path)
         authoring, self._array = backend("coreai.authoring", "coreai-core"), backend("coreai.runtime").NDArray
         self._thread = ThreadPoolExecutor(1)  # its own: the caller's may have an event loop that runs
         try:
             with quiet():
-                self._function = self._wait(_loaded(authoring.AIModelAsset, path))
+                self._function = self._wait(_load(authoring.AIModelAsset, path))
         except (RuntimeError, KeyError) as error:
             raise damaged(path, error) from error
-        about = self._function.desc
-        codes, logits = (about.output_descriptor(name).shape for name in ("codes", "logits"))
-        check_tensors(self.card, path, about.input_descriptor("image").shape, codes, logits)
-        self.engine = f"Core AI {_version()}, {platform.system()}"
+        descriptors = self._function.desc
+        codes, logits = (descriptors.output_descriptor(name).shape for name in ("codes", "logits"))
+        check_tensors(self.metadata, path, descriptors.input_descriptor("image").shape, codes, logits)
+        self.engine = f"Core AI {version('coreai-core')}, {platform.system()}"
 
     def _run(self, images: Images) -> ModelOutput:
-        found = self._wait(self._function({"image": self._array(images)}))
-        return ModelOutput(found["codes"].numpy(), found["logits"].numpy())
+        outputs = self._wait(self._function({"image": self._array(images)}))
+        return ModelOutput(outputs["codes"].numpy(), outputs["logits"].numpy())
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._thread.submit(asyncio.run, work).result()
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._thread.submit(asyncio.run, coroutine).result()
 
 
-async def _loaded(asset: Any, path: Path) -> Any:
+async def _load(asset: Any, path: Path) -> Any:
     async with asset.load(path).executable() as model:
         return model.load_function("main")
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("coreai-core")

@@ -4,62 +4,62 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from export.card import ModelMetadata
 from export.metadata import backend, coreml_card, coreml_spec, damaged
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
-CACHED_PIXELS = 1 << 17  # a batch of this many stays near the processor: 32 pictures of 64 pixels, 8 of 128 and more
+CACHED_PIXELS = 1 << 17  # a batch of this many stays near the processor: 32 images of 64 pixels, 8 of 128 and more
 
 
-def open_package(path: Path, threads: int) -> Runtime:
-    """Apple's engine where there is one, the reference evaluator everywhere else."""
-    return AppleCoreMl(path) if platform.system() == "Darwin" else ReferenceCoreMl(path, threads)
+def open_package(path: Path, threads: int, metadata: ModelMetadata | None = None) -> Runtime:
+    """Open with Apple's engine on macOS, with the reference evaluator everywhere else."""
+    on_mac = platform.system() == "Darwin"
+    return AppleCoreMl(path, metadata=metadata) if on_mac else ReferenceCoreMl(path, threads, metadata)
 
 
 class ReferenceCoreMl(Runtime):
-    """The saved program's operations computed exactly and rounded to the types it declares: see `mil`.
+    """Compute the saved program's operations exactly and round to the types it declares: see `mil`.
 
-    It proves the file: its graph, weights and number formats.  The Neural Engine adds up in an order of its own,
-    and nothing here says how fast a phone is.
+    It checks graph, weights and number formats of the file.  The Neural Engine sums in an order of its own, and
+    nothing here says how fast a phone is.
     """
 
     engine, timed = "Core ML reference evaluator (torch)", False
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self.card = coreml_card(path)
-        from mobile_eval.runtimes.mil import Program
+    def __init__(self, path: Path, threads: int = 1, metadata: ModelMetadata | None = None) -> None:
+        self.metadata = metadata or coreml_card(path)
+        from mobile_eval.runtimes.mil import MilProgram
 
-        self._program = Program(path)
-        self._threads = threads
+        self._program, self._threads = MilProgram(path), threads
         _check(self, path)
-        self.batch = self._program.safe_batch(limit=max(8, min(32, CACHED_PIXELS // self.card.size**2)))
+        self.batch = self._program.safe_batch(limit=max(8, min(32, CACHED_PIXELS // self.metadata.size**2)))
 
     def _run(self, images: Images) -> ModelOutput:
-        found = self._program.run(images, self._threads)
-        return ModelOutput(found["codes"].astype(np.uint8), found["logits"].astype(np.float32))
+        outputs = self._program.run(images, self._threads)
+        return ModelOutput(outputs["codes"].astype(np.uint8), outputs["logits"].astype(np.float32))
 
 
 class AppleCoreMl(Runtime):
-    """Predictions by macOS, on whichever of CPU, GPU and Neural Engine it picks."""
+    """Predictions by macOS on a compute unit, by the class that the bundle's run_on_mac.py uses alone."""
 
-    def __init__(self, path: Path) -> None:
-        self.card = coreml_card(path)
-        ct: Any = backend("coremltools")
+    def __init__(self, path: Path, unit: str = "ALL", metadata: ModelMetadata | None = None) -> None:
+        self.metadata = metadata or coreml_card(path)
+        backend("coremltools")
+        from export.apps.run_on_mac import CoreMl
+
         try:
-            self._model = ct.models.MLModel(str(path))
+            self._predict = CoreMl(path, unit)
         except Exception as error:  # what Core ML's compiler says about a damaged package
             raise damaged(path, error) from error
         _check(self, path)
         self.engine = f"Core ML, macOS {platform.mac_ver()[0]}"
 
     def _run(self, images: Images) -> ModelOutput:
-        from PIL import Image
-
-        found = self._model.predict({"image": Image.fromarray(images[0])})
-        return ModelOutput(found["codes"].astype(np.uint8), found["logits"].astype(np.float32))
+        codes, logits = self._predict(images[0])
+        return ModelOutput(codes[None], logits[None])
 
 
 def _check(runtime: Runtime, path: Path) -> None:
@@ -67,4 +67,4 @@ def _check(runtime: Runtime, path: Path) -> None:
     image = description.input[0].type.imageType
     shapes = {output.name: tuple(output.type.multiArrayType.shape) for output in description.output}
     pixels = (1, image.height, image.width, 3)
-    check_tensors(runtime.card, path, pixels, shapes.get("codes", ()), shapes.get("logits", ()))
+    check_tensors(runtime.metadata, path, pixels, shapes.get("codes", ()), shapes.get("logits", ()))

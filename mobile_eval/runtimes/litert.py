@@ -1,7 +1,8 @@
-"""LiteRT, or the tflite_runtime of an old board: the same files, the same interface."""
+"""LiteRT, or the tflite_runtime of an old board: same files, same interface."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from export.capture_output import quiet
+from export.card import ModelMetadata
 from export.metadata import backend, damaged, litert_card
 from gallery.errors import CorruptFile
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 
 class LiteRt(Runtime):
-    """One interpreter, one picture at a time: the files have a fixed batch of 1."""
+    """One interpreter, one image at a time: the files have a fixed batch of 1."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self.card = litert_card(path)
+    def __init__(self, path: Path, threads: int, metadata: ModelMetadata | None = None) -> None:
+        self.metadata = metadata or litert_card(path)
         old = find_spec("ai_edge_litert") is None and find_spec("tflite_runtime") is not None
         package = "tflite_runtime" if old else "ai_edge_litert"
         module = backend(f"{package}.interpreter")
@@ -29,9 +31,9 @@ class LiteRt(Runtime):
         except (ValueError, RuntimeError) as error:
             raise damaged(path, error) from error
         image, codes, logits = self._tensors(path)
-        check_tensors(self.card, path, image["shape"], codes["shape"], logits["shape"])
+        check_tensors(self.metadata, path, image["shape"], codes["shape"], logits["shape"])
         self._image, self._codes, self._logits = image["index"], codes["index"], logits["index"]
-        self.engine = f"{'TensorFlow Lite' if old else 'LiteRT'} {_version(package)} XNNPACK"
+        self.engine = f"{'TensorFlow Lite' if old else 'LiteRT'} {version(package.replace('_', '-'))} XNNPACK"
 
     def _run(self, images: Images) -> ModelOutput:
         self._interpreter.set_tensor(self._image, images)
@@ -39,16 +41,10 @@ class LiteRt(Runtime):
         return ModelOutput(self._interpreter.get_tensor(self._codes), self._interpreter.get_tensor(self._logits))
 
     def _tensors(self, path: Path) -> tuple[Any, Any, Any]:
-        """Input and outputs told apart by type: their order and names depend on the converter."""
+        """Return input, codes and logits, told apart by type: order and names depend on the converter."""
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         by_type = {np.dtype(tensor["dtype"]).name: tensor for tensor in outputs}
         if len(inputs) != 1 or set(by_type) != {"uint8", "float32"}:
             what = f"one image, uint8 codes and float32 logits in {path.name}"
             raise CorruptFile(what, str(sorted(by_type)), "Export it again.")
         return inputs[0], by_type["uint8"], by_type["float32"]
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package.replace("_", "-"))

@@ -34,18 +34,18 @@ _ROUND: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation: constants and the names of earlier values go in, one value comes out, spent ones are dropped."""
+    """One operation: constants and earlier values by name go in, one value comes out; `spent` ones are freed."""
 
     operation: Callable[..., Tensor]
     constants: dict[str, Any]
-    wires: dict[str, str]
+    inputs: dict[str, str]
     output: str
     round: Callable[[Tensor], Tensor]
     spent: tuple[str, ...]
 
 
-class Program:
-    """The main function of a .mlpackage with one image input.
+class MilProgram:
+    """The main function of an .mlpackage with one image input.
 
     Raises `CorruptFile` for a damaged package, `MissingBackend` naming what is not in `mil_ops`.
     """
@@ -55,21 +55,21 @@ class Program:
         (self._image, shape), *_ = ((name, var.shape) for name, var in function.inputs.items())
         self._size = shape[2]
         self._outputs = [var.name for var in function.outputs]
-        self._steps = _compiled(function, self._outputs)
+        self._steps = _compile(function, self._outputs)
 
     def run(self, images: NDArray[np.uint8], threads: int = 1) -> dict[str, NDArray[Any]]:
-        """uint8 pictures `[N, S, S, 3]` to the program's outputs by name, each with N rows."""
+        """Evaluate uint8 images `[N, S, S, 3]`; return the outputs by name, each with N rows."""
         values = {self._image: torch.tensor(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()}
         with torch.no_grad(), _threads(threads):
             for step in self._steps:
-                wired = {name: values[source] for name, source in step.wires.items()}
-                values[step.output] = step.round(step.operation(**step.constants, **wired))
+                inputs = {name: values[source] for name, source in step.inputs.items()}
+                values[step.output] = step.round(step.operation(**step.constants, **inputs))
                 for name in step.spent:
                     del values[name]
         return {name: values[name].numpy() for name in self._outputs}
 
     def safe_batch(self, limit: int) -> int:
-        """`limit` if three random pictures give the same numbers together and one by one; 1 if they do not.
+        """Return `limit` if three random images give the same numbers together and one by one, else 1.
 
         The program was saved for a batch of 1, and nothing forbids it an operation that mixes a larger one.
         """
@@ -90,26 +90,26 @@ def _load(path: Path) -> Any:
 
         program = load(spec, spec.specificationVersion, str(path / SPEC.parent / "weights"))
         return program.functions["main"]
-    except Exception as error:  # RuntimeError, ValueError, KeyError: whatever the loader trips over
+    except Exception as error:  # RuntimeError, ValueError, KeyError: the loader documents none
         raise damaged(path, error) from error
 
 
-def _compiled(function: Any, outputs: list[str]) -> list[_Step]:
+def _compile(function: Any, outputs: list[str]) -> list[_Step]:
     operations = [op for op in function.operations if op.op_type != "const" and not op.op_type.startswith("constexpr_")]
-    _refuse_unknown(operations)
+    _check_supported(operations)
     steps, read_later = [], set(outputs)
     for op in reversed(operations):
         given = {name: var for name, var in op.inputs.items() if var is not None}
-        constants = {name: _constant(name, var) for name, var in given.items() if _is_constant(var)}
-        wires = {name: var.name for name, var in given.items() if name not in constants}
-        spent = tuple(set(wires.values()) - read_later)
-        read_later.update(wires.values())
+        constants = {name: _to_python(name, var) for name, var in given.items() if _is_constant(var)}
+        sources = {name: var.name for name, var in given.items() if name not in constants}
+        spent = tuple(set(sources.values()) - read_later)
+        read_later.update(sources.values())
         output = op.outputs[0]
-        steps.append(_Step(OPS[op.op_type], constants, wires, output.name, _ROUND[_type(output)], spent))
+        steps.append(_Step(OPS[op.op_type], constants, sources, output.name, _ROUND[_type(output)], spent))
     return steps[::-1]
 
 
-def _refuse_unknown(operations: list[Any]) -> None:
+def _check_supported(operations: list[Any]) -> None:
     unknown = set()
     for op in operations:
         accepted = inspect.signature(OPS[op.op_type]).parameters if op.op_type in OPS else {}
@@ -134,8 +134,8 @@ def _is_constant(var: Any) -> bool:
     return not isinstance(var, tuple) and (var.val is not None or (var.op and var.op.op_type.startswith("constexpr_")))
 
 
-def _constant(name: str, var: Any) -> Any:
-    """Weights as float64 tensors, ready for their sums; other arrays as float32; sizes, flags and names as Python."""
+def _to_python(name: str, var: Any) -> Any:
+    """Return weights as float64 tensors, other float arrays as float32; sizes, flags and names as Python objects."""
     array = np.asarray(var.op.materialized_val_inference() if var.val is None else var.val)
     if array.dtype.kind == "f" and array.ndim:
         return torch.tensor(array.astype(np.float64 if name in ("weight", "bias") else np.float32))

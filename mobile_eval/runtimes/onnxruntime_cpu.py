@@ -14,11 +14,11 @@ OUTPUTS = ["codes", "logits"]
 
 
 class OnnxRuntime(Runtime):
-    """One session; 8 pictures at a time are as fast as any number, 32 of 224 pixels a third slower."""
+    """One session; 8 images at a time are as fast as any number, 32 of 224 pixels a third slower."""
 
     batch = 8
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, metadata: ModelMetadata | None = None) -> None:
         ort = backend("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -26,9 +26,10 @@ class OnnxRuntime(Runtime):
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
             raise damaged(path, error) from error
-        self.card = ModelMetadata.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY), path.name)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = metadata or ModelMetadata.from_json(properties.get(KEY), path.name)
         shapes = {tensor.name: tensor.shape for tensor in [*self._session.get_inputs(), *self._session.get_outputs()]}
-        check_tensors(self.card, path, *(shapes.get(name, ()) for name in ["image", *OUTPUTS]))
+        check_tensors(self.metadata, path, *(shapes.get(name, ()) for name in ["image", *OUTPUTS]))
         self.engine = f"ONNX Runtime {ort.__version__} CPU"
 
     def _run(self, images: Images) -> ModelOutput:

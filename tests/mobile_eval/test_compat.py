@@ -40,7 +40,9 @@ class Engine:
 
     def __init__(self, logits: Any, codes: Any = None, space: str = SPACE.id, size: int = SIZE) -> None:
         self.logits, self.codes = logits, pack(logits) if codes is None else codes
-        self.card = ModelMetadata(code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none")
+        self.metadata = ModelMetadata(
+            code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none"
+        )
         self.calls: list[int] = []
 
     def run(self, pixels: Any) -> Any:

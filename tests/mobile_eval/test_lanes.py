@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from mobile_eval.devices.arm64 import Arm64
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.subprocess_device import ending
+from mobile_eval.devices.subprocess_device import describe_exit
 from mobile_eval.evaluate import everywhere, run_on
 from mobile_eval.gate import check, exit_code
 from tests.mobile_eval.bundles import BITS, SPACE, Good
@@ -58,13 +58,14 @@ class Unplugged(Other):
 
     ran = 0
 
-    def _process(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def run(self, model: ExportedModel) -> DeviceOutput:
         self.ran += 1
         if self.ran == 1:
-            return super()._process(command, env)
+            return super().run(model)
+        command, env = self._command([str(model.path), model.card.to_json(), "images.npy", "o.npz", "r.json"])
         worker = subprocess.Popen(command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL)
         worker.send_signal(signal.SIGKILL)
-        raise DeviceLost(f"{self.name} to stay connected", ending(worker.wait(60), ""), "Connect it again.")
+        raise DeviceLost(f"{self.name} to stay connected", describe_exit(worker.wait(60), ""), "Connect it again.")
 
 
 def test_the_host_runs_every_file(good: Good, against: FloatReference) -> None:

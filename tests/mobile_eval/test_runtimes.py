@@ -132,8 +132,8 @@ def test_threads_change_nothing(path: Path, runtime: Runtime) -> None:
 
 
 def test_the_card_and_the_engine_say_what_runs(path: Path, runtime: Runtime) -> None:
-    assert runtime.card.code_space == "c" * 16
-    assert (runtime.card.bits, runtime.card.size, runtime.card.student) == (BITS, SIZE, "tiny")
+    assert runtime.metadata.code_space == "c" * 16
+    assert (runtime.metadata.bits, runtime.metadata.size, runtime.metadata.student) == (BITS, SIZE, "tiny")
     engine = {".onnx": "ONNX Runtime 1.", ".tflite": "LiteRT 2.", ".mlpackage": "Core ML"}[path.suffix]
     assert runtime.engine.startswith(engine)
     assert runtime.timed == (path.suffix != ".mlpackage" or sys.platform == "darwin")
@@ -277,7 +277,7 @@ def test_a_file_without_a_card_is_refused_in_every_format(files: dict[str, Path]
 def test_a_card_that_describes_another_graph_is_refused(
     files: dict[str, Path], tmp_path: Path, change: dict[str, int]
 ) -> None:
-    card = json.loads(open_model(files["onnx"]).card.to_json()) | change
+    card = json.loads(open_model(files["onnx"]).metadata.to_json()) | change
     with pytest.raises(CorruptFile, match="shapes"):
         open_model(with_card(files["onnx"], tmp_path, ModelMetadata(**card).to_json()))
 
@@ -329,7 +329,7 @@ def test_an_old_boards_tflite_runtime_gives_the_same_codes(files: dict[str, Path
         "import sys, numpy\n"
         "from mobile_eval.runtimes import open_model\n"
         "runtime = open_model(sys.argv[1])\n"
-        "print(runtime.engine, runtime.card.precision, runtime.encode(numpy.load(sys.argv[2])).tobytes().hex())"
+        "print(runtime.engine, runtime.metadata.precision, runtime.encode(numpy.load(sys.argv[2])).tobytes().hex())"
     )
     done = subprocess.run([python, "-c", code, str(files["litert"]), str(tmp_path / "images.npy")], text=True,
                           capture_output=True, cwd=Path(__file__).parents[2])  # fmt: skip

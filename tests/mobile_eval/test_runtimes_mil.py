@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from export.capture_output import quiet
 from gallery.errors import MissingBackend
 from mobile_eval.runtimes import mil_ops
-from mobile_eval.runtimes.mil import Program
+from mobile_eval.runtimes.mil import MilProgram
 
 SIZE = 15
 
@@ -37,7 +37,7 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-def saved(net: nn.Module, path: Path, precision: str = "FLOAT32", target: str = "iOS16") -> Program:
+def saved(net: nn.Module, path: Path, precision: str = "FLOAT32", target: str = "iOS16") -> MilProgram:
     import coremltools as ct
 
     image = ct.ImageType("image", (1, 3, SIZE, SIZE), color_layout=ct.colorlayout.RGB)
@@ -49,10 +49,10 @@ def saved(net: nn.Module, path: Path, precision: str = "FLOAT32", target: str = 
             compute_precision=ct.precision[precision], minimum_deployment_target=ct.target[target],
         )  # fmt: skip
         program.save(str(path))
-    return Program(path)
+    return MilProgram(path)
 
 
-def operations(program: Program) -> set[str]:
+def operations(program: MilProgram) -> set[str]:
     known = {function: name for name, function in mil_ops.OPS.items()}
     return {known[step.operation] for step in program._steps}
 
@@ -181,7 +181,7 @@ def test_integers_give_torchs_numbers(kind: torch.dtype, tmp_path: Path) -> None
             compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17, skip_model_load=True,
         ).save(str(tmp_path / "a.mlpackage"))  # fmt: skip
         expected = net(torch.from_numpy(images).permute(0, 3, 1, 2).float()).numpy()
-    program = Program(tmp_path / "a.mlpackage")
+    program = MilProgram(tmp_path / "a.mlpackage")
     assert {"quantize", "dequantize", "conv"} <= operations(program)
     found = program.run(images)["y"]
     assert len(np.unique(found)) > 50
@@ -272,7 +272,7 @@ def test_int8_weights_are_read_back_as_they_were_stored(target: str, tmp_path: P
     rounded = nn.Conv2d(3, 64, 5, bias=False)
     rounded.weight.data = torch.from_numpy(np.round(weights / scale) * scale)
     images = pictures()
-    found = Program(tmp_path / "b.mlpackage").run(images)["y"]
+    found = MilProgram(tmp_path / "b.mlpackage").run(images)["y"]
     expected, exact = in_torch(Apply(itself, rounded), images), in_torch(Apply(itself, conv), images)
     assert np.abs(found - expected).max() < 0.1 * np.abs(found - exact).max()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gallery.errors import MissingBackend
-from mobile_eval.devices.arm64_setup import default_root, setup, stale
+from mobile_eval.devices.arm64_setup import default_root, out_of_date_reason, setup
 from tests.mobile_eval.devices.handset import Handset, exported
 
 
@@ -21,7 +21,7 @@ def handset(tmp_path_factory: pytest.TempPathFactory) -> Handset:
 @pytest.fixture(scope="session")
 def userland(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's own where there is one, or else made from nothing, as a first user does."""
-    if not stale(default_root()):
+    if not out_of_date_reason(default_root()):
         return default_root()
     try:
         return setup(tmp_path_factory.mktemp("userland") / "arm64")

@@ -1,4 +1,4 @@
-"""A student for the devices, its pictures and its exported files."""
+"""A student for the devices, its images and its exported models."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ FORMS = ("onnx-fp32", "litert-fp32")
 
 @dataclass(frozen=True)
 class Handset:
-    """files by form; pictures uint8 `[6, S, S, 3]`; logits: of torch, float32 `[6, bits]`."""
+    """files by variant; images uint8 `[6, S, S, 3]`; logits: of torch, float32 `[6, bits]`."""
 
     files: dict[str, ExportedModel]
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     logits: NDArray[np.float32]
 
 
 def exported(folder: Path) -> Handset:
-    """An untrained MobileNetV3-small whose batch norms have seen noise, so that its logits differ by picture."""
+    """An untrained MobileNetV3-small whose batch norms have seen noise, so that its logits differ by image."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (38, 12, 12, 3), np.uint8)
-    pictures = coarse.repeat(SIZE // 12, 1).repeat(SIZE // 12, 2)
-    net, inputs = build("mobilenetv3_small_100", SIZE, BITS, seed=0), _normalised(pictures)
+    images = coarse.repeat(SIZE // 12, 1).repeat(SIZE // 12, 2)
+    net, inputs = build("mobilenetv3_small_100", SIZE, BITS, seed=0), _normalised(images)
     with torch.no_grad():
         net.train()
         for _ in range(8):
@@ -47,22 +47,22 @@ def exported(folder: Path) -> Handset:
     made = export_all(net, HALF, "c" * 16, "mobilenetv3_small_100", FORMS, folder)
     files = {one.form: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(FORMS), made
-    return Handset(files, pictures[:6], logits)
+    return Handset(files, images[:6], logits)
 
 
 def kill_worker_in(folder: Path, number: int) -> None:
-    """Waits for a process that works in that folder, and lets it get into its stride."""
+    """Waits for a process that works in that folder, and kills it."""
     for _ in range(600):
         time.sleep(0.1)
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 ours = os.readlink(process / "cwd") == str(folder.resolve())
-                if ours and "pictures.npy" in (process / "maps").read_text():
+                if ours and "images.npy" in (process / "maps").read_text():
                     os.kill(int(process.name), number)
                     return
             except OSError:
                 continue
 
 
-def _normalised(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(pictures / 127.5 - 1).float().permute(0, 3, 1, 2)
+def _normalised(images: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(images / 127.5 - 1).float().permute(0, 3, 1, 2)

@@ -114,7 +114,7 @@ def test_shell_and_files_pass_through_the_real_adb(phone: Daemon, tmp_path: Path
 
 def test_with_a_python_there_codes_and_latency_come_back(phone: Daemon, handset: Handset) -> None:
     with Android(samples=3) as device:
-        device.push(list(handset.files.values()), handset.pictures[:2])
+        device.push(list(handset.files.values()), handset.images[:2])
         assert len(left_behind(phone)) == 1
         found = device.run(handset.files["litert-fp32"])
         assert found.codes is not None
@@ -147,12 +147,12 @@ def test_without_a_python_the_benchmark_tool_gives_latency_alone(
     monkeypatch.setattr(android, "PYTHON", {"litert": "no_such_module"})
     file = handset.files["litert-fp32"]
     with Android() as device:
-        device.push([file], handset.pictures)
+        device.push([file], handset.images)
         with pytest.raises(MissingBackend, match="Name a benchmark_model"):
             device.run(file)
     (tmp_path / "my_benchmark").write_text(TOOL)
     with Android(benchmark=tmp_path / "my_benchmark") as device:
-        device.push([file], handset.pictures)
+        device.push([file], handset.images)
         found = device.run(file)
         assert (found.codes, found.logits) == (None, None)
         row = ModelResult(variant="f", format="f", precision="p", path="p", status="ran", **found.figures)
@@ -176,7 +176,7 @@ def test_without_a_python_the_benchmark_tool_gives_latency_alone(
 def test_unplugged_in_mid_run_is_lost_at_once_and_for_the_next_file(phone: Daemon, handset: Handset) -> None:
     file = handset.files["litert-fp32"]
     with Android(samples=10**7, max_seconds=600) as device:
-        device.push([file], handset.pictures)
+        device.push([file], handset.images)
         threading.Thread(target=unplug_when_busy, args=(phone,)).start()
         with pytest.raises(DeviceLost, match=rf"{phone.serial} to stay connected.*worker"):
             device.run(file)

@@ -1,4 +1,4 @@
-"""The Core ML lane off macOS, and the runner for a Mac with the reference evaluator in the place of Core ML.
+"""The Core ML device off macOS, and the runner for a Mac with the reference evaluator in the place of Core ML.
 
 `CoreMl`, the few lines that ask macOS itself, is what was not run.
 """
@@ -65,7 +65,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def file(bundle: Path) -> ExportedModel:
     path = bundle / "query-fp16.mlpackage"
-    return ExportedModel.of(path, "coreml", open_model(path).card)
+    return ExportedModel.of(path, "coreml", open_model(path).metadata)
 
 
 def by_reference(path: Path, unit: str) -> Run:
@@ -89,13 +89,13 @@ def ran(bundle: Path, out: Path, opener: Callable[[Path, str], Run] = by_referen
 def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: ExportedModel) -> None:
     with Apple() as device:
         device.push([file], IMAGES)
-        outcome = device.run(file)
+        output = device.run(file)
     here = open_model(file.path).run(IMAGES)
-    assert np.array_equal(outcome.codes, here.codes)
-    assert np.array_equal(outcome.logits, here.logits)
-    assert (device.name, outcome.figures["device"]) == ("coreml-reference", "coreml-reference")
+    assert np.array_equal(output.codes, here.codes)
+    assert np.array_equal(output.logits, here.logits)
+    assert device.name == "coreml-reference"
     row = ModelResult(
-        variant="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **outcome.figures
+        variant="coreml-fp16", format="coreml", precision="fp16", path="x", status="ran", **output.figures
     )
     assert (row.load_ms, row.p50_ms, row.samples) == (None, None, None)
 
@@ -112,10 +112,10 @@ def test_what_no_mac_has_is_refused(file: ExportedModel) -> None:
     with pytest.raises(InputError, match="CPU_AND_NE"):
         Apple("TPU")
     with Apple() as device:
-        with pytest.raises(InputError, match="a picture at least"):
+        with pytest.raises(InputError, match="at least one image"):
             device.push([file], IMAGES[:0])
         device.push([file], IMAGES[:, 1:])
-        with pytest.raises(InputError, match="uint8 pictures"):
+        with pytest.raises(InputError, match="uint8 images"):
             device.run(file)
 
 

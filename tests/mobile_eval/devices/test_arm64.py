@@ -17,8 +17,8 @@ import pytest
 from gallery.errors import CorruptFile, InputError, MissingBackend
 from gallery.results import ModelResult
 from mobile_eval.devices import arm64_setup
-from mobile_eval.devices.arm64 import COUNTS, MARKS, Arm64, least, setup
-from mobile_eval.devices.arm64_setup import PROFILES, SETUP, WHEELS, cpuinfo, stale
+from mobile_eval.devices.arm64 import COUNTS, MARKS, Arm64, min_instructions
+from mobile_eval.devices.arm64_setup import PROFILES, SETUP, WHEELS, cpuinfo, out_of_date_reason, setup
 from mobile_eval.devices.host import Host
 from mobile_eval.devices.subprocess_device import WorkerFailed
 from tests.mobile_eval.devices.handset import SIZE, TOLERANCE, Handset, kill_worker_in
@@ -41,7 +41,7 @@ def test_setup_leaves_all_of_it_and_a_second_one_leaves_it_alone(userland: Path)
 def test_codes_are_the_hosts_on_both_processors_at_once(userland: Path, handset: Handset) -> None:
     def answers(form: str, profile: str) -> np.ndarray:
         with Arm64(profile, userland, count=False) as device:
-            device.push([], handset.pictures[:2])
+            device.push([], handset.images[:2])
             found = device.run(handset.files[form])
         assert found.codes is not None
         assert found.logits is not None
@@ -52,7 +52,7 @@ def test_codes_are_the_hosts_on_both_processors_at_once(userland: Path, handset:
     for form in ("onnx-fp32", "litert-fp32"):
         with Host(samples=0) as host, ThreadPoolExecutor(2) as pool:
             small, big = pool.map(partial(answers, form), PROFILES)
-            host.push([], handset.pictures[:2])
+            host.push([], handset.images[:2])
             here = host.run(handset.files[form]).logits
         for there in (small, big):
             sure = np.abs(here) > TOLERANCE
@@ -89,7 +89,7 @@ def multiply_adds() -> float:
 
 def count(root: Path, profile: str, handset: Handset) -> ModelResult:
     with Arm64(profile, root) as device:
-        device.push([], handset.pictures[:1])
+        device.push([], handset.images[:1])
         found = device.run(handset.files["litert-fp32"])
     assert device.name == f"arm64-{profile}"
     return ModelResult(variant="f", format="litert", precision="fp32", path="p", status="ran", **found.figures)
@@ -97,19 +97,19 @@ def count(root: Path, profile: str, handset: Handset) -> ModelResult:
 
 def test_a_killed_emulator_costs_only_its_file(userland: Path, handset: Handset) -> None:
     with Arm64("cortex-a53", userland) as device:
-        device.push([], handset.pictures.repeat(500, 0))
+        device.push([], handset.images.repeat(500, 0))
         killer = threading.Thread(target=kill_worker_in, args=(device.folder, signal.SIGKILL))
         killer.start()
         with pytest.raises(WorkerFailed, match="SIGKILL"):
             device.run(handset.files["litert-fp32"])
         killer.join()
-        device.push([], handset.pictures[:1])
+        device.push([], handset.images[:1])
         assert device.run(handset.files["litert-fp32"]).figures["instructions"] > 10**6
 
 
 def test_a_damaged_file_is_refused_with_the_engines_words(userland: Path, handset: Handset) -> None:
     with Arm64("cortex-a53", userland) as device:
-        device.push([], handset.pictures[:1])
+        device.push([], handset.images[:1])
         junk = device.folder / "junk.tflite"
         junk.write_bytes(b"junk" * 40)
         with pytest.raises(CorruptFile, match=r"junk\.tflite"):
@@ -133,7 +133,7 @@ def test_a_userland_of_other_versions_is_stale(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "stamp.json").write_text(json.dumps(arm64_setup._stamp()))
     assert set(WHEELS) < set(arm64_setup._stamp())
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert stale(tmp_path) == "no qemu-aarch64 on the path"
+    assert out_of_date_reason(tmp_path) == "no qemu-aarch64 on the path"
 
 
 def test_setup_that_fails_says_why_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +163,8 @@ def test_setup_leaves_what_is_somebody_elses_alone(tmp_path: Path, name: str) ->
 def test_counter_lines_that_are_missing_are_noticed(tmp_path: Path) -> None:
     lines = [f"{1000 * i + 7 * i * i} {i} {i}" for i in range(2 * MARKS)]
     (tmp_path / COUNTS).write_text("\n".join(lines))
-    assert least(tmp_path / COUNTS) == (1007, 1, 1)
+    assert min_instructions(tmp_path / COUNTS) == (1007, 1, 1)
     for wrong in (lines[:-2], lines[1:], ["1 2", "3 4"] * MARKS, []):
         (tmp_path / COUNTS).write_text("\n".join(wrong))
         with pytest.raises(WorkerFailed, match="lines of the instruction counter"):
-            least(tmp_path / COUNTS)
+            min_instructions(tmp_path / COUNTS)

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,7 @@ from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend
 from gallery.results import ModelResult
-from mobile_eval.devices import browser as lane
-from mobile_eval.devices import browser_setup as parts
+from mobile_eval.devices import browser, browser_setup
 from mobile_eval.devices.browser import CHUNK, PAGE, Browser
 from mobile_eval.devices.browser_setup import PACKAGES, SET_UP, setup
 from mobile_eval.devices.install import step
@@ -37,7 +37,7 @@ from mobile_eval.runtimes import open_model
 SIZE, BITS, TOLERANCE = 24, 16, 1e-3
 FORMS = ("onnx-fp32", "litert-fp32", "onnx-fp16", "onnx-w8a32")
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
-PICTURES = np.random.default_rng(0).integers(0, 256, (CHUNK + 3, SIZE, SIZE, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (CHUNK + 3, SIZE, SIZE, 3), np.uint8)
 
 
 class Tiny(nn.Module):
@@ -76,7 +76,7 @@ def engines(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="module")
 def chromium(engines: Path, files: dict[str, ExportedModel]) -> Iterator[Browser]:
     with Browser(folder=engines, samples=3, max_seconds=5) as device:
-        device.push(list(files.values()), PICTURES)
+        device.push(list(files.values()), IMAGES)
         yield device
 
 
@@ -115,13 +115,20 @@ def kill_soon(old: dict[int, str], which: Callable[[str], bool]) -> threading.Th
     return thread
 
 
-def altered(device: Browser, old: str, new: str) -> memoryview:
-    """The device's page with one change."""
-    page = device._entries[PAGE]
-    assert isinstance(page, Path)
-    text = page.read_text()
-    assert old in text
-    return memoryview(text.replace(old, new).encode())
+@contextmanager
+def altered_page(device: Browser, old: str, new: str) -> Iterator[None]:
+    """Serve the device's page with one change."""
+    assert device.served is not None
+    page = device.served / PAGE
+    source = page.resolve()
+    assert old in source.read_text()
+    page.unlink()
+    page.write_text(source.read_text().replace(old, new))
+    try:
+        yield
+    finally:
+        page.unlink()
+        page.symlink_to(source)
 
 
 @pytest.mark.parametrize(("threads", "forms"), [(1, FORMS), (2, FORMS[:2])])
@@ -129,32 +136,32 @@ def test_codes_are_the_hosts(
     threads: int, forms: tuple[str, ...], engines: Path, files: dict[str, ExportedModel]
 ) -> None:
     with Browser(threads, folder=engines, samples=7, max_seconds=5) as device:
-        device.push(list(files.values()), PICTURES)
+        device.push(list(files.values()), IMAGES)
         for form in forms:
-            outcome, here = device.run(files[form]), open_model(files[form].path).run(PICTURES)
-            differ = (outcome.logits > 0) != (here.logits > 0)
+            output, here = device.run(files[form]), open_model(files[form].path).run(IMAGES)
+            differ = (output.logits > 0) != (here.logits > 0)
             assert not differ[np.abs(here.logits) > TOLERANCE].any(), form
-            assert np.allclose(outcome.logits, here.logits, atol=0.02 if "fp16" in form else 1e-4), form
-            assert np.array_equal(outcome.codes, pack(outcome.logits)), form
+            assert np.allclose(output.logits, here.logits, atol=0.02 if "fp16" in form else 1e-4), form
+            assert np.array_equal(output.codes, pack(output.logits)), form
             format, precision = form.split("-", 1)
             row = ModelResult(
-                variant=form, format=format, precision=precision, path="x", status="ran", **outcome.figures
+                variant=form, format=format, precision=precision, path="x", status="ran", **output.figures
             )
-            assert (row.device, row.threads, row.samples) == (f"browser-wasm-{threads}t", threads, 7)
+            assert (device.name, row.threads, row.samples) == (f"browser-wasm-{threads}t", threads, 7)
             assert None not in (row.load_ms, row.first_ms, row.p50_ms, row.p90_ms, row.p99_ms)
             assert row.conditions["isolated"] == "true"
             assert "adapter" not in row.conditions
             name = "ONNX Runtime Web 1.30.0" if format == "onnx" else "LiteRT.js 2.5.3"
-            assert outcome.engine == f"{name} WebAssembly"
+            assert output.engine == f"{name} WebAssembly"
 
 
 def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, files: dict[str, ExportedModel]) -> None:
     with Browser(accelerator="webgpu", software=True, folder=engines, samples=1, max_seconds=1) as device:
-        device.push(list(files.values()), PICTURES[:2])
-        outcome, here = device.run(files["litert-fp32"]), open_model(files["litert-fp32"].path).run(PICTURES[:2])
-        assert np.allclose(outcome.logits, here.logits, atol=1e-4)
-        assert (outcome.engine, outcome.figures["device"]) == ("LiteRT.js 2.5.3 WebGPU", "browser-webgpu")
-        assert "software adapter" in outcome.figures["conditions"]["adapter"]
+        device.push(list(files.values()), IMAGES[:2])
+        output, here = device.run(files["litert-fp32"]), open_model(files["litert-fp32"].path).run(IMAGES[:2])
+        assert np.allclose(output.logits, here.logits, atol=1e-4)
+        assert (output.engine, device.name) == ("LiteRT.js 2.5.3 WebGPU", "browser-webgpu")
+        assert "software adapter" in output.figures["conditions"]["adapter"]
         with pytest.raises(MissingBackend, match="shader-f16"):
             device.run(files["onnx-fp16"])
     unasked = Browser(accelerator="webgpu", folder=engines)
@@ -165,7 +172,7 @@ def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, fil
         refused = error.expected
     finally:
         unasked.close()
-    adapter = unasked._place["adapter"]
+    adapter = unasked._info["adapter"]
     assert refused == ("" if adapter and not adapter["software"] else "a WebGPU adapter")
 
 
@@ -176,10 +183,10 @@ def test_a_damaged_file_is_refused_with_the_engines_words_and_the_next_one_runs(
         torn = tmp_path / files[form].path.name
         torn.write_bytes(files[form].path.read_bytes()[: files[form].bytes // 2])
         bad = replace(files[form], path=torn, sha256="torn" + form)
-        chromium.push([bad], PICTURES)
+        chromium.push([bad, files["litert-fp32"]], IMAGES)
         with pytest.raises(CorruptFile, match=words):
             chromium.run(bad)
-    assert chromium.run(files["litert-fp32"]).codes.shape == (len(PICTURES), BITS // 8)
+    assert chromium.run(files["litert-fp32"]).codes.shape == (len(IMAGES), BITS // 8)
 
 
 def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
@@ -187,51 +194,44 @@ def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
 ) -> None:
     with pytest.raises(MissingBackend, match="in a browser"):
         chromium.run(replace(files["onnx-fp32"], format="coreml"))
-    with pytest.raises(InputError, match="a picture at least"):
-        chromium.push([], PICTURES[:0])
-    with pytest.raises(InputError, match=str(lane.MAX_BYTES)):
-        chromium.push([replace(files["onnx-fp32"], bytes=lane.MAX_BYTES + 1)], PICTURES)
-    chromium.push([], PICTURES[:, 1:])
-    with pytest.raises(InputError, match="uint8 pictures"):
+    with pytest.raises(InputError, match="at least one image"):
+        chromium.push([], IMAGES[:0])
+    with pytest.raises(InputError, match=str(browser.MAX_BYTES)):
+        chromium.push([replace(files["onnx-fp32"], bytes=browser.MAX_BYTES + 1)], IMAGES)
+    chromium.push([], IMAGES[:, 1:])
+    with pytest.raises(InputError, match="uint8 images"):
         chromium.run(files["onnx-fp32"])
-    chromium.push([], PICTURES)
+    chromium.push(list(files.values()), IMAGES)
 
 
 @pytest.mark.parametrize("change", [("rows.push(", "if (start) rows.push("), ("[codes, logits].map", "[codes].map")])
 def test_answers_of_another_shape_are_refused(
     change: tuple[str, str], chromium: Browser, files: dict[str, ExportedModel]
 ) -> None:
-    page, chromium._entries[PAGE] = chromium._entries[PAGE], altered(chromium, *change)
-    try:
-        with pytest.raises(CorruptFile, match="codes of 2 bytes"):
-            chromium.run(files["litert-fp32"])
-    finally:
-        chromium._entries[PAGE] = page
+    with altered_page(chromium, *change), pytest.raises(CorruptFile, match="codes of 2 bytes"):
+        chromium.run(files["litert-fp32"])
 
 
 def test_an_engine_that_never_answers_costs_only_its_file(engines: Path, files: dict[str, ExportedModel]) -> None:
-    with Browser(folder=engines, samples=1, max_seconds=0.5, limit_s=3) as device:
-        device.push(list(files.values()), PICTURES)
-        page, device._entries[PAGE] = (
-            device._entries[PAGE],
-            altered(device, "async time(", "async time() { for (;;); }, async x("),
-        )
-        with pytest.raises(WorkerFailed, match="an answer within 4 s"):
+    with Browser(folder=engines, samples=1, max_seconds=0.5) as device:
+        device.limit_s = 3
+        device.push(list(files.values()), IMAGES)
+        endless = altered_page(device, "async time(", "async time() { for (;;); }, async x(")
+        with endless, pytest.raises(WorkerFailed, match="an answer within 4 s"):
             device.run(files["litert-fp32"])
-        device._entries[PAGE] = page
-        assert len(device.run(files["litert-fp32"]).codes) == len(PICTURES)
+        assert len(device.run(files["litert-fp32"]).codes) == len(IMAGES)
 
 
 def test_a_page_that_is_killed_costs_only_its_file(engines: Path, files: dict[str, ExportedModel]) -> None:
     old = processes()
     with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
-        device.push(list(files.values()), PICTURES)
+        device.push(list(files.values()), IMAGES)
         hunter = kill_soon(old, lambda name: "--type=renderer" in name)
         with pytest.raises(WorkerFailed, match=r"crashed|detached"):
             device.run(files["litert-fp32"])
         hunter.join()
         device.samples = 1
-        assert len(device.run(files["litert-fp32"]).codes) == len(PICTURES)
+        assert len(device.run(files["litert-fp32"]).codes) == len(IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_browser_that_is_killed_is_lost_and_leaves_nothing_behind(
 ) -> None:
     old = processes()
     with Browser(folder=engines, samples=10**9, max_seconds=60) as device:
-        device.push(list(files.values()), PICTURES)
+        device.push(list(files.values()), IMAGES)
         hunter = kill_soon(old, which)
         for _ in range(2):
             with pytest.raises(DeviceLost):
@@ -259,7 +259,7 @@ def test_a_browser_that_is_killed_is_lost_and_leaves_nothing_behind(
 
 def test_closing_ends_what_is_under_way(engines: Path, files: dict[str, ExportedModel]) -> None:
     with Browser(folder=engines, samples=10**9, max_seconds=120) as device, ThreadPoolExecutor(1) as pool:
-        device.push(list(files.values()), PICTURES)
+        device.push(list(files.values()), IMAGES)
         under_way = pool.submit(device.run, files["onnx-fp32"])
         time.sleep(3)
         device.close()
@@ -270,7 +270,7 @@ def test_closing_ends_what_is_under_way(engines: Path, files: dict[str, Exported
 
 
 def test_a_missing_or_stale_folder_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(parts.VARIABLE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(browser_setup.VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(MissingBackend, match="nowhere") as caught, Browser():
         pass
     assert caught.value.fix == SET_UP
@@ -301,7 +301,7 @@ def test_a_step_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypat
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(parts, "find_spec", lambda name: name)  # Playwright is not the step that fails here
+    monkeypatch.setattr(browser_setup, "find_spec", lambda name: name)  # Playwright is not the step that fails here
     with pytest.raises(MissingBackend, match="E403 the registry says no"):
         setup(tmp_path / "engines")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "npm"]
@@ -316,31 +316,60 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path)
     assert int((tmp_path / "pid").read_text()) not in processes()
 
 
-def test_the_server_knows_its_entries_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "a.mjs").write_text("export {}")
+def test_the_server_serves_its_folder_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "served"
+    (folder / "npm").mkdir(parents=True)
+    (folder / "npm/a.mjs").write_text("export {}")
+    (folder / "image").write_bytes(IMAGES[:2].tobytes())
     (tmp_path / "secret").write_text("x")
-    site = WebServer({"/npm/a.mjs": tmp_path / "a.mjs", "/pictures/0": PICTURES[:2].reshape(-1).data})
+    (folder / "linked").symlink_to(tmp_path / "secret")
+    server = WebServer(folder)
     try:
-        status, headers, body = got(site, "/npm/a.mjs")
+        status, headers, body = got(server, "/npm/a.mjs")
         assert (status, headers["Content-Type"], body) == (200, "text/javascript", b"export {}")
         assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-        assert got(site, "/pictures/0")[2] == PICTURES[:2].tobytes()
-        for path in ("/", "/npm/../secret", "/npm/%2e%2e/secret", f"/{tmp_path}/secret", "//secret", "/npm/a.mjs?"):
-            assert got(site, path)[0] == 404, path
-        assert got(site, "/npm/a.mjs", host="twin.example")[0] == 404
+        assert got(server, "/image")[2] == IMAGES[:2].tobytes()
+        assert got(server, "/image")[1]["Content-Type"] == "application/octet-stream"
+        assert got(server, "/linked")[2] == b"x"
+        outside = (
+            f"/{tmp_path}/secret",
+            "//secret",
+            "/..%2fsecret",
+            "/%2e%2e%2fsecret",
+            f"/npm/../../{'../' * 9}etc/passwd",
+        )
+        folders = ("/", "/npm", "/npm/", "/npm/..", "/image/", "/npm/a.mjs/")
+        for path in ("/../secret", "/npm/../../secret", "/npm/%2e%2e/%2e%2e/secret", *outside, *folders, "/a%00b"):
+            assert got(server, path)[0] == 404, path
+        assert got(server, "/npm/a.mjs", host="twin.example")[0] == 404
+        for method in ("HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
+            assert got(server, "/npm/a.mjs", method=method)[0] == 501, method
     finally:
-        site.close()
+        server.close()
     with pytest.raises(ConnectionRefusedError):
-        got(site, "/npm/a.mjs")
+        got(server, "/npm/a.mjs")
 
 
-def got(site: WebServer, path: str, host: str = "") -> tuple[int, dict[str, str], bytes]:
-    place = site.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(place, timeout=5)
+def got(server: WebServer, path: str, host: str = "", method: str = "GET") -> tuple[int, Message, bytes]:
+    address = server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=5)
     try:
-        connection.request("GET", path, headers={"Host": host or place})
+        connection.request(method, path, headers={"Host": host or address})
         response = connection.getresponse()
-        return response.status, dict(response.getheaders()), response.read()
+        return response.status, response.headers, response.read()
     finally:
         connection.close()
+
+
+def test_each_push_replaces_the_models_and_images_of_the_last(
+    chromium: Browser, files: dict[str, ExportedModel]
+) -> None:
+    assert chromium.served is not None
+    chromium.push([files["onnx-fp32"]], IMAGES[:1])
+    served = chromium.served
+    assert [path.name for path in (served / "models").iterdir()] == [files["onnx-fp32"].sha256]
+    assert [path.name for path in (served / "images").iterdir()] == ["0"]
+    chromium.push(list(files.values()), IMAGES)
+    assert len(list((served / "models").iterdir())) == len(files)
+    assert {path.name for path in (served / "images").iterdir()} == {"0", str(CHUNK)}

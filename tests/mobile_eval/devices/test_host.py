@@ -1,4 +1,4 @@
-"""Files run by a process of their own: what they return, what they measure, and how their end is told."""
+"""Models run in a process of their own: what they return, what is measured, and how its exit is described."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from export.artifact import ExportedModel
-from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from gallery.errors import CorruptFile, InputError, MissingBackend
 from gallery.results import ModelResult
 from mobile_eval.devices import worker
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.subprocess_device import ANSWERS, REPORT, REPOSITORY, WorkerFailed, ending, read_outcome
+from mobile_eval.devices.subprocess_device import OUTPUTS, REPORT, REPOSITORY, WorkerFailed, describe_exit, read_output
 from mobile_eval.runtimes import open_model
 from tests.mobile_eval.devices.handset import TOLERANCE, Handset, kill_worker_in
 
@@ -29,7 +29,7 @@ from tests.mobile_eval.devices.handset import TOLERANCE, Handset, kill_worker_in
 @pytest.fixture
 def host(handset: Handset) -> Iterator[Host]:
     with Host(samples=5) as device:
-        device.push(list(handset.files.values()), handset.pictures)
+        device.push(list(handset.files.values()), handset.images)
         yield device
 
 
@@ -43,7 +43,7 @@ def test_a_file_gives_what_it_gives_in_this_process_and_is_measured(host: Host, 
     found, here = host.run(file), open_model(file.path)
     assert found.codes is not None
     assert found.logits is not None
-    expected = here.run(handset.pictures)
+    expected = here.run(handset.images)
     assert np.array_equal(found.codes, expected.codes)
     assert np.array_equal(found.logits, expected.logits)
     sure = np.abs(handset.logits) > TOLERANCE
@@ -61,7 +61,7 @@ def test_a_file_gives_what_it_gives_in_this_process_and_is_measured(host: Host, 
 
 def test_without_samples_no_clock_is_read(handset: Handset) -> None:
     with Host(samples=0) as device:
-        device.push([], handset.pictures[:1])
+        device.push([], handset.images[:1])
         assert set(device.run(handset.files["litert-fp32"]).figures) == {"conditions"}
 
 
@@ -73,23 +73,18 @@ def test_the_workers_typed_errors_arrive(host: Host, handset: Handset, tmp_path:
         host.run(other(whole, junk))
     with pytest.raises(InputError, match="nothing at"):
         host.run(other(whole, tmp_path / "gone.onnx"))
-    import onnx
-
-    model = onnx.load(handset.files["onnx-fp32"].path)
-    del model.metadata_props[:]
-    onnx.save(model, tmp_path / "bare.onnx")
-    with pytest.raises(CodeSpaceMismatch, match="card"):
-        host.run(other(handset.files["onnx-fp32"], tmp_path / "bare.onnx"))
+    with pytest.raises(CorruptFile, match="shapes"):
+        host.run(replace(whole, card=replace(whole.card, bits=128)))
     assert host.run(whole).codes is not None, "one bad file spoils no other"
 
 
 def test_pictures_of_another_size_are_refused_with_the_cards(handset: Handset) -> None:
     with Host(samples=0) as device:
-        device.push([], handset.pictures[:, :50, :50])
+        device.push([], handset.images[:, :50, :50])
         with pytest.raises(InputError, match=r"96, 96, 3.*50, 50, 3"):
             device.run(handset.files["litert-fp32"])
-        with pytest.raises(InputError, match="a picture at least"):
-            device.push([], handset.pictures[:0])
+        with pytest.raises(InputError, match="at least one image"):
+            device.push([], handset.images[:0])
 
 
 def test_an_engine_that_is_missing_is_named(host: Host, handset: Handset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +116,7 @@ def test_a_killed_worker_costs_only_its_file(host: Host, handset: Handset) -> No
 
 
 def test_a_worker_that_does_not_end_is_ended(host: Host, handset: Handset) -> None:
-    host._options, host.limit_s, host.picture_s = ["--samples", "10000000", "--seconds", "600"], 1.0, 0.0
+    host._options, host.limit_s, host.image_s = ["--samples", "10000000", "--seconds", "600"], 1.0, 0.0
     with pytest.raises(WorkerFailed, match="still running after 1 s"):
         host.run(handset.files["litert-fp32"])
     assert not [p for p in Path("/proc").glob("[0-9]*/cwd") if os.path.realpath(p) == str(host.folder.resolve())]
@@ -133,7 +128,7 @@ def test_a_worker_that_does_not_end_is_ended(host: Host, handset: Handset) -> No
         (np.zeros((6, 7), np.uint8), {"engine": "e"}, "codes and logits of"),
         (np.zeros((6, 8), np.float32), {"engine": "e"}, "codes and logits of"),
         (np.array([None]), {"engine": "e"}, "pickle"),
-        (None, {"engine": "e"}, "the worker's answers"),
+        (None, {"engine": "e"}, "the worker's outputs"),
         (np.zeros((6, 8), np.uint8), None, "the worker's report"),
     ],
 )
@@ -141,10 +136,10 @@ def test_answers_that_are_none_are_refused(
     handset: Handset, tmp_path: Path, codes: np.ndarray | None, report: dict[str, str] | None, reason: str
 ) -> None:
     if codes is not None:
-        np.savez(tmp_path / ANSWERS, codes=codes, logits=np.zeros((6, 64), np.float32))
+        np.savez(tmp_path / OUTPUTS, codes=codes, logits=np.zeros((6, 64), np.float32))
     (tmp_path / REPORT).write_text("{" if report is None else json.dumps(report))
     with pytest.raises(CorruptFile, match=reason):
-        read_outcome(tmp_path, handset.files["onnx-fp32"], 6)
+        read_output(tmp_path, handset.files["onnx-fp32"], 6)
 
 
 def test_closing_removes_the_folder_and_may_be_done_twice(handset: Handset) -> None:
@@ -153,21 +148,21 @@ def test_closing_removes_the_folder_and_may_be_done_twice(handset: Handset) -> N
     assert not folder.exists()
     device.close()
     with pytest.raises(InputError, match="not prepared"):
-        device.push([], handset.pictures)
+        device.push([], handset.images)
 
 
 def test_the_listed_sources_are_all_that_a_device_needs(handset: Handset, tmp_path: Path) -> None:
-    for name in worker.SOURCES:
+    for name in worker.WORKER_MODULES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
-    np.save(tmp_path / "p.npy", handset.pictures[:2])
-    heavy = "torch pydantic onnx coremltools timm rich PIL scipy"
+    np.save(tmp_path / "p.npy", handset.images[:2])
+    heavy = "torch pydantic onnx flatbuffers coremltools timm rich PIL scipy"
     (tmp_path / "guarded.py").write_text(
         f"import sys\nfor name in '{heavy}'.split(): sys.modules[name] = None\n"
         "from mobile_eval.devices.worker import main\nsys.exit(main())\n"
     )
-    for form in ("onnx-fp32", "litert-fp32"):
-        command = [sys.executable, "-P", "guarded.py", handset.files[form].path, "p.npy", "a.npz", "r.json"]
+    for file in handset.files.values():
+        command = [sys.executable, "-P", "guarded.py", file.path, file.card.to_json(), "p.npy", "a.npz", "r.json"]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
         done = subprocess.run([*command, "--samples=1"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + (tmp_path / "r.json").read_text()
@@ -175,7 +170,7 @@ def test_the_listed_sources_are_all_that_a_device_needs(handset: Handset, tmp_pa
 
 
 def test_conditions_are_what_the_system_says(tmp_path: Path) -> None:
-    assert worker.conditions(tmp_path) == {}
+    assert worker.system_state(tmp_path) == {}
     for core, governor in enumerate(["powersave", "schedutil", "powersave"]):
         place = tmp_path / f"devices/system/cpu/cpu{core}/cpufreq/scaling_governor"
         place.parent.mkdir(parents=True)
@@ -184,10 +179,10 @@ def test_conditions_are_what_the_system_says(tmp_path: Path) -> None:
         place = tmp_path / f"class/thermal/thermal_zone{zone}/temp"
         place.parent.mkdir(parents=True)
         place.write_text(heat)
-    assert worker.conditions(tmp_path) == {"governor": "powersave schedutil", "temperature": "64 °C"}
+    assert worker.system_state(tmp_path) == {"governor": "powersave schedutil", "temperature": "64 °C"}
 
 
 def test_an_exit_is_told_in_words() -> None:
-    assert ending(3, "") == "exit code 3"
-    assert ending(-signal.SIGSEGV, "said so") == "SIGSEGV (said so)"
-    assert ending(-signal.SIGTERM, "") == "SIGTERM"
+    assert describe_exit(3, "") == "exit code 3"
+    assert describe_exit(-signal.SIGSEGV, "said so") == "SIGSEGV (said so)"
+    assert describe_exit(-signal.SIGTERM, "") == "SIGTERM"
