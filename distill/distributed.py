@@ -124,7 +124,7 @@ def shard(rows: Rows) -> Rows:
     size, left = divmod(len(rows), world_size())
     if left:
         fix = f"Choose a batch size that is a multiple of {world_size()}."
-        raise InputError(f"batches that {world_size()} processes can share evenly", f"{len(rows)} pictures", fix)
+        raise InputError(f"batches that {world_size()} processes can share evenly", f"{len(rows)} images", fix)
     return rows[rank() * size : (rank() + 1) * size]
 
 
@@ -183,7 +183,7 @@ def convert_sync_batchnorm(net: nn.Module) -> None:
     if _device() == "cuda":
         net.backbone = import_timm().layers.convert_sync_batchnorm(backbone)
     elif any(isinstance(module, _BatchNorm) for module in backbone.modules()):
-        log.warning("  batch norms of the backbone see the pictures of one process each: CPUs cannot share them")
+        log.warning("  batch norms of the backbone see the images of one process each: CPUs cannot share them")
 
 
 def _device() -> str:

@@ -1,4 +1,4 @@
-"""Losses and distillers by name: a file a method, loaded when it is asked for."""
+"""Losses and distillers by name: one file per method, loaded on demand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Class = TypeVar("Class", bound=type)
 
 
 class MethodArgs(BaseModel):
-    """The options of a method, typed, each with its default; one that does not exist is an error."""
+    """Typed options of a method; an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +25,7 @@ class MethodArgs(BaseModel):
 class Registry:
     """The methods of a package; the file `csq.py` registers `csq`.
 
-    what: a method in words; option: the flag that names one, whose options `<option>-args` gives; helpers: the modules
+    what: the kind of method; option: the flag that names one, whose options `<option>-args` gives; helpers: the modules
     that are no methods
     """
 
@@ -62,7 +62,7 @@ class Registry:
         return self._classes[name]
 
     def parse(self, name: str, args: Mapping[str, Any]) -> Any:
-        """The options of a method from numbers or words; raises `InputError` for an unknown or ill-typed one."""
+        """The options of a method parsed; raises `InputError` for an unknown or ill-typed one."""
         known: type[MethodArgs] = args_type(self.find(name))
         try:
             return known(**args)

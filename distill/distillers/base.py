@@ -1,4 +1,4 @@
-"""What every distiller of a student is made for, is shown, and answers."""
+"""The base of distillers: their context and batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill.registry import MethodArgs, args_type
 
 @dataclass(frozen=True)
 class DistillContext:
-    """What a student learns from.
+    """What a distiller is built for.
 
     centers: float `[C, bits]` of +-1, the center of each class; gallery: the teacher's logits of the gallery's
     images, float `[G, bits]`, +-1 where only their codes are known
@@ -29,10 +29,10 @@ class DistillContext:
 
 
 class DistillBatch(NamedTuple):
-    """A batch: both networks' logits `[B, bits]` on the same looks, and the classes of its first L pictures.
+    """Both networks' logits `[B, bits]` on the same views, and the classes of the first L images.
 
-    student: with gradient; teacher: without, but for CSCH's joint form; positive: bool `[L, C]`, the other B - L
-    pictures have no label
+    student: with gradient; teacher: without, but for CSCH's joint variant; positive: bool `[L, C]`, the other B - L
+    images have no label
     """
 
     student: Tensor
@@ -41,7 +41,7 @@ class DistillBatch(NamedTuple):
 
 
 class DistillerArgs(MethodArgs):
-    """Options of a distiller, and what they ask of a run."""
+    """Options of a distiller, and what they need from a run."""
 
     @property
     def uses_teacher(self) -> bool:
@@ -69,8 +69,8 @@ class NeighborArgs(DistillerArgs):
 class Distiller(nn.Module, ABC):
     """A loss over batches, beside the center term that every student has (`center_loss_weight`).
 
-    A method is a subclass; its options are its constructor's keywords, with their defaults.  A term that a rotation of
-    the student's space does not change says nothing of where the gallery's codes are: a method needs another one too.
+    The fields of `args` are the constructor's keywords.  A term that is invariant to a rotation of the student's space
+    does not tie it to the gallery's codes: a method needs another one too.
     """
 
     args: DistillerArgs
@@ -98,15 +98,15 @@ class NeighborDistiller(Distiller):
 
     def compare(self, batch: DistillBatch) -> tuple[Tensor, Tensor]:
         """Similarities to the nearest, nearest first: the teacher's, and the student's to the same, both `[B, k]`."""
-        all_of_them = cosines(teacher_targets(batch.teacher, self.args.signs), self.known)
-        near, which = all_of_them.topk(min(self.args.k, len(self.known)), dim=1)
-        asked = F.normalize(batch.student, dim=1)[:, None] * F.normalize(self.known[which], dim=2)
-        return near, asked.sum(2)
+        similarities = cosines(teacher_targets(batch.teacher, self.args.signs), self.known)
+        near, which = similarities.topk(min(self.args.k, len(self.known)), dim=1)
+        student = F.normalize(batch.student, dim=1)[:, None] * F.normalize(self.known[which], dim=2)
+        return near, student.sum(2)
 
 
 def teacher_targets(logits: Tensor, signs: bool) -> Tensor:
-    """What a term looks at of the teacher's logits, without gradient: their signs, as the gallery stores them, or all.
+    """The teacher's logits without gradient, or their signs, as the gallery stores them.
 
-    +-1 where `signs`, and not normalised: products of codes are whole numbers, and equal distances exactly equal.
+    +-1 where `signs`, and not normalized: products of codes are whole numbers, and equal distances exactly equal.
     """
     return sign(logits.detach()) if signs else logits.detach()

@@ -1,4 +1,4 @@
-"""CSCH's student, and ours: the teacher's own code of each picture, and the terms that can be added to it."""
+"""CSCH's student, and ours: the teacher's own code of each image, and the terms that can be added to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARGIN_ROOM = 0.5  # from zero, in units of a bit's spread
 
 
 class CSCHDistillerArgs(DistillerArgs):
-    """The weight of each term, 0 for none; `instance_loss` is the form of the first, see `instance_consistency`.
+    """The weight of each term, 0 for none; `instance_loss` is the variant of the first, see `instance_consistency`.
 
     instance_weight: to the teacher's own code of the image; center_similarity_weight: to its similarities to all
     centers; ranking_weight: to the order in which it ranks a batch; rkd_weight: to its similarities within a batch,
@@ -67,42 +67,42 @@ class CSCHDistiller(Distiller):
         return loss
 
 
-def instance_consistency(student: Tensor, teacher: Tensor, form: InstanceLoss = "sign") -> Tensor:
-    """The student's agreement with the teacher, picture by picture; the mean over batch and bits.
+def instance_consistency(student: Tensor, teacher: Tensor, variant: InstanceLoss = "sign") -> Tensor:
+    """The student's agreement with the teacher, image by image; the mean over batch and bits.
 
     sign    (h_q - sign(h_g))^2, the paper's figure        raw    (h_q - h_g)^2, the teacher a target
     cosine  1 - cos(h_q, h_g), a mean over the batch       joint  (h_q - h_g)^2 with gradient into both: as released
     """
-    if form == "joint":
+    if variant == "joint":
         return F.mse_loss(student, teacher)
     target = teacher.detach()
-    if form == "cosine":
+    if variant == "cosine":
         return (1 - F.cosine_similarity(student, target, dim=1)).mean()
-    return F.mse_loss(student, sign(target) if form == "sign" else target)
+    return F.mse_loss(student, sign(target) if variant == "sign" else target)
 
 
 def similarity_consistency(student: Tensor, teacher: Tensor, centers: Tensor, scale: float = SCALE) -> Tensor:
-    """KL( softmax(s cos(h_g, t)) || softmax(s cos(h_q, t)) ), mean over the batch: to whom else a picture is alike.
+    """KL( softmax(s cos(h_g, t)) || softmax(s cos(h_q, t)) ), mean over the batch.
 
     The class similarities that CSCH computes for its center term and never compares (as CSD, CVPR 2022, on centers).
     """
-    words = F.normalize(centers, dim=1).T
-    taught = (scale * F.normalize(teacher.detach(), dim=1) @ words).log_softmax(1)
-    learned = (scale * F.normalize(student, dim=1) @ words).log_softmax(1)
-    return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+    unit_centers = F.normalize(centers, dim=1).T
+    wanted = (scale * F.normalize(teacher.detach(), dim=1) @ unit_centers).log_softmax(1)
+    found = (scale * F.normalize(student, dim=1) @ unit_centers).log_softmax(1)
+    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
 
 
 def rank_consistency(student: Tensor, teacher: Tensor) -> Tensor:
-    """The order of the batch in each picture's eyes: mean over i and all j, k with g_ij > g_ik of
+    """The order of the batch by similarity to each image: mean over i and all j, k with g_ij > g_ik of
     max(0, (g_ij - g_ik) - (q_ij - q_ik)),  g_ij = cos(b_i, b_j),  q_ij = cos(h_q_i, b_j),  b = sign(h_g).
 
     The student's queries must keep the gallery codes of a batch at least as far apart as the teacher's own do (after
     D3still, CVPR 2024, whose pairwise differences are of real-valued embeddings).
     """
     codes = F.normalize(sign(teacher.detach()), dim=1)
-    own, asked = codes @ codes.T, F.normalize(student, dim=1) @ codes.T
+    own, queries = codes @ codes.T, F.normalize(student, dim=1) @ codes.T
     wanted = own[:, :, None] - own[:, None, :]
-    behind = F.relu(wanted - (asked[:, :, None] - asked[:, None, :]))
+    behind = F.relu(wanted - (queries[:, :, None] - queries[:, None, :]))
     ordered = wanted > 0
     return (behind * ordered).sum() / ordered.sum().clamp(min=1)
 
@@ -110,7 +110,7 @@ def rank_consistency(student: Tensor, teacher: Tensor) -> Tensor:
 def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:
     """mean over i != j of (cos(h_q_i, h_q_j) - cos(h_g_i, h_g_j))^2 (RAML, WACV 2023, its symmetric term).
 
-    Invariant to a rotation of the student's space: alone it says nothing of where the gallery's codes are.
+    Invariant to a rotation of the student's space: alone it does not tie the student to the gallery's codes.
     """
     q, g = F.normalize(student, dim=1), F.normalize(teacher.detach(), dim=1)
     off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
@@ -118,5 +118,5 @@ def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def bit_margin_loss(student: Tensor, room: float = MARGIN_ROOM) -> Tensor:
-    """mean max(0, room - |h_q|): bits pushed away from zero, where quantization turns them."""
+    """mean max(0, room - |h_q|): bits pushed away from zero, where quantization flips them."""
     return F.relu(room - student.abs()).mean()

@@ -1,23 +1,23 @@
-"""CSD: to the gallery's nearest pictures, the student must be as similar as the teacher is.
+"""CSD: to the gallery's nearest images, the student must be as similar as the teacher is.
 
 "Contextual Similarity Distillation for Asymmetric Image Retrieval", CVPR 2022.
 
     L = weight * mean_i KL( softmax_j(f_g_i . g_j / tau_g) || softmax_j(f_q_i . g_j / tau_q) ),  j in N_i
 
-f_q_i, f_g_i: student's and teacher's embedding of picture i, of unit length; g_j: the teacher's of picture j of the
-gallery; N_i: the k pictures of the whole gallery nearest to f_g_i, as in the paper (D3still's code has those of the
+f_q_i, f_g_i: student's and teacher's embedding of image i, of unit length; g_j: the teacher's of image j of the
+gallery; N_i: the k images of the whole gallery nearest to f_g_i, as in the paper (D3still's code has those of the
 batch).  k 256, tau_q 1, tau_g .01, weight 20 as in D3still's settings.  No labels: all rows of a batch take part.
 
-f_g and g are signs, of unit length, as the gallery stores them (signs = 0: logits).  Pictures of equal code are one
-g_j: no query can tell them apart, and with a teacher whose classes have collapsed, the 256 nearest pictures would all
-be copies of one code, of which every student says the same, without gradient.  k codes, or all of a smaller gallery;
+f_g and g are signs, of unit length, as the gallery stores them (signs = 0: logits).  Images of equal code are one
+g_j: no query can distinguish them, and with a teacher whose classes have collapsed, the 256 nearest images would all
+be copies of one code, equally similar to any student, without gradient.  k codes, or all of a smaller gallery;
 which of the equally distant ones are the last is left to `topk`.
 
-What all of N_i agree in cancels in the softmax: the term says how the student differs from its neighbourhood, and
+What all of N_i agree in cancels in the softmax: the term says how the student differs from its neighborhood, and
 leaves where that is to the center term.  tau_q over tau_g is no mistake: with a student that flat the term never
 reaches 0, and goes on pulling to the nearest codes and away from the mean of the others.
 
-Memory: B G floats without gradient (15 MB for 64 pictures and a gallery of 60,000), and B k bits with.
+Memory: B G floats without gradient (15 MB for 64 images and a gallery of 60,000), and B k bits with.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from distill.distillers.base import DistillBatch, NeighborArgs, NeighborDistille
 
 
 class CSDDistillerArgs(NeighborArgs):
-    """weight: of the whole; k: neighbours; tau_q, tau_g: temperatures of student and teacher; signs: see above."""
+    """weight: of the whole; k: neighbors; tau_q, tau_g: temperatures of student and teacher; signs: see above."""
 
     weight: float = 20.0
     tau_q: float = 1.0
@@ -44,6 +44,6 @@ class CSDDistiller(NeighborDistiller):
     args: CSDDistillerArgs
 
     def forward(self, batch: DistillBatch) -> Tensor:
-        near, asked = self.compare(batch)
-        wanted, found = (near / self.args.tau_g).log_softmax(1), (asked / self.args.tau_q).log_softmax(1)
+        near, student = self.compare(batch)
+        wanted, found = (near / self.args.tau_g).log_softmax(1), (student / self.args.tau_q).log_softmax(1)
         return self.args.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)

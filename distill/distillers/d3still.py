@@ -1,4 +1,4 @@
-"""D3still: the differences between similarities to a picture's neighbours, those of a wrong sign first.
+"""D3still: the differences between similarities to an image's neighbors, those of a wrong sign first.
 
 "D3still: Decoupled Differential Distillation for Asymmetric Image Retrieval", CVPR 2024.
 
@@ -6,9 +6,9 @@
                    + mean_i ( beta |e_i on wrong pairs| + gamma |e_i on right pairs| ) / (k - 1) )
     e_i,jl = (d^q_jl - d^g_jl) / (.1 + |d^g_jl|),   d^q_jl = q_i,j - q_i,l,   d^g_jl = g_i,j - g_i,l
 
-q_i,j = f_q_i . f_g_j: cosine of the student's embedding of picture i with the teacher's of j; g_i,j = f_g_i . f_g_j;
-j, l: the k - 1 pictures of the batch nearest to i in the teacher's eyes, i itself left out; a pair is wrong where d^q
-has not the sign of d^g, right where it has; | | of a vector is its length.  The first term, the picture's similarity
+q_i,j = f_q_i . f_g_j: cosine of the student's embedding of image i with the teacher's of j; g_i,j = f_g_i . f_g_j;
+j, l: the k - 1 images of the batch nearest to i by the teacher, i itself left out; a pair is wrong where d^q
+has not the sign of d^g, right where it has; | | of a vector is its length.  The first term, the image's similarity
 to itself, is the length of a vector of B divided by B, as released: it weighs less in a larger batch.
 k 10, alpha 200, beta 10, gamma 2.  No labels: all rows of a batch take part, and in a small one k is B.
 
@@ -31,7 +31,7 @@ FLOOR = 0.1  # below which an error is absolute rather than relative
 
 
 class D3stillDistillerArgs(DistillerArgs):
-    """weight: of the whole; k: a picture and its neighbours; alpha, beta, gamma: of its terms; signs: see above."""
+    """weight: of the whole; k: an image and its neighbors; alpha, beta, gamma: of its terms; signs: see above."""
 
     weight: float = 1.0
     k: int = Field(10, ge=2)
@@ -49,14 +49,14 @@ class D3stillDistiller(Distiller):
 
     def forward(self, batch: DistillBatch) -> Tensor:
         stored = teacher_targets(batch.teacher, self.args.signs)
-        asked, own = cosines(batch.student, stored), cosines(stored, stored)
-        itself = (1 - asked.diagonal()).norm() / len(asked)
-        return self.args.weight * (self.args.alpha * itself + self._relations(asked, own))
+        student, own = cosines(batch.student, stored), cosines(stored, stored)
+        itself = (1 - student.diagonal()).norm() / len(student)
+        return self.args.weight * (self.args.alpha * itself + self._relations(student, own))
 
-    def _relations(self, asked: Tensor, own: Tensor) -> Tensor:
+    def _relations(self, student: Tensor, own: Tensor) -> Tensor:
         near = own.clone().fill_diagonal_(-torch.inf).sort(dim=1, descending=True, stable=True).indices
         near = near[:, : min(self.args.k, len(own)) - 1]
-        found, wanted = _differences(asked.gather(1, near)), _differences(own.gather(1, near))
+        found, wanted = _differences(student.gather(1, near)), _differences(own.gather(1, near))
         error = (found - wanted) / (FLOOR + wanted.abs())
         agree = found * wanted > 0
         wrong, right = error * (~agree & (wanted != 0)), error * agree

@@ -1,4 +1,4 @@
-"""FitNet: plain regression of the teacher's embedding of each picture.
+"""FitNet: plain regression of the teacher's embedding of each image.
 
 "FitNets: Hints for Thin Deep Nets", ICLR 2015; as a distiller for asymmetric retrieval "Asymmetric Metric Learning for
 Knowledge Transfer", 2020, which found it hard to beat there.
@@ -6,11 +6,11 @@ Knowledge Transfer", 2020, which found it hard to beat there.
     L = weight * mean_i |f_q_i - f_g_i|^2  =  weight * mean_i 2 (1 - cos(h_q_i, h_g_i))
 
 h_q, h_g: logits of student and teacher `[B, bits]`; f_q = h_q / |h_q|; f_g = b_g / |b_g| with b_g = sign(h_g), or, with
-signs = 0, h_g / |h_g|.  The gallery stores b_g and nothing more, so its signs are the default: what lies between h_g
-and b_g no search will ever see.  It differs from the instance term of csch, (h_q - b_g)^2, in being blind to |h_q|.
+signs = 0, h_g / |h_g|.  The gallery stores b_g and nothing more, so its signs are the default: no search ever
+sees h_g.  It differs from the instance term of csch, (h_q - b_g)^2, in being blind to |h_q|.
 
-The mean is over pictures and not over bits too: the weight of 5 (D3still's release, on CUB) stands before an MSE of
-features of about unit variance that are not normalised, whose mean over entries is of this size.  With the entries of
+The mean is over images and not over bits too: the weight of 5 (D3still's release, on CUB) stands before an MSE of
+features of about unit variance that are not normalized, whose mean over entries is of this size.  With the entries of
 unit vectors it would be `bits` times smaller, and at 64 bits no term at all.
 """
 

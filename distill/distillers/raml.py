@@ -1,16 +1,16 @@
-"""RAML: each picture to the teacher's own embedding, and similarities within a batch to the teacher's.
+"""RAML: each image to the teacher's own embedding, and similarities within a batch to the teacher's.
 
 "Large-to-Small Image Resolution Asymmetry in Deep Metric Learning", WACV 2023.
 
     L = weight * ( mean_i (1 - S_qg_ii)^2 + cross * mean_{i != j} (S_qg_ij - S_gg_ij)^2
                                           + own * mean_{i != j} (S_qq_ij - S_gg_ij)^2 )
 
-S_qg_ij = f_q_i . f_g_j, and so on: cosines of the pictures of a batch, q the student's, g the teacher's.  cross .7482,
+S_qg_ij = f_q_i . f_g_j, and so on: cosines of the images of a batch, q the student's, g the teacher's.  cross .7482,
 own .6778: D3still's code reads the first for both.  The paper has the absolute term with weight 1; 20 before the whole
 is what D3still sets beside a classification loss.  No labels: all rows of a batch take part; one row has no pairs.
 
-g is signs, as the gallery stores them (signs = 0: logits): S_qg is what retrieval will compute, and S_gg what the
-gallery answers to its own pictures.  S_qq stays of real-valued students on both sides, so that it has a gradient.  Its
+g is signs, as the gallery stores them (signs = 0: logits): S_qg is what retrieval will compute, and S_gg the gallery's
+similarities to itself.  S_qq stays of real-valued students on both sides, so that it has a gradient.  Its
 term alone would be blind to a rotation; the first two are not.
 """
 

@@ -1,18 +1,18 @@
-"""ROP: the student must rank the teacher's nearest neighbours as the teacher does.
+"""ROP: the student must rank the teacher's nearest neighbors as the teacher does.
 
 "A General Rank Preserving Framework for Asymmetric Image Retrieval", ICLR 2023, as D3still's code re-implements it.
 
     L = weight * mean_b 1/k sum_j w_bj sum_i ( sigmoid((s_bi - s_bj) / 1e-6) - sigmoid((q_bi - s_bj) / tau) )^2
     w_bj = j * softmax_j(.2 s_b)
 
-s_bj = f_g_b . g_j: similarities of the teacher's embedding of picture b to the k nearest of the gallery, nearest first
+s_bj = f_g_b . g_j: similarities of the teacher's embedding of image b to the k nearest of the gallery, nearest first
 (j = 1..k); q_bj = f_q_b . g_j: the student's to the same.  The sigmoids say who is nearer than place j: the teacher's
 is all but a step, one half in a tie.  As the student's similarities are held against the teacher's, and not against
 each other, the term fixes their values and not their order alone: a rotation of the student's space changes it.
 k 256, tau .1, weight 2 as in D3still's settings.  No labels: all rows of a batch take part.
 
 Neighbours are of the whole gallery, as in the paper, and on the teacher's side all are signs (signs = 0: logits), with
-pictures of equal code counted once, for the reasons and with the memory that `csd` states: copies of one code tie for
+images of equal code counted once, for the reasons and with the memory that `csd` states: copies of one code tie for
 student and teacher alike, and 256 of them would leave nothing to learn.  Beside that, `[B, k, k]`: 4 M floats a tensor
 at batch 64 and k 256, 17 MB, of which a step holds a few.
 """
@@ -29,7 +29,7 @@ SHARP, SOFT = 1e-6, 0.2  # temperature of the teacher's sigmoid; factor of the s
 
 
 class ROPDistillerArgs(NeighborArgs):
-    """weight: of the whole; k: neighbours; tau: temperature of the student's sigmoid; signs: see above."""
+    """weight: of the whole; k: neighbors; tau: temperature of the student's sigmoid; signs: see above."""
 
     weight: float = 2.0
     tau: float = 0.1
@@ -42,9 +42,9 @@ class ROPDistiller(NeighborDistiller):
     args: ROPDistillerArgs
 
     def forward(self, batch: DistillBatch) -> Tensor:
-        near, asked = self.compare(batch)
+        near, student = self.compare(batch)
         place = near[:, :, None]  # j down, i across
         wanted = ((near[:, None] - place) / SHARP).sigmoid()
-        wrong = (wanted - ((asked[:, None] - place) / self.args.tau).sigmoid()).square().sum(2)
+        wrong = (wanted - ((student[:, None] - place) / self.args.tau).sigmoid()).square().sum(2)
         weights = (SOFT * near).softmax(1) * torch.arange(1, near.shape[1] + 1, device=near.device)
         return self.args.weight * (weights * wrong).sum(1).mean() / near.shape[1]

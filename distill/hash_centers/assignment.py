@@ -1,6 +1,6 @@
-"""Which hash center goes to which class: classes that look alike should get centers that are near.
+"""Assignment of hash centers to classes: similar classes should get near centers.
 
-The linear assignments look at one class at a time; the quadratic one at all pairs, which is what retrieval sees.
+The linear assignments score one class at a time; the quadratic one all pairs, as retrieval does.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def assign(
 ) -> Order:
     """The row of `centers` for each class, `[C]`: `centers[assign(...)]` is in class order.
 
-    features `[N, D]` of the training pictures and their classes `positive` `[N, C]` (none needed for "none"): the
+    features `[N, D]` of the training images and their classes `positive` `[N, C]` (none needed for "none"): the
     gallery network's, or for "csch" the query network's, which is what CSCH's code uses.
     hungarian: maximises sum_c mu_c . t_c over class means mu (less their mean, rotated by PCA).
     quadratic: maximises the Gram correlation; at most 2,000 classes.
-    released: hungarian on class means of an untrained head's outputs, weights N(0, .01) drawn from `seed`.
+    csch: hungarian on class means of an untrained head's outputs, weights N(0, .01) sampled from `seed`.
     """
     if how not in get_args(Assignment):
         raise InputError(f"an assignment of {get_args(Assignment)}", how, "Choose one of them.")
@@ -43,7 +43,7 @@ def assign(
     if features is None or positive is None or positive.shape != (len(features), len(centers)):
         shapes = [None if given is None else given.shape for given in (features, positive)]
         raise InputError(
-            f"features [N, D] and positive [N, {len(centers)}]", f"shapes {shapes}", "Pass those of the train pictures."
+            f"features [N, D] and positive [N, {len(centers)}]", f"shapes {shapes}", "Pass those of the train images."
         )
     if how == "csch":
         head = np.random.default_rng(seed).normal(0, HEAD_STD, (features.shape[1], centers.shape[1]))
@@ -53,7 +53,7 @@ def assign(
 
 
 def class_means(features: NDArray[np.floating], positive: NDArray[np.bool_]) -> Reals:
-    """L2-normalised means `[C, D]` of the L2-normalised features of the pictures that carry each class; 0 if none."""
+    """L2-normalized means `[C, D]` of the L2-normalized features of the images that carry each class; 0 if none."""
     return _unit(positive.T.astype(np.float64) @ _unit(features.astype(np.float64)))
 
 
@@ -63,11 +63,11 @@ def class_similarity(means: Reals) -> Reals:
 
 
 def gram_correlation(centers: Centers, means: Reals) -> float:
-    """Pearson's correlation of t_a . t_b with cos(mu_a, mu_b), a < b, both with pictures; 0 if one is constant."""
-    seen = _nonempty(means)
-    pairs = np.triu_indices(int(seen.sum()), 1)
-    words = centers[seen].astype(np.float64)
-    x, y = (words @ words.T)[pairs], class_similarity(means[seen])[pairs]
+    """Pearson's correlation of t_a . t_b with cos(mu_a, mu_b), a < b, both with images; 0 if one is constant."""
+    nonempty = _nonempty(means)
+    pairs = np.triu_indices(int(nonempty.sum()), 1)
+    rows = centers[nonempty].astype(np.float64)
+    x, y = (rows @ rows.T)[pairs], class_similarity(means[nonempty])[pairs]
     return float(np.corrcoef(x, y)[0, 1]) if len(x) and np.ptp(x) and np.ptp(y) else 0.0
 
 
@@ -75,8 +75,8 @@ def is_equidistant(centers: Centers) -> bool:
     """Whether all distances are equal, so that an assignment changes nothing (at most bits + 1 classes can be so)."""
     if len(centers) > centers.shape[1] + 1:
         return False
-    words = centers.astype(np.int32)
-    return bool(np.ptp((words @ words.T)[np.triu_indices(len(words), 1)]) == 0) if len(words) > 1 else True
+    rows = centers.astype(np.int32)
+    return bool(np.ptp((rows @ rows.T)[np.triu_indices(len(rows), 1)]) == 0) if len(rows) > 1 else True
 
 
 def _hungarian(centers: Centers, means: Reals) -> Order:
@@ -91,53 +91,53 @@ def _quadratic(centers: Centers, means: Reals) -> Order:
 
     if len(centers) > QUADRATIC_MOST:
         raise InputError(f"at most {QUADRATIC_MOST} classes", str(len(centers)), "Use assignment hungarian or none.")
-    words, seen = centers.astype(np.float64), _nonempty(means)
-    likeness, gram = class_similarity(means).round(6), words @ words.T  # rounded: threads may add in another order
-    likeness -= likeness[np.ix_(seen, seen)].mean().round(6) if seen.any() else 0
-    likeness[~seen] = likeness[:, ~seen] = 0  # a class without pictures takes whatever the others leave
-    np.fill_diagonal(likeness, 0)
+    rows, nonempty = centers.astype(np.float64), _nonempty(means)
+    similarity, gram = class_similarity(means).round(6), rows @ rows.T  # rounded: threads may add in another order
+    similarity -= similarity[np.ix_(nonempty, nonempty)].mean().round(6) if nonempty.any() else 0
+    similarity[~nonempty] = similarity[:, ~nonempty] = 0  # a class without images takes a remaining center
+    np.fill_diagonal(similarity, 0)
     np.fill_diagonal(gram, 0)
 
     def agreement(order: Order) -> float:
-        return float((likeness * gram[np.ix_(order, order)]).sum())
+        return float((similarity * gram[np.ix_(order, order)]).sum())
 
-    faq = quadratic_assignment(likeness, gram, options={"maximize": True, "maxiter": FAQ_STEPS}).col_ind
-    starts = [np.arange(len(words)), _hungarian(centers, _pca(means, words.shape[1])), faq.astype(np.int64)]
-    if len(words) > MANY:
+    faq = quadratic_assignment(similarity, gram, options={"maximize": True, "maxiter": FAQ_STEPS}).col_ind
+    starts = [np.arange(len(rows)), _hungarian(centers, _pca(means, rows.shape[1])), faq.astype(np.int64)]
+    if len(rows) > MANY:
         starts = [max(starts, key=agreement)]
-    return max((_swap_ascent(likeness, gram, start) for start in starts), key=agreement)
+    return max((_swap_ascent(similarity, gram, start) for start in starts), key=agreement)
 
 
-def _swap_ascent(likeness: Reals, gram: Reals, order: Order) -> Order:
+def _swap_ascent(similarity: Reals, gram: Reals, order: Order) -> Order:
     """Swaps of steepest ascent of sum_ab A_ab B_ab, until none gains; at most 4 C of them.
 
-    A = likeness, B = gram in the present order, both symmetric with zero diagonals, M = A B: swapping a and b gains
+    A = similarity, B = gram in the present order, both symmetric with zero diagonals, M = A B: swapping a and b gains
     2 (M_ab + M_ba - M_aa - M_bb + 2 A_ab B_ab).  After a swap, M changes by one outer product and two columns.
     """
     order, now = order.copy(), gram[np.ix_(order, order)]
-    product = likeness @ now
+    product = similarity @ now
     for _ in range(4 * len(order)):
         own = np.diag(product)
-        gain: Reals = product + product.T - own[:, None] - own + 2 * likeness * now
+        gain: Reals = product + product.T - own[:, None] - own + 2 * similarity * now
         a, b = np.unravel_index(gain.argmax(), gain.shape)
         if gain[a, b] <= ROUNDING * len(order):
             break
-        product += np.outer(likeness[:, a] - likeness[:, b], now[b] - now[a])
+        product += np.outer(similarity[:, a] - similarity[:, b], now[b] - now[a])
         for axis in (order, now, now.T, product.T):
             axis[[a, b]] = axis[[b, a]]
     return order
 
 
 def _pca(means: Reals, bits: int) -> Reals:
-    """Class means less their mean, on their first `bits` principal axes (or all there are), L2-normalised."""
-    seen = _nonempty(means)
-    centred = np.where(seen[:, None], means - means[seen].mean(0) if seen.any() else 0, 0)
+    """Class means less their mean, on their first `bits` principal axes (or all there are), L2-normalized."""
+    nonempty = _nonempty(means)
+    centred = np.where(nonempty[:, None], means - means[nonempty].mean(0) if nonempty.any() else 0, 0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     return _unit((left * scale)[:, :bits])
 
 
 def _nonempty(means: Reals) -> NDArray[np.bool_]:
-    """`[C]`: the classes with pictures; the mean of the others is 0."""
+    """`[C]`: the classes with images; the mean of the others is 0."""
     return np.linalg.norm(means, axis=1) > 0
 
 

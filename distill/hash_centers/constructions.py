@@ -1,13 +1,14 @@
-"""Hash centers: one +-1 word a class, as far apart as the code length allows.
+"""Hash centers: one +-1 code a class, as far apart as the code length allows.
 
 `auto` takes the largest minimum distance among Hadamard rows (all at bits/2), the rows with their complements, and good
-codes set side by side (`linear_codes.py`).  The rest reproduces the literature: CSQ, CSCH (OrthoHash), MDSHC.
-Words may be complements of each other (distance `bits`): two classes that are far, which does no harm.
+codes concatenated (`linear_codes.py`).  The rest reproduces the literature: CSQ, CSCH (OrthoHash), MDSHC.
+Centers may be complements of each other (distance `bits`), which does no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
@@ -25,13 +26,13 @@ Construction = Literal[
 ]  # fmt: skip
 SIGNS = np.array([-1, 1], np.int8)
 BLOCK = 256
-TRIES, WORK = 256, 2**30  # choices of words compared, as long as classes^2 * bits of them stay below the work
-CSQ_TRIES = 10_000
+TRIES, WORK = 256, 2**30  # random choices compared, while classes^2 * bits stays below the work
+CSQ_TRIES, MDSHC_SAMPLER = 10_000, 80  # sets of Bernoulli samples; classes from which mdshc starts from the sampler
 CSCH_START, CSCH_STEP, CSCH_FLOOR, CSCH_TRIES = 0.61, 0.01, 0.2, 10_000  # get_codebook: shares of bits, tries a share
 
 
 class ComponentCode(NamedTuple):
-    """A code from which words of `length` bits, pairwise `distance` apart, can be had."""
+    """A code with words of `length` bits, pairwise `distance` apart."""
 
     length: int
     distance: int
@@ -41,25 +42,25 @@ class ComponentCode(NamedTuple):
 def hash_centers(classes: int, bits: int, seed: int = 0, construction: Construction = "auto") -> Centers:
     """Centers `[classes, bits]` of +-1, all different, deterministic in `seed`; the same in every process.
 
-    Raises `InputError` where the construction has no such words.  Free choices (which words, signs of Hadamard rows)
+    Raises `InputError` where the construction has no such centers.  Free choices (which words, signs of Hadamard rows)
     go to the set with the largest minimum distance, then to the most balanced bits: a bit that is the same for all
-    classes tells nothing.
+    classes carries no information.
     """
     check_bits(bits)
     if classes < 2:
-        raise InputError("at least two classes", str(classes), "Add pictures of another class.")
+        raise InputError("at least two classes", str(classes), "Add images of another class.")
     if classes > 2**bits:
         raise InputError(f"at most {2**bits} classes for {bits} bits", str(classes), "Use more bits.")
     if construction not in MAKERS:
         raise InputError(f"a construction of {get_args(Construction)}", construction, "Choose one of them.")
     centers = _balance_constant_bits(MAKERS[construction](classes, bits, np.random.default_rng(seed)))
     if len(np.unique(np.packbits(centers > 0, axis=1), axis=0)) < classes:
-        raise _not_constructible(construction, classes, bits, f"two of {classes} words that agree in all {bits} bits")
+        raise _not_constructible(construction, classes, bits, f"two of {classes} centers that agree in all {bits} bits")
     return centers
 
 
 def _balance_constant_bits(centers: Centers) -> Centers:
-    """One class turned in every bit that was the same for all: it only moves away from the others."""
+    """Flip one class in every bit that is the same for all: it only moves away from the others."""
     dead = np.flatnonzero(np.abs(centers.sum(0, dtype=int)) == len(centers))
     centers[np.arange(len(dead)) % len(centers), dead] *= -1
     return centers
@@ -198,7 +199,7 @@ def _bernoulli(classes: int, bits: int, generator: np.random.Generator) -> Cente
 
 
 def _csch(classes: int, bits: int, generator: np.random.Generator) -> Centers:
-    """CSCH and OrthoHash, get_codebook: takes random words a share of the bits or more from all taken before.
+    """CSCH and OrthoHash, get_codebook: accepts random codes a share of the bits or more from all taken before.
 
     The share sinks by .01 after 10,000 misses, and .2 is the end.
     """
@@ -224,15 +225,22 @@ def _csch(classes: int, bits: int, generator: np.random.Generator) -> Centers:
 
 
 def _mdshc(classes: int, bits: int, generator: np.random.Generator) -> Centers:
-    """From CSQ's words: Hadamard rows and complements where there are enough, else Bernoulli's."""
-    enough = hadamard(bits) is not None and classes <= 2 * bits
-    return admm_centers(
-        (partial(_hadamard_rows, signs=2) if enough else _bernoulli)(classes, bits, generator), generator
-    )
+    """ADMM from CSQ's centers: Hadamard rows and complements if there are enough, else Bernoulli samples.
+
+    From 80 classes on CSCH's sampler where its centers are further apart: from Bernoulli's ADMM stops short.
+    """
+    if hadamard(bits) is not None and classes <= 2 * bits:
+        start = _hadamard_rows(classes, bits, generator, signs=2)
+    else:
+        start = _bernoulli(classes, bits, generator)
+        if classes >= MDSHC_SAMPLER:
+            with suppress(InputError):  # the sampler has too few centers
+                start = max(start, _csch(classes, bits, generator), key=min_distance)
+    return admm_centers(start, generator)
 
 
 def _best_of(choice: Callable[[], Centers], classes: int, bits: int, tries: int = TRIES) -> Centers:
-    """The choice of largest minimum distance, then of least imbalance; one alone where comparing is dear."""
+    """The choice of largest minimum distance, then of least imbalance; only one where comparing is expensive."""
     tries = min(tries, WORK // (classes**2 * bits))
     if tries < 2:
         return choice()
@@ -246,7 +254,7 @@ def _imbalance(centers: Centers) -> tuple[int, int]:
 
 def _not_constructible(construction: str, classes: int, bits: int, found: str) -> InputError:
     return InputError(
-        f"{classes} different words of {bits} bits by {construction}", found, "Use construction auto, or more bits."
+        f"{classes} different centers of {bits} bits by {construction}", found, "Use construction auto, or more bits."
     )
 
 

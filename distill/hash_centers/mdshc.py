@@ -1,8 +1,8 @@
-"""MDSHC's hash centers (Wang et al., CVPR 2023): words pushed apart one by one until the Gilbert-Varshamov distance.
+"""MDSHC's hash centers (Wang et al., CVPR 2023): pushed apart one by one until the Gilbert-Varshamov distance.
 
-Each word b minimises its mean product with the others, H, subject to H b <= bits - 2 d and b in {-1, 1}^bits.  The
+Each center b minimises its mean product with the others, H, subject to H b <= bits - 2 d and b in {-1, 1}^bits.  The
 last is the box [-1, 1]^bits cut with the sphere |b|^2 = bits, and lp-box ADMM solves that; sign(b) is the candidate.
-Unlike the released code, the words of a block of 16 are solved together (then judged one after the other), in 600
+Unlike the released code, the codes of a block of 16 are solved together (then judged one after the other), in 600
 steps instead of 10,000: 3 s for 100 classes, 20 s for 1,000.
 """
 
@@ -37,56 +37,56 @@ def admm_centers(start: Signs, generator: np.random.Generator) -> Signs:
     """
     if len(start) > MOST:
         raise InputError(f"at most {MOST} classes for mdshc", str(len(start)), "Use construction auto.")
-    target, words = gilbert_varshamov(*start.shape), start.copy()
-    best = words.copy()
-    for _ in range(min(SWEEPS, max(1, VISITS // len(words)))):
+    target, codes = gilbert_varshamov(*start.shape), start.copy()
+    best = codes.copy()
+    for _ in range(min(SWEEPS, max(1, VISITS // len(codes)))):
         if min_distance_and_score(best)[0] >= target:
             return best
-        for first in range(0, len(words), BLOCK):
-            rows = np.arange(first, min(first + BLOCK, len(words)))
-            for row, word in zip(rows, _lp_box_admm(words, rows, target, generator), strict=True):
-                others = np.delete(words, row, 0)
-                if any(new > old for new, old in zip(_scores(word, others), _scores(words[row], others), strict=True)):
-                    words[row] = word
-        best = max(best, words.copy(), key=min_distance_and_score)
+        for first in range(0, len(codes), BLOCK):
+            rows = np.arange(first, min(first + BLOCK, len(codes)))
+            for row, code in zip(rows, _lp_box_admm(codes, rows, target, generator), strict=True):
+                others = np.delete(codes, row, 0)
+                if any(new > old for new, old in zip(_scores(code, others), _scores(codes[row], others), strict=True)):
+                    codes[row] = code
+        best = max(best, codes.copy(), key=min_distance_and_score)
     if (reached := min_distance_and_score(best)[0]) < target:
         warnings.warn(f"MDSHC stopped at distance {reached:g} of {target}; construction auto gives more", stacklevel=2)
     return best
 
 
-def min_distance_and_score(words: Signs) -> tuple[float, float]:
+def min_distance_and_score(codes: Signs) -> tuple[float, float]:
     """The minimum distance of a set, and its score: mean + minimum - variance of all distances."""
-    gram = words.astype(np.float32) @ words.T.astype(np.float32)
-    distances = (words.shape[1] - gram[np.triu_indices(len(words), 1)]) / 2
+    gram = codes.astype(np.float32) @ codes.T.astype(np.float32)
+    distances = (codes.shape[1] - gram[np.triu_indices(len(codes), 1)]) / 2
     return float(distances.min()), float(distances.mean() + distances.min() - distances.var())
 
 
-def _scores(word: Signs, others: Signs) -> tuple[float, float]:
-    distances = (len(word) - others.astype(np.int32) @ word) / 2
+def _scores(code: Signs, others: Signs) -> tuple[float, float]:
+    distances = (len(code) - others.astype(np.int32) @ code) / 2
     return float(distances.min()), float(distances.mean() + distances.min() - distances.var())
 
 
-def _lp_box_admm(words: Signs, rows: NDArray[np.int64], target: int, generator: np.random.Generator) -> Signs:
-    """Candidates `[rows, bits]`, each against all words but its own (whose column is left out of every product).
+def _lp_box_admm(codes: Signs, rows: NDArray[np.int64], target: int, generator: np.random.Generator) -> Signs:
+    """Candidates `[rows, bits]`, each against all codes but its own (whose column is left out of every product).
 
-    The own word b leaves 2I + H'H by a rank-one step: inverse of (A - b b') = P + P b b' P / (1 - b' P b), P = 1/A.
+    The own code b leaves 2I + H'H by a rank-one step: inverse of (A - b b') = P + P b b' P / (1 - b' P b), P = 1/A.
     """
-    everyone, bits = words.astype(np.float64), words.shape[1]
-    own, mine = np.arange(len(rows)), everyone[rows]
-    inverse = np.linalg.inv(2 * np.eye(bits) + everyone.T @ everyone)
+    all_codes, bits = codes.astype(np.float64), codes.shape[1]
+    own, mine = np.arange(len(rows)), all_codes[rows]
+    inverse = np.linalg.inv(2 * np.eye(bits) + all_codes.T @ all_codes)
     lean = mine @ inverse
     lean_scale = 1 / (1 - (lean * mine).sum(1, keepdims=True))
-    pull = (everyone.sum(0) - mine) / (len(words) - 1)
-    limit = np.full((len(rows), len(words)), float(bits - 2 * target))
+    pull = (all_codes.sum(0) - mine) / (len(codes) - 1)
+    limit = np.full((len(rows), len(codes)), float(bits - 2 * target))
     limit[own, rows] = 0
     box, ball, slack = mine, mine, np.zeros_like(limit)
     y_box, y_ball, y_slack = (generator.random(shape) for shape in (mine.shape, mine.shape, limit.shape))
     y_slack[own, rows] = 0
     rho = RHO
     for _ in range(STEPS):
-        side = box + ball - (y_box + y_ball + pull) / rho + (limit - slack - y_slack / rho) @ everyone
+        side = box + ball - (y_box + y_ball + pull) / rho + (limit - slack - y_slack / rho) @ all_codes
         b = side @ inverse + lean * lean_scale * (side * lean).sum(1, keepdims=True)
-        product = b @ everyone.T
+        product = b @ all_codes.T
         product[own, rows] = 0
         box, ball = np.clip(b + y_box / rho, -1, 1), b + y_ball / rho
         ball *= sqrt(bits) / np.linalg.norm(ball, axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""The word of a picture of several classes: the majority vote of their centers; and centers that vote well.
+"""Multi-label target codes, the majority vote of the classes' centers, and centers optimised for them.
 
-Centers that are far apart make poor voters: of two pictures that share one class in four, the words may be as far apart
-as those of two that share none.  What the classes are together in decides where their centers should be.
+Centers that are far apart make poor votes: of two images that share one class in four, the target codes may be as far
+apart as those of two that share none.  The co-occurrence of classes decides where their centers should be.
 """
 
 from __future__ import annotations
@@ -16,53 +16,52 @@ from distill.hash_centers.constructions import Centers
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 Reals = NDArray[np.float64]
-SCALE, MIDDLE = 16.0, 0.25  # of a pair's cosine in its likelihood: how sharply, and from where on, it says "alike"
+SCALE, MIDDLE = 16.0, 0.25  # of a pair's cosine in its likelihood: slope and midpoint
 SETS = 500  # of classes that vote, the most frequent: a visit of a bit takes classes x sets^2; 1,000 gain .002 at most
 WORK = 2**40  # classes x sets^2 x visits of a bit: up to three minutes; COCO at 64 bits takes a fourteenth
 
 
 def target_codes(labels: NDArray[np.int64] | Flags, centers: Centers) -> NDArray[np.int8]:
-    """The word each picture is drawn to, `[N, bits]` of +-1.
+    """The target code of each image, `[N, bits]` of +-1.
 
     labels: int `[N]`, whose target is the class's center, or multi-hot bool `[N, classes]`, whose target is the
-    majority vote of the centers of its classes.  A tied bit is drawn once per set of labels, from a hash of that
+    majority vote of the centers of its classes.  A tied bit is sampled once per set of labels, from a hash of that
     set, so that both networks, every epoch and every process see the same target.
     """
     if labels.ndim == 1:
         return centers[labels]
     sets, which = np.unique(labels.astype(bool), axis=0, return_inverse=True)
-    words = _majority(sets.astype(np.int64) @ centers.astype(np.int64), _tie_bits(sets, centers.shape[1]))
-    return words[which.reshape(-1)].astype(np.int8)
+    targets = _majority(sets.astype(np.int64) @ centers.astype(np.int64), _tie_bits(sets, centers.shape[1]))
+    return targets[which.reshape(-1)].astype(np.int8)
 
 
 def optimise_centers(centers: Centers, positive: Flags) -> Centers:
-    """Centers `[C, bits]` moved until the words t of pictures (their classes: `[N, C]`) tell who shares a class.
+    """Optimise centers `[C, bits]` until target codes t of images (classes `[N, C]`) show which pairs share a class.
 
-    Bits of centers are turned one by one while that lowers the surprise at the likeness of all pairs, DPSH's
-    likelihood (Li et al., IJCAI 2016) of the words:
+    Bits of centers are flipped one by one while that lowers DPSH's loss (Li et al., IJCAI 2016) over all pairs:
 
         L = sum_ij log(1 + e^x_ij) - s_ij x_ij,    x_ij = scale (t_i . t_j / bits - middle)
 
     s_ij: 1 for a shared class, else 0.  In whole numbers, so that all processes agree whatever order their threads add
-    in.  Of UC Merced's 17 labels the true words have a mAP of .950 before and .995 after at 32 bits, of COCO's 80 .765
-    and .858 (benchmarks/results/multilabel_centers.md).
+    in.  The exact target codes of UC Merced's 17 labels have a mAP of .950 before and .995 after at 32 bits, those of
+    COCO's 80 .765 and .858 (benchmarks/results/multilabel_centers.md).
     """
-    election = _MultilabelCenterOptimizer(centers, positive)
+    optimizer = _MultilabelCenterOptimizer(centers, positive)
     bit = idle = 0
-    for _ in range(WORK // (len(centers) * len(election.sets) ** 2)):
-        if election.flip_best(bit):
+    for _ in range(WORK // (len(centers) * len(optimizer.sets) ** 2)):
+        if optimizer.flip_best(bit):
             idle = 0
             continue
         bit, idle = (bit + 1) % centers.shape[1], idle + 1
         if idle == centers.shape[1]:
             break
-    return election.centers.astype(np.int8)
+    return optimizer.centers.astype(np.int8)
 
 
 class _MultilabelCenterOptimizer:
-    """The votes `[S, bits]` of sets of classes `[S, C]`, their words, and what all pairs of words cost.
+    """The votes `[S, bits]` of sets of classes `[S, C]`, their target codes, and the loss of all pairs.
 
-    places: of each pair's product in the flat table `surprise`, `[S, S]`; its neighbours are the next products
+    places: of each pair's product in the flat table `cost`, `[S, S]`; its neighbors are the next products
     """
 
     def __init__(self, centers: Centers, positive: Flags) -> None:
@@ -72,48 +71,48 @@ class _MultilabelCenterOptimizer:
         self.centers, self.sets = centers.astype(np.int64), sets[kept].astype(np.int64)
         self.ties = _tie_bits(sets[kept], bits)
         self.votes = self.sets @ self.centers
-        self.words = _majority(self.votes, self.ties)
+        self.targets = _majority(self.votes, self.ties)
         alike = self.sets @ self.sets.T > 0
-        self.places = self.words @ self.words.T + bits + (2 * bits + 1) * alike
+        self.places = self.targets @ self.targets.T + bits + (2 * bits + 1) * alike
         self.pairs = np.multiply.outer(count, count).astype(np.float64)
-        self.surprise = _pair_cost_table(bits, int(count.sum()))
+        self.cost = _pair_cost_table(bits, int(count.sum()))
 
     def flip_best(self, bit: int) -> bool:
         """Turns this bit of the center that gains most by it; whether any does."""
-        votes = self.votes[:, bit] - 2 * self.centers[:, bit, None] * self.sets.T  # [C, S]: if c's bit were turned
-        words = _majority(votes, self.ties[:, bit])
-        change = self.changes(bit, words)
+        votes = self.votes[:, bit] - 2 * self.centers[:, bit, None] * self.sets.T  # [C, S]: if c's bit were flipped
+        targets = _majority(votes, self.ties[:, bit])
+        change = self.changes(bit, targets)
         best = int(change.argmin())
         if change[best] < 0:
-            self.apply_flip(best, bit, votes[best], words[best])
+            self.apply_flip(best, bit, votes[best], targets[best])
         return bool(change[best] < 0)
 
-    def changes(self, bit: int, words: Counts) -> Reals:
-        """By how much L changes when the sets' bits become each row of `words` `[C, S]`: `[C]`, whole numbers.
+    def changes(self, bit: int, targets: Counts) -> Reals:
+        """By how much L changes when the sets' bits become each row of `targets` `[C, S]`: `[C]`, whole numbers.
 
-        The product of i and j moves, by -2 t_i t_j, where one of the two turns: with D_ij what that costs and f the
+        The product of i and j moves, by -2 t_i t_j, where one of the two flips: with D_ij what that costs and f the
         sets that turn, L changes by 2 (f' D 1 - f' D f).
         """
-        own = self.words[:, bit]
+        own = self.targets[:, bit]
         moved = self.places - np.multiply.outer(2 * own, own)
-        cost = (self.surprise.take(moved) - self.surprise.take(self.places)) * self.pairs
-        turned = (words != own).astype(np.float64)
-        ahead = turned @ cost
-        return 2 * (ahead.sum(1) - (ahead * turned).sum(1))
+        cost = (self.cost.take(moved) - self.cost.take(self.places)) * self.pairs
+        flipped = (targets != own).astype(np.float64)
+        ahead = flipped @ cost
+        return 2 * (ahead.sum(1) - (ahead * flipped).sum(1))
 
-    def apply_flip(self, center: int, bit: int, votes: Counts, words: Counts) -> None:
-        """Turns a bit of a center, by which the sets' votes and words become these `[S]`."""
-        own = self.words[:, bit]
-        self.places += np.multiply.outer(words, words) - np.multiply.outer(own, own)
+    def apply_flip(self, center: int, bit: int, votes: Counts, targets: Counts) -> None:
+        """Flips a bit of a center, by which the sets' votes and targets become these `[S]`."""
+        own = self.targets[:, bit]
+        self.places += np.multiply.outer(targets, targets) - np.multiply.outer(own, own)
         self.centers[center, bit] *= -1
-        self.votes[:, bit], self.words[:, bit] = votes, words
+        self.votes[:, bit], self.targets[:, bit] = votes, targets
 
 
-def _pair_cost_table(bits: int, pictures: int) -> Reals:
+def _pair_cost_table(bits: int, images: int) -> Reals:
     """What a pair costs, by s and by the product -bits..bits, flat: whole numbers whose sums stay below 2^53, exact."""
     x = SCALE * (np.arange(-bits, bits + 1) / bits - MIDDLE)
     costs = np.concatenate([np.logaddexp(0, x), np.logaddexp(0, -x)])
-    return np.rint(costs * (2**50 / (pictures**2 * costs.max())))
+    return np.rint(costs * (2**50 / (images**2 * costs.max())))
 
 
 def _majority(votes: Counts, ties: Counts) -> Counts:
@@ -122,7 +121,7 @@ def _majority(votes: Counts, ties: Counts) -> Counts:
 
 
 def _tie_bits(sets: Flags, bits: int) -> Counts:
-    """A word of +-1 for each set of classes, `[S, bits]`, from a hash of the set."""
+    """Bits of +-1 for each set of classes, `[S, bits]`, from a hash of the set."""
     digests = (hashlib.sha256(np.packbits(one).tobytes()).digest() for one in sets)
     seeds = (int.from_bytes(digest[:8], "little") for digest in digests)
     return np.stack([np.random.default_rng(seed).choice(np.array([-1, 1], np.int64), bits) for seed in seeds])

@@ -1,7 +1,7 @@
-"""ADMH-style: ADSH with a margin in place of its regression.
+"""A loss in the style of ADMH: ADSH with a margin in place of its regression.
 
 "Asymmetric deep supervised hashing with discriminative metric" (ADMH), Neurocomputing 380, 2020.  The paper's text was
-not to be had: this follows its published description as far as it is known, a discriminative metric loss between the
+not available: this is a loss in its style, after its published description: a discriminative metric loss between the
 network's codes and learned ones of the gallery, pairs weighted, and a discrete update.
 
 L = mean_ij w_ij l(u_i.v_j / K, s_ij) + gamma / (G K) mean_ik (sign(u_ik) - u_ik)^2
@@ -12,7 +12,7 @@ w = 1/2 over the share of pairs of that kind, so that both kinds weigh the same:
 codes equal is the cheapest answer.  gamma is scaled as in `adsh.py`, and stands for the same.  a = 0.8 is ours: of 21
 classes of free 32-bit logits the nearest codes were 4 bits apart at a = 0.2, 8 at 0.5, 10 at 0.8 and 11 at 1, where a
 margin is none.
-At the end of a round each bit of V in turn is flipped wherever that lowers the loss of its picture with the bank.
+At the end of a round each bit of V in turn is flipped wherever that lowers the loss of its image against the bank.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class ADMHLoss(AsymmetricHashLoss):
         product = v @ self.bank.values.T / self.context.bits
         loss = self.pair_loss(product, near).sum(1)
         for k in range(self.context.bits):
-            turned = product - 2 / self.context.bits * v[:, k, None] * self.bank.values[:, k]
-            found = self.pair_loss(turned, near).sum(1)
+            flipped = product - 2 / self.context.bits * v[:, k, None] * self.bank.values[:, k]
+            found = self.pair_loss(flipped, near).sum(1)
             better = found < loss
             v[:, k] = torch.where(better, -v[:, k], v[:, k])
-            product = torch.where(better[:, None], turned, product)
+            product = torch.where(better[:, None], flipped, product)
             loss = torch.where(better, found, loss)
         return v

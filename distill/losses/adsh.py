@@ -1,4 +1,4 @@
-"""ADSH: the network hashes queries only; the gallery's codes are learned themselves, from the labels of its pictures.
+"""ADSH: the network hashes queries only; the gallery's codes are learned themselves, from the labels of its images.
 
 "Asymmetric Deep Supervised Hashing", AAAI, 2018.
 
@@ -10,10 +10,10 @@ At the end of a round V is improved bit by bit in closed form, by discrete cycli
 sum_ij (U_i.v_j - K S_ij)^2:  v_k = sign(K (S^T U)_k - V' U'^T U_k),  V' and U' without bit k.
 
 Departures.  The paper's sums are divided by their number of pairs and K^2: its gamma = 200 weighs gamma / (G K) here.
-Its gamma |v_i - u_i|^2 is for queries drawn from the gallery; here the training pictures are a set of their own, of
-which nobody knows where in the gallery they are, so u is drawn to its own sign, and the closed form has no such term.
-It draws 2,000 queries a round; here all training pictures are, in the engine's batches.  Codes learned from the labels
-of what is searched must not be compared with those of methods that hash pictures they know nothing of.
+Its gamma |v_i - u_i|^2 is for queries sampled from the gallery; here the training images are a separate set whose
+places in the gallery are unknown, so u is pulled toward its own sign, and the closed form has no such term.  It samples
+2,000 queries a round; here all training images take part, in the engine's batches.  Codes learned from the labels of
+the gallery must not be compared with those of methods that hash unseen images.
 """
 
 from __future__ import annotations

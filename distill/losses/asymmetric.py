@@ -1,7 +1,7 @@
-"""What ADSH, ADMH and JLDSH share: codes of the gallery, learned from its labels in turns with the network.
+"""The base of ADSH, ADMH and JLDSH: gallery codes learned from labels, in turns with the network.
 
 The network is trained against the gallery's codes V; at the end of every few epochs, a round, V is improved against
-the bank U, what the network last said of each training picture, and so on.  It is no method itself.
+the bank U, the network's latest output for each training image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, sh
 from distill.losses.csch import sign
 from distill.registry import MethodArgs
 
-ENTRIES = 1 << 22  # of training x gallery pictures that are looked at in one go: 16 MiB, whatever their numbers
+ENTRIES = 1 << 22  # of training x gallery pairs in one block: 16 MiB
 
 
 class AsymmetricHashLossArgs(MethodArgs):
@@ -29,8 +29,8 @@ class AsymmetricHashLossArgs(MethodArgs):
 class AsymmetricHashLoss(HashLoss):
     """A loss of u = tanh(h) against V, and a step that improves V.
 
-    learned: V, `[G, bits]` of +-1, begun at random; bank: its values are U, `[N, bits]`, zeros for pictures not seen
-    yet, which thus move nothing
+    learned: V, `[G, bits]` of +-1, initially random; bank: its values are U, `[N, bits]`, zeros (no
+    effect) for images not seen yet
     """
 
     args: AsymmetricHashLossArgs
@@ -42,13 +42,13 @@ class AsymmetricHashLoss(HashLoss):
     def __init__(self, context: LossContext, **args: Any) -> None:
         super().__init__(context, **args)
         self.round = max(1, round(self.args.update_every * context.steps_per_epoch))
-        begun = torch.randint(2, (len(context.gallery), context.bits), generator=context.generator())
+        initial = torch.randint(2, (len(context.gallery), context.bits), generator=context.generator())
         self.bank = CodeMemory(context)
-        self.register_buffer("learned", 2.0 * begun - 1)
+        self.register_buffer("learned", 2.0 * initial - 1)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         ones = torch.ones(len(context.positive), 1, device=context.positive.device)
         self.share = self.sum_over_similar(ones).double().mean().item() / len(context.positive)
-        """Of pairs, a training picture and one of the gallery, that share a class."""
+        """Of pairs, a training image and one of the gallery, that share a class."""
 
     def forward(self, batch: LossBatch) -> Tensor:
         u = torch.tanh(batch.logits)
@@ -57,7 +57,7 @@ class AsymmetricHashLoss(HashLoss):
         return self.query_loss(u, batch.index)
 
     def query_loss(self, u: Tensor, rows: Tensor) -> Tensor:
-        """The loss of what the network says, u `[B, bits]`, of the training pictures `rows`."""
+        """The loss of outputs u `[B, bits]` of the training images `rows`."""
         near = share_class(self.context.positive[rows], self.context.gallery)
         return self.pair_loss(u @ self.learned.T / self.context.bits, near).mean() + self.quantization(u)
 
@@ -75,11 +75,11 @@ class AsymmetricHashLoss(HashLoss):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        """V, improved once more: no training is too short to have learned it, and none ends with codes of an old U."""
+        """V, updated once more: it never lags behind U, however short the training."""
         return self.update_codes()
 
     def sum_over_similar(self, values: Tensor) -> Tensor:
-        """For each gallery picture the sum of `values` `[N, M]` over training pictures that share a class, `[G, M]`."""
+        """For each gallery image the sum of `values` `[N, M]` over training images that share a class, `[G, M]`."""
         positive, gallery = self.context.positive, self.context.gallery
         if not self.context.multilabel:
             return gallery.float() @ (positive.float().T @ values)

@@ -1,8 +1,7 @@
-"""What every loss of a teacher is made for, is shown, and answers.
+"""The base of losses: their context, batch and pairwise helpers.
 
-A loss is a module: what it learns beside the network (a classifier, proxies) are its parameters, and what it
-remembers from step to step (a bank of codes, a count) are its buffers, so that a training that was killed goes on bit
-for bit.
+A loss is a module: what it learns beside the network (a classifier, proxies) are its parameters, and what it keeps
+between steps (a bank of codes, a count) are its buffers, so that a killed training resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from gallery.errors import InputError
 
 
 class UnsupportedLabels(InputError):
-    """A method was asked for what it is not defined for."""
+    """The labels are of a kind that the loss is not defined for."""
 
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a teacher learns from.  N training pictures, G of the gallery, C classes.
+    """What a loss is built for: N training images, G of the gallery, C classes.
 
-    positive: bool `[N, C]`, the classes of each training picture; gallery: bool `[G, C]`, for methods that learn the
-    gallery's codes; words: float `[C, bits]` of +-1, the hash center of each class; targets: float `[N, bits]`, the
-    word each training picture is drawn to; several: whether a picture can have several classes; features: width of the
-    backbone's output; steps: of an epoch; epochs: in all
+    positive: bool `[N, C]`, the classes of each training image; gallery: bool `[G, C]`, for methods that learn the
+    gallery's codes; centers: float `[C, bits]` of +-1, the hash center of each class; target_codes: float `[N, bits]`
+    of +-1, of each training image; multilabel: whether an image can have several classes; features: width of the
+    backbone's output
     """
 
     positive: Tensor
@@ -50,19 +49,19 @@ class LossContext:
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """Number of classes."""
         return self.centers.shape[0]
 
     def generator(self) -> torch.Generator:
-        """A source of randomness on the CPU, begun anew from the seed."""
+        """A CPU generator seeded with `seed`."""
         return torch.Generator().manual_seed(self.seed)
 
 
 @dataclass(frozen=True)
 class LossBatch:
-    """A batch: the network's logits `[B, bits]` and features `[B, D]`, and which training pictures, int `[B]`.
+    """Logits `[B, bits]`, features `[B, D]` and indices of the training images, int `[B]`.
 
-    second_view_logits: logits of a second, harder look at the same pictures, for a loss that asks for `n_views = 2`
+    second_view_logits: logits of a second, stronger augmented view of the same images, for `n_views = 2`
     """
 
     logits: Tensor
@@ -72,17 +71,17 @@ class LossBatch:
 
 
 class HashLoss(nn.Module, ABC):
-    """A loss over batches.  A method is a subclass; its options are its constructor's keywords, with their defaults."""
+    """A loss over batches; the fields of its `args` are its constructor's keywords."""
 
     centers: ClassVar[Construction | None] = None
-    """What `--hash-centers auto` stands for; None: the method knows no centers; a class's center is found afterwards,
-    as the majority of the codes of its training pictures."""
+    """What `--hash-centers auto` stands for; None: it has no centers, and each class gets the majority of its
+    training images' codes afterwards."""
     multilabel: ClassVar[bool] = True
-    """Whether it is defined for pictures of several classes."""
+    """Whether it is defined for multi-label images."""
     n_views: ClassVar[int] = 1
-    """How often it looks at each picture of a batch."""
+    """Augmented views of each image in a batch."""
     learns_gallery_codes: ClassVar[bool] = False
-    """Whether it learns the codes of the gallery's pictures, from their labels, in place of hashing them."""
+    """Whether it learns the gallery's codes from labels instead of hashing its images."""
 
     args: MethodArgs
 
@@ -92,7 +91,7 @@ class HashLoss(nn.Module, ABC):
         self.args = args_type(type(self)).model_validate(args)
         if context.multilabel and not self.multilabel:
             name = type(self).__module__.rpartition(".")[2]
-            found = "pictures of several classes, for which it is not defined"
+            found = "multi-label images, for which it is not defined"
             raise UnsupportedLabels(f"one class an image for --loss {name}", found, "Choose another loss.")
 
     @abstractmethod
@@ -105,25 +104,25 @@ class HashLoss(nn.Module, ABC):
 
 
 def share_class(left: Tensor, right: Tensor) -> Tensor:
-    """Which pictures share a class: bool `[L, C]` and `[R, C]` to float `[L, R]` of 0 and 1."""
+    """Pairs that share a class: bool `[L, C]` and `[R, C]` to float `[L, R]` of 0 and 1."""
     return ((left.float() @ right.float().T) > 0).float()
 
 
 def class_index(positive: Tensor) -> Tensor:
-    """The class of each picture of one class: bool `[N, C]` to int `[N]`."""
+    """The class of each image of one class: bool `[N, C]` to int `[N]`."""
     return positive.int().argmax(1)
 
 
 def soft_labels(positive: Tensor) -> Tensor:
-    """y / |y|: bool `[B, C]` to float; a row sums to one, or to zero where a picture has no class."""
+    """y / |y|: bool `[B, C]` to float; a row sums to one, or to zero where an image has no class."""
     return positive / positive.sum(1, keepdim=True).clamp(min=1)
 
 
 class CodeMemory(nn.Module):
-    """What was last said of each training picture, without gradient.
+    """The latest value of each training image, without gradient (a memory bank).
 
-    values: float `[N, bits]`; filled: bool `[N]`, of which pictures something was said; momentum: m of the moving
-    average m * before + (1 - m) * now, which begins with the first value
+    values: float `[N, bits]`; filled: bool `[N]`, which rows have one; momentum: m of the moving average
+    m * before + (1 - m) * now, initialized with the first value
     """
 
     values: Tensor
@@ -137,7 +136,7 @@ class CodeMemory(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, values: Tensor) -> None:
-        """In training; values: float `[B, bits]` of the pictures `rows`, int `[B]`, each once."""
+        """In training; values: float `[B, bits]` of the images `rows`, int `[B]`, each once."""
         if not self.training:
             return
         average = torch.lerp(values, self.values[rows], self.momentum)
@@ -158,13 +157,13 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def balanced_mean(losses: Tensor, similar: Tensor) -> Tensor:
     """The mean over pairs of a batch weighted by |S|/|S1| where `similar` is 1 and by |S|/|S0| where it is 0, `[B, B]`:
-    the mean over the S1 similar pairs and that over the S0 others, added.  A picture and itself are no pair."""
+    the mean over the S1 similar pairs and that over the S0 others, added.  A image and itself are no pair."""
     pairs = 1 - torch.eye(len(similar), device=similar.device)
     return weighted_mean(losses, similar * pairs) + weighted_mean(losses, (1 - similar) * pairs)
 
 
 def triplets(positive: Tensor) -> Tensor:
-    """Which (i, j, k) of a batch have i and j, two pictures, share a class and i and k none: float `[B, B, B]`."""
+    """Which (i, j, k) of a batch have i and j, two images, share a class and i and k none: float `[B, B, B]`."""
     similar = share_class(positive, positive)
     others = 1 - torch.eye(len(similar), device=similar.device)
     return (similar * others)[:, :, None] * ((1 - similar) * others)[:, None, :]
@@ -177,5 +176,5 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
 
 
 def valid_pairs(bank: CodeMemory, rows: Tensor) -> Tensor:
-    """Which pictures of a bank those of a batch are compared with, float `[B, N]`: the known ones, but not itself."""
+    """Which images of a bank those of a batch are compared with, float `[B, N]`: the known ones, but not itself."""
     return bank.filled.float().repeat(len(rows), 1).scatter(1, rows[:, None], 0.0)

@@ -1,18 +1,18 @@
 """CNNH: Supervised Hashing for Image Retrieval via Image Representation Learning (AAAI 2014), in two stages.
 
-1. Codes H of the training pictures, from their labels alone: min ||K S - H H^T||_F^2 over H in [-1, 1]^{N x K}, then
-   their signs.  S_ij = 1 where pictures i and j share a class, else -1.  Newton steps, coordinate by coordinate:
+1. Codes H of the training images, from their labels alone: min ||K S - H H^T||_F^2 over H in [-1, 1]^{N x K}, then
+   their signs.  S_ij = 1 where images i and j share a class, else -1.  Newton steps, coordinate by coordinate:
    H_ik <- clip(H_ik - g'/g'', -1, 1),  g' = -4 (R H)_ik,  g'' = 4 (sum_j H_jk^2 + H_ik^2),  R = K S - H H^T.
 2. L = mean (tanh(h_ik) - H_ik)^2, h: logits.
 
-Pictures with the same labels have the same row of S, and here one code (h_i . h_j = K needs h_i = h_j), so that no
-N x N matrix is needed but one of the M sets of labels; the pictures of a set move at once, each by its own step.  Sets
+Images with the same labels have the same row of S, and here one code (h_i . h_j = K needs h_i = h_j), so that no
+N x N matrix is needed but one of the M sets of labels; the images of a set move at once, each by its own step.  Sets
 follow one another in a random order; where there are more than `GROUPS`, that many groups of them do, and those of a
 group move at once.  g'' lacks the published -R_ii, one term among N, which makes it negative where N < 2K.  The best
-of the sweeps is kept.  (Pictures without a label share nothing, even with each other, but a code all the same.)
+of the sweeps is kept.  (Images without a label share nothing, even with each other, but a code all the same.)
 
-Row i of H is training picture i, and S is -1 where nothing is shared: the released reimplementation fills S with zeros
-there and reads labels and codes in different orders.  CNNH+, with a class softmax beside the codes, is left out.
+Row i of H is training image i.  S is -1 where nothing is shared, as in the paper and in the reference implementation,
+which however reads labels and codes in different orders.  CNNH+, with a class softmax beside the codes, is left out.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ class CNNHLoss(HashLoss):
 
     args: CNNHLossArgs
 
-    wanted: Tensor
+    target_codes: Tensor
 
     def __init__(self, context: LossContext, **args: Any) -> None:
         super().__init__(context, **args)
         sets, which, count = context.positive.cpu().int().unique(dim=0, return_inverse=True, return_counts=True)
         similar = 2 * share_class(sets, sets) - 1
         codes = relaxed_codes(similar, count.float(), context.bits, int(self.args.sweeps), context.generator())
-        self.register_buffer("wanted", sign(codes)[which])
+        self.register_buffer("target_codes", sign(codes)[which])
 
     def forward(self, batch: LossBatch) -> Tensor:
-        return F.mse_loss(torch.tanh(batch.logits), self.wanted[batch.index])
+        return F.mse_loss(torch.tanh(batch.logits), self.target_codes[batch.index])
 
 
 def relaxed_codes(similar: Tensor, count: Tensor, bits: int, sweeps: int, generator: torch.Generator) -> Tensor:
     """The codes of M sets of labels in [-1, 1], float `[M, bits]`.
 
-    similar: S of the sets, float `[M, M]` of +-1; count: pictures of each set, float `[M]`
+    similar: S of the sets, float `[M, M]` of +-1; count: images of each set, float `[M]`
     """
     codes = 2 * torch.rand(len(similar), bits, generator=generator) - 1
     best, least = codes.clone(), misfit(similar, count, codes)
@@ -74,7 +74,7 @@ def relaxed_codes(similar: Tensor, count: Tensor, bits: int, sweeps: int, genera
 
 
 def misfit(similar: Tensor, count: Tensor, codes: Tensor) -> float:
-    """||K S - H H^T||_F^2 / N^2 of the pictures, by their sets."""
+    """||K S - H H^T||_F^2 / N^2 of the images, by their sets."""
     share = count / count.sum()
     return float(share @ (codes.shape[1] * similar - codes @ codes.T).square() @ share)
 

@@ -1,8 +1,8 @@
-"""CSCH: both networks are drawn to fixed hash centers, and the student to the teacher's own code.
+"""CSCH: both networks are trained toward fixed hash centers, and the student toward the teacher's own code.
 
 "Central Similarity Consistency Hashing for Asymmetric Image Retrieval", Computational Visual Media, 2024.
 The released code leaves out the paper's sign and stop-gradient in the instance term and redraws tie bits on every
-call; here the default of both is as the paper's figure has them, and the released form can be asked for.
+call; here both defaults follow the paper's figure, and the released variant is an option.
 
 h_q: logits of the student (query side), h_g: of the teacher (gallery side), both `[B, bits]`; t: centers `[C, bits]`.
 """
@@ -27,8 +27,8 @@ def center_consistency(
 
     L = -log  e^{s(cos(h,p) - m)} / (e^{s(cos(h,p) - m)} + sum_{c not in y} e^{s cos(h,t_c)})
 
-    logits h `[B, bits]`; target p `[B, bits]`; positive `[B, C]` bool, the classes y of each picture.  With one label
-    a picture, p = t_y.
+    logits h `[B, bits]`; target p `[B, bits]`; positive `[B, C]` bool, the classes y of each image.  With one label
+    an image, p = t_y.
     """
     h = F.normalize(logits, dim=1)
     own = scale * ((h * F.normalize(target, dim=1)).sum(1, keepdim=True) - margin)
@@ -42,7 +42,7 @@ def sign(logits: Tensor) -> Tensor:
 
 
 class CSCHLossArgs(MethodArgs):
-    """The center term alone: the teacher's side of CSCH, and ours."""
+    """scale: s; margin: m, a cosine."""
 
     scale: float = SCALE
     margin: float = MARGIN
@@ -50,7 +50,7 @@ class CSCHLossArgs(MethodArgs):
 
 @register_loss("csch")
 class CSCHLoss(HashLoss):
-    """The center term alone: the teacher's side of CSCH, and ours."""
+    """The central similarity loss: the teacher's side of CSCH."""
 
     args: CSCHLossArgs
 

@@ -1,4 +1,4 @@
-"""CSQ: each bit is a yes or no, answered by the hash center of the picture's class.
+"""CSQ: binary cross-entropy of each bit against the hash center of the image's class.
 
 "Central Similarity Quantization for Efficient Image and Video Retrieval", Yuan, Wang, Zhang, Tay, Jie, Liu and Feng,
 CVPR 2020.
@@ -6,13 +6,14 @@ CVPR 2020.
     L = mean_{i,k} BCE( (u_ik + 1)/2, (t_ik + 1)/2 ) + lambda mean_{i,k} (|u_ik| - 1)^2,    u = tanh(h)
 
 h: logits; t_i: the target of +-1, the center of the class, or with several classes the majority vote of their centers,
-tie bits fixed for each set of classes (CSQ: one random word for all).  (tanh h + 1)/2 is the sigmoid of 2h, so that the
+tie bits fixed for each set of classes (CSQ: one random code for all).  (tanh h + 1)/2 is the sigmoid of 2h, so that the
 first term is softplus(-2 h t), without the logarithm of a saturated tanh.  lambda: .05 is ResNet50's, AlexNet's is .001
 (.0001 at 64 bits of ImageNet).  The third, pairwise term has the weight 0 in the released recipe, and is left out.
 
-CSQ's centers are Hadamard rows, then rows and complements, then Bernoulli words where there are more classes than
-that or bits are no power of two.  `auto` has Hadamard's too unless a code is further apart, and codes in place of
-Bernoulli's words; `--hash-centers hadamard_pm` and `--hash-centers bernoulli` are CSQ's own.
+CSQ's centers are the rows of Sylvester's Hadamard matrix in order, then rows and complements, then Bernoulli samples
+where there are more classes than that or bits are no power of two.  `--hash-centers hadamard_pm` and `bernoulli` are
+these families, not CSQ's very matrix: rows are permuted and signed, and orders such as 48 come from Paley's matrix.
+`auto` prefers a code that is further apart, and codes to Bernoulli samples.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from distill.registry import MethodArgs
 
 
 class CSQLossArgs(MethodArgs):
-    """quantization: weight lambda of the term that draws bits to +-1."""
+    """quantization: weight lambda of the term that pulls bits toward +-1."""
 
     quantization: float = 0.05
 

@@ -1,12 +1,12 @@
-"""DHD: learned proxies of the classes, and a harder look at each picture that must agree with the easier one.
+"""DHD: learned class proxies, and self-distillation from a weakly to a strongly augmented view of each image.
 
 "Deep Hash Distillation for Image Retrieval", Jang et al., ECCV 2022.
 
     L = mean_i CE(softmax_c( cos(u_i, P_c) / tau ), y_i / |y_i|) + lambda1 mean_i (1 - cos(v_i, u_i*)) + lambda2 L_Q
     L_Q = mean_{i,k} [ BCE(g(u - 1), b) + BCE(g(u + 1), 1 - b) ],    g(x) = exp(-x^2 / (2 sigma^2)),  b = [u > 0]
 
-u = tanh(h), v: of the logits of the first and of the second, harder look; u*: without gradient; P `[C, bits]`: learned,
-begun as Xavier's uniform with the gain of tanh; y: classes of the picture.  The first look is the released code's
+u = tanh(h), v: of the logits of the weak and of the strong view; u*: without gradient; P `[C, bits]`: learned,
+initialized as Xavier's uniform with the gain of tanh; y: classes of the image.  The weak view is the released code's
 teacher, and only it has the first and the last term.
 Of the two bumps of L_Q one is near a bit, at |u| - 1, and one far, at |u| + 1, so that it is
 (|u| - 1)^2 / (2 sigma^2) - log(1 - g(|u| + 1)), without the logarithm of a number that may be zero.
@@ -50,7 +50,7 @@ class DHDLoss(HashLoss):
 
     def forward(self, batch: LossBatch) -> Tensor:
         if batch.second_view_logits is None:
-            raise ValueError("DHD compares two looks at each picture, and was given one")
+            raise ValueError("DHD compares two views of each image, and was given one")
         u, harder = batch.logits.tanh(), batch.second_view_logits.tanh()
         apart = (1 - F.cosine_similarity(harder, u.detach(), dim=1)).mean()
         proxy = self._proxy(u, self.context.positive[batch.index])

@@ -1,7 +1,7 @@
 """DNNH: Simultaneous Feature Learning and Hash Coding with Deep Neural Networks (CVPR 2015).
 
 L = mean over triplets (i, p, n) of a batch of  max(0, ||u_i - u_p||^2 - ||u_i - u_n||^2 + margin),  u = sigmoid(h)
-h: logits; i and p, two pictures, share a class, and i and n none.
+h: logits; i and p, two images, share a class, and i and n none.
 
 The margin is the published 1, the worth of one bit whatever their number: squared distances grow with the bits, so for
 a margin that grows too give a quarter of them.  Left out is "divide and encode", one slice of the features for each
@@ -21,7 +21,7 @@ from distill.registry import MethodArgs
 
 
 class DNNHLossArgs(MethodArgs):
-    """margin: by how much a dissimilar picture is to be farther, in bits."""
+    """margin: by how much a dissimilar image is to be farther, in bits."""
 
     margin: float = 1.0
 

@@ -4,10 +4,10 @@
 
     L = mean over i, k of max(0, m - h_ik t_ik)
 
-h_ik: bit k of picture i's logits; t_i: the target of +-1, the center of its class; m: the margin.  With several
+h_ik: bit k of image i's logits; t_i: the target of +-1, the center of its class; m: the margin.  With several
 classes t_i is the majority vote of their centers, as the zoo's re-implementation has it; here the tie bits are fixed
-for each set of classes.  Each center has as many +1 as -1, as the paper draws them (p = 1/2); the paper takes the first
-draw, `bernoulli` here the best of up to 10,000.  Neither DPN-A (targets that are voted anew) nor DPN-T (ternary).
+for each set of classes.  Each center has as many +1 as -1, as in the paper (p = 1/2), which takes the first sample,
+`bernoulli` here the best of up to 10,000.  Neither DPN-A (targets that are voted anew) nor DPN-T (ternary).
 """
 
 from __future__ import annotations

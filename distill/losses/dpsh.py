@@ -2,11 +2,11 @@
 
 L = mean over pairs (i, j) of  log(1 + e^theta_ij) - s_ij theta_ij  +  q mean (u_ik - sign u_ik)^2,
 theta_ij = u_i . U_j / 2
-u_i: logits of picture i; U_j: the latest logits of training picture j, a constant; s_ij = 1 where i and j share a
+u_i: logits of image i; U_j: the latest logits of training image j, a constant; s_ij = 1 where i and j share a
 class, else 0; q: quantization.
 
-As published, u is not squashed and all training pictures take part, through a bank.  Means stand for the paper's sums,
-as in the released reimplementation, whose q is ours.  A batch enters the bank before it is compared; a picture is not
+As published, u is not squashed and all training images take part, through a bank.  Means stand for the paper's sums,
+as in the released reimplementation, whose q is ours.  A batch enters the bank before it is compared; an image is not
 compared with itself (that rewards its length alone), nor with those that were never seen.
 """
 

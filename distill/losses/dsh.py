@@ -1,13 +1,13 @@
 """DSH: Deep Supervised Hashing for Fast Image Retrieval (CVPR 2016), contrastive on squared distances.
 
 L = mean over pairs (i, j) of  1/2 s_ij d_ij + 1/2 (1 - s_ij) max(0, m - d_ij)  +  q mean | |u_ik| - 1 |
-u_i: logits of picture i, K bits; d_ij = ||u_i - U_j||^2; U_j: the latest logits of training picture j, a constant;
+u_i: logits of image i, K bits; d_ij = ||u_i - U_j||^2; U_j: the latest logits of training image j, a constant;
 s_ij = 1 where i and j share a class, else 0; m = margin * K = 2K; q: quantization.
 
-The paper compares the pictures of a batch and has q = 0.01 on the sum over bits; the bank U and q = 0.1 on the mean are
+The paper compares the images of a batch and has q = 0.01 on the sum over bits; the bank U and q = 0.1 on the mean are
 the released reimplementation's, whose figures are the ones compared with.  As there, u is not squashed: the second term
-draws it to +-1.  A batch enters the bank before it is compared; a picture is not compared with itself, nor with those
-that were never seen, whose all-zero codes the released bank lets count.
+pulls it toward +-1.  A batch enters the bank before it is compared; an image is not compared with itself, nor with
+those never seen, whose all-zero codes the released bank lets count.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from distill.registry import MethodArgs
 
 
 class DSHLossArgs(MethodArgs):
-    """margin: in units of the code's length; quantization: weight of the term that draws logits to +-1."""
+    """margin: in units of the code's length; quantization: weight of the term that pulls logits toward +-1."""
 
     margin: float = 2.0
     quantization: float = 0.1

@@ -2,10 +2,10 @@
 
 L = mean over triplets (i, p, n) of a batch of  -log sigmoid(theta_ip - theta_in - alpha)  +  q mean (u_ik - sign
 u_ik)^2,  theta_ij = u_i . u_j
-u: logits; i and p, two pictures, share a class, and i and n none; q: quantization.
+u: logits; i and p, two images, share a class, and i and n none; q: quantization.
 
 The paper's theta has a factor 1/2; without it, and with alpha = 5 for sums over 48 bits whatever the length, it is the
-released reimplementation's, whose figures are the ones compared with.  That code takes a picture for its own positive
+released reimplementation's, whose figures are the ones compared with.  That code takes an image for its own positive
 and the mean of the rows' means; here a row counts by its triplets.  As published, u is not squashed.
 """
 

@@ -1,12 +1,12 @@
-"""GreedyHash: a classifier on the code itself, whose gradient passes the sign as if it were not there.
+"""GreedyHash: a classifier on the code itself, with a straight-through gradient.
 
 "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN", Su, Zhang, Han and Tian, NeurIPS 2018.
 
     L = mean_i CE(W b_i, y_i) + alpha mean_{i,k} | |h_ik| - 1 |^3,    b = sign(h),  db/dh := 1
 
-h: logits; y: the class; W `[C, bits]`: learned, begun as a linear layer is, U(-1/sqrt(bits), 1/sqrt(bits)), without
+h: logits; y: the class; W `[C, bits]`: learned, initialized as a linear layer, U(-1/sqrt(bits), 1/sqrt(bits)), without
 a bias.  The penalty is on h, before the sign.  The paper's alpha is 0.1 on CIFAR-10 and 1 on ImageNet.
-The released code takes the first class of a picture that has several; here such pictures are refused.
+The released code takes the first class of an image that has several; here that is an error.
 """
 
 from __future__ import annotations

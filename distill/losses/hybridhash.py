@@ -1,15 +1,15 @@
-"""HybridHash's loss: the likelihood of all pairs of a batch and the codes last seen of every training picture.
+"""HybridHash's loss: the likelihood of all pairs of a batch and the latest codes of all training images.
 
 "HybridHash: Hybrid Convolutional and Self-Attention Deep Hashing for Image Retrieval", He and Wei, ICMR 2024; the loss
 is HashNet's (ICCV 2017), against a bank.
 
     L = (1/|S|) sum_{i,j} w_ij ( log(1 + e^theta_ij) - s_ij theta_ij ),    theta_ij = alpha u_i . U_j,  u = tanh(h)
 
-h: logits of the batch; U `[N, bits]`: the latest u of each training picture, without gradient; s_ij: 1 for a shared
+h: logits of the batch; U `[N, bits]`: the latest u of each training image, without gradient; s_ij: 1 for a shared
 class, else 0; w_ij: |S|/|S1| where s_ij = 1 and |S|/|S0| where it is 0, S1 and S0 the pairs of either kind and S both;
 so L is the mean over S1 plus the mean over S0.  The batch enters the bank first.
-The released bank begins with zeros, of more rows than CIFAR-10 has pictures, all of which count as negatives; here a
-picture counts from its first code on, and it is no pair with itself.  The released bank is in half precision, this one
+The released bank begins with zeros, of more rows than CIFAR-10 has images, all of which count as negatives; here a
+image counts from its first code on, and it is no pair with itself.  The released bank is in half precision, this one
 in single.
 """
 
@@ -46,5 +46,5 @@ class HybridHashLoss(HashLoss):
         self.bank.update(batch.index, u)
         theta, pairs = self.args.alpha * u @ self.bank.values.T, valid_pairs(self.bank, batch.index)
         same = share_class(positive[batch.index], positive)
-        surprise = F.softplus(theta) - same * theta
-        return weighted_mean(surprise, same * pairs) + weighted_mean(surprise, (1 - same) * pairs)
+        losses = F.softplus(theta) - same * theta
+        return weighted_mean(losses, same * pairs) + weighted_mean(losses, (1 - same) * pairs)

@@ -1,12 +1,12 @@
-"""JLDSH-style: ADSH, whose codes must also tell the classes apart and use both values of each bit.
+"""A loss in the style of JLDSH: ADSH with classification and bit balance.
 
 "Joint learning based deep supervised hashing for large-scale image retrieval", Neurocomputing 385, 2020.  The paper's
-text was not to be had: this follows its published description as far as it is known, a joint loss of similarity,
+text was not available: this is a loss in its style, after its published description: a joint loss of similarity,
 classification and balance over learned codes of the gallery, and its weights are ours.
 
 L = L_ADSH + lambda CE(W u, y) + mu mean_k (mean_i u_ik)^2
 
-u = tanh(h) `[B, K]`, W `[C, K]` learned; with several labels a picture, the binary cross-entropy of each class, a mean
+u = tanh(h) `[B, K]`, W `[C, K]` learned; with several labels an image, the binary cross-entropy of each class, a mean
 over them, takes the place of CE.  V is improved as ADSH does it: neither added term knows V.
 """
 
@@ -39,8 +39,8 @@ class JLDSHLoss(ADSHLoss):
 
     def __init__(self, context: LossContext, **args: Any) -> None:
         super().__init__(context, **args)
-        begun = torch.randn(context.classes, context.bits, generator=context.generator())
-        self.classifier = nn.Parameter(begun / context.bits**0.5)
+        initial = torch.randn(context.classes, context.bits, generator=context.generator())
+        self.classifier = nn.Parameter(initial / context.bits**0.5)
 
     def query_loss(self, u: Tensor, rows: Tensor) -> Tensor:
         balance = u.mean(0).square().mean()
@@ -51,7 +51,7 @@ class JLDSHLoss(ADSHLoss):
         )
 
     def classification_loss(self, u: Tensor, rows: Tensor) -> Tensor:
-        """How badly the codes tell the classes, a mean over pictures."""
+        """The cross-entropy of a linear classifier on u, a mean over images."""
         logits, positive = u @ self.classifier.T, self.context.positive[rows]
         if self.context.multilabel:
             return F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype))

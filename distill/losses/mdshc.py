@@ -1,4 +1,4 @@
-"""MDSHC: hash centers a guaranteed distance apart, and pictures of a class near each other's earlier codes.
+"""MDSHC: hash centers a guaranteed distance apart, and images of a class near each other's earlier codes.
 
 "Deep Hashing with Minimal-Distance-Separated Hash Centers", Wang et al., CVPR 2023.  L = L_C + beta L_P +
 lambda L_Q, u = tanh(h):
@@ -7,14 +7,14 @@ lambda L_Q, u = tanh(h):
     L_P = mean over i, j that share a class of log(1 + exp((1 - cos(u_i, U_j)) / 2))
     L_Q = mean_{i,k} (|u_ik| - 1)^2
 
-h: logits; t_c: center of class c; y: classes, 0 or 1; U `[N, bits]`: a bank of slow codes of all training pictures.
+h: logits; t_c: center of class c; y: classes, 0 or 1; U `[N, bits]`: a bank of slow codes of all training images.
 L_C is a binary cross-entropy of a softmax, kept as released: with several classes y is multi-hot, and p = 1/|y| meets
 it best.  Only, the released code averages it over classes too, which makes it C times smaller; here it is their sum.
 L_P has no negatives, and its least value is log 2.  It enters after a warm-up: a training of no more epochs than that
 never sees it.
-The paper's U is what a second network says, a moving average (.9) of the first.  A loss sees no second network:
-here U_j is a moving average, by the same momentum, of picture j's own codes.  The released bank begins with random
-codes of random labels; here a picture counts from its first code on, and it is no pair with itself.
+The paper's U is the output of a second network, a moving average (.9) of the first.  A loss has no second network:
+here U_j is a moving average, by the same momentum, of image j's own codes.  The released bank begins with random
+codes of random labels; here an image counts from its first code on, and it is no pair with itself.
 """
 
 from __future__ import annotations

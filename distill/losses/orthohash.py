@@ -5,9 +5,9 @@ and Xiang, NeurIPS 2021.
 
     L = - mean_i sum_c (y_ic / |y_i|) log softmax_c( s (cos(h_i, t_c) - m y_ic) )
 
-h: logits; t_c: center of class c; y_i: the classes of picture i, |y_i| how many; s: scale; m: margin.
+h: logits; t_c: center of class c; y_i: the classes of image i, |y_i| how many; s: scale; m: margin.
 With one class this is CosFace, the center term of CSCH for one network.  With several, the margin is taken from every
-class of the picture and the labels are smoothed over them, as released.  s = 8 is the released default, the paper's is
+class of the image and the labels are smoothed over them, as released.  s = 8 is the released default, the paper's is
 sqrt(bits).  The sampler of its centers is CSCH's, line by line.
 """
 

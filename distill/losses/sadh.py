@@ -1,4 +1,4 @@
-"""SADH: a network that sees nothing but labels says which features and codes their pictures should have.
+"""SADH: a network of the labels alone provides target features and codes for the images.
 
 "Self-Supervised Asymmetric Deep Hashing with Margin-scalable Constraint", Neurocomputing, 2022 (arXiv 2012.03820).
 
@@ -12,10 +12,10 @@ L = lambda (A(u, U) + A(u, u)) + alpha (A(f, F) + A(f, f)) + beta mean (u - sign
 A(x, d) = mean_ij s_ij max(0, m_ij - cos(x_i, d_j)) + (1 - s_ij) max(0, cos(x_i, d_j) - m_ij)
 m_ij: cosine of the dictionary's entries for i and j where positive, else 0: a margin that the labels scale.
 
-Departures, all in the label network, for the codes it leaves (measured at 32 bits, labels of 1,000 pictures of
+Departures, all in the label network, for the codes it leaves (measured at 32 bits, labels of 1,000 images of
 UC Merced).  The released rate, 5e-3, falls to a tenth at each of epochs 2 to 6: at w = 512, only 45 of 161 sets of 17
 labels had a code of their own, and some that share no class had the same.  Here it falls late, and there are at least
-300 steps however few the pictures.  Released, pairs that share no class pay for cosines above -0.2, which more than six
+300 steps however few the images.  Released, pairs that share no class pay for cosines above -0.2, which more than six
 classes cannot all stay below, and a linear price does not see how it is divided: two of 21 classes came 1 bit from each
 other at w = 2048.  Here they pay above 0.  At that width 5e-3 still left two classes 2 bits apart, so the rate is at
 most 2 / w: then the nearest of 21 classes are 11 bits apart, and the nearest sets that share no class 6.
@@ -38,7 +38,7 @@ from distill.registry import MethodArgs
 
 RATE, DECAY, BATCH, EPOCHS, STEPS = 5e-3, 5e-4, 64, 15, 300  # of the label network; at least so many steps
 SLOWER = (0.65, 0.85)  # shares of its training after which its rate falls to a tenth
-MARGIN, SPREAD = 0.2, 0.01  # its margin, and the standard deviation of the weights it begins with
+MARGIN, SPREAD = 0.2, 0.01  # its margin, and the standard deviation of its initial weights
 
 
 class SADHLossArgs(MethodArgs):
@@ -65,9 +65,9 @@ class SADHLoss(HashLoss):
         super().__init__(context, **args)
         generator = context.generator()
         sets, self.own = torch.unique(context.positive, dim=0, return_inverse=True)
-        taught = label_network(context.positive.float(), context.bits, int(self.args.width), generator)
+        label_net = label_network(context.positive.float(), context.bits, int(self.args.width), generator)
         with torch.no_grad():
-            features, codes, _ = taught(sets.float())
+            features, codes, _ = label_net(sets.float())
         self.register_buffer("sets", sets)
         self.register_buffer("semantic_features", features)
         self.register_buffer("semantic_codes", codes)
@@ -85,7 +85,7 @@ class SADHLoss(HashLoss):
         )
 
     def constraint(self, x: Tensor, dictionary: Tensor, own: Tensor) -> Tensor:
-        """A(x, dictionary) + A(x, x); x `[B, D]`, dictionary `[S, D]`, own: the entry of each picture, int `[B]`."""
+        """A(x, dictionary) + A(x, x); x `[B, D]`, dictionary `[S, D]`, own: the entry of each image, int `[B]`."""
         margins = cosines(dictionary[own], dictionary).clamp(min=0)
         similar = share_class(self.sets[own], self.sets)
         return hinge(cosines(x, dictionary), margins, similar) + hinge(cosines(x, x), margins[:, own], similar[:, own])

@@ -1,4 +1,4 @@
-"""A student that was trained elsewhere, and a folder of pictures to judge it by."""
+"""A student that was trained elsewhere, and a folder of images to judge it by."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gallery.console import log
 from gallery.errors import CorruptFile, InputError
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
-MOST = 520  # pictures that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
+MOST = 520  # images that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
 
 
 class CheckpointHeader(StrictModel):
@@ -109,8 +109,8 @@ def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     for one in (*left, *made.skipped):
         log.warning("  skipped %s: %s", one.name, one.reason)
     if not len(pixels):
-        raise InputError(f"pictures in {folder}", f"none among {len(paths)} files", "Name another folder.")
-    log.info("%d pictures, of %d files in %s", len(pixels), len(found), folder)
+        raise InputError(f"images in {folder}", f"none among {len(paths)} files", "Name another folder.")
+    log.info("%d images, of %d files in %s", len(pixels), len(found), folder)
     return pixels
 
 

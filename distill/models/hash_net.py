@@ -36,7 +36,7 @@ class HashHead(nn.Sequential):
     """Features `[B, D]` to logits `[B, bits]`: a 1x1 convolution without bias, weights N(0, 0.01), and batch norm.
 
     CSCH's head (Linear + BatchNorm1d) in its 4D form: the same numbers, and one layer once folded for export.
-    Batch norm centres every bit, so that each is set for about half of the pictures.
+    Batch norm centres every bit, so that each is set for about half of the images.
     """
 
     def __init__(self, features: int, bits: int) -> None:
@@ -50,7 +50,7 @@ class HashHead(nn.Sequential):
 
 
 class HashNet(nn.Module):
-    """Normalised pictures `[B, 3, S, S]` to logits `[B, bits]`; the code is their sign."""
+    """Normalised images `[B, 3, S, S]` to logits `[B, bits]`; the code is their sign."""
 
     def __init__(self, backbone: nn.Module, features: int, bits: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class HashNet(nn.Module):
 
 
 def build(name: str, size: int, bits: int, seed: int) -> HashNet:
-    """A `HashNet` on timm's `name` for square inputs of `size` pixels, initialised from `seed`.
+    """A `HashNet` on timm's `name` for square inputs of `size` pixels, initialized from `seed`.
 
     The global random state is left as it was.  Raises `InputError` when the network cannot take that size.
     """

@@ -3,7 +3,7 @@
     patches of 4 px -> level 1 -> interaction -> level 2 -> interaction -> level 3 -> layer norm -> hash layer -> mean
 
 A level cuts its map into 16, 4 or 1 blocks of the same side (14 tokens at 224 px) and attends inside a block only; what
-blocks have to tell each other goes through the interaction before the next level:
+blocks exchange goes through the interaction before the next level:
 
     interaction(x) = maxpool(LN(conv3x3(x) + spread(conv1x1(x))))       maxpool: 3 x 3, stride 2
     hash layer(x)  = maxpool(conv3x1(conv1x3(x)) + spread(x))
@@ -17,10 +17,11 @@ convolution and norm have timm's names, so that the weights of its NesT-Base fit
 
 At 16 bits and 224 px it has 55.56 M parameters, and 14.11 GMACs in convolutions and linear layers.  The published log
 says 55.57 M and 14.12, by ptflops, which leaves out the products inside attention (1.06 more), but adds biases, norms
-and pooling.  The 0.01 M stay open: from 16 to 64 bits the log grows by 0.06 M, the code released later, and this, by
-0.02 M.
+and pooling.  The 0.01 M are a fully connected layer that the released code constructs and never uses.  Its
+attention reshapes without a permute and so mixes heads and tokens; ours is as the paper draws it, hence the released
+checkpoints give other codes here.
 
-In the hash layer attention looks at one token, its mean: it is a linear map, and its queries and keys learn nothing.
+In the hash layer attention has one token, its mean: it is a linear map, and its queries and keys learn nothing.
 Importing this module makes `hybridhash` a name that timm knows; `distill.models.hash_net.import_timm` does.
 """
 
@@ -41,7 +42,7 @@ SPREAD_HEADS = 8
 
 
 class Spread(nn.Module):
-    """Tells every block of `[B, C, H, W]` what the others hold: attention between the blocks' means, spread again."""
+    """Exchanges information between the blocks of `[B, C, H, W]`: attention between the blocks' means, spread again."""
 
     def __init__(self, dim: int, grid: int, side: int) -> None:
         super().__init__()
@@ -52,8 +53,8 @@ class Spread(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         means = F.avg_pool2d(x, self.side)
         tokens = means.flatten(2).transpose(1, 2)[:, None]
-        told = self.attn(tokens + self.pos_embed)[:, 0].transpose(1, 2).reshape(means.shape)
-        return F.interpolate(told, scale_factor=self.side, mode="bilinear")
+        exchanged = self.attn(tokens + self.pos_embed)[:, 0].transpose(1, 2).reshape(means.shape)
+        return F.interpolate(exchanged, scale_factor=self.side, mode="bilinear")
 
 
 class Interaction(nest.ConvPool):
@@ -84,10 +85,10 @@ class HashLayer(nn.Module):
 
 
 class HybridHash(nest.Nest):
-    """Normalised pictures `[B, 3, img_size, img_size]` to features `[B, embed_dims[-1]]`, before timm's classifier.
+    """Normalised images `[B, 3, img_size, img_size]` to features `[B, embed_dims[-1]]`, before timm's classifier.
 
-    Stochastic depth grows linearly over all layers, to 0.5 (timm's default), drawn from torch's global generator, which
-    the engine seeds anew for each step.  Raises `ValueError` when the blocks do not fit.
+    Stochastic depth grows linearly over all layers, to 0.5 (timm's default), sampled from torch's global generator,
+    which the engine seeds anew for each step.  Raises `ValueError` when the blocks do not fit.
     """
 
     input_step = PATCH * BLOCKS[0]
@@ -124,6 +125,6 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def hybridhash(pretrained: bool = False, **options: Any) -> HybridHash:
-    """The published network; its weights begin as those of timm's NesT-Base, where they fit."""
+    """The published network; initialized with the weights of timm's NesT-Base, where they fit."""
     net: HybridHash = build_model_with_cfg(HybridHash, "hybridhash", pretrained, **options)
     return net

@@ -19,7 +19,7 @@ from gallery.errors import InputError
 HOWS = ["none", "hungarian", "quadratic", "csch"]
 
 
-def pictures(classes: int, seed: int, per_class: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def images(classes: int, seed: int, per_class: int = 8) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     means = rng.normal(size=(classes, 5)) @ rng.normal(size=(5, 20))
     labels = np.arange(classes * per_class) % classes
@@ -49,7 +49,7 @@ def test_class_means_and_similarity_against_a_loop() -> None:
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("classes", [2, 7, 40, 230])
 def test_every_center_goes_to_one_class_and_repeats(how: str, classes: int) -> None:
-    features, positive = pictures(classes, 1)
+    features, positive = images(classes, 1)
     centers = spread_words(classes, 64)
     order = assign(centers, how, features, positive, seed=3)
     assert order.dtype == np.int64
@@ -59,7 +59,7 @@ def test_every_center_goes_to_one_class_and_repeats(how: str, classes: int) -> N
 
 @pytest.mark.parametrize("seed", range(4))
 def test_hungarian_is_the_best_of_all_permutations(seed: int) -> None:
-    features, positive = pictures(6, seed)
+    features, positive = images(6, seed)
     centers = spread_words(6, seed=seed)
     means = _pca(class_means(features, positive), 16)
     profit = np.array([[float(m @ t[: len(m)]) for t in centers] for m in means])
@@ -70,7 +70,7 @@ def test_hungarian_is_the_best_of_all_permutations(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_released_assignment_is_the_best_for_its_random_head(seed: int) -> None:
-    features, positive = pictures(5, seed)
+    features, positive = images(5, seed)
     centers = spread_words(5, seed=seed)
     outputs = features @ np.random.default_rng(seed).normal(0, 0.01, (20, 16))
     profit = class_means(outputs, positive) @ centers.T
@@ -81,7 +81,7 @@ def test_the_released_assignment_is_the_best_for_its_random_head(seed: int) -> N
 
 @pytest.mark.parametrize("seed", range(8))
 def test_quadratic_comes_near_the_best_of_all_permutations(seed: int) -> None:
-    features, positive = pictures(7, seed)
+    features, positive = images(7, seed)
     centers, means = spread_words(7, seed=seed), class_means(features, positive)
     every = [gram_correlation(centers[list(order)], means) for order in permutations(range(7))]
     reached = gram_correlation(centers[assign(centers, "quadratic", features, positive)], means)
@@ -91,7 +91,7 @@ def test_quadratic_comes_near_the_best_of_all_permutations(seed: int) -> None:
 
 @pytest.mark.parametrize(("classes", "bits"), [(20, 16), (100, 32), (240, 48)])
 def test_quadratic_is_above_the_others_and_no_swap_improves_it(classes: int, bits: int) -> None:
-    features, positive = pictures(classes, 2)
+    features, positive = images(classes, 2)
     centers, means = hash_centers(classes, bits), class_means(features, positive)
     reached = {how: gram_correlation(centers[assign(centers, how, features, positive)], means) for how in HOWS}
     assert reached["quadratic"] > max(reached[how] for how in ("none", "hungarian", "csch")) + 0.05
@@ -110,7 +110,7 @@ def test_quadratic_finds_a_planted_order() -> None:
 
 
 def test_the_figure_of_merit_is_the_same_however_the_space_is_turned() -> None:
-    features, positive = pictures(12, 0)
+    features, positive = images(12, 0)
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 20)))[0]
     centers, turned = spread_words(12), (features @ turn).astype(np.float64)
     first, second = class_means(features, positive), class_means(turned, positive)
@@ -123,7 +123,7 @@ def test_the_figure_of_merit_is_the_same_however_the_space_is_turned() -> None:
 
 def test_equidistant_centers_keep_their_order() -> None:
     rows = hash_centers(30, 64, construction="hadamard")
-    features, positive = pictures(30, 0)
+    features, positive = images(30, 0)
     assert is_equidistant(rows)
     assert np.array_equal(assign(rows, "quadratic"), np.arange(30))  # not even features are asked for
     assert gram_correlation(rows, class_means(features, positive)) == 0
@@ -133,8 +133,8 @@ def test_equidistant_centers_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])
-def test_a_class_without_pictures_takes_what_is_left(how: str) -> None:
-    features, positive = pictures(9, 0)
+def test_a_class_without_images_takes_what_is_left(how: str) -> None:
+    features, positive = images(9, 0)
     positive[:, [2, 5]] = False
     centers, kept = spread_words(9), [0, 1, 3, 4, 6, 7, 8]
     order = assign(centers, how, features, positive)
@@ -143,20 +143,20 @@ def test_a_class_without_pictures_takes_what_is_left(how: str) -> None:
     assert gram_correlation(centers[order], means) == pytest.approx(gram_correlation(centers[order][kept], means[kept]))
 
 
-def test_no_pictures_at_all_still_gives_an_order() -> None:
+def test_no_images_at_all_still_gives_an_order() -> None:
     order = assign(spread_words(4), "quadratic", np.zeros((3, 5)), np.zeros((3, 4), bool))
     assert sorted(order) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("how", ["hungarian", "quadratic", "csch"])
 def test_refusals(how: str) -> None:
-    features, positive = pictures(4, 0)
+    features, positive = images(4, 0)
     for given in ((None, None), (features, None), (features[1:], positive), (features, positive[:, 1:])):
         with pytest.raises(InputError, match="positive"):
             assign(spread_words(4), how, *given)
 
 
-def test_unknown_names_and_too_many_classes_are_refused() -> None:
+def test_unknown_names_and_too_many_classes_are_an_error() -> None:
     with pytest.raises(InputError, match="assignment of"):
         assign(spread_words(4), "best")
     with pytest.raises(InputError, match="2000"):

@@ -44,7 +44,7 @@ STEPS, DIES_AT = 15, 11
 
 
 def net(seed: int, norm: bool = False) -> HashNet:
-    """A small network, with a hash head and, unless `norm`, a backbone that treats each picture alone.
+    """A small network, with a hash head and, unless `norm`, a backbone that treats each image alone.
 
     float64, where rounding is far below what a wrong gradient does: AdamW makes full steps of gradients that are noise.
     """
@@ -56,7 +56,7 @@ def net(seed: int, norm: bool = False) -> HashNet:
 
 
 def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], object] = lambda: None) -> list[HashNet]:
-    """A teacher and a student at once, on crops drawn for the whole batch."""
+    """A teacher and a student at once, on crops sampled for the whole batch."""
     nets = [net(0), net(1)]
     run, ask = map(forward_logits, nets)
     words = torch.randn(2, 16, generator=torch.Generator().manual_seed(2)).sign().double()
@@ -321,7 +321,7 @@ def test_on_gpus_only_the_backbones_norms_are_converted(monkeypatch: pytest.Monk
     assert all(p is before[name] for name, p in one.named_parameters())
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WORLD_SIZE", "4"), ("RANK", "2"), ("LOCAL_RANK", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

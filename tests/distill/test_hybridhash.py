@@ -121,7 +121,7 @@ def test_blocks_follow_the_input(size: int, side: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 8, 56, 100, 240 + 8, (64, 32)])
-def test_blocks_that_do_not_fit_are_refused(size: int | tuple[int, int]) -> None:
+def test_blocks_that_do_not_fit_are_an_error(size: int | tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         HybridHash(size)
 
@@ -146,7 +146,7 @@ def test_levels_look_inside_a_block_and_interactions_across() -> None:
 
 
 def slow_spread(module: Spread, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`Spread` of one picture `[C, H, W]`, a token, a head and a pixel at a time."""
+    """`Spread` of one image `[C, H, W]`, a token, a head and a pixel at a time."""
     side, heads = module.side, 8
     dim, height = x.shape[0], x.shape[1]
     grid, size = height // side, dim // heads
@@ -294,12 +294,12 @@ def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> No
     net = small()
     pretrained.load_pretrained(net, pretrained.PretrainedWeights("hybridhash", path, "a test"))
     for i, grid in enumerate((4, 2, 1)):
-        theirs, ours = (_as_picture(p, grid) for p in (state[f"levels.{i}.pos_embed"], net.levels[i].pos_embed))
+        theirs, ours = (_as_image(p, grid) for p in (state[f"levels.{i}.pos_embed"], net.levels[i].pos_embed))
         smaller = nn.functional.interpolate(theirs, scale_factor=0.5, mode="bicubic")
         assert torch.allclose(ours, smaller, atol=1e-6)
 
 
-def _as_picture(embedding: Tensor, grid: int) -> Tensor:
+def _as_image(embedding: Tensor, grid: int) -> Tensor:
     """`[1, blocks, tokens, C]` to `[1, C, H, W]`, a token at a time."""
     side = int(embedding.shape[2] ** 0.5)
     out = torch.zeros(1, embedding.shape[3], grid * side, grid * side)
@@ -310,7 +310,7 @@ def _as_picture(embedding: Tensor, grid: int) -> Tensor:
     return out
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="fits 0%"):
         pretrained.load_pretrained(small(), pretrained.find_pretrained("hybridhash", tmp_path / "w.safetensors"))

@@ -72,7 +72,7 @@ def test_a_network_survives_the_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", None])
-def test_a_damaged_network_is_refused(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_network_is_an_error(tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "n.safetensors"
     save_network(path, build(SMALL, 32, 16, seed=3), SMALL, 32, 16)
     path.write_bytes(path.read_bytes()[:-1000] if damage is None else damage)
@@ -154,7 +154,7 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
     assert torch.allclose(net.backbone.pos_embed[:, 0], backbone.pos_embed[:, 0], atol=1e-6)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fits"):
         pretrained.load_pretrained(
             build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, state_file(tmp_path, "mobilenetv2_100"))
@@ -162,7 +162,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"", b"not weights", b"\x80\x04\x95"])
-def test_junk_weights_are_refused(tmp_path: Path, junk: bytes) -> None:
+def test_junk_weights_are_an_error(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "w.safetensors").write_bytes(junk)
     (tmp_path / "w.pth").write_bytes(junk)
     for path in tmp_path.iterdir():
@@ -170,7 +170,7 @@ def test_junk_weights_are_refused(tmp_path: Path, junk: bytes) -> None:
             pretrained.load_pretrained(build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, path))
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_an_error(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "exploded"),)
@@ -201,7 +201,7 @@ def test_package_weights_are_those_of_the_network(tmp_path: Path) -> None:
     assert (data.labels[pick][nearest] == data.labels[pick]).mean() > 0.6
 
 
-def test_a_package_with_other_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_package_with_other_bytes_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"x")
     fake = pretrained.PretrainedWeights("tf_efficientnet_lite0", tmp_path / "w.pth", "a package", "0" * 64)
     with pytest.raises(CorruptFile, match="sha256"):

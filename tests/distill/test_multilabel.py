@@ -37,15 +37,15 @@ def test_single_labels_and_one_hot_rows_have_the_same_targets() -> None:
     assert np.array_equal(target_codes(labels, centers), target_codes(np.eye(5, dtype=bool)[labels], centers))
 
 
-def sets_of(seed: int, pictures: int, classes: int) -> np.ndarray:
-    """Pictures of classes that come in company: each of three scenes has its own."""
+def sets_of(seed: int, images: int, classes: int) -> np.ndarray:
+    """Images of classes that come in company: each of three scenes has its own."""
     rng = np.random.default_rng(seed)
     scenes = rng.random((3, classes)) ** 2
-    return rng.random((pictures, classes)) < scenes[rng.integers(0, 3, pictures)]
+    return rng.random((images, classes)) < scenes[rng.integers(0, 3, images)]
 
 
 def slow_surprise(centers: np.ndarray, positive: np.ndarray) -> float:
-    """L, by loops over all pairs of different pictures."""
+    """L, by loops over all pairs of different images."""
     words, total = target_codes(positive, centers).astype(int), 0.0
     for i, j in product(range(len(words)), repeat=2):
         x = SCALE * (sum(words[i] * words[j]) / centers.shape[1] - MIDDLE)
@@ -55,7 +55,7 @@ def slow_surprise(centers: np.ndarray, positive: np.ndarray) -> float:
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999))
-def test_no_turn_of_a_bit_makes_elected_centers_better(seed: int) -> None:
+def test_no_turn_of_a_bit_makes_optimised_centers_better(seed: int) -> None:
     positive, centers = sets_of(seed, 12, 4), hash_centers(4, 16, seed)
     found = optimise_centers(centers, positive)
     least = slow_surprise(found, positive)
@@ -66,7 +66,7 @@ def test_no_turn_of_a_bit_makes_elected_centers_better(seed: int) -> None:
         assert slow_surprise(turned, positive) >= least - 1e-6, (c, bit)
 
 
-def test_what_is_elected_is_words_again_and_hangs_on_nothing_but_the_pictures() -> None:
+def test_what_is_optimised_is_words_again_and_hangs_on_nothing_but_the_images() -> None:
     positive, centers = sets_of(3, 200, 9), hash_centers(9, 32)
     before = centers.copy()
     found = optimise_centers(centers, positive)
@@ -79,7 +79,7 @@ def test_what_is_elected_is_words_again_and_hangs_on_nothing_but_the_pictures() 
     assert np.array_equal(found, optimise_centers(centers, np.repeat(positive, 3, axis=0)))  # only shares count
 
 
-def test_a_class_without_pictures_keeps_its_center_and_pictures_without_a_class_do_no_harm() -> None:
+def test_a_class_without_images_keeps_its_center_and_images_without_a_class_do_no_harm() -> None:
     positive, centers = sets_of(4, 60, 6), hash_centers(6, 32)
     positive[:, 2] = False
     positive[:5] = False
@@ -104,9 +104,9 @@ def test_only_the_most_frequent_sets_vote() -> None:
 
 @pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
 @pytest.mark.parametrize(("bits", "least"), [(32, 0.99), (64, 0.998)])
-def test_the_words_of_real_pictures_find_those_that_share_a_class(bits: int, least: float, tmp_path: Path) -> None:
-    pictures = data.load("ucmerced_multi", {32}, tmp_path, seed=0)
-    train, query, rest = (pictures.labels[part] for part in (pictures.train, pictures.query, pictures.gallery))
+def test_the_words_of_real_images_find_those_that_share_a_class(bits: int, least: float, tmp_path: Path) -> None:
+    images = data.load("ucmerced_multi", {32}, tmp_path, seed=0)
+    train, query, rest = (images.labels[part] for part in (images.train, images.query, images.gallery))
     separated = hash_centers(train.shape[1], bits)
 
     def found(centers: np.ndarray) -> float:

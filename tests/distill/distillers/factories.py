@@ -1,4 +1,4 @@
-"""A gallery and a batch for a distiller under test, slow words for cosines, and what every distiller must hold to."""
+"""A gallery and a batch for a distiller under test, slow cosines, and the rules every distiller must follow."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from distill.hash_centers.constructions import hash_centers
 Rows = NDArray[np.float64]
 
 
-def make_context(pictures: int = 40, bits: int = 16, classes: int = 4, of_codes: bool = False) -> DistillContext:
-    """A gallery of pictures round four centers, of which some have the same code."""
+def make_context(images: int = 40, bits: int = 16, classes: int = 4, of_codes: bool = False) -> DistillContext:
+    """A gallery of images round four centers, of which some have the same code."""
     words = torch.from_numpy(hash_centers(classes, bits)).double()
-    noise = torch.randn(pictures, bits, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    gallery = words[torch.arange(pictures) % classes] + 0.9 * noise
+    noise = torch.randn(images, bits, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    gallery = words[torch.arange(images) % classes] + 0.9 * noise
     return DistillContext(words, torch.where(gallery > 0, 1.0, -1.0).double() if of_codes else gallery, seed=0)
 
 
 def make_batch(context: DistillContext, count: int = 6, labeled: int = 4, seed: int = 0) -> DistillBatch:
-    """What two networks may say of pictures of the gallery; the first ones have a class, every other one two."""
+    """What two networks may say of images of the gallery; the first ones have a class, every other one two."""
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(count, context.centers.shape[1], generator=generator, dtype=torch.float64).requires_grad_()
     rows = torch.arange(labeled)
@@ -63,17 +63,17 @@ def rotation(bits: int) -> Tensor:
     return torch.linalg.qr(square)[0]
 
 
-def holds_to_the_rules(name: str, looks_at_teacher: bool = True) -> None:
+def holds_to_the_rules(name: str, uses_teacher: bool = True) -> None:
     """What is asked of any distiller: gradients, labels, rotations, small batches, extreme logits."""
     context = make_context()
-    for options in ({}, {"signs": 0}) if looks_at_teacher else ({},):
+    for options in ({}, {"signs": 0}) if uses_teacher else ({},):
         distiller = DISTILLERS.build(name, context, options)
         batch = make_batch(context)
         distiller(batch).backward()
         assert batch.teacher.grad is None
         assert batch.student.grad is not None
         reached = batch.student.grad.abs().sum(1) > 0
-        assert reached.tolist() == [True] * 4 + [looks_at_teacher] * 2  # the last two have no label
+        assert reached.tolist() == [True] * 4 + [uses_teacher] * 2  # the last two have no label
         home = distiller(batch._replace(student=batch.teacher.detach())).item()
         turned = distiller(batch._replace(student=batch.teacher.detach() @ rotation(16))).item()
         assert turned > home + 0.05 * distiller.args.weight

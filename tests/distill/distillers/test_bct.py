@@ -1,4 +1,4 @@
-"""The influence loss against loops over labeled pictures and classes."""
+"""The influence loss against loops over labeled images and classes."""
 
 import math
 
@@ -9,7 +9,7 @@ from distill.distillers.bct import BCTDistiller
 from tests.distill.distillers import factories
 
 
-def test_by_loops_of_pictures_with_one_and_several_labels() -> None:
+def test_by_loops_of_images_with_one_and_several_labels() -> None:
     context = factories.make_context()
     batch = factories.make_batch(context)
     assert batch.positive.sum(1).tolist() == [2, 1, 2, 1]
@@ -26,7 +26,7 @@ def test_by_loops_of_pictures_with_one_and_several_labels() -> None:
 
 
 def test_the_rules() -> None:
-    factories.holds_to_the_rules("bct", looks_at_teacher=False)
+    factories.holds_to_the_rules("bct", uses_teacher=False)
 
 
 def test_without_labels_it_is_nothing_but_has_a_gradient() -> None:

@@ -1,4 +1,4 @@
-"""CSCH's terms against loops over pictures and classes."""
+"""CSCH's terms against loops over images and classes."""
 
 import math
 

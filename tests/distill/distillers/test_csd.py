@@ -1,4 +1,4 @@
-"""Contextual similarity against loops over pictures and their neighbours in the gallery."""
+"""Contextual similarity against loops over images and their neighbours in the gallery."""
 
 import math
 
@@ -47,18 +47,18 @@ def test_neighbours_are_codes_each_once_of_the_whole_gallery() -> None:
     near, asked = CSDDistiller(context, k=5).compare(batch)
     assert near.shape == asked.shape == (6, 5)
     assert torch.equal(near, near.sort(dim=1, descending=True).values)
-    assert near[:, 0].detach().numpy() == pytest.approx(np.ones(6))  # a picture of the gallery is its own nearest
+    assert near[:, 0].detach().numpy() == pytest.approx(np.ones(6))  # an image of the gallery is its own nearest
 
 
 def test_learns_the_teachers_bits_in_a_varied_gallery() -> None:
     """In a gallery whose codes agree in no bit: bits in which all neighbours agree it leaves to the center term."""
-    context = factories.make_context(pictures=200)
+    context = factories.make_context(images=200)
     before, after = factories.agreement(CSDDistiller(context), factories.make_batch(context, 12))
     assert before < 0.7 < 0.9 < after
 
 
 @pytest.mark.parametrize("k", [0, -3, 2.5])
-def test_no_neighbours_are_refused(k: float) -> None:
+def test_no_neighbours_are_an_error(k: float) -> None:
     with pytest.raises(InputError, match="options of csd in --distiller-args; found k"):
         DISTILLERS.build("csd", factories.make_context(), {"k": k})
 

@@ -1,4 +1,4 @@
-"""Differential distillation against loops over pictures and pairs of neighbours."""
+"""Differential distillation against loops over images and pairs of neighbours."""
 
 import math
 
@@ -68,6 +68,6 @@ def test_learns_the_teachers_bits() -> None:
     assert before < 0.7 < 0.9 < after
 
 
-def test_a_picture_without_neighbours_is_refused() -> None:
+def test_an_image_without_neighbours_is_an_error() -> None:
     with pytest.raises(InputError, match="options of d3still in --distiller-args; found k"):
         DISTILLERS.build("d3still", factories.make_context(), {"k": 1})

@@ -1,4 +1,4 @@
-"""Regression against loops over pictures and bits."""
+"""Regression against loops over images and bits."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Similarities within a batch against loops over pairs of pictures."""
+"""Similarities within a batch against loops over pairs of images."""
 
 import pytest
 

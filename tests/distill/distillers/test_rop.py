@@ -1,4 +1,4 @@
-"""Rank order against loops over pictures and pairs of places."""
+"""Rank order against loops over images and pairs of places."""
 
 import math
 
@@ -37,11 +37,11 @@ def test_the_rules() -> None:
 
 
 def test_learns_the_teachers_bits() -> None:
-    context = factories.make_context(pictures=100)
+    context = factories.make_context(images=100)
     before, after = factories.agreement(ROPDistiller(context), factories.make_batch(context, 12))
     assert before < 0.7 < 0.9 < after
 
 
-def test_no_neighbours_are_refused() -> None:
+def test_no_neighbours_are_an_error() -> None:
     with pytest.raises(InputError, match="options of rop in --distiller-args; found k"):
         DISTILLERS.build("rop", factories.make_context(), {"k": 0})

@@ -1,4 +1,4 @@
-"""Something to learn for a loss under test, and slow words for what pictures have in common."""
+"""Something to learn for a loss under test, and slow formulas for what images have in common."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from distill.losses.base import HashLoss, LossBatch, LossContext
 
 
 def make_context(
-    multilabel: bool = False, pictures: int = 12, bits: int = 16, classes: int = 4, **changes: object
+    multilabel: bool = False, images: int = 12, bits: int = 16, classes: int = 4, **changes: object
 ) -> LossContext:
-    """Twelve pictures of four classes, the gallery is six more; with `multilabel`, two or three classes each."""
+    """Twelve images of four classes, the gallery is six more; with `multilabel`, two or three classes each."""
     rng = np.random.default_rng(5)
-    labels = np.arange(pictures + 6) % classes
+    labels = np.arange(images + 6) % classes
     hot = np.eye(classes, dtype=bool)[labels]
     if multilabel:
         hot |= rng.random(hot.shape) < 0.3
     centers = hash_centers(classes, bits)
-    own = target_codes(hot if multilabel else labels, centers)[:pictures]
+    own = target_codes(hot if multilabel else labels, centers)[:images]
     parts = {
-        "positive": torch.from_numpy(hot[:pictures]), "gallery": torch.from_numpy(hot[pictures:]),
+        "positive": torch.from_numpy(hot[:images]), "gallery": torch.from_numpy(hot[images:]),
         "centers": torch.from_numpy(centers).float(), "target_codes": torch.from_numpy(own).float(),
         "multilabel": multilabel, "features": 10, "steps_per_epoch": 3, "epochs": 4, "seed": 0,
     }  # fmt: skip
@@ -31,7 +31,7 @@ def make_context(
 
 
 def make_batch(context: LossContext, rows: list[int], seed: int = 0, second_view: bool = False) -> LossBatch:
-    """What a network may say of the pictures `rows`; its logits carry a gradient."""
+    """What a network may say of the images `rows`; its logits carry a gradient."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(rows), context.bits, generator=generator).requires_grad_()
     features = torch.randn(len(rows), context.features, generator=generator)
@@ -40,14 +40,14 @@ def make_batch(context: LossContext, rows: list[int], seed: int = 0, second_view
 
 
 def sharing(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether two pictures, bool `[C]` each, share a class."""
+    """Whether two images, bool `[C]` each, share a class."""
     return any(a and b for a, b in zip(left, right, strict=True))
 
 
 def learns(loss_fn: HashLoss, context: LossContext, steps: int = 200, lr: float = 0.05) -> tuple[float, float]:
-    """How much nearer pictures of a shared class are than others (mean cosine of logits), before and after training.
+    """How much nearer images of a shared class are than others (mean cosine of logits), before and after training.
 
-    The logits of the training pictures themselves are trained, with what the loss_fn learns: a loss that cannot
+    The logits of the training images themselves are trained, with what the loss_fn learns: a loss that cannot
     separate free logits cannot train a network.
     """
     generator = torch.Generator().manual_seed(1)

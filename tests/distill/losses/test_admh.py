@@ -15,7 +15,7 @@ SMALL = 2.0  # gamma for a gallery of six: it is to be weighed against pairs wit
 
 
 def pairs(context: LossContext) -> np.ndarray:
-    """Which training picture shares a class with which of the gallery, `[N, G]`."""
+    """Which training image shares a class with which of the gallery, `[N, G]`."""
     return np.array([[sharing(a, b) for b in context.gallery.numpy()] for a in context.positive.numpy()])
 
 
@@ -26,7 +26,7 @@ def slow_pair(product: float, near: bool, share: float, margin: float) -> float:
 
 
 def energy(context: LossContext, u: np.ndarray, code: np.ndarray, j: int) -> float:
-    """The loss of one gallery picture's code with all of the bank."""
+    """The loss of one gallery image's code with all of the bank."""
     near = pairs(context)
     return sum(slow_pair(u[i] @ code / context.bits, near[i, j], near.mean(), 0.8) for i in range(len(u)))
 
@@ -72,7 +72,7 @@ def test_bits_are_flipped_one_by_one_where_that_lowers_the_loss(
     assert sum(energy(context, u, slow[j], j) for j in range(6)) < sum(
         energy(context, u, begun[j], j) for j in range(6)
     )
-    monkeypatch.setattr(admh, "ENTRIES", 25)  # two gallery pictures at a time
+    monkeypatch.setattr(admh, "ENTRIES", 25)  # two gallery images at a time
     assert np.array_equal(loss_fn.update_codes().numpy(), slow)
     assert np.array_equal(loss_fn.learned.numpy(), begun)
 
@@ -101,7 +101,7 @@ def test_it_learns_and_the_gallerys_codes_follow_the_labels(multilabel: bool) ->
 
 
 def test_twenty_classes_do_not_fall_into_one_code() -> None:
-    context = make_context(pictures=60, bits=32, classes=20, gallery=torch.eye(20, dtype=torch.bool))
+    context = make_context(images=60, bits=32, classes=20, gallery=torch.eye(20, dtype=torch.bool))
     loss_fn = ADMHLoss(context)
     learns(loss_fn, context)
     codes = loss_fn.codes()

@@ -1,4 +1,4 @@
-"""ADSH against loops over pairs, bits and gallery pictures."""
+"""ADSH against loops over pairs, bits and gallery images."""
 
 import copy
 from dataclasses import replace
@@ -42,7 +42,7 @@ def slow_step(context: LossContext, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def remembered(loss_fn: ADSHLoss, seed: int = 3) -> ADSHLoss:
-    """With something in the bank of all pictures but the last, which was never seen."""
+    """With something in the bank of all images but the last, which was never seen."""
     bank = torch.randn(loss_fn.bank.values.shape, generator=torch.Generator().manual_seed(seed)).tanh()
     loss_fn.bank.values.copy_(bank)
     loss_fn.bank.values[-1] = 0
@@ -75,7 +75,7 @@ def test_the_step_of_the_codes_sets_each_bit_to_its_better_value(multilabel: boo
         assert energy(context, u, loss_fn.learned.numpy()) <= before * (1 + 1e-6)
 
 
-def test_sums_over_similar_pictures_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_over_similar_images_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context(multilabel=True)
     loss_fn, values = ADSHLoss(context), torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     pairs = [[sharing(a, b) for a in context.positive.numpy()] for b in context.gallery.numpy()]
@@ -85,7 +85,7 @@ def test_sums_over_similar_pictures_do_not_depend_on_the_blocks(monkeypatch: pyt
         assert loss_fn.sum_over_similar(values).numpy() == pytest.approx(np.array(slow), rel=1e-5)
 
 
-def test_pictures_of_no_known_class_are_like_none() -> None:
+def test_images_of_no_known_class_are_like_none() -> None:
     gallery = make_context().gallery.clone()
     gallery[2] = False
     loss_fn = ADSHLoss(make_context(gallery=gallery))

@@ -1,4 +1,4 @@
-"""CNNH: its first stage against loops over pictures, and whose code is whose."""
+"""CNNH: its first stage against loops over images, and whose code is whose."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.distill.losses.factories import learns, make_batch, make_context, sha
 
 
 def slow_codes(context: LossContext, sweeps: int) -> np.ndarray:
-    """Coordinate descent on the N x N matrix; pictures with the same labels move at once, from the same start."""
+    """Coordinate descent on the N x N matrix; images with the same labels move at once, from the same start."""
     hot, k = context.positive.numpy(), context.bits
     n, sets = len(hot), sorted({tuple(row.tolist()) for row in hot})
     s = np.array([[1.0 if sharing(a, b) else -1.0 for b in hot] for a in hot])
@@ -42,39 +42,39 @@ def loss(s: np.ndarray, h: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_codes_by_loops_over_pictures(multilabel: bool) -> None:
+def test_codes_by_loops_over_images(multilabel: bool) -> None:
     context = make_context(multilabel)
     for sweeps in (1, 4):
-        assert np.array_equal(CNNHLoss(context, sweeps=sweeps).wanted.numpy(), slow_codes(context, sweeps))
+        assert np.array_equal(CNNHLoss(context, sweeps=sweeps).target_codes.numpy(), slow_codes(context, sweeps))
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("groups", [128, 3])
-def test_codes_tell_what_pictures_share(multilabel: bool, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_tell_what_images_share(multilabel: bool, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cnnh, "GROUPS", groups)
-    context = make_context(multilabel, pictures=60, classes=6, bits=32)
-    hot, h = context.positive.numpy(), CNNHLoss(context).wanted.numpy()
+    context = make_context(multilabel, images=60, classes=6, bits=32)
+    hot, h = context.positive.numpy(), CNNHLoss(context).target_codes.numpy()
     s = np.array([[1.0 if sharing(a, b) else -1.0 for b in hot] for a in hot])
-    assert loss(s, h) < 0.8 * loss(s, CNNHLoss(context, sweeps=0).wanted.numpy())
+    assert loss(s, h) < 0.8 * loss(s, CNNHLoss(context, sweeps=0).target_codes.numpy())
     inner = h @ h.T
     assert inner[s > 0].mean() > inner[s < 0].mean() + 12
     if not multilabel:
         assert inner[s < 0].max() < 16  # no two classes are nearer than 8 of 32 bits
 
 
-def test_rows_are_pictures_in_any_order() -> None:
-    context = make_context(multilabel=True, pictures=20)
+def test_rows_are_images_in_any_order() -> None:
+    context = make_context(multilabel=True, images=20)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
-    shuffled = make_context(multilabel=True, pictures=20, positive=context.positive[order])
+    shuffled = make_context(multilabel=True, images=20, positive=context.positive[order])
     assert not torch.equal(order, torch.arange(20))
-    assert torch.equal(CNNHLoss(shuffled).wanted, CNNHLoss(context).wanted[order])
+    assert torch.equal(CNNHLoss(shuffled).target_codes, CNNHLoss(context).target_codes[order])
 
 
 def test_regression_by_loops() -> None:
     context, rows = make_context(), [7, 0, 3]
     loss_fn, batch = CNNHLoss(context), make_batch(context, rows)
     terms = [
-        (math.tanh(float(batch.logits[place, bit].detach())) - float(loss_fn.wanted[row, bit])) ** 2
+        (math.tanh(float(batch.logits[place, bit].detach())) - float(loss_fn.target_codes[row, bit])) ** 2
         for place, row in enumerate(rows)
         for bit in range(context.bits)
     ]
@@ -90,17 +90,17 @@ def test_learns(multilabel: bool) -> None:
 def test_codes_are_kept_and_nothing_else_is_random() -> None:
     context = make_context()
     state, other = CNNHLoss(context).state_dict(), CNNHLoss(make_context(seed=1))
-    assert not torch.equal(other.wanted, state["wanted"])
+    assert not torch.equal(other.target_codes, state["target_codes"])
     other.load_state_dict(state)
     torch.manual_seed(7)
-    assert torch.equal(CNNHLoss(context).wanted, other.wanted)
+    assert torch.equal(CNNHLoss(context).target_codes, other.target_codes)
     assert other(make_batch(context, [0, 5])).item() == CNNHLoss(context)(make_batch(context, [0, 5])).item()
 
 
-def test_pictures_without_a_class_and_extreme_logits() -> None:
+def test_images_without_a_class_and_extreme_logits() -> None:
     context = make_context(multilabel=True)
     context.positive[[2, 5]] = False
     loss_fn, batch = CNNHLoss(context), make_batch(context, [0, 2, 5])
     logits = (1e4 * batch.logits).detach().requires_grad_()
-    assert set(loss_fn.wanted.unique().tolist()) == {-1.0, 1.0}
+    assert set(loss_fn.target_codes.unique().tolist()) == {-1.0, 1.0}
     assert torch.autograd.grad(loss_fn(replace(batch, logits=logits)), logits)[0].isfinite().all()

@@ -1,4 +1,4 @@
-"""CSQ against loops over pictures and bits."""
+"""CSQ against loops over images and bits."""
 
 import math
 from dataclasses import replace

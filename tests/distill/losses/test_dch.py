@@ -1,4 +1,4 @@
-"""DCH against loops over pictures and bits."""
+"""DCH against loops over images and bits."""
 
 import math
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_learns() -> None:
     assert after > before + 0.5
 
 
-def test_dissimilar_pictures_that_nearly_meet_are_pushed_apart() -> None:
+def test_dissimilar_images_that_nearly_meet_are_pushed_apart() -> None:
     """Where the released code's cap, cos <= 0.99, leaves no gradient."""
     context = make_context()
     batch = make_batch(context, [0, 1])

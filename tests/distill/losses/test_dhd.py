@@ -1,4 +1,4 @@
-"""DHD against loops, and which of its two looks learns from which."""
+"""DHD against loops, and which of its two views learns from which."""
 
 import math
 
@@ -22,7 +22,7 @@ def bce(guess: float, wanted: int) -> float:
 
 @pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("options", [(0.2, 0.1, 0.1, 0.5), (0.7, 2.0, 3.0, 0.8)])
-def test_proxies_a_second_look_and_two_bumps(multilabel: bool, options: tuple[float, float, float, float]) -> None:
+def test_proxies_a_second_view_and_two_bumps(multilabel: bool, options: tuple[float, float, float, float]) -> None:
     temperature, distillation, quantization, spread = options
     context = make_context(multilabel)
     batch, loss, slow = (
@@ -54,7 +54,7 @@ def test_the_defaults_are_the_published_ones() -> None:
     )
 
 
-def test_the_second_look_learns_from_the_first_and_not_the_first_from_it() -> None:
+def test_the_second_view_learns_from_the_first_and_not_the_first_from_it() -> None:
     context = make_context()
     alone, both = (
         make_batch(context, [3, 0, 5], second_view=True),
@@ -74,8 +74,8 @@ def test_the_second_look_learns_from_the_first_and_not_the_first_from_it() -> No
     assert (towards > 0).all()
 
 
-def test_one_look_is_not_enough() -> None:
-    with pytest.raises(ValueError, match="two looks"):
+def test_one_view_is_not_enough() -> None:
+    with pytest.raises(ValueError, match="two views"):
         DHDLoss(make_context())(make_batch(make_context(), [0, 1]))
     assert DHDLoss.n_views == 2
 

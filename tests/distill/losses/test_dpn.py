@@ -1,4 +1,4 @@
-"""DPN against loops over pictures and bits."""
+"""DPN against loops over images and bits."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""DPSH against loops over pictures and bits, and its bank."""
+"""DPSH against loops over images and bits, and its bank."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""DSH against loops over pictures and bits, and its bank."""
+"""DSH against loops over images and bits, and its bank."""
 
 import numpy as np
 import pytest

@@ -38,7 +38,7 @@ def test_learns() -> None:
     assert after > before + 0.5
 
 
-def test_a_picture_without_classes_is_everybodys_negative() -> None:
+def test_an_image_without_classes_is_everybodys_negative() -> None:
     context = make_context()
     context.positive[2] = False
     batch = make_batch(context, [0, 4, 2])

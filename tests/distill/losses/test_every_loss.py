@@ -30,7 +30,7 @@ def made(name: str, context: LossContext) -> HashLoss:
 
 
 def shown(loss_fn: HashLoss, rows: list[int], seed: int = 0, scale: float = 1.0) -> LossBatch:
-    """A batch of as many looks as it wants, with logits of a size."""
+    """A batch of as many views as it wants, with logits of a size."""
     batch = make_batch(loss_fn.context, rows, seed, second_view=loss_fn.n_views > 1)
     again = None if batch.second_view_logits is None else (scale * batch.second_view_logits).detach()
     return replace(batch, logits=(scale * batch.logits).detach().requires_grad_(), second_view_logits=again)
@@ -54,7 +54,7 @@ def test_a_copy_goes_on_exactly_alike_whatever_the_global_seed(name: str, multil
 
 
 @pytest.mark.parametrize(("name", "multilabel"), DEFINED)
-def test_a_look_outside_training_leaves_no_trace(name: str, multilabel: bool) -> None:
+def test_a_forward_pass_outside_training_leaves_no_trace(name: str, multilabel: bool) -> None:
     loss_fn = made(name, make_context(multilabel))
     loss_fn(shown(loss_fn, [0, 1, 2, 3]))
     before = copy.deepcopy(loss_fn.state_dict())

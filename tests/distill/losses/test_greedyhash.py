@@ -68,6 +68,6 @@ def test_it_learns_its_classifier_too() -> None:
     assert not torch.equal(begun, loss.classifier)
 
 
-def test_pictures_of_several_classes_are_refused() -> None:
+def test_images_of_several_classes_are_an_error() -> None:
     with pytest.raises(InputError, match="one class an image for --loss greedyhash"):
         GreedyHashLoss(make_context(multilabel=True))

@@ -1,4 +1,4 @@
-"""HashNet against loops over pictures and bits, and its continuation."""
+"""HashNet against loops over images and bits, and its continuation."""
 
 import math
 from dataclasses import replace

@@ -41,8 +41,8 @@ def test_three_steps_by_loops_over_all_pairs_of_batch_and_bank(multilabel: bool,
         assert loss(batch).item() == pytest.approx(slow(context, batch, bank, alpha), rel=1e-5)
 
 
-def test_pictures_not_yet_seen_do_not_count() -> None:
-    few, many = make_context(pictures=4), make_context(pictures=40)
+def test_images_not_yet_seen_do_not_count() -> None:
+    few, many = make_context(images=4), make_context(images=40)
     batch = make_batch(few, [0, 1, 2, 3])
     assert HybridHashLoss(few)(batch).item() == pytest.approx(HybridHashLoss(many)(batch).item(), rel=1e-6)
 
@@ -62,7 +62,7 @@ def test_the_bank_takes_no_gradient() -> None:
     assert not loss.bank.values.requires_grad
 
 
-def test_a_look_outside_training_leaves_no_trace() -> None:
+def test_a_forward_pass_outside_training_leaves_no_trace() -> None:
     context = make_context()
     loss = HybridHashLoss(context)
     assert loss.eval()(make_batch(context, [0, 1])).item() == 0  # nothing in the bank to compare with

@@ -42,7 +42,7 @@ def slow_pairs(context: LossContext, batch: LossBatch, bank: dict[int, np.ndarra
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_three_steps_by_loops_over_pictures_classes_and_bank(multilabel: bool) -> None:
+def test_three_steps_by_loops_over_images_classes_and_bank(multilabel: bool) -> None:
     context = make_context(multilabel, steps_per_epoch=2)
     loss, bank = MDSHCLoss(context, beta=3.0, quantization=0.5, warmup=0.5, momentum=0.8), {}
     for number, rows in enumerate(BATCHES):
@@ -77,7 +77,7 @@ def test_pairs_enter_after_the_warm_up() -> None:
     assert entered == [False] * 6 + [True] * 2
 
 
-def test_a_look_outside_training_leaves_no_trace() -> None:
+def test_a_forward_pass_outside_training_leaves_no_trace() -> None:
     context = make_context()
     loss = MDSHCLoss(context, warmup=0.0)
     empty = loss.eval()(make_batch(context, [0, 1]))

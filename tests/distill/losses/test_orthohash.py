@@ -1,4 +1,4 @@
-"""OrthoHash against loops over pictures and classes."""
+"""OrthoHash against loops over images and classes."""
 
 import math
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_with_one_class_it_is_the_center_term_of_csch() -> None:
     assert OrthoHashLoss(context)(batch).item() == pytest.approx(CSCHLoss(context)(batch).item(), rel=1e-5)
 
 
-def test_a_picture_of_no_class_says_nothing() -> None:
+def test_an_image_of_no_class_says_nothing() -> None:
     positive = torch.zeros(12, 4, dtype=torch.bool)
     positive[1, 2] = True
     context = make_context(multilabel=True, positive=positive)

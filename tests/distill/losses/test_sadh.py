@@ -1,4 +1,4 @@
-"""SADH's label network and constraint against loops over pictures, pairs and label sets."""
+"""SADH's label network and constraint against loops over images, pairs and label sets."""
 
 import math
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_the_label_networks_loss_by_loops() -> None:
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_the_dictionaries_tell_sets_apart_that_share_no_class(multilabel: bool) -> None:
-    context = make_context(multilabel, pictures=240, classes=8, bits=32)
+    context = make_context(multilabel, images=240, classes=8, bits=32)
     loss_fn = SADHLoss(context, width=64.0)
     sets = loss_fn.sets
     assert len(sets) == len({tuple(row) for row in context.positive.tolist()})
@@ -136,7 +136,7 @@ def test_the_label_network_stays_as_it_is() -> None:
 
 def test_extremes_stay_finite() -> None:
     positive = make_context(multilabel=True).positive.clone()
-    positive[0] = False  # a picture without a label is like none
+    positive[0] = False  # an image without a label is like none
     context = make_context(multilabel=True, positive=positive)
     for scale in (0.0, 1e15):
         batch = make_batch(context, [0, 1, 2])
