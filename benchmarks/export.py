@@ -132,17 +132,17 @@ def _measure(context: RunContext, models: TrainedModels, folder: Path) -> Export
     from distill.export_samples import export_request
     from distill.summary import pair_logits
     from export.ship import Student
-    from mobile_eval.compare import reference
+    from mobile_eval.compare import make_reference
 
     data, logits = context.data, pair_logits(context, models)
     pixels, labels = context.data.pixels[context.resolved.student_img_size][data.query], data.labels[data.query]
-    against = reference(pixels, logits.student_queries, labels, models.gallery, data.cut)
+    reference = make_reference(pixels, logits.student_queries, labels, models.gallery, data.cut)
     student, start = Student(**export_request(context, models.student, models.space)), context.resolved.student
     exported, quantization = _export(student, folder)
     return ExportTrial(
         data=data.name, bits=context.config.bits, seed=context.config.seed, student=start.name, weights=start.source,
-        size=context.resolved.student_img_size, map=against.map, queries=len(data.query), quantization=quantization,
-        models=tuple(_compare(model, against, folder) for model in exported),
+        size=context.resolved.student_img_size, map=reference.map, queries=len(data.query), quantization=quantization,
+        models=tuple(_evaluate(exported, reference, folder)),
     )  # fmt: skip
 
 
@@ -174,20 +174,19 @@ def quantize_all_layers(net: nn.Module) -> nn.Module:
     return made
 
 
-def _compare(model: ExportedModel | ExportFailure, against: FloatReference, folder: Path) -> ModelResult:
-    from mobile_eval.compare import Shipped, check_file
-    from mobile_eval.prove import refusal
-    from mobile_eval.runtimes import open_model
+def _evaluate(
+    models: list[ExportedModel | ExportFailure], reference: FloatReference, folder: Path
+) -> Iterator[ModelResult]:
+    """Yield a row for each model; latency is measured later."""
+    from mobile_eval.evaluate import evaluate_on
 
-    if isinstance(model, ExportFailure):
-        return refusal(model)
-    form = f"{model.format}-{PLAIN}" if model.path.parent.name == PLAIN else model.form
-    path = model.path.relative_to(folder).as_posix()
-    found = check_file(
-        Shipped(form, model.format, model.card.precision, path, folder, model.sha256), against, open_model, samples=1
-    )
-    log.info("  %s: %.3f%% bit flips, mAP drop %.4f", form, 100 * (found.bit_flip_rate or 0), found.map_drop or 0)
-    return found
+    rows = evaluate_on(Host(samples=0), models, reference).rows
+    for model, row in zip(models, rows, strict=True):
+        if isinstance(model, ExportFailure):
+            yield row
+            continue
+        variant = f"{model.format}-{PLAIN}" if model.path.parent.name == PLAIN else row.variant
+        yield row.model_copy(update={"variant": variant, "path": model.path.relative_to(folder).as_posix()})
 
 
 def markdown(trial: ExportTrial) -> Iterator[str]:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from distill.config import StrictModel, TrainConfig
 from gallery.files import write_json
+from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER
 
 if TYPE_CHECKING:
     from distill.context import RunContext
-    from distill.summary import PairLogits
     from distill.trained_models import TrainedModels
 
 RESULTS = Path(__file__).with_name("results")
@@ -66,10 +66,8 @@ def measure(row: str, learning: TrainConfig, folder: Path, cache: Path) -> Sweep
     """Train `learning` in `folder`, resuming, and measure it; return a finished trial from its record."""
     if (folder / RECORD).exists():
         return SweepTrial.model_validate_json((folder / RECORD).read_text())
-    from distill.summary import pair_logits
-
     with trained(learning, folder, cache) as (context, models):
-        trial = _score(row, context, pair_logits(context, models), models.gallery.codes())
+        trial = _score(row, context, models)
         write_json(folder / RECORD, trial.model_dump())
         shutil.rmtree(context.run_dir.cache)
     return trial
@@ -117,28 +115,31 @@ def mean_and_half_range(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
 
 
-def _score(row: str, context: RunContext, cells: PairLogits, gallery: NDArray[np.uint8]) -> SweepTrial:
+def _score(row: str, context: RunContext, models: TrainedModels) -> SweepTrial:
     from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
     from distill.metrics_log import read_metrics
+    from distill.summary import pair_logits
     from gallery.codes import pack
+    from mobile_eval.retrieval_pairs import retrieval_pairs
 
-    assert cells.teacher_queries is not None  # every trial trains or reuses a teacher with its weights
-    learning, teacher, student = context.config, pack(cells.teacher_queries), pack(cells.student_queries)
-    points = read_metrics(context.run_dir.folder / "train.jsonl")
-    logits = cells.student_queries
-    product = _map(context, student, gallery)
+    pairs, gallery = pair_logits(context, models), models.gallery
+    assert pairs.teacher_queries is not None  # every trial trains or reuses a teacher with its weights
+    learning, teacher, student = context.config, pack(pairs.teacher_queries), pack(pairs.student_queries)
+    points, logits = read_metrics(context.run_dir.folder / "train.jsonl"), pairs.student_queries
+    labels = context.data.labels[context.data.query]
+    scores = retrieval_pairs(teacher, student, pack(pairs.student_gallery), gallery, labels)
     return SweepTrial(
         row=row,
         data=context.data.name,
         bits=learning.bits,
         seed=learning.seed,
         center_distance=min_distance(hash_centers_of(context)),
-        teacher_teacher=_map(context, teacher, gallery).map,
-        student_gallery=product.map,
-        student_student=_map(context, student, pack(cells.student_gallery)).map,
-        student_gallery_retrieved=product.map_retrieved,
-        **_by_novelty(context, teacher, student, gallery),
+        teacher_teacher=scores[TEACHER_TEACHER].map,
+        student_gallery=scores[STUDENT_GALLERY].map,
+        student_student=scores[STUDENT_STUDENT].map,
+        student_gallery_retrieved=scores[STUDENT_GALLERY].map_retrieved,
+        **_by_novelty(context, teacher, student, gallery.codes()),
         bit_agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
         low_margin_bits=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
         student_steps=max(point.step for point in points if point.stage in ("student", "pair")),
@@ -147,15 +148,13 @@ def _score(row: str, context: RunContext, cells: PairLogits, gallery: NDArray[np
     )
 
 
-def _map(context: RunContext, queries: Any, gallery: Any, classes: NDArray[np.int64] | None = None) -> Any:
-    """Score all queries, or those of some classes against the gallery images of these classes."""
+def _map(context: RunContext, queries: Any, gallery: Any, classes: NDArray[np.int64]) -> float:
+    """Score the queries of some classes against the gallery images of these classes."""
     from gallery.metrics import mean_average_precision
 
     query_labels, gallery_labels = (context.data.labels[part] for part in (context.data.query, context.data.gallery))
-    if classes is None:
-        return mean_average_precision(queries, gallery, query_labels, gallery_labels)
     q, g = np.isin(query_labels, classes), np.isin(gallery_labels, classes)
-    return mean_average_precision(queries[q], gallery[g], query_labels[q], gallery_labels[g])
+    return mean_average_precision(queries[q], gallery[g], query_labels[q], gallery_labels[g]).map
 
 
 def _by_novelty(context: RunContext, teacher: Any, student: Any, gallery: Any) -> dict[str, float | None]:
@@ -164,7 +163,7 @@ def _by_novelty(context: RunContext, teacher: Any, student: Any, gallery: Any) -
     if not len(unseen):
         return dict.fromkeys(("teacher_teacher_unseen", "student_gallery_unseen", "student_gallery_seen"))
     return {
-        "teacher_teacher_unseen": _map(context, teacher, gallery, unseen).map,
-        "student_gallery_unseen": _map(context, student, gallery, unseen).map,
-        "student_gallery_seen": _map(context, student, gallery, data.seen).map,
+        "teacher_teacher_unseen": _map(context, teacher, gallery, unseen),
+        "student_gallery_unseen": _map(context, student, gallery, unseen),
+        "student_gallery_seen": _map(context, student, gallery, data.seen),
     }

@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +32,13 @@ from gallery.console import log, run_cli
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
 from gallery.results import RunResults
-from mobile_eval import gate
+from mobile_eval import gate, report
 
 if TYPE_CHECKING:
     from distill.context import RunContext
     from distill.trained_models import TrainedModels
     from export.bundle import Manifest
-    from mobile_eval.prove import QueryResults
+    from gallery.metrics import MapResult
 
 QUANTIZATION = "quantization.json"
 
@@ -62,7 +63,6 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     from distill.metrics_log import to_tensorboard
     from distill.system import limit_threads, tune_malloc
     from export.exporter import select_variants
-    from mobile_eval import report
 
     limit_threads()
     tune_malloc()
@@ -73,7 +73,8 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     exported = {"formats", "precisions", "dynamic_image_size"}
     free = *exported, "thresholds", "name", "output_dir", "strict", "tensorboard"
     changed = run_dir.check_config("config", config, but=free)
-    run_dir.invalidate(*({"export", "prove"} if changed & exported else {"prove"} if "thresholds" in changed else ()))
+    stages = {"export", "evaluate"} if changed & exported else {"evaluate"} if "thresholds" in changed else ()
+    run_dir.invalidate(*stages)
 
     context = open_context(run_dir, config, config.output_dir / "cache")
     models = pipeline.train_all(context)
@@ -83,12 +84,9 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     if config.tensorboard:
         to_tensorboard(run_dir.folder / "train.jsonl", run_dir.folder / "tensorboard")
     manifest = export_models(context, models, variants)
-    results = evaluate_models(context, models, manifest)
-
-    report.write_html(results, run_dir.folder / "report.html")
-    report.print_tables(results)
-    log.info("report %s\nbundle %s", run_dir.folder / "report.html", run_dir.folder / "bundle")
-    return gate.exit_code(results.gate)
+    found = gate.apply(evaluate_models(context, models, manifest), config.thresholds, config.strict)
+    log.info("bundle %s", run_dir.folder / "bundle")
+    return report.write_reports(found, run_dir.folder)
 
 
 def export_models(context: RunContext, models: TrainedModels, variants: list[str]) -> Manifest:
@@ -107,52 +105,48 @@ def export_models(context: RunContext, models: TrainedModels, variants: list[str
 
 
 def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manifest) -> RunResults:
-    """Run every file on all queries; results that exist are read, and judged by the current thresholds."""
+    """Evaluate every exported model on this host, on all queries; a finished evaluation is read."""
     from distill.summary import pair_logits
     from gallery.codes import pack
-    from mobile_eval.prove import QuerySet, prove
+    from mobile_eval.compare import make_reference
+    from mobile_eval.devices.host import Host
+    from mobile_eval.evaluate import evaluate
     from mobile_eval.retrieval_grid import retrieval_grid, spread
+    from mobile_eval.retrieval_pairs import retrieval_pairs
 
-    run_dir, data, config = context.run_dir, context.data, context.config
-    path, thresholds = run_dir.folder / "results.json", config.thresholds
-    if not run_dir.is_done("prove"):
-        with run_dir.stage("prove", f"running {len(manifest.files)} files over {len(data.query)} queries"):
+    run_dir, data, index = context.run_dir, context.data, models.gallery
+    path = run_dir.folder / report.RESULTS
+    if not run_dir.is_done("evaluate"):
+        with run_dir.stage("evaluate", f"running {len(manifest.files)} models on {len(data.query)} queries"):
             logits, pixels = pair_logits(context, models), data.pixels[context.resolved.student_img_size]
-            queries = QuerySet(
-                pixels[data.query], data.labels[data.query], logits.student_queries, logits.teacher_queries, data.cut
-            )
-            gallery_codes = pack(logits.student_gallery)
-            evaluated = prove(run_dir.folder / "bundle", manifest, queries, gallery_codes, models.gallery, thresholds)
-            grid = retrieval_grid(
-                models.gallery, spread(evaluated.score.per_query), pack(queries.student), queries.labels,
-                lambda query: queries.pixels[query], lambda hit: pixels[data.gallery[hit]], data.classes,
+            queries, labels, student = pixels[data.query], data.labels[data.query], pack(logits.student_queries)
+            teacher = None if logits.teacher_queries is None else pack(logits.teacher_queries)
+            scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.cut)
+            tolerance = context.config.thresholds.logit_tolerance
+            reference = make_reference(queries, logits.student_queries, labels, index, data.cut, tolerance)
+            (host,), _ = evaluate([Host()], (*manifest.files, *manifest.refused), reference)
+            examples = retrieval_grid(
+                index, spread(scores[results.STUDENT_GALLERY].per_query), student, labels,
+                lambda query: queries[query], lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
-            build_results(context, models, evaluated, grid).save(path)
-    found = results.load_run(path)
-    verdict = gate.check(found.models, thresholds, found.pairs, config.strict)
-    found = found.model_copy(update={"thresholds": thresholds, "gate": verdict})
-    found.save(path)
-    return found
+            build_results(context, models, scores, host.rows, examples).save(path)
+    return results.load_run(path)
 
 
 def build_results(
     context: RunContext,
     models: TrainedModels,
-    evaluated: QueryResults,
+    scores: dict[str, MapResult],
+    exported: Sequence[results.ModelResult],
     examples: tuple[results.RetrievalExample, ...],
 ) -> RunResults:
-    """Return the run as one typed record, the only source of tables, plots and the report."""
+    """Build the record of the run, the only source of tables, plots and the report."""
     from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
     from distill.summary import hash_center_summary, model_summaries, training_curves
     from mobile_eval.system_info import describe
 
-    data, config, chosen = context.data, context.config, context.run_dir.folder / QUANTIZATION
-    protocol = results.EvaluationProtocol(
-        dataset=data.name, classes=len(data.classes), train=len(data.train),
-        validation=len(data.validation), gallery=len(data.gallery), query=len(data.query), seed=config.seed,
-        top_k=data.cut,
-    )  # fmt: skip
+    data, config, quantization = context.data, context.config, context.run_dir.folder / QUANTIZATION
     return RunResults(
         created=results.now(),
         command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]),
@@ -164,22 +158,26 @@ def build_results(
         query_set=context.protocol,
         num_queries=len(data.query),
         gallery_size=len(data.gallery),
-        map=evaluated.score.map,
+        map=scores[results.STUDENT_GALLERY].map,
         center_distance=min_distance(hash_centers_of(context)),
-        protocol=protocol,
+        protocol=results.EvaluationProtocol(
+            dataset=data.name, classes=len(data.classes), train=len(data.train), validation=len(data.validation),
+            gallery=len(data.gallery), query=len(data.query), top_k=data.cut, seed=config.seed,
+        ),
         model_summaries=tuple(model_summaries(context, models)),
-        pairs=evaluated.pairs,
-        models=evaluated.models,
-        thresholds=config.thresholds,
-        gate=gate.check(evaluated.models, config.thresholds, evaluated.pairs, config.strict),
+        pairs=tuple(
+            results.RetrievalPair(name=name, map=score.map, map_retrieved=score.map_retrieved)
+            for name, score in scores.items()
+        ),
+        models=tuple(exported),
         hash_centers=hash_center_summary(context, models),
-        quantization=json.loads(chosen.read_text()) if chosen.exists() else None,
+        quantization=json.loads(quantization.read_text()) if quantization.exists() else None,
         curves=tuple(training_curves(context)),
         examples=examples,
         skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),
         seconds=context.run_dir.seconds,
         system=describe(),
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def write(student: Student, command: ExportCommand, forms: list[str], out: Path)
 def verify(command: VerifyCommand) -> int:
     """Checks every byte of a bundle, and then runs every file."""
     from export.bundle import open_bundle, read_golden
-    from mobile_eval.golden import FAILED, OK, attempt
+    from mobile_eval.golden import FAILED, OK, check_golden
 
     manifest, golden = open_bundle(command.bundle), read_golden(command.bundle)
     count, bits = len(golden.images), manifest.space.bits
@@ -208,7 +208,7 @@ def verify(command: VerifyCommand) -> int:
         found = f"{8 * golden.codes.shape[1]} bits and logits {golden.logits.shape}"
         raise CorruptFile(f"golden codes of {bits} bits in {command.bundle}", found, "Restore the bundle.")
     log.info("%s: code space %s; names, bytes and cards are as the manifest says", command.bundle, manifest.space.id)
-    rows = [attempt(file, golden) for file in manifest.files]
+    rows = [check_golden(file, golden) for file in manifest.files]
     for file, (end, why) in zip(manifest.files, rows, strict=True):
         (log.info if end == OK else log.warning)("  %s: %s: %s", file.form, end, why)
     for one in manifest.refused:

@@ -275,6 +275,7 @@ class EvaluationResults(Record):
     query_set:   in words, which images were queried; num_queries: how many, on the host
     gallery_size, map: of the gallery and of the float student in it; None without a gallery or without labels
     models:      a row for each device and model, devices in the order asked for
+    thresholds, gate: set by `mobile_eval.gate.apply`, the last step
     notes:       what no row says: a device without a model for it, a model without a result of the host to compare with
     """
 
@@ -290,8 +291,8 @@ class EvaluationResults(Record):
     gallery_size: int | None
     map: float | None
     models: tuple[ModelResult, ...]
-    thresholds: Thresholds
-    gate: GateResult
+    thresholds: Thresholds = Thresholds()
+    gate: GateResult = GateResult(passed=False)
     notes: tuple[str, ...] = ()
     examples: tuple[RetrievalExample, ...] = ()
     system: SystemInfo

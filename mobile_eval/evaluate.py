@@ -1,157 +1,183 @@
-"""Every file in every place: devices by name, and a row for each device and file whatever happens there."""
+"""Run every exported model on every device: a row for each device and model, whatever happens there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
-from export.artifact import ExportedModel
+from export.artifact import ExportedModel, ExportFailure
 from gallery.codes import pack
 from gallery.console import log
 from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost
 from gallery.results import ModelResult
-from mobile_eval.compare import NO_ENGINE, FloatReference, compare, compare_hosts, require
+from mobile_eval.compare import NO_ENGINE, FloatReference, check_compatible, compare_to_float, compare_to_host
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
-from mobile_eval.gate import who
+from mobile_eval.gate import row_name
 
-RANKED = ("map", "map_drop")
+RETRIEVAL = ("map", "map_drop")
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceResults:
-    """What came of one device.
+    """Results of one device.
 
-    against: what its files were asked; rows: one a file that it has an engine for; outcomes: by checksum
+    reference: the queries that its models ran on; rows: one per model whose format it runs; outputs: by checksum
     """
 
     device: str
-    against: FloatReference
+    reference: FloatReference
     rows: list[ModelResult]
-    outcomes: dict[str, DeviceOutput]
+    outputs: dict[str, DeviceOutput]
 
 
-def everywhere(
-    devices: Sequence[Device], files: Sequence[ExportedModel], against: FloatReference, count: int
+def evaluate(
+    devices: Sequence[Device],
+    models: Sequence[ExportedModel | ExportFailure],
+    reference: FloatReference,
+    num_queries: int | None = None,
 ) -> tuple[list[DeviceResults], list[str]]:
-    """A lane for each device, in their order, and what no row tells.
+    """Evaluate all models on all devices; returns the results of each device, and notes on what no row says.
 
-    count: pictures at most where each takes long: on all devices but the host, and the reference of Core ML
-    The host goes first, wanted or not: the others are held against it.  They go one at a time, since two that share
-    the cores would slow each other's clock.
+    The host runs first, even if it is not among the devices: the others are compared with it.  Devices run one after
+    the other, since two that share the cores would slow down each other.
+
+    Args:
+        num_queries: most queries on slow devices: all but the host and Core ML (None: all queries)
+
+    Raises only `CodeSpaceMismatch`, as `evaluate_on`.
     """
     host = next((device for device in devices if device.name == Host.name), Host(samples=0))
-    first = run_on(host, files, against)
-    few, lanes = against.some(count), []
+    host_results = evaluate_on(host, models, reference)
+    few = reference if num_queries is None else reference.subset(num_queries)
+    found, notes = [], []
     for device in devices:
-        asked = against if device.all_queries else few
-        lanes.append(first if device is host else run_on(device, files, asked, first))
-    return lanes, [note for lane in lanes for note in _notes(lane, first)]
+        queries = reference if device.all_queries else few
+        results = host_results if device is host else evaluate_on(device, models, queries, host_results)
+        found.append(results)
+        notes += [] if results.rows else [f"{device.name}: none of the bundle's files is for it"]
+        reasons = {row.variant: row.reason for row in host_results.rows if row.status != "ran"}
+        notes += [
+            f"{row_name(row)}: not compared with the host, where it did not run: {reasons[row.variant]}"
+            for row in results.rows
+            if device is not host and row.bit_flip_rate is not None and row.host_flips is None
+        ]
+    return found, notes
 
 
-def run_on(
-    device: Device, files: Sequence[ExportedModel], against: FloatReference, host: DeviceResults | None = None
+def evaluate_on(
+    device: Device,
+    models: Sequence[ExportedModel | ExportFailure],
+    reference: FloatReference,
+    host: DeviceResults | None = None,
 ) -> DeviceResults:
-    """Runs each file that the device has an engine for.
+    """Evaluate each model whose format the device runs; one that could not be exported is a skipped row.
 
-    host: what the same files answered there, to all queries
-    A device that cannot be had, or is lost on the way, leaves rows that say why; so does a file that breaks there.
-    Raises only `CodeSpaceMismatch`: a file of another code space must not be compared at all.
+    A device that is missing or lost leaves rows with the reason; a model that fails leaves one.
+    Raises only `CodeSpaceMismatch`: codes of another code space must not be compared.
+
+    Args:
+        host: results of the same models there, on all queries
     """
-    mine, lane = [file for file in files if file.format in device.formats], DeviceResults(device.name, against, [], {})
+    results = DeviceResults(device.name, reference, [], {})
+    models = [model for model in models if model.form.partition("-")[0] in device.formats]
     try:
         with device:
-            device.push(mine, against.pixels)
-            for file in mine:
-                lane.rows.append(_row(device, file, lane, host))
-                log.info("  %s", line(lane.rows[-1]))
+            device.push([model for model in models if isinstance(model, ExportedModel)], reference.pixels)
+            for model in models:
+                results.rows.append(_evaluate_model(device, model, results, host))
+                log.info("  %s", format_row(results.rows[-1]))
     except CodeSpaceMismatch:
         raise
     except Exception as error:  # noqa: BLE001 - no device may cost the others their rows
         log.warning("  %s: %s", device.name, error)
-        lane.rows.extend(_bare(device, file, "skipped", error) for file in mine[len(lane.rows) :])
-    return lane
+        results.rows.extend(_row(device, model, "skipped", error) for model in models[len(results.rows) :])
+    return results
 
 
-def line(row: ModelResult) -> str:
-    """A row in a line of the log."""
+def format_row(row: ModelResult) -> str:
+    """Format a row as one line of the log."""
     if row.status != "ran":
-        return f"{row.device} {row.variant}: {row.status}: {row.reason}"
+        return f"{row_name(row)}: {row.status}: {row.reason}"
     found = {
-        "of bits flipped": None if row.bit_flip_rate is None else f"{row.bit_flip_rate:.3%}",
-        "bits unlike the host's": None if row.host_flips is None else str(row.host_flips),
+        "bit flips": None if row.bit_flip_rate is None else f"{row.bit_flip_rate:.3%}",
+        "flips vs host": None if row.host_flips is None else str(row.host_flips),
         "mAP": None if row.map is None else f"{row.map:.4f}",
-        "ms at the median": None if row.p50_ms is None else f"{row.p50_ms:.2f}",
+        "p50 ms": None if row.p50_ms is None else f"{row.p50_ms:.2f}",
         "million instructions": None if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
     }
-    figures = ", ".join(f"{value} {name}" for name, value in found.items() if value is not None)
-    return f"{row.device} {row.variant}: {figures or 'ran'}"
+    return f"{row_name(row)}: {', '.join(f'{name} {value}' for name, value in found.items() if value) or 'ran'}"
 
 
-def _row(device: Device, file: ExportedModel, lane: DeviceResults, host: DeviceResults | None) -> ModelResult:
-    """One file's row; only what concerns the other files too is raised."""
+def _evaluate_model(
+    device: Device, model: ExportedModel | ExportFailure, results: DeviceResults, host: DeviceResults | None
+) -> ModelResult:
+    """Evaluate one model; only errors that concern other models too are raised."""
+    if isinstance(model, ExportFailure):
+        return _row(device, model, "skipped")
     try:
-        require(file.card, file.form, lane.against)
-        outcome = device.run(file)
-        figures = _compared(file, outcome, lane.against, host)
-        row = _bare(device, file, "ran")
-        row = ModelResult(
-            **{**vars(row), "engine": outcome.engine, **outcome.figures, **figures, "device": device.name}
-        )
+        check_compatible(model.card, model.form, results.reference)
+        output = device.run(model)
+        measured = {"engine": output.engine} | output.figures | _compare(model, output, results.reference, host)
+        row = _row(device, model, "ran", measured=measured)
     except (CodeSpaceMismatch, DeviceLost):
         raise
     except NO_ENGINE as error:
-        return _bare(device, file, "skipped", error)
+        return _row(device, model, "skipped", error)
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
-        return _bare(device, file, "failed", error)
-    lane.outcomes[file.sha256] = outcome
+        return _row(device, model, "failed", error)
+    results.outputs[model.sha256] = output
     return row
 
 
-def _bare(device: Device, file: ExportedModel, status: str, error: Exception | None = None) -> ModelResult:
+def _row(
+    device: Device,
+    model: ExportedModel | ExportFailure,
+    status: Literal["ran", "skipped", "failed"],
+    error: Exception | None = None,
+    measured: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelResult:
+    format, _, precision = model.form.partition("-")
+    known: dict[str, Any] = {
+        "variant": model.form,
+        "format": format,
+        "precision": precision,
+        "device": device.name,
+        "status": status,
+    }
+    if isinstance(model, ExportFailure):
+        return ModelResult(**known, path="", reason=model.reason)
+    known |= {"path": model.path.name, "bytes": model.bytes, "sha256": model.sha256}
     reason = "" if error is None else f"{type(error).__name__}: {error}"
-    return ModelResult(
-        variant=file.form, format=file.format, precision=file.card.precision, path=file.path.name, status=status,
-        reason=reason, device=device.name, bytes=file.bytes, sha256=file.sha256,
-    )  # fmt: skip
+    return ModelResult(**{**measured, **known, "reason": reason})
 
 
-def _compared(
-    file: ExportedModel, outcome: DeviceOutput, against: FloatReference, host: DeviceResults | None
+def _compare(
+    model: ExportedModel, output: DeviceOutput, reference: FloatReference, host: DeviceResults | None
 ) -> dict[str, Any]:
-    """What a file's codes say, where it gave any; raises `CorruptFile` when they have another shape."""
-    codes, logits = outcome.codes, outcome.logits
+    """Compare a model's codes, if the device returned any; raises `CorruptFile` if they have another shape.
+
+    mAP over a part of the queries is noise: over 32 queries a model gained 0.016 that lost 0.002 over all 420.  So a
+    row has the host's mAP over all queries, plus the difference between device and host on these.
+    """
+    codes, logits = output.codes, output.logits
     if codes is None or logits is None:
         return {}
-    expected = pack(against.logits).shape, against.logits.shape
+    expected = pack(reference.logits).shape, reference.logits.shape
     if (codes.shape, logits.shape) != expected:
         found = f"{codes.shape} and {logits.shape}"
-        raise CorruptFile(f"codes and logits of {expected} from {file.path.name}", found, "Export it again.")
-    figures, known = compare(codes, logits, against), host and host.outcomes.get(file.sha256)
-    if host is None or not known or known.codes is None or known.logits is None:
-        return figures if against.places is None else figures | dict.fromkeys(RANKED)
-    places = slice(None) if against.places is None else against.places
-    here = known.codes[places], known.logits[places]
-    if against.places is not None:
-        figures |= _over_all(file, figures, compare(*here, against), host)
-    return figures | compare_hosts(codes, logits, *here, against)
-
-
-def _over_all(
-    file: ExportedModel, there: dict[str, Any], here: dict[str, Any], host: DeviceResults
-) -> dict[str, float]:
-    """The mAP figures where only some queries were asked: the host's over all, and the difference that these make.
-
-    Those of the few alone would be noise: over 32 queries a file gained 0.016 that lost 0.002 over all 420.
-    """
-    whole = next(row for row in host.rows if row.sha256 == file.sha256).model_dump(include=set(RANKED))
-    return {key: whole[key] + there[key] - here[key] for key in RANKED if whole[key] is not None}
-
-
-def _notes(lane: DeviceResults, host: DeviceResults) -> list[str]:
-    if not lane.rows:
-        return [f"{lane.device}: none of the bundle's files is for it"]
-    reasons = {row.variant: row.reason for row in host.rows if row.status != "ran"}
-    alone = [row for row in lane.rows if lane is not host and row.bit_flip_rate is not None and row.host_flips is None]
-    return [f"{who(row)}: not compared with the host, where it did not run: {reasons[row.variant]}" for row in alone]
+        raise CorruptFile(f"codes and logits of {expected} from {model.path.name}", found, "Export it again.")
+    measured, indices = compare_to_float(codes, logits, reference), reference.query_indices
+    known = host.outputs.get(model.sha256) if host else None
+    if host is None or known is None or known.codes is None or known.logits is None:
+        return measured if indices is None else measured | dict.fromkeys(RETRIEVAL)
+    host_codes, host_logits = (
+        (known.codes, known.logits) if indices is None else (known.codes[indices], known.logits[indices])
+    )
+    if indices is not None:
+        here = compare_to_float(host_codes, host_logits, reference)
+        on_all = next(row for row in host.rows if row.sha256 == model.sha256).model_dump(include=set(RETRIEVAL))
+        measured |= {key: on_all[key] + measured[key] - here[key] for key in RETRIEVAL if on_all[key] is not None}
+    return measured | compare_to_host(codes, logits, host_codes, host_logits, reference)

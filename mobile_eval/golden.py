@@ -1,4 +1,4 @@
-"""A bundle's own test: every file over the golden pictures, held against the codes that came with them."""
+"""A bundle's self-test: every model on the golden inputs, compared with the codes that came with them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from mobile_eval.compare import NO_ENGINE
 from mobile_eval.runtimes import ModelOutput, open_model
 
 FP16_MARGIN = 0.1  # of the logits' standard deviation
-OK, FAILED, NOT_RUN = "ok", "FAILED", "not run here"
+OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 
 
-def attempt(file: ExportedModel, golden: Golden) -> tuple[str, str]:
-    """Runs one file over the golden pictures: how that ended, and the figures or what stopped it."""
+def check_golden(model: ExportedModel, golden: Golden) -> tuple[str, str]:
+    """Run one model on the golden inputs: the status, and the figures or the error."""
     try:
-        return judge(file.card.precision, open_model(file.path).run(golden.images), golden)
+        return compare_golden(model.card.precision, open_model(model.path).run(golden.images), golden)
     except NO_ENGINE as error:
-        return NOT_RUN, f"{type(error).__name__}: {error}"
+        return SKIPPED, f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
         return FAILED, f"{type(error).__name__}: {error}"
 
 
-def judge(precision: str, found: ModelOutput, golden: Golden) -> tuple[str, str]:
-    """How a file of a precision did, and the figures.
+def compare_golden(precision: str, output: ModelOutput, golden: Golden) -> tuple[str, str]:
+    """Compare a model's output with the golden codes: the status, and the figures.
 
-    fp32: no bit may turn unless both logits are within the gate's tolerance of zero; fp16: unless both are within
-    `FP16_MARGIN`, 5 to 30 times the largest error seen.  Quantized: the gate's share of the bits may turn, and three
-    standard deviations more, since so few pictures cannot tell 2 % from 3: 19 of the 512 bits of 8 pictures.  A file
-    that turns just 2 % fails one such bundle in 250.
+    fp32: no bit flips, unless both logits are within the gate's tolerance of zero; fp16: unless both are within
+    `FP16_MARGIN`, 5 to 30 times the largest error seen.  Quantized: the gate's share of bit flips, and three standard
+    deviations more, since so few images cannot tell 2 % from 3: 19 of the 512 bits of 8 images.  A model with exactly
+    2 % of bit flips fails one such bundle in 250.
     """
-    thresholds, turned = Thresholds(), unpack(found.codes) != unpack(golden.codes)
-    apart = float(np.abs(found.logits - golden.logits).max())
-    count, size, share = int(turned.sum()), turned.size, thresholds.quantized.max_bit_flip_rate
-    said = f"{count} of {size} bits turned ({count / size:.1%}), logits up to {apart:.2g} apart"
+    thresholds, flipped = Thresholds(), unpack(output.codes) != unpack(golden.codes)
+    error = float(np.abs(output.logits - golden.logits).max())
+    count, size, share = int(flipped.sum()), flipped.size, thresholds.quantized.max_bit_flip_rate
+    found = f"{count} bit flips in {size} bits ({count / size:.1%}), logits differ by up to {error:.2g}"
     if precision in FLOAT:
         margin = thresholds.logit_tolerance if precision == "fp32" else FP16_MARGIN * float(golden.logits.std())
-        near = np.maximum(np.abs(golden.logits), np.abs(found.logits)) <= margin
-        beyond = int((turned & ~near).sum())
-        said, bad = f"{said}; {beyond} turned beyond |logit| {margin:.2g}, 0 may", beyond > 0
+        near = np.maximum(np.abs(golden.logits), np.abs(output.logits)) <= margin
+        beyond = int((flipped & ~near).sum())
+        found, failed = f"{found}; {beyond} beyond |logit| {margin:.2g}, 0 allowed", beyond > 0
     else:
         most = int(size * share + 3 * np.sqrt(size * share * (1 - share)))
-        said, bad = f"{said}; {most} may", count > most
-    return FAILED if bad or not np.isfinite(apart) else OK, said
+        found, failed = f"{found}; {most} allowed", count > most
+    return FAILED if failed or not np.isfinite(error) else OK, found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gallery.console import log
 from gallery.files import atomic_write
 from gallery.results import (
     STUDENT_GALLERY,
@@ -16,15 +17,16 @@ from gallery.results import (
     ModelResult,
     RunResults,
 )
-from mobile_eval import formatting, plots
+from mobile_eval import formatting, junit, plots
 from mobile_eval.formatting import count, number, percent, plain, size
-from mobile_eval.gate import row_failures
+from mobile_eval.gate import exit_code, row_failures
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
 TEMPLATE = "report.html.j2"
+RESULTS, PAGE, JUNIT = "results.json", "report.html", "junit.xml"
 MEANING = {
     TEACHER_TEACHER: "The large teacher on both sides.",
     STUDENT_GALLERY: "The product: the student hashes the queries, the teacher hashed the gallery.",
@@ -102,6 +104,16 @@ class Table:
 
     heads: tuple[tuple[str, Kind], ...]
     rows: tuple[tuple[ModelResult, tuple[str, ...] | None], ...]
+
+
+def write_reports(results: EvaluationResults, folder: Path) -> int:
+    """Write results.json, report.html and junit.xml, print the tables, and return the exit code of the gate."""
+    results.save(folder / RESULTS)
+    junit.write_junit(results, folder / JUNIT)
+    write_html(results, folder / PAGE)
+    print_tables(results)
+    log.info("report %s", folder / PAGE)
+    return exit_code(results.gate)
 
 
 def write_html(results: EvaluationResults, path: Path) -> Path:

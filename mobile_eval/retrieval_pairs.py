@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gallery.codes import Codes
 from gallery.index import GalleryIndex
 from gallery.metrics import MapResult, mean_average_precision
-from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER, RetrievalPair
+from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER
 
 
 def retrieval_pairs(
@@ -19,22 +19,21 @@ def retrieval_pairs(
     index: GalleryIndex,
     labels: NDArray[Any],
     top_k: int | None = None,
-) -> tuple[tuple[RetrievalPair, ...], MapResult]:
-    """The pairs, and the whole score of student->gallery, the product's number.
+) -> dict[str, MapResult]:
+    """Score the pairs, by name; student->gallery is how the student is deployed.
 
-    Codes are packed `[queries or gallery, bits/8]`; the teacher's gallery codes are those of the real `index`.
-    teacher_queries: None where its codes are all that is left of the teacher; its own pair is then left out.
-    top_k: the mAP is over this many first images (None: the whole gallery).
+    Args:
+        teacher_queries: packed codes `[Q, bits/8]`; None if the teacher is not available, and its pair is left out
+        student_queries: likewise
+        student_gallery: the student's codes of the gallery images, `[len(index), bits/8]`
+        index: the gallery, with the teacher's codes
+        labels: of the queries, int `[Q]` or multi-hot `[Q, C]`
+        top_k: how many of the first results count (None: all)
     """
-    codes, known = index.codes(), index.labels()
-    product = mean_average_precision(student_queries, codes, labels, known, top_k)
-    student = mean_average_precision(student_queries, student_gallery, labels, known, top_k)
-    pairs = _pair(STUDENT_GALLERY, product), _pair(STUDENT_STUDENT, student)
-    if teacher_queries is None:
-        return pairs, product
-    teacher = mean_average_precision(teacher_queries, codes, labels, known, top_k)
-    return (_pair(TEACHER_TEACHER, teacher), *pairs), product
-
-
-def _pair(name: str, score: MapResult) -> RetrievalPair:
-    return RetrievalPair(name=name, map=score.map, map_retrieved=score.map_retrieved)
+    gallery, gallery_labels = index.codes(), index.labels()
+    pairs = {TEACHER_TEACHER: (teacher_queries, gallery)} if teacher_queries is not None else {}
+    pairs |= {STUDENT_GALLERY: (student_queries, gallery), STUDENT_STUDENT: (student_queries, student_gallery)}
+    return {
+        name: mean_average_precision(queries, codes, labels, gallery_labels, top_k)
+        for name, (queries, codes) in pairs.items()
+    }

@@ -4,10 +4,9 @@
     python mobile_eval/run.py evaluate runs/mine/bundle --device host arm64 browser
     python mobile_eval/run.py import-results runs/mine/evaluation mac.json
 
-`evaluate` compares every file's codes with the float student's, and elsewhere with the same file's on the host.  For a
-bundle in its run folder it asks all queries, in the run's gallery; for any other the golden pictures that came with it.
-It writes report.html, results.json and junit.xml.  `import-results` adds what
-other tools measured on devices that are not here.
+`evaluate` compares every model's codes with the float student's, and on other devices with the same model's on the
+host.  A bundle in its run folder is evaluated on all queries, in the run's gallery; any other on its golden inputs.
+It writes report.html, results.json and junit.xml.  `import-results` adds measurements of other tools.
 Exit codes: 0 passed, 1 the gate failed, 2 bad input, or with --strict something that could not be checked.
 """
 
@@ -32,33 +31,34 @@ from distill.config import StrictModel
 from gallery.console import log, run_cli
 from gallery.errors import EXIT_PASSED, CorruptFile, InputError
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
-from mobile_eval import gate
+from mobile_eval import gate, report
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from distill.load_run import FinishedRun
     from export.bundle import Golden, Manifest
     from mobile_eval.compare import FloatReference
     from mobile_eval.evaluate import DeviceResults
-    from mobile_eval.retrieval_grid import Picture
 
-JSON, PAGE, JUNIT = "results.json", "report.html", "junit.xml"
-SHOWN = 4  # queries in the grid of the worst
+SHOWN = 4  # worst queries in the report
 
 
 class SetupCommand(StrictModel):
-    """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there stays."""
+    """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there is kept."""
 
     parts: tyro.conf.Positional[tuple[Literal["arm64", "browser"], ...]]
     """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines."""
 
 
 class EvaluateCommand(StrictModel):
-    """Run a bundle's files on devices, compare their codes, and judge them.
+    """Evaluate a bundle's models on devices.
 
     Devices: host; arm64 (both of arm64-cortex-a53 and arm64-cortex-a76, emulated: codes and executed instructions, no
     time); browser (browser-wasm-1t and browser-wasm-2t, of one and two threads), browser-webgpu; android, or
     android:SERIAL where there are several; apple (on macOS by compute unit, elsewhere the reference evaluator).
-    A device that cannot be had, or goes away, is a row with the reason, and the others go on.
+    A device that is missing or lost becomes rows with the reason, and the others go on.
     """
 
     bundle: tyro.conf.Positional[Path]
@@ -68,51 +68,51 @@ class EvaluateCommand(StrictModel):
     gallery: str | None = None
     """The gallery to search, a folder or LanceDB address; by default the run's."""
     device: tuple[str, ...] = ("host",)
-    """Where to run the files."""
+    """Where to run the models."""
     num_queries: int = Field(32, ge=1)
-    """Pictures on devices other than the host, which takes all; spread evenly over the queries."""
+    """Queries on devices other than the host, which takes all; evenly spaced."""
     num_runs: int = Field(200, ge=1)
-    """Timed inferences of each file, 10 s of them at most."""
+    """Timed inferences of each model, 10 s of them at most."""
     out: Path | None = None
     """Folder for report.html, results.json and junit.xml; by default `evaluation` beside the bundle."""
     thresholds: Thresholds = Thresholds()
-    """What a file may lose; by default what its run allows."""
+    """What a model may lose; by default those of its run."""
     strict: bool = False
-    """What cannot be checked here is an error (exit code 2)."""
+    """Exit code 2 if something could not be checked."""
 
 
 class ImportCommand(StrictModel):
     """Add measurements to an evaluation: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's
-    apps/run_on_mac.py.  A newer one replaces that of the same file and device."""
+    apps/run_on_mac.py.  A newer one replaces that of the same model and device."""
 
-    proof: tyro.conf.Positional[Path]
+    evaluation: tyro.conf.Positional[Path]
     """The folder that `evaluate` wrote."""
     files: tyro.conf.Positional[tuple[Path, ...]]
     """The reports."""
     model: str = ""
-    """The bundle's file that was measured, where the report does not say."""
+    """The bundle's file that was measured, if the report does not name it."""
     device: str = ""
-    """What to call the device."""
+    """The name of the device."""
     strict: bool = False
     """As for `evaluate`."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationInputs:
-    """What the files are asked, and by which thresholds they are judged.
+    """The queries of an evaluation, and its thresholds.
 
-    words: which pictures; classes, hit: names, and the pixels of a gallery picture, where they can be shown
+    description: of the queries; classes, gallery_image: names, and the pixels of a gallery image, if they can be shown
     """
 
-    against: FloatReference
-    words: str
+    reference: FloatReference
+    description: str
     thresholds: Thresholds
     classes: Sequence[str] = ()
-    hit: Callable[[int], Picture] | None = None
+    gallery_image: Callable[[int], NDArray[np.uint8]] | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+    """Run the command line and return its exit code."""
     commands: dict[str, Callable[..., Any]] = {
         "setup": SetupCommand,
         "evaluate": EvaluateCommand,
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def set_up(command: SetupCommand) -> int:
-    """Installs each part."""
+    """Install each part."""
     from mobile_eval.devices import arm64_setup, browser_setup
 
     if not command.parts:
@@ -141,33 +141,35 @@ def set_up(command: SetupCommand) -> int:
 
 
 def evaluate(command: EvaluateCommand) -> int:
-    """Asks every file on every device, and writes what came out."""
+    """Evaluate every model of a bundle on every device, and write the reports."""
     from export.bundle import open_bundle
     from mobile_eval.devices import devices_by_name
-    from mobile_eval.evaluate import everywhere
+    from mobile_eval.evaluate import evaluate
 
     if command.thresholds.min_map_ratio is not None:
-        fix = "Leave it out: distill/run.py judges the networks, this the files."
-        raise InputError("thresholds on files", "--thresholds.min-map-ratio", fix)
+        fix = "Leave it out: distill/run.py judges the networks, this the exported models."
+        raise InputError("thresholds on exported models", "--thresholds.min-map-ratio", fix)
     devices, bundle = devices_by_name(command.device, command.num_runs), command.bundle.resolve()
     manifest = open_bundle(bundle)
     out = (command.out or bundle.parent / "evaluation").resolve()
     if out.is_relative_to(bundle):
         raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
     out.mkdir(parents=True, exist_ok=True)
-    home = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
-    asked = inputs_from_run(command, home, manifest) if home else inputs_from_golden(command, manifest)
-    log.info("[evaluate] %d files on %s; %s", len(manifest.files), ", ".join(d.name for d in devices), asked.words)
-    lanes, notes = everywhere(devices, manifest.files, asked.against, command.num_queries)
-    return write_reports(summarise(command, manifest, asked, lanes, notes), out)
+    run = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
+    inputs = inputs_from_run(command, run, manifest) if run else inputs_from_golden(command, manifest)
+    names = ", ".join(device.name for device in devices)
+    log.info("[evaluate] %d models on %s; %s", len(manifest.files), names, inputs.description)
+    found, notes = evaluate(devices, (*manifest.files, *manifest.refused), inputs.reference, command.num_queries)
+    results = build_results(command, manifest, inputs, found, notes)
+    return report.write_reports(gate.apply(results, inputs.thresholds, command.strict), out)
 
 
 def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) -> EvaluationInputs:
-    """All queries of a finished run, whose student must be that of the bundle."""
+    """Take all queries of a finished run, whose student must be that of the bundle."""
     from distill.load_run import load_run
     from distill.system import limit_threads
     from gallery.index import open_gallery
-    from mobile_eval.compare import reference
+    from mobile_eval.compare import make_reference
 
     limit_threads()
     with load_run(folder) as run:
@@ -177,50 +179,50 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) 
     thresholds = thresholds.model_copy(update={"min_map_ratio": None})
     gallery = open_gallery(command.gallery or run.gallery, manifest.space)
     pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
-    against = reference(pixels[data.query], logits, labels, gallery, data.cut, thresholds.logit_tolerance)
-    shown = None if command.gallery else lambda hit: pixels[data.gallery[hit]]
-    return EvaluationInputs(against, f"the {len(data.query):,} queries of {data.name}", thresholds, data.classes, shown)
+    reference = make_reference(pixels[data.query], logits, labels, gallery, data.cut, thresholds.logit_tolerance)
+    gallery_image = None if command.gallery else lambda index: pixels[data.gallery[index]]
+    description = f"the {len(data.query):,} queries of {data.name}"
+    return EvaluationInputs(reference, description, thresholds, data.classes, gallery_image)
 
 
 def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) -> Any:
     """Return a run's student's logits of the queries.
 
-    Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 file must: they may
+    Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 model must: they may
     have been computed on a GPU.
     """
     from distill.summary import student_query_logits
     from distill.system import device
     from export.quantize import logits, normalised
     from gallery.codes import pack
-    from mobile_eval.golden import OK, judge
+    from mobile_eval.golden import OK, compare_golden
     from mobile_eval.runtimes import ModelOutput
 
     context, folder = run.context, run.context.run_dir.folder
     run.space.check_compatible(manifest.space.id, f"the run {folder}", "the bundle")
     found = logits(run.student.cpu(), normalised(golden.images, context.preprocessing("student"))).numpy()
-    end, message = judge("fp16", ModelOutput(pack(found), found), golden)
-    if end != OK:
+    status, message = compare_golden("fp16", ModelOutput(pack(found), found), golden)
+    if status != OK:
         raise InputError(f"the bundle of the student in {folder}", message, "Export it again, or name its own --run.")
     return student_query_logits(context, run.student.to(device()), run.space.id)
 
 
 def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> EvaluationInputs:
-    """The pictures that came with the bundle: they have no labels, so there is no mAP."""
+    """Take the golden inputs of the bundle: they have no labels, so there is no mAP."""
     from gallery.index import open_gallery
-    from mobile_eval.compare import FloatReference, reference
+    from mobile_eval.compare import FloatReference, make_reference
 
     golden, thresholds = load_golden(command.bundle, manifest), command.thresholds
-    against = FloatReference(golden.images, golden.logits, manifest.space, tolerance=thresholds.logit_tolerance)
+    reference = FloatReference(golden.images, golden.logits, manifest.space, tolerance=thresholds.logit_tolerance)
     if command.gallery is not None:
         gallery = open_gallery(command.gallery, manifest.space)
-        against = reference(golden.images, golden.logits, None, gallery, tolerance=thresholds.logit_tolerance)
-    return EvaluationInputs(
-        against, f"the {len(golden.images)} golden pictures of the bundle, which have no labels", thresholds
-    )
+        reference = make_reference(golden.images, golden.logits, None, gallery, tolerance=thresholds.logit_tolerance)
+    description = f"the {len(golden.images)} golden inputs of the bundle, which have no labels"
+    return EvaluationInputs(reference, description, thresholds)
 
 
 def load_golden(bundle: Path, manifest: Manifest) -> Golden:
-    """The golden pictures of a bundle; `CorruptFile` unless their logits give their codes."""
+    """Load the golden inputs of a bundle; `CorruptFile` unless their logits give their codes."""
     import numpy as np
 
     from export.bundle import read_golden
@@ -232,17 +234,20 @@ def load_golden(bundle: Path, manifest: Manifest) -> Golden:
     return golden
 
 
-def summarise(
+def build_results(
     command: EvaluateCommand,
     manifest: Manifest,
-    asked: EvaluationInputs,
-    lanes: Sequence[DeviceResults],
+    inputs: EvaluationInputs,
+    devices: Sequence[DeviceResults],
     notes: Sequence[str],
 ) -> EvaluationResults:
-    """All of it as one typed record, the only source of the table, the page and the XML."""
+    """Build the record of the evaluation, the only source of the tables, the page and the XML."""
     from mobile_eval.system_info import describe
 
-    rows, against = tuple(row for lane in lanes for row in lane.rows), asked.against
+    reference, description = inputs.reference, inputs.description
+    if fewer := [one for one in devices if len(one.reference.pixels) < len(reference.pixels)]:
+        names = ", ".join(one.device for one in fewer)
+        description += f"; {len(fewer[0].reference.pixels)} of them, evenly spaced, on {names}"
     return EvaluationResults(
         created=now(),
         command=shlex.join(["python", "mobile_eval/run.py", *sys.argv[1:]]),
@@ -250,88 +255,62 @@ def summarise(
         code_space=manifest.space.id,
         bits=manifest.space.bits,
         student=manifest.files[0].card.student,
-        query_set=describe_inputs(asked, lanes),
-        num_queries=len(against.pixels),
-        gallery_size=None if against.gallery is None else len(against.gallery),
-        map=against.map,
-        models=rows,
-        thresholds=asked.thresholds,
-        gate=gate.check(rows, asked.thresholds, strict=command.strict, notes=notes),
+        query_set=description,
+        num_queries=len(reference.pixels),
+        gallery_size=None if reference.gallery is None else len(reference.gallery),
+        map=reference.map,
+        models=tuple(row for one in devices for row in one.rows),
         notes=tuple(notes),
-        examples=worst_grid(asked, lanes),
+        examples=worst_examples(inputs, devices),
         system=describe(),
     )
 
 
-def describe_inputs(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> str:
-    """Which pictures were asked where."""
-    fewer = [lane for lane in lanes if len(lane.against.pixels) < len(asked.against.pixels)]
-    if not fewer:
-        return asked.words
-    where = ", ".join(lane.device for lane in fewer)
-    return f"{asked.words}; {len(fewer[0].against.pixels)} of them, evenly spread, on {where}"
-
-
-def worst_grid(asked: EvaluationInputs, lanes: Sequence[DeviceResults]) -> tuple[RetrievalExample, ...]:
-    """For the queries whose codes changed most: what the float student finds, and what that file does."""
+def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -> tuple[RetrievalExample, ...]:
+    """For the queries with most bit flips: what the float student retrieves, and what that model does."""
     from gallery.codes import pack
 
-    found = [(worst, row, lane) for lane in lanes for row in lane.rows for worst in row.worst]
+    found = [(worst, row, one) for one in devices for row in one.rows for worst in row.worst]
     chosen: dict[int, Any] = {}
-    for worst, row, lane in sorted(found, key=lambda one: -one[0].flipped):
-        chosen.setdefault(worst.query, (worst, row, lane))
-    grid: list[RetrievalExample] = []
-    for query, (worst, row, lane) in list(chosen.items())[:SHOWN]:
-        places = lane.against.places
-        here = query if places is None else places.tolist().index(query)
-        grid += _example(asked, query, pack(asked.against.logits[query]), "float student")
-        named = f"{gate.who(row)}, {worst.flipped} bits flipped"
-        grid += _example(asked, query, lane.outcomes[row.sha256].codes[here], named)
-    return tuple(grid)
+    for worst, row, results in sorted(found, key=lambda one: -one[0].flipped):
+        chosen.setdefault(worst.query, (worst, row, results))
+    examples: list[RetrievalExample] = []
+    for query, (worst, row, results) in list(chosen.items())[:SHOWN]:
+        indices = results.reference.query_indices
+        position = query if indices is None else indices.tolist().index(query)
+        code = results.outputs[row.sha256].codes[position]
+        examples += _example(inputs, query, pack(inputs.reference.logits[query]), "float student")
+        examples += _example(inputs, query, code, f"{gate.row_name(row)}, {worst.flipped} bit flips")
+    return tuple(examples)
 
 
-def _example(asked: EvaluationInputs, query: int, code: Any, by: str) -> list[RetrievalExample]:
-    """The nearest pictures to a code of a query, and who gave the code; nothing where they cannot be shown."""
+def _example(inputs: EvaluationInputs, query: int, code: NDArray[np.uint8], label: str) -> list[RetrievalExample]:
+    """Retrieve with a code of a query; nothing if the gallery's images cannot be shown."""
     import numpy as np
 
     from mobile_eval.retrieval_grid import retrieval_grid
 
-    against, hit = asked.against, asked.hit
-    if against.gallery is None or against.labels is None or hit is None:
+    reference, gallery_image = inputs.reference, inputs.gallery_image
+    if reference.gallery is None or reference.labels is None or gallery_image is None:
         return []
-    rows = retrieval_grid(
-        against.gallery, np.array([0]), code[None], against.labels[query : query + 1],
-        lambda _: against.pixels[query], hit, asked.classes,
+    (example,) = retrieval_grid(
+        reference.gallery, np.array([0]), code[None], reference.labels[query : query + 1],
+        lambda _: reference.pixels[query], gallery_image, inputs.classes,
     )  # fmt: skip
-    tiles = [row.query.model_copy(update={"label": f"{row.query.label}: {by}"}) for row in rows]
-    return [row.model_copy(update={"query": tile}) for row, tile in zip(rows, tiles, strict=True)]
+    thumbnail = example.query.model_copy(update={"label": f"{example.query.label}: {label}"})
+    return [example.model_copy(update={"query": thumbnail})]
 
 
 def import_results(command: ImportCommand) -> int:
-    """Adds other tools' measurements, and judges again."""
-    from mobile_eval import external_results
+    """Add measurements of other tools, and apply the thresholds again."""
+    from mobile_eval.external_results import merge_results, read_results
 
     if not command.files:
         raise InputError("reports to import", "none", "Name their files.")
-    proof = load(command.proof / JSON)
-    found = [
-        one for file in command.files for one in external_results.read_results(file, command.model, command.device)
-    ]
-    rows = tuple(external_results.merge_results(proof.models, found))
-    verdict = gate.check(rows, proof.thresholds, strict=command.strict, notes=proof.notes)
-    return write_reports(proof.model_copy(update={"models": rows, "gate": verdict}), command.proof)
-
-
-def write_reports(proof: EvaluationResults, out: Path) -> int:
-    """Writes the record and its three renderings."""
-    from mobile_eval import junit, report
-
-    proof.save(out / JSON)
-    junit.write_junit(proof, out / JUNIT)
-    report.write_html(proof, out / PAGE)
-    report.print_tables(proof)
-    log.info("report %s", out / PAGE)
-    return gate.exit_code(proof.gate)
+    results = load(command.evaluation / report.RESULTS)
+    found = [one for file in command.files for one in read_results(file, command.model, command.device)]
+    results = results.model_copy(update={"models": tuple(merge_results(results.models, found))})
+    return report.write_reports(gate.apply(results, results.thresholds, command.strict), command.evaluation)
 
 
 if __name__ == "__main__":

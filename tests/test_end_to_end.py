@@ -27,7 +27,8 @@ from gallery.results import load as load_results
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 240
 FILES = ("config.yaml", "codespace.json", "centers.npy", "teacher.safetensors", "student.safetensors", "train.jsonl",
-         "gallery", "bundle/manifest.json", "results.json", "report.html", "log.txt")  # fmt: skip
+         "gallery", "bundle/manifest.json", "results.json", "report.html",
+         "junit.xml", "log.txt")  # fmt: skip
 SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-train.epochs", "6",
          "--student-train.epochs", "4", "--student-train.cached-views", "2", "--student-train.batch-size", "16",
          "--teacher-train.batch-size",
@@ -100,7 +101,7 @@ def test_the_same_command_again_redoes_nothing(pictures: Path, whole: tuple[Path
     before = {p: p.stat().st_mtime_ns for name in FILES[1:8] if (p := runs / "r" / name).is_file()}
     code, out = finish(start(pictures, runs))
     assert code == 0, out
-    for stage in ("teacher", "gallery", "student", "export", "prove"):
+    for stage in ("teacher", "gallery", "student", "export", "evaluate"):
         assert f"[{stage}]" not in out
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
@@ -153,7 +154,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_student(
         lambda text: "[gallery]" in text,
         journal_has(tmp_path, "student"),
         lambda text: "[export]" in text,
-        lambda text: "[prove]" in text,
+        lambda text: "[evaluate]" in text,
     ]
     for moment in moments:
         kill_when(start(pictures, tmp_path), log, moment)
@@ -232,7 +233,7 @@ def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
     results = load_results(tmp_path / "r" / "results.json")
     assert results.gate.passed
     assert (done.stdout + done.stderr).count("[teacher]") == 1
-    assert (tmp_path / "r" / "log.txt").read_text().count("[prove]") == 1
+    assert (tmp_path / "r" / "log.txt").read_text().count("[evaluate]") == 1
     points = read_metrics(tmp_path / "r" / "train.jsonl")
     assert len(points) == len({(point.stage, point.step) for point in points})
 

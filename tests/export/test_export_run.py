@@ -33,7 +33,7 @@ from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
-from mobile_eval.golden import judge
+from mobile_eval.golden import compare_golden
 from mobile_eval.runtimes import ModelOutput, open_model
 
 ROOT, PATIENCE_S, BITS = Path(__file__).parents[2], 240, 16
@@ -370,13 +370,13 @@ def test_golden_codes_that_no_file_returns_are_found_by_running_them(bundle: Pat
     rows[0]["code"] = pack(bits)[0].tobytes().hex()
     rewritten(bundle, "golden.json", json.dumps(rows).encode())
     code, said = call("verify", bundle)
-    assert (code, "onnx-fp32: FAILED: 1 of" in said) == (1, True), said
+    assert (code, "onnx-fp32: FAILED: 1 bit flips in" in said) == (1, True), said
 
 
 def test_a_file_without_an_engine_is_a_row(bundle: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, said = call("verify", bundle)
-    assert (code, "onnx-fp32: not run here: MissingBackend" in said) == (0, True), said
+    assert (code, "onnx-fp32: skipped: MissingBackend" in said) == (0, True), said
     assert call("verify", bundle, "--strict")[0] == 2
 
 
@@ -399,20 +399,20 @@ def answers(turned: int, distance: float = 1.0) -> tuple[ModelOutput, Golden]:
 )  # fmt: skip
 def test_what_may_turn(module: Any, precision: str, turned: int, distance: float, end: str) -> None:
     found, golden = answers(turned, distance)
-    assert judge(precision, found, golden)[0] == end
+    assert compare_golden(precision, found, golden)[0] == end
 
 
 def test_golden_logits_of_zero_excuse_nothing(module: Any) -> None:
     found, golden = answers(1)
     lying = Golden(golden.images, golden.codes, np.zeros_like(golden.logits))
-    assert judge("fp32", found, lying)[0] == "FAILED"
+    assert compare_golden("fp32", found, lying)[0] == "FAILED"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "w8a8"])
 def test_what_is_not_a_number_fails(module: Any, precision: str) -> None:
     found, golden = answers(0)
     found.logits[3, 5] = np.nan
-    assert judge(precision, found, golden)[0] == "FAILED"
+    assert compare_golden(precision, found, golden)[0] == "FAILED"
 
 
 @pytest.mark.parametrize(("words", "says"), [((), "--student-weights"), (("verify",), "--strict")])

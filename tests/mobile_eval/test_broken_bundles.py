@@ -60,8 +60,8 @@ def test_a_flipped_weight_byte_that_the_manifest_vouches_for_is_found_by_running
     verdicts = {case.get("name"): [part.tag for part in case] for case in junit.iter("testcase")}
     assert verdicts == {"onnx-fp32": ["failure"], "onnx-fp16": []}
     (failure,) = junit.iter("failure")
-    assert "host onnx-fp32: flip rate" in (failure.text or "")
-    assert "count of bits flipped beyond" in (failure.text or "")
+    assert "host onnx-fp32: bit flip rate" in (failure.text or "")
+    assert "bit flips beyond" in (failure.text or "")
 
 
 def test_a_stale_gallery_is_refused_by_name(good: Good, bundle: Path, tmp_path: Path, call: Call) -> None:
@@ -88,7 +88,7 @@ def test_the_other_colour_order_fails(good: Good, tmp_path: Path, call: Call) ->
     assert manifest.files[0].card.colour_order == "RGB"
     code, failures = verdict_of(tmp_path, call)
     assert code == 1
-    assert failures[0].startswith("host onnx-fp32: flip rate")
+    assert failures[0].startswith("host onnx-fp32: bit flip rate")
 
 
 def test_another_mean_and_std_fail(good: Good, tmp_path: Path, call: Call) -> None:
@@ -96,7 +96,7 @@ def test_another_mean_and_std_fail(good: Good, tmp_path: Path, call: Call) -> No
     bundle_of(good.net, seen, ("onnx-fp32",), tmp_path, good.pixels[:GOLDEN], good.logits[:GOLDEN])
     code, failures = verdict_of(tmp_path, call)
     assert code == 1
-    assert failures[0].startswith("host onnx-fp32: flip rate")
+    assert failures[0].startswith("host onnx-fp32: bit flip rate")
 
 
 @pytest.mark.parametrize("vouched", ["by nothing", "by the manifest", "by the code space too"])

@@ -62,7 +62,7 @@ def test_failures_of_no_model_are_a_case_of_their_own(tmp_path: Path) -> None:
     root = written((not_run(),), tmp_path)
     assert counts(root) == (2, 1, 1, 0)
     (case,) = [case for case in root.iter("testcase") if case.get("name") == "gate"]
-    assert "nothing was proved" in case[0].get("message", "")
+    assert "nothing was evaluated" in case[0].get("message", "")
 
 
 @pytest.mark.parametrize("text", ['<script>&"]]>', "\x00\x1b[31m\ufffe", "line\nbreak", "\ud800"])

@@ -104,7 +104,7 @@ def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
     grid = load(tmp_path / "evaluation" / "results.json").examples
     assert len(grid) in range(2, 2 * proving.SHOWN + 1, 2)
     assert grid[0].query.label.endswith(": float student")
-    assert re.search(r": host onnx-fp32, \d+ bits flipped$", grid[1].query.label)
+    assert re.search(r": host onnx-fp32, \d+ bit flips$", grid[1].query.label)
     assert [len(row.hits) for row in grid[:2]] == [10, 10]
     assert [hit.distance for hit in grid[0].hits] == sorted(hit.distance or 0 for hit in grid[0].hits)
 
@@ -228,7 +228,7 @@ def test_measurements_of_others_become_rows_and_are_judged(proof: Path, call: Ca
     assert ElementTree.parse(proof / "junit.xml").getroot().get("tests") == "3"
     write_json(report, mac_report(after.models[1], bits_flipped=40))
     assert call("import-results", proof, report)[0] == 1
-    assert "apple-all onnx-fp16: flip rate" in load(proof / "results.json").gate.failures[0]
+    assert "apple-all onnx-fp16: bit flip rate" in load(proof / "results.json").gate.failures[0]
     write_json(report, mac_report(after.models[1], error="no Neural Engine"))
     assert call("import-results", proof, report)[0] == 1  # it broke where it should run
     write_json(report, mac_report(after.models[1]))

@@ -217,7 +217,7 @@ def test_a_failure_is_in_the_banner_and_in_its_row(tmp_path: Path) -> None:
     run = results(models=files, gate=check(files, Thresholds(), cells()))
     body = render(run, tmp_path).body
     assert "✗ Failed 2 of 3 models ran" in body
-    assert "onnx-fp32: mAP drop 0.0312 is over the limit 0.002" in body
+    assert "onnx-fp32: mAP drop 0.0312 is above the threshold 0.002" in body
     assert body.count("✗ failed") == 2
     assert body.count("✓ passed") == 1
     assert "INVALID_PROTOBUF" in body

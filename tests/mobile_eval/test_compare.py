@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.artifact import ExportedModel, ExportFailure
 from export.card import ModelMetadata
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
@@ -19,9 +19,12 @@ from gallery.files import sha256_of
 from gallery.index import GalleryIndex, create_gallery
 from gallery.results import MARGIN_BINS, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 from mobile_eval import compare
+from mobile_eval.devices.base import Device, DeviceOutput
+from mobile_eval.devices.host import Host
+from mobile_eval.evaluate import evaluate_on
 from mobile_eval.gate import check
 
-BITS, SIZE, QUERIES = 16, 8, 130  # more queries than one chunk, and not a multiple of it
+BITS, SIZE, QUERIES = 16, 8, 130
 SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3))
 RNG = np.random.default_rng(5)
 
@@ -32,23 +35,28 @@ def gallery(count: int = 40, multi: bool = False) -> GalleryIndex:
     return create_gallery("memory://", SPACE, codes, labels, [str(i) for i in range(count)])
 
 
-class Engine:
-    """A runtime that answers from a table: the first two channels of a picture's first pixel name its row."""
+class Table(Device):
+    """A device that answers from a table: the first two channels of an image's first pixel name its row."""
 
-    engine = "a table"
-    timed = True
+    name, formats = "host", ("onnx",)
 
     def __init__(self, logits: Any, codes: Any = None, space: str = SPACE.id, size: int = SIZE) -> None:
         self.logits, self.codes = logits, pack(logits) if codes is None else codes
         self.metadata = ModelMetadata(
             code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none"
         )
-        self.calls: list[int] = []
+        self.ran = 0
 
-    def run(self, pixels: Any) -> Any:
-        self.calls.append(len(pixels))
-        rows = pixels[:, 0, 0, 0].astype(int) + 256 * pixels[:, 0, 0, 1].astype(int)
-        return SimpleNamespace(codes=self.codes[rows], logits=self.logits[rows])
+    def prepare(self) -> None: ...
+
+    def push(self, models: Any, images: Any) -> None:
+        self.rows = images[:, 0, 0, 0].astype(int) + 256 * images[:, 0, 0, 1].astype(int)
+
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        self.ran += 1
+        return DeviceOutput(self.codes[self.rows], self.logits[self.rows], "a table", {"threads": 1})
+
+    def close(self) -> None: ...
 
 
 def numbered(queries: int) -> Any:
@@ -64,18 +72,14 @@ def float_student(queries: int = QUERIES) -> Any:
 def make_reference(logits: Any = None, **changes: Any) -> compare.FloatReference:
     logits = float_student() if logits is None else logits
     labels = changes.pop("labels", np.arange(len(logits)) % 2)
-    return compare.reference(numbered(len(logits)), logits, labels, changes.pop("gallery", gallery()), **changes)
+    return compare.make_reference(numbered(len(logits)), logits, labels, changes.pop("gallery", gallery()), **changes)
 
 
-def shipped(folder: Path, **changes: Any) -> compare.Shipped:
+def run_on(table: Table, folder: Path, reference: compare.FloatReference | None = None) -> Any:
+    """The row of a model on a device."""
     (folder / "m.onnx").write_bytes(b"weights")
-    return compare.Shipped(
-        **{"form": "onnx-fp32", "format": "onnx", "precision": "fp32", "path": "m.onnx", "root": folder, **changes}
-    )
-
-
-def check_with(engine: Any, folder: Path, against: compare.FloatReference | None = None, **changes: Any) -> Any:
-    return compare.check_file(shipped(folder, **changes), against or make_reference(), lambda path: engine, samples=3)
+    model = ExportedModel.of(folder / "m.onnx", "onnx", table.metadata)
+    return evaluate_on(table, [model], reference or make_reference()).rows[0]
 
 
 def slow_ap(code: Any, label: int, gallery: GalleryIndex, orders: int = 400) -> float:
@@ -91,13 +95,11 @@ def slow_ap(code: Any, label: int, gallery: GalleryIndex, orders: int = 400) -> 
 
 
 def test_the_float_student_itself_flips_nothing(tmp_path: Path) -> None:
-    row = check_with(Engine(float_student()), tmp_path)
+    row = run_on(Table(float_student()), tmp_path)
     assert (row.status, row.bits_compared, row.bits_flipped, row.bit_flip_rate) == ("ran", QUERIES * BITS, 0, 0.0)
     assert (row.map_drop, row.predicted_bit_flip_rate, row.flips_beyond_tolerance, row.worst) == (0.0, 0.0, 0, ())
     assert (row.engine, row.bytes, row.sha256) == ("a table", 7, sha256_of(tmp_path / "m.onnx"))
-    assert row.samples == 3
-    assert row.threads == 1
-    assert 0 <= row.p50_ms <= row.p90_ms <= row.p99_ms
+    assert (row.device, row.threads, row.path) == ("host", 1, "m.onnx")
 
 
 def test_known_flips_are_counted_and_placed(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_known_flips_are_counted_and_placed(tmp_path: Path) -> None:
     logits[7, 3], logits[99, 0], logits[99, 1] = 4e-4, 2e-3, -0.5  # bits 1, 1, 0
     moved = logits.copy()
     moved[7, 3], moved[99, 0], moved[99, 1] = -1e-4, -1e-4, 0.1
-    row = check_with(Engine(moved), tmp_path, make_reference(logits, tolerance=1e-3))
+    row = run_on(Table(moved), tmp_path, make_reference(logits, tolerance=1e-3))
     assert (row.bits_flipped, row.flips_beyond_tolerance) == (3, 2)
     assert row.worst == (WorstQuery(query=99, flipped=2), WorstQuery(query=7, flipped=1))
     assert row.bit_flip_rate == 3 / (QUERIES * BITS)
@@ -117,9 +119,9 @@ def test_a_zero_logit_is_a_zero_bit(tmp_path: Path) -> None:
     logits[:, 5] = 0.0
     nearly = logits.copy()
     nearly[:, 5] = -1e-6
-    assert check_with(Engine(nearly), tmp_path, make_reference(logits)).bits_flipped == 0
+    assert run_on(Table(nearly), tmp_path, make_reference(logits)).bits_flipped == 0
     nearly[:, 5] = 1e-6
-    row = check_with(Engine(nearly), tmp_path, make_reference(logits))
+    row = run_on(Table(nearly), tmp_path, make_reference(logits))
     assert (row.bits_flipped, row.flips_beyond_tolerance) == (QUERIES, 0)
 
 
@@ -127,7 +129,7 @@ def test_the_shipped_bytes_are_judged_and_not_the_logits(tmp_path: Path) -> None
     """A file whose packing is broken (here: the other bit order) fails although its logits are perfect."""
     logits = float_student()
     reversed_order = np.packbits(logits > 0, axis=1, bitorder="big")
-    row = check_with(Engine(logits, codes=reversed_order), tmp_path)
+    row = run_on(Table(logits, codes=reversed_order), tmp_path)
     assert row.predicted_bit_flip_rate == 0.0
     assert row.bit_flip_rate > 0.2
     assert not check([row], Thresholds()).passed
@@ -139,12 +141,12 @@ def test_flips_and_map_equal_an_independent_slow_count(seed: int, queries: int, 
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((queries, BITS)).astype(np.float32)
     moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
-    against = make_reference(logits, tolerance=0.3)
-    found = compare.compare(pack(moved), moved, against)
+    reference = make_reference(logits, tolerance=0.3)
+    found = compare.compare_to_float(pack(moved), moved, reference)
     flips = [(q, b) for q in range(queries) for b in range(BITS) if (logits[q, b] > 0) != (moved[q, b] > 0)]
     assert found["bits_flipped"] == len(flips)
     assert found["bits_compared"] == queries * BITS
-    assert found["flips_beyond_tolerance"] == sum(abs(float(logits[q, b])) > against.tolerance for q, b in flips)
+    assert found["flips_beyond_tolerance"] == sum(abs(float(logits[q, b])) > reference.tolerance for q, b in flips)
     counts = {q: sum(a == q for a, _ in flips) for q in range(queries)}
     expected = sorted((-n, q) for q, n in counts.items() if n)[: compare.WORST]
     assert [(-w.flipped, w.query) for w in found["worst"]] == expected
@@ -153,12 +155,12 @@ def test_flips_and_map_equal_an_independent_slow_count(seed: int, queries: int, 
 def test_map_equals_the_mean_over_random_tie_orders() -> None:
     logits = float_student(6)
     moved = logits + RNG.normal(0, 0.8, logits.shape).astype(np.float32)
-    against = make_reference(logits)
-    found = compare.compare(pack(moved), moved, against)
+    reference = make_reference(logits)
+    found = compare.compare_to_float(pack(moved), moved, reference)
     slow = [[slow_ap(code, q % 2, gallery()) for q, code in enumerate(pack(z))] for z in (logits, moved)]
-    assert against.map == pytest.approx(np.mean(slow[0]), abs=4e-3)
+    assert reference.map == pytest.approx(np.mean(slow[0]), abs=4e-3)
     assert found["map"] == pytest.approx(np.mean(slow[1]), abs=4e-3)
-    assert found["map_drop"] == pytest.approx(against.map - found["map"], abs=1e-12)
+    assert found["map_drop"] == pytest.approx(reference.map - found["map"], abs=1e-12)
 
 
 def test_multi_hot_labels_and_a_cut_are_passed_on() -> None:
@@ -198,7 +200,7 @@ def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
     broken[row_of_zero_bits, np.flatnonzero(logits[row_of_zero_bits] <= 0)[0]] = (
         np.nan
     )  # the bit stays 0: no flip at all
-    row = check_with(Engine(broken), tmp_path)
+    row = run_on(Table(broken), tmp_path)
     assert row.bits_flipped == 0
     assert math.isnan(row.predicted_bit_flip_rate)
     assert not check([row], Thresholds()).passed
@@ -207,16 +209,16 @@ def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
 def test_a_stale_code_space_is_refused_and_says_which_side(tmp_path: Path) -> None:
     stale = replace(SPACE, teacher_sha256="f" * 64)
     with pytest.raises(CodeSpaceMismatch, match="onnx-fp32 is stale"):
-        check_with(Engine(float_student(), space=stale.id), tmp_path)
+        run_on(Table(float_student(), space=stale.id), tmp_path)
     with pytest.raises(CodeSpaceMismatch, match="carry a code space"):
-        check_with(Engine(float_student(), space=""), tmp_path)
+        run_on(Table(float_student(), space=""), tmp_path)
 
 
 def test_nothing_of_a_stale_file_is_run(tmp_path: Path) -> None:
-    engine = Engine(float_student(), space="f" * 16)
+    engine = Table(float_student(), space="f" * 16)
     with pytest.raises(CodeSpaceMismatch):
-        check_with(engine, tmp_path)
-    assert engine.calls == []
+        run_on(engine, tmp_path)
+    assert engine.ran == 0
 
 
 @pytest.mark.parametrize(
@@ -230,10 +232,11 @@ def test_nothing_of_a_stale_file_is_run(tmp_path: Path) -> None:
     ],
 )
 def test_what_stops_a_file_is_kept_with_its_type(tmp_path: Path, error: Exception, status: str) -> None:
-    def open_model(path: Path) -> Any:
-        raise error
+    class Broken(Table):
+        def run(self, model: ExportedModel) -> DeviceOutput:
+            raise error
 
-    row = compare.check_file(shipped(tmp_path), make_reference(), open_model)
+    row = run_on(Broken(float_student()), tmp_path)
     assert (row.status, row.map, row.bytes) == (status, None, 7)
     assert row.reason.startswith(type(error).__name__)
     assert str(error) in row.reason
@@ -241,52 +244,59 @@ def test_what_stops_a_file_is_kept_with_its_type(tmp_path: Path, error: Exceptio
 
 
 def test_breaking_in_the_middle_is_a_failed_row(tmp_path: Path) -> None:
-    engine = Engine(float_student())
-    engine.logits = engine.logits[:100]  # the second chunk holds queries the table does not know
-    row = check_with(engine, tmp_path)
+    engine = Table(float_student())
+    engine.logits = engine.logits[:100]  # of 130 queries
+    row = run_on(engine, tmp_path)
     assert row.status == "failed"
     assert row.reason.startswith("IndexError")
 
 
 def test_ctrl_c_is_not_swallowed(tmp_path: Path) -> None:
-    def open_model(path: Path) -> Any:
-        raise KeyboardInterrupt
+    class Interrupted(Table):
+        def run(self, model: ExportedModel) -> DeviceOutput:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare.check_file(shipped(tmp_path), make_reference(), open_model)
+        run_on(Interrupted(float_student()), tmp_path)
 
 
-def test_the_file_must_be_there_and_be_the_promised_one(tmp_path: Path) -> None:
-    good = sha256_of(tmp_path / shipped(tmp_path).path)
-    assert check_with(Engine(float_student()), tmp_path, sha256=good).status == "ran"
-    forged = check_with(Engine(float_student()), tmp_path, sha256="0" * 64)
-    assert forged.status == "failed"
-    assert forged.reason.startswith("CorruptFile")
-    assert "m.onnx" in forged.reason
-    absent = check_with(Engine(float_student()), tmp_path, path="gone.onnx")
-    assert absent.status == "failed"
-    assert "FileNotFoundError" in absent.reason
+def test_a_model_that_is_gone_fails(tmp_path: Path) -> None:
+    metadata = Table(float_student()).metadata
+    gone = ExportedModel(tmp_path / "gone.onnx", "onnx", metadata, "0" * 64, 7)
+    (row,) = evaluate_on(Host(samples=0), [gone], make_reference()).rows
+    assert row.status == "failed"
+    assert "gone.onnx" in row.reason
+
+
+def test_a_variant_that_was_not_exported_is_a_skipped_row_in_its_place(tmp_path: Path) -> None:
+    table, path = Table(float_student()), tmp_path / "m.onnx"
+    path.write_bytes(b"weights")
+    models = [ExportFailure("onnx-fp16", "no op"), ExportedModel.of(path, "onnx", table.metadata)]
+    rows = evaluate_on(table, [*models, ExportFailure("coreml-fp16", "no op")], make_reference()).rows
+    assert [(row.variant, row.status, row.reason) for row in rows] == [
+        ("onnx-fp16", "skipped", "no op"), ("onnx-fp32", "ran", ""),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "engine",
     [
-        Engine(float_student(), size=SIZE + 1),
-        Engine(float_student()[:, :8]),
-        Engine(float_student(), codes=pack(float_student())[:, :1]),
+        Table(float_student(), size=SIZE + 1),
+        Table(float_student()[:, :8]),
+        Table(float_student(), codes=pack(float_student())[:, :1]),
     ],
 )
-def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: Engine) -> None:
-    row = check_with(engine, tmp_path)
+def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: Table) -> None:
+    row = run_on(engine, tmp_path)
     assert row.status == "failed"
-    assert row.reason.startswith("InputError")
+    assert row.reason.startswith(("InputError", "CorruptFile"))
     assert "found" in row.reason
 
 
 @pytest.mark.parametrize("logits", [float_student(5)[:, :8], float_student(4), np.full((5, BITS), np.nan, np.float32)])
 def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
     with pytest.raises(InputError, match="float-student logits"):
-        compare.reference(numbered(5), logits, np.zeros(5, int), gallery())
+        compare.make_reference(numbered(5), logits, np.zeros(5, int), gallery())
 
 
 def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
@@ -315,7 +325,7 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((9, BITS)).astype(np.float32)
     moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
-    found = compare.compare(pack(moved), moved, make_reference(logits))
+    found = compare.compare_to_float(pack(moved), moved, make_reference(logits))
     kept = [
         len(set(slow_nearest(a, gallery(), 10)) & set(slow_nearest(b, gallery(), 10)))
         for a, b in zip(pack(logits), pack(moved), strict=True)
@@ -328,7 +338,10 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
 
 def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
     logits = float_student(4)
-    assert compare.compare(pack(-logits), -logits, make_reference(logits, gallery=gallery(3)))["recall_at_10"] == 1.0
+    assert (
+        compare.compare_to_float(pack(-logits), -logits, make_reference(logits, gallery=gallery(3)))["recall_at_10"]
+        == 1.0
+    )
 
 
 def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
@@ -336,9 +349,9 @@ def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_
     bare = compare.FloatReference(numbered(6), logits, SPACE)
     unlabelled = make_reference(logits, labels=None)
     assert (bare.map, unlabelled.map) == (None, None)
-    row = check_with(Engine(logits), tmp_path, bare)
+    row = run_on(Table(logits), tmp_path, bare)
     assert (row.status, row.bits_flipped, row.map, row.map_drop, row.recall_at_10) == ("ran", 0, None, None, None)
-    row = check_with(Engine(logits), tmp_path, unlabelled)
+    row = run_on(Table(logits), tmp_path, unlabelled)
     assert (row.bits_flipped, row.map, row.map_drop, row.recall_at_10) == (0, None, None, 1.0)
     assert check([row], Thresholds()).passed
 
@@ -346,29 +359,29 @@ def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_
 def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> None:
     logits = float_student()
     all_of_them = make_reference(logits)
-    few = all_of_them.some(5)
-    assert few.places.tolist() == [0, 32, 64, 97, 129]
-    assert np.array_equal(few.logits, logits[few.places])
-    assert np.array_equal(few.pixels, all_of_them.pixels[few.places])
-    alone = compare.reference(few.pixels, few.logits, np.arange(QUERIES)[few.places] % 2, gallery())
+    few = all_of_them.subset(5)
+    assert few.query_indices.tolist() == [0, 32, 64, 97, 129]
+    assert np.array_equal(few.logits, logits[few.query_indices])
+    assert np.array_equal(few.pixels, all_of_them.pixels[few.query_indices])
+    alone = compare.make_reference(few.pixels, few.logits, np.arange(QUERIES)[few.query_indices] % 2, gallery())
     assert few.map == alone.map != all_of_them.map
-    assert np.array_equal(few.nearest, all_of_them.nearest[few.places])
-    assert all_of_them.some(QUERIES) is all_of_them
+    assert np.array_equal(few.nearest, all_of_them.nearest[few.query_indices])
+    assert all_of_them.subset(QUERIES) is all_of_them
     moved = few.logits.copy()
     moved[3, :4] *= -1
-    assert compare.compare(pack(moved), moved, few)["worst"] == (WorstQuery(query=97, flipped=4),)
+    assert compare.compare_to_float(pack(moved), moved, few)["worst"] == (WorstQuery(query=97, flipped=4),)
 
 
 def test_bits_unlike_the_hosts_are_counted_and_the_sure_ones_listed() -> None:
-    few = make_reference(np.ones((6, BITS), np.float32)).some(3)  # places 0, 2 (or 3) and 5
+    few = make_reference(np.ones((6, BITS), np.float32)).subset(3)  # places 0, 2 (or 3) and 5
     host = few.logits.copy()
     host[1, 2], host[2, 7] = 5e-4, np.nan
     there = np.nan_to_num(host.copy(), nan=1.0)
     there[0, 4], there[1, 2], there[2, 7] = -1.0, -5e-4, 1.0
-    found = compare.compare_hosts(pack(there), there, pack(host), host, few)
+    found = compare.compare_to_host(pack(there), there, pack(host), host, few)
     assert (found["host_flips"], found["host_flips_beyond"]) == (3, 2)
     assert found["disagreements"][0] == BitDisagreement(query=0, bit=4, logit=-1.0, host=1.0)
     assert (found["disagreements"][1].query, found["disagreements"][1].bit) == (5, 7)
-    many = compare.compare_hosts(pack(-few.logits), -few.logits, pack(few.logits), few.logits, few)
+    many = compare.compare_to_host(pack(-few.logits), -few.logits, pack(few.logits), few.logits, few)
     assert many["host_flips_beyond"] == 3 * BITS
     assert len(many["disagreements"]) == min(MAX_DISAGREEMENTS, 3 * BITS)

@@ -1,4 +1,4 @@
-"""Every device has its rows whatever happens to it, and what it says is held against the host."""
+"""Every device has its rows whatever happens to it, and what it says is held reference the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, DeviceLost, InputError, MissingBackend
 from gallery.index import open_gallery
 from gallery.results import Thresholds
-from mobile_eval.compare import FloatReference, reference
+from mobile_eval.compare import FloatReference, make_reference
 from mobile_eval.devices import browser_setup, devices_by_name
 from mobile_eval.devices.android import Android
 from mobile_eval.devices.arm64 import Arm64
@@ -27,7 +27,7 @@ from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
 from mobile_eval.devices.subprocess_device import describe_exit
-from mobile_eval.evaluate import everywhere, run_on
+from mobile_eval.evaluate import evaluate, evaluate_on
 from mobile_eval.gate import check, exit_code
 from tests.mobile_eval.bundles import BITS, SPACE, Good
 
@@ -36,8 +36,8 @@ OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH",
 
 
 @pytest.fixture(scope="module")
-def against(good: Good) -> FloatReference:
-    return reference(good.pixels, good.logits, good.labels, open_gallery(good.gallery, SPACE))
+def reference(good: Good) -> FloatReference:
+    return make_reference(good.pixels, good.logits, good.labels, open_gallery(good.gallery, SPACE))
 
 
 class Other(Host):
@@ -68,42 +68,42 @@ class Unplugged(Other):
         raise DeviceLost(f"{self.name} to stay connected", describe_exit(worker.wait(60), ""), "Connect it again.")
 
 
-def test_the_host_runs_every_file(good: Good, against: FloatReference) -> None:
-    lane = run_on(Host(samples=2), good.manifest.files, against)
-    assert [(row.device, row.variant, row.status) for row in lane.rows] == [("host", form, "ran") for form in FILES]
-    row = lane.rows[0]
+def test_the_host_runs_every_file(good: Good, reference: FloatReference) -> None:
+    results = evaluate_on(Host(samples=2), good.manifest.files, reference)
+    assert [(row.device, row.variant, row.status) for row in results.rows] == [("host", form, "ran") for form in FILES]
+    row = results.rows[0]
     assert (row.path, row.sha256, row.samples) == ("query-fp32.onnx", good.manifest.files[0].sha256, 2)
     assert (row.bits_compared, row.flips_beyond_tolerance, row.map_drop) == (40 * BITS, 0, 0.0)
-    assert row.map == against.map
+    assert row.map == reference.map
     assert row.host_flips is None
-    assert np.array_equal(lane.outcomes[row.sha256].codes, pack(good.logits))
-    assert check(lane.rows, Thresholds()).passed
+    assert np.array_equal(results.outputs[row.sha256].codes, pack(good.logits))
+    assert check(results.rows, Thresholds()).passed
 
 
-def test_a_file_that_breaks_costs_only_its_row(good: Good, against: FloatReference, tmp_path: Path) -> None:
+def test_a_file_that_breaks_costs_only_its_row(good: Good, reference: FloatReference, tmp_path: Path) -> None:
     first, second = good.manifest.files
     (tmp_path / first.path.name).write_bytes(first.path.read_bytes()[:-400])
     broken = replace(first, path=tmp_path / first.path.name)
-    lane = run_on(Host(samples=1), [broken, second], against)
-    assert [row.status for row in lane.rows] == ["failed", "ran"]
-    assert lane.rows[0].reason.startswith(("CorruptFile: ", "WorkerFailed: "))
-    assert exit_code(check(lane.rows, Thresholds())) == 1
+    results = evaluate_on(Host(samples=1), [broken, second], reference)
+    assert [row.status for row in results.rows] == ["failed", "ran"]
+    assert results.rows[0].reason.startswith(("CorruptFile: ", "WorkerFailed: "))
+    assert exit_code(check(results.rows, Thresholds())) == 1
 
 
 def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(
-    good: Good, against: FloatReference
+    good: Good, reference: FloatReference
 ) -> None:
     first, second = good.manifest.files
     large = replace(first, card=replace(first.card, size=32))
-    assert [row.status for row in run_on(Host(samples=1), [large, second], against).rows] == ["failed", "ran"]
+    assert [row.status for row in evaluate_on(Host(samples=1), [large, second], reference).rows] == ["failed", "ran"]
     with pytest.raises(CodeSpaceMismatch, match="onnx-fp32"):
-        run_on(Host(samples=1), [replace(first, card=replace(first.card, code_space="f" * 16)), second], against)
+        evaluate_on(Host(samples=1), [replace(first, card=replace(first.card, code_space="f" * 16)), second], reference)
 
 
-def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, against: FloatReference) -> None:
+def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, reference: FloatReference) -> None:
     devices = [Host(samples=1), Unplugged(), Other(name="tablet")]
-    lanes, notes = everywhere(devices, good.manifest.files, against, 10)
-    rows = [row for lane in lanes for row in lane.rows]
+    found, notes = evaluate(devices, good.manifest.files, reference, 10)
+    rows = [row for one in found for row in one.rows]
     assert [(row.device, row.status) for row in rows] == [
         ("host", "ran"), ("host", "ran"), ("phone", "ran"), ("phone", "skipped"), ("tablet", "ran"), ("tablet", "ran"),
     ]  # fmt: skip
@@ -125,15 +125,15 @@ def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good,
     ids=["no userland", "no browser", "no adapter", "no phone"],
 )
 def test_a_device_that_is_not_there_is_rows_with_the_reason(
-    absent: Callable[[Path], Device], good: Good, against: FloatReference, tmp_path: Path
+    absent: Callable[[Path], Device], good: Good, reference: FloatReference, tmp_path: Path
 ) -> None:
     device = absent(tmp_path)
-    lane = run_on(device, good.manifest.files, against)
-    assert [(row.device, row.variant, row.status) for row in lane.rows] == [
+    results = evaluate_on(device, good.manifest.files, reference)
+    assert [(row.device, row.variant, row.status) for row in results.rows] == [
         (device.name, form, "skipped") for form in FILES
     ]
-    assert all(row.reason.startswith("MissingBackend: expected ") for row in lane.rows)
-    assert all(row.bytes and row.sha256 for row in lane.rows), "what other tools measure there can still be imported"
+    assert all(row.reason.startswith("MissingBackend: expected ") for row in results.rows)
+    assert all(row.bytes and row.sha256 for row in results.rows), "what other tools measure there can still be imported"
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def of_process(path: Path) -> bytes:
 
 
 def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
-    engines: Path, good: Good, against: FloatReference
+    engines: Path, good: Good, reference: FloatReference
 ) -> None:
     class Dying(Browser):
         ran = 0
@@ -177,8 +177,8 @@ def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
             return super().run(file)
 
     devices = [Dying(folder=engines, samples=1), Host(samples=1)]
-    lanes, _ = everywhere(devices, good.manifest.files, against, 5)
-    rows = [row for lane in lanes for row in lane.rows]
+    found, _ = evaluate(devices, good.manifest.files, reference, 5)
+    rows = [row for one in found for row in one.rows]
     assert [(row.device, row.status) for row in rows] == [
         ("browser-wasm-1t", "ran"), ("browser-wasm-1t", "skipped"), ("host", "ran"), ("host", "ran"),
     ]  # fmt: skip
@@ -187,8 +187,8 @@ def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
     assert exit_code(check(rows, Thresholds(), strict=True)) == 2
 
 
-def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, against: FloatReference) -> None:
-    """One bit in 640 is no flip rate to speak of; only the host tells that it should not be."""
+def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, reference: FloatReference) -> None:
+    """One bit in 640 is no bit flip rate to speak of; only the host tells that it should not be."""
 
     def turned(outcome: DeviceOutput) -> DeviceOutput:
         assert outcome.logits is not None
@@ -196,9 +196,9 @@ def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, agains
         logits[1, 4] *= -1
         return replace(outcome, codes=pack(logits), logits=logits)
 
-    lanes, _ = everywhere([Other(turned)], good.manifest.files, against, 10)
-    row = lanes[0].rows[0]
-    asked = against.some(10).places
+    found, _ = evaluate([Other(turned)], good.manifest.files, reference, 10)
+    row = found[0].rows[0]
+    asked = reference.subset(10).query_indices
     assert asked is not None
     assert (row.host_flips, row.host_flips_beyond) == (1, 1)
     (one,) = row.disagreements
@@ -206,59 +206,59 @@ def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, agains
     assert one.host == pytest.approx(good.logits[asked[1], 4], abs=1e-4)
     assert one.logit == -one.host
     verdict = check([row], Thresholds())
-    assert any("phone onnx-fp32: disagrees with the host" in sentence for sentence in verdict.failures)
+    assert any("phone onnx-fp32: against the host" in sentence for sentence in verdict.failures)
 
 
-def test_few_pictures_give_the_map_of_all(good: Good, against: FloatReference) -> None:
+def test_few_pictures_give_the_map_of_all(good: Good, reference: FloatReference) -> None:
     """Where the answers are the host's, so is the figure; a difference on the few moves it by what it makes there."""
-    lanes, _ = everywhere([Host(samples=1), Other(), Other(lambda o: replace(o, codes=~o.codes), "mad")],
-                          good.manifest.files[:1], against, 7)  # fmt: skip
-    host, same, mad = (lane.rows[0] for lane in lanes)
+    found, _ = evaluate([Host(samples=1), Other(), Other(lambda o: replace(o, codes=~o.codes), "mad")],
+                          good.manifest.files[:1], reference, 7)  # fmt: skip
+    host, same, mad = (one.rows[0] for one in found)
     assert (same.map, same.map_drop) == (pytest.approx(host.map, abs=1e-12), pytest.approx(host.map_drop, abs=1e-12))
-    few = lanes[1].against
+    few = found[1].reference
     assert same.bits_compared == 7 * BITS
     assert few.map is not None
     assert abs(few.map - host.map) > 1e-3, "the figure of the few alone is another"
     assert mad.bit_flip_rate == 1.0
-    alone = run_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], few)
+    alone = evaluate_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], few)
     assert alone.rows[0].map is None, "without the host there is nothing to correct"
-    here = reference(few.pixels, few.logits, few.labels, open_gallery(good.gallery, SPACE))
-    drop = run_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], here).rows[0].map_drop
+    here = make_reference(few.pixels, few.logits, few.labels, open_gallery(good.gallery, SPACE))
+    drop = evaluate_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], here).rows[0].map_drop
     assert mad.map_drop == pytest.approx(host.map_drop + drop, abs=1e-9)
 
 
-def test_latency_alone_is_a_row_without_codes(good: Good, against: FloatReference) -> None:
+def test_latency_alone_is_a_row_without_codes(good: Good, reference: FloatReference) -> None:
     timed = Other(lambda o: DeviceOutput(None, None, "benchmark", {"p50_ms": 2.0}))
-    lanes, notes = everywhere([Host(samples=1), timed], good.manifest.files, against, 10)
-    row = lanes[1].rows[0]
+    found, notes = evaluate([Host(samples=1), timed], good.manifest.files, reference, 10)
+    row = found[1].rows[0]
     assert (row.status, row.p50_ms, row.bit_flip_rate, row.host_flips) == ("ran", 2.0, None, None)
     assert notes == []
-    assert check([row for lane in lanes for row in lane.rows], Thresholds()).passed
+    assert check([row for one in found for row in one.rows], Thresholds()).passed
 
 
-def test_answers_of_another_shape_are_this_files_failure(good: Good, against: FloatReference) -> None:
-    lane = run_on(Other(lambda o: replace(o, codes=o.codes[:-1])), good.manifest.files[:1], against)
-    assert (lane.rows[0].status, lane.rows[0].reason[:11]) == ("failed", "CorruptFile")
+def test_answers_of_another_shape_are_this_files_failure(good: Good, reference: FloatReference) -> None:
+    results = evaluate_on(Other(lambda o: replace(o, codes=o.codes[:-1])), good.manifest.files[:1], reference)
+    assert (results.rows[0].status, results.rows[0].reason[:11]) == ("failed", "CorruptFile")
 
 
-def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, against: FloatReference) -> None:
-    lanes, notes = everywhere([Other(), *devices_by_name(["coreml-reference"], 1)], good.manifest.files, against, 10)
-    assert [lane.device for lane in lanes] == ["phone", "coreml-reference"]
-    assert [row.host_flips for row in lanes[0].rows] == [0, 0]
+def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, reference: FloatReference) -> None:
+    found, notes = evaluate([Other(), *devices_by_name(["coreml-reference"], 1)], good.manifest.files, reference, 10)
+    assert [one.device for one in found] == ["phone", "coreml-reference"]
+    assert [row.host_flips for row in found[0].rows] == [0, 0]
     assert notes == ["coreml-reference: none of the bundle's files is for it"]
 
 
 def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
-    good: Good, against: FloatReference, tmp_path: Path
+    good: Good, reference: FloatReference, tmp_path: Path
 ) -> None:
     class Bare(Host):
         def run(self, file: ExportedModel) -> DeviceOutput:
             raise MissingBackend("onnxruntime", "none", "Install it.")
 
-    lanes, notes = everywhere([Bare(), Other()], good.manifest.files, against, 10)
-    assert [row.status for row in lanes[0].rows] == ["skipped"] * 2
+    found, notes = evaluate([Bare(), Other()], good.manifest.files, reference, 10)
+    assert [row.status for row in found[0].rows] == ["skipped"] * 2
     assert notes[0].startswith("phone onnx-fp32: not compared with the host, where it did not run: MissingBackend")
-    assert lanes[1].rows[0].map is None
+    assert found[1].rows[0].map is None
 
 
 MAC, UNITS = platform.system() == "Darwin", ("cpu-only", "cpu-and-gpu", "cpu-and-ne", "all")
