@@ -136,7 +136,7 @@ def _measure(context: RunContext, models: TrainedModels, folder: Path) -> Export
 
     data, logits = context.data, pair_logits(context, models)
     pixels, labels = context.data.pixels[context.resolved.student_img_size][data.query], data.labels[data.query]
-    reference = make_reference(pixels, logits.student_queries, labels, models.gallery, data.cut)
+    reference = make_reference(pixels, logits.student_queries, labels, models.gallery, data.top_k)
     student, start = Student(**export_request(context, models.student, models.space)), context.resolved.student
     exported, quantization = _export(student, folder)
     return ExportTrial(

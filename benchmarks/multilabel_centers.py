@@ -80,13 +80,14 @@ class MultilabelCenters(StrictModel):
         from distill import data
         from distill.data.dataset import QUERY, TRAIN
         from distill.data.list_files import listed_labels
+        from distill.data.protocol_specs import PUBLISHED
         from distill.data.protocols import VARIABLE
-        from distill.data.published import PUBLISHED
 
         root = self.root or os.environ.get(VARIABLE)
         if name in PUBLISHED and root:
             return listed_labels(name, TRAIN, Path(root)), listed_labels(name, QUERY, Path(root))
-        images = data.load(name, {32}, self.runs / "cache", seed=seed, root=self.root)
+        options = data.DataConfig(seed, data_root=self.root)
+        images = data.load(name, {32}, self.runs / "cache", options)
         if images.labels.ndim == 1:
             raise InputError("multi-label data", f"{name}, with one label an image", "Choose another --data.")
         return images.labels[images.train], images.labels[images.query]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,6 @@ from gallery.encode import ShardCache
 from gallery.errors import InputError
 
 Role = Literal["teacher", "student"]
-DATA_OPTIONS = {"seed", "query_fraction", "validation_fraction", "strict"}
 
 
 class DatasetFingerprint(StrictModel):
@@ -51,7 +50,7 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
 
     def make() -> ResolvedConfig:
         student = pretrained.backbone_info(pretrained.find_pretrained(config.student, config.student_weights))
-        image_size, gpu = data.native_size(config.data, config.data_root), device().type == "cuda"
+        image_size, gpu = data.median_image_size(config.data, config.data_root), device().type == "cuda"
         if not config.reuse_gallery:
             teacher = pretrained.backbone_info(pretrained.find_pretrained(config.teacher, config.teacher_weights))
             return resolve(config, teacher, student, image_size, gpu)
@@ -74,9 +73,8 @@ def open_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContex
     resolved = resolve_config(run_dir, config)
     with run_dir.stage("data", f"reading {config.data}"), main_process_first() as first:
         sizes = {resolved.teacher_img_size, resolved.student_img_size}
-        dataset = data.load(config.data, sizes, cache, root=config.data_root,
-                            unlabelled=config.unlabeled_data, unseen=config.num_unseen_classes,
-                            **config.model_dump(include=DATA_OPTIONS))  # fmt: skip
+        options = {field.name: getattr(config, field.name) for field in fields(data.DataConfig)}
+        dataset = data.load(config.data, sizes, cache, data.DataConfig(**options))
         if first:
             data.save_split(dataset, run_dir.folder / "split.csv")
     return RunContext(run_dir, config, resolved, dataset)

@@ -121,9 +121,9 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             logits, pixels = pair_logits(context, models), data.pixels[context.resolved.student_img_size]
             queries, labels, student = pixels[data.query], data.labels[data.query], pack(logits.student_queries)
             teacher = None if logits.teacher_queries is None else pack(logits.teacher_queries)
-            scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.cut)
+            scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.top_k)
             tolerance = context.config.thresholds.logit_tolerance
-            reference = make_reference(queries, logits.student_queries, labels, index, data.cut, tolerance)
+            reference = make_reference(queries, logits.student_queries, labels, index, data.top_k, tolerance)
             (host,), _ = evaluate([Host()], (*manifest.files, *manifest.refused), reference)
             examples = retrieval_grid(
                 index, spread(scores[results.STUDENT_GALLERY].per_query), student, labels,
@@ -162,7 +162,7 @@ def build_results(
         center_distance=min_distance(hash_centers_of(context)),
         protocol=results.EvaluationProtocol(
             dataset=data.name, classes=len(data.classes), train=len(data.train), validation=len(data.validation),
-            gallery=len(data.gallery), query=len(data.query), top_k=data.cut, seed=config.seed,
+            gallery=len(data.gallery), query=len(data.query), top_k=data.top_k, seed=config.seed,
         ),
         model_summaries=tuple(model_summaries(context, models)),
         pairs=tuple(
@@ -174,7 +174,7 @@ def build_results(
         quantization=json.loads(quantization.read_text()) if quantization.exists() else None,
         curves=tuple(training_curves(context)),
         examples=examples,
-        skipped=tuple(results.Skipped(path=one.name, reason=one.reason) for one in data.skipped),
+        skipped=data.skipped,
         seconds=context.run_dir.seconds,
         system=describe(),
     )  # fmt: skip

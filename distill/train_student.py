@@ -198,7 +198,7 @@ def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: 
     if teacher is None and not np.isin(data.train, data.gallery).all():
         fix = "Mark them as gallery too, or put teacher.safetensors beside its codes."
         raise InputError("training images that the gallery has codes of", "some that it has none of", fix)
-    unlabeled = np.concatenate([unlabeled, data.unlabelled]) if teacher else unlabeled
+    unlabeled = np.concatenate([unlabeled, data.unlabeled]) if teacher else unlabeled
     if len(unlabeled) > (most := MAX_UNLABELED * len(data.train)):
         log.info("  the student uses %d of %d unlabeled images", most, len(unlabeled))
         unlabeled = np.sort(np.random.default_rng(context.config.seed).choice(unlabeled, most, replace=False))

@@ -179,7 +179,7 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) 
     thresholds = thresholds.model_copy(update={"min_map_ratio": None})
     gallery = open_gallery(command.gallery or run.gallery, manifest.space)
     pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
-    reference = make_reference(pixels[data.query], logits, labels, gallery, data.cut, thresholds.logit_tolerance)
+    reference = make_reference(pixels[data.query], logits, labels, gallery, data.top_k, thresholds.logit_tolerance)
     gallery_image = None if command.gallery else lambda index: pixels[data.gallery[index]]
     description = f"the {len(data.query):,} queries of {data.name}"
     return EvaluationInputs(reference, description, thresholds, data.classes, gallery_image)

@@ -33,10 +33,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `in`, eighty pictures of four classes, and `runs/r`, a finished run of 16 bits."""
     from PIL import Image
 
-    from distill.data import load
+    from distill.data import DataConfig, load
 
     folder = tmp_path_factory.mktemp("made")
-    data = load("embedded", {32}, folder / "cache", seed=0)
+    data = load("embedded", {32}, folder / "cache", DataConfig(seed=0))
     for label, name in ((0, "shirt"), (1, "trouser"), (8, "bag"), (9, "boot")):
         (folder / "in" / name).mkdir(parents=True)
         for i in data.query[data.labels[data.query] == label][:20]:

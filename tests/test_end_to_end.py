@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distill.data import load
+from distill.data import DataConfig, load
 from distill.metrics_log import read_metrics
 from gallery.codespace import CodeSpace
 from gallery.index import open_gallery
@@ -39,7 +39,7 @@ SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of the embedded set, forty PNGs each, and one file that is no picture."""
     folder = tmp_path_factory.mktemp("catalogue")
-    data = load("embedded", {32}, folder / "cache", seed=0)
+    data = load("embedded", {32}, folder / "cache", DataConfig(seed=0))
     for label, name in enumerate(("shirt", "trouser", "bag", "boot")):
         (folder / "in" / name).mkdir(parents=True)
         wanted = data.query[data.labels[data.query] == (0, 1, 8, 9)[label]][:40]

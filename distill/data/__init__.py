@@ -1,7 +1,7 @@
-"""The road from a user's or a protocol's pictures to memory-mapped uint8 squares."""
+"""From a user's or a protocol's images to memory-mapped uint8 squares with labels and splits."""
 
 from distill.data.dataset import Dataset as Dataset
-from distill.data.dataset import Skipped as Skipped
+from distill.data.load import DataConfig as DataConfig
 from distill.data.load import load as load
-from distill.data.load import native_size as native_size
+from distill.data.load import median_image_size as median_image_size
 from distill.data.splits import save_split as save_split

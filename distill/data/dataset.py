@@ -1,4 +1,4 @@
-"""A set of labelled pictures as the rest of the house sees it, and the listing it is made from."""
+"""Dataset (decoded), and ImageList, which it is made from (before decoding)."""
 
 from __future__ import annotations
 
@@ -13,37 +13,31 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gallery.results import Skipped
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Indices = NDArray[np.int64]
-TRAIN, GALLERY, QUERY = PARTS = ("train", "gallery", "query")
-VALIDATION, UNLABELLED = "validation", "unlabelled"
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A picture that could not be used, and why."""
-
-    name: str
-    reason: str
+TRAIN, GALLERY, QUERY = SPLITS = ("train", "gallery", "query")
+VALIDATION, UNLABELED = "validation", "unlabeled"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """N decoded pictures with labels and splits.
+    """N decoded images with labels and splits.
 
-    protocol:    one sentence: where train, gallery and query come from, who drew the split, by which seed
+    protocol:    one sentence: where train, gallery and query come from, who made the split, by which seed
     labels:      int64 `[N]` into `classes`, or multi-hot bool `[N, C]`; -1 or an empty row where there is none
-    names:       what a person calls each picture, a relative path
+    names:       a relative path, or another name of each image
     train, validation, gallery, query: indices into N; validation is held out of train but stays in the gallery
     pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
-    fingerprint: SHA-256 over classes, names, labels, splits and the contents of the picture files
-    unlabelled:  indices into N of pictures to learn from without a label, in no other part
-    unseen:      classes of which no picture is in train or validation, by choice
-    cut:         R of the mAP@R in which results on this protocol are published; None for the whole gallery
+    fingerprint: SHA-256 over classes, names, labels, splits and the contents of the image files
+    unlabeled:   indices into N of images to learn from without a label, in no other split
+    unseen:      classes of which no image is in train or validation, by choice
+    top_k:       R of the mAP@R in which results on this protocol are published; None for the whole gallery
 
-    A few of the N may be in no part, such as the training pictures of an unseen class.
+    A few of the N may be in no split, such as the training images of an unseen class.
     """
 
     name: str
@@ -58,9 +52,9 @@ class Dataset:
     pixels: Mapping[int, NDArray[np.uint8]]
     skipped: tuple[Skipped, ...]
     fingerprint: str
-    unlabelled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
+    unlabeled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
     unseen: tuple[str, ...] = ()
-    cut: int | None = None
+    top_k: int | None = None
 
     @cached_property
     def seen(self) -> Indices:
@@ -69,74 +63,70 @@ class Dataset:
 
 
 def present(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
-    """Which of `count` classes occur in `labels`, int `[n]` or multi-hot `[n, count]`."""
+    """Return which of `count` classes occur in `labels`, int `[n]` or multi-hot `[n, count]`."""
     return np.asarray(labels.any(0) if labels.ndim == 2 else np.bincount(labels, minlength=count) > 0)
 
 
 class ImageSource(Protocol):
-    """Where a listing's pixels come from.  An `InputError` from `read` or `shorter_side` condemns one picture."""
+    """Where the pixels come from.  An `InputError` from `read` or `shorter_side` means that one image is skipped."""
 
     def stamp(self) -> str:
-        """A hash of all that changes when a picture does, found without decoding any."""
+        """Return a hash of all that changes when an image does, found without decoding any."""
 
     def read(self, index: int) -> tuple[Image, str]:
-        """The upright RGB picture, and the SHA-256 of what it was read from."""
+        """Return the upright RGB image, and the SHA-256 of what it was read from."""
 
     def shorter_side(self, index: int) -> int:
-        """Pixels, from the header alone."""
+        """Return the shorter side in pixels, from the header alone."""
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """What a source says of its pictures before any is decoded; names, labels, parts and pictures are aligned.
+    """The images of a source before any is decoded; names, labels and splits are in the order of `source`.
 
-    labels:  of each picture, exactly one where not `multi`; none of those that are unlabelled
-    parts:   those of `PARTS` each picture is in, or `UNLABELLED`; all others empty where the split is to be drawn
-    origin:  who made the split, where it is not drawn
+    labels:  of each image, exactly one where not `multi`; none of those that are unlabeled
+    splits:  those of `SPLITS` each image is in, or `UNLABELED`; all others empty where the split is to be sampled
+    split_source: who made the split, where it is not sampled
     classes: their order where the source fixes it, else sorted
     skipped: files found that are no candidates
-    published: pictures in train, gallery and query as published, where they are known
-    cut:     as in `Dataset`
+    published_sizes: numbers of images in train, gallery and query as published, where they are known
+    top_k:   as in `Dataset`
     """
 
     name: str
     names: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
-    parts: tuple[frozenset[str], ...]
-    pictures: ImageSource
-    origin: str = ""
+    splits: tuple[frozenset[str], ...]
+    source: ImageSource
+    split_source: str = ""
     multi: bool = False
     classes: tuple[str, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
-    published: tuple[int | None, ...] = ()
-    cut: int | None = None
+    published_sizes: tuple[int | None, ...] = ()
+    top_k: int | None = None
 
 
 class ConcatSource:
-    """The pictures of several listings, one after another."""
+    """The images of several lists, one after another."""
 
-    def __init__(self, listings: Sequence[ImageList]) -> None:
-        self.sources = [listing.pictures for listing in listings]
-        self.starts = [0, *accumulate(len(listing.names) for listing in listings)]
+    def __init__(self, lists: Sequence[ImageList]) -> None:
+        self.sources = [images.source for images in lists]
+        self.starts = [0, *accumulate(len(images.names) for images in lists)]
 
     def stamp(self) -> str:
         return hashlib.sha256("".join(source.stamp() for source in self.sources).encode()).hexdigest()
 
     def read(self, index: int) -> tuple[Image, str]:
-        source, place = self._find(index)
-        return source.read(place)
+        which = bisect(self.starts, index) - 1
+        return self.sources[which].read(index - self.starts[which])
 
     def shorter_side(self, index: int) -> int:
-        source, place = self._find(index)
-        return source.shorter_side(place)
-
-    def _find(self, index: int) -> tuple[ImageSource, int]:
         which = bisect(self.starts, index) - 1
-        return self.sources[which], index - self.starts[which]
+        return self.sources[which].shorter_side(index - self.starts[which])
 
 
-def join(*listings: ImageList) -> ImageList:
-    """The first listing with the pictures of all."""
-    columns = ("names", "labels", "parts", "skipped")
-    joined: dict[str, Any] = {c: tuple(chain.from_iterable(getattr(part, c) for part in listings)) for c in columns}
-    return replace(listings[0], **joined, pictures=ConcatSource(listings))
+def join(*lists: ImageList) -> ImageList:
+    """Return the first list with the images of all."""
+    columns = ("names", "labels", "splits", "skipped")
+    joined: dict[str, Any] = {c: tuple(chain.from_iterable(getattr(one, c) for one in lists)) for c in columns}
+    return replace(lists[0], **joined, source=ConcatSource(lists))

@@ -1,8 +1,8 @@
-"""Pictures are decoded once, into `<cache>/<key>/<size>.npy`: uint8 `[N, size, size, 3]`, opened memory-mapped.
+"""Memory-mapped cache of decoded images: `<cache>/<key>/<size>.npy`, uint8 `[N, size, size, 3]`.
 
-The key is a hash of the listing (path, size, modification time and mode of each file), the resize rule and Pillow's
+The key is a hash of the list (path, size, modification time and mode of each file), the resize rule and Pillow's
 version.  Beside each array lies `<size>.json`, written after it: the array's own size and time, so that nothing else
-is taken for it; the digests of the files; and the ledger of pictures that could not be read.
+is taken for it; the digests of the files; and the images that could not be read.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ import PIL
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from distill.data.dataset import ImageSource, Indices, Skipped
+from distill.data.dataset import ImageSource, Indices
 from distill.data.decode import to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
-from gallery.files import acquire_lock, atomic_path, write_json
+from gallery.files import acquire_lock, atomic_path, remove_partial, write_json
+from gallery.results import Skipped
 
 BYTES = hashlib.sha256().digest_size
 T = TypeVar("T")
 Record = dict[str, Any]
-DeviceOutput = tuple[str, list[NDArray[np.uint8]]] | str  # a picture's SHA-256 and squares, or why there are none
+DecodeResult = tuple[str, list[NDArray[np.uint8]]] | str  # an image's SHA-256 and squares, or why there are none
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The pictures that could be read: indices into the listing, SHA-256 of their files, their squares by size."""
+    """The images that could be read: indices into the list, SHA-256 of their files, their squares by size."""
 
     kept: Indices
     skipped: tuple[Skipped, ...]
@@ -48,12 +49,12 @@ class DecodedImages:
     pixels: dict[int, NDArray[np.uint8]]
 
 
-def decoded(pictures: ImageSource, names: Sequence[str], sizes: Sequence[int], cache: Path) -> DecodedImages:
-    """Opens the squares of `pictures` at `sizes`, after decoding them where that has not been done.
+def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], cache: Path) -> DecodedImages:
+    """Open the squares of the images at `sizes`, after decoding them where that has not been done.
 
     Raises `InputError` when the cache cannot be written, e.g. for want of room.
     """
-    key = f"{Preprocessing.resize}\0{PIL.__version__}\0{pictures.stamp()}"
+    key = f"{Preprocessing.resize}\0{PIL.__version__}\0{source.stamp()}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     path, fix = folder / ".lock", "Choose another cache folder."
     try:
@@ -62,26 +63,26 @@ def decoded(pictures: ImageSource, names: Sequence[str], sizes: Sequence[int], c
         log.info("another process is decoding the same images: waiting for it")
         lock = acquire_lock(path, fix)
     with lock:
-        record = _up_to_date(folder, pictures, len(names), sizes)
+        record = _load_or_decode(folder, source, len(names), sizes)
     reasons = dict(record["skipped"])
     kept = np.array([i for i in range(len(names)) if i not in reasons], np.int64)
-    skipped = tuple(Skipped(names[i], reason) for i, reason in reasons.items())
+    skipped = tuple(Skipped(path=names[i], reason=reason) for i, reason in reasons.items())
     digests = bytes.fromhex(record["digests"])
     each = tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES))
     return DecodedImages(kept, skipped, each, {size: _open(folder, size, len(kept)) for size in sizes})
 
 
-def _up_to_date(folder: Path, pictures: ImageSource, count: int, sizes: Sequence[int]) -> Record:
-    """Fills in the sizes that are missing, or all where they are not of the same pictures; returns their record."""
-    old = {size: record for size in sizes if (record := _record(folder, size, count))}
+def _load_or_decode(folder: Path, source: ImageSource, count: int, sizes: Sequence[int]) -> Record:
+    """Decode the sizes that are missing, or all where they are not of the same images; return their record."""
+    old = {size: record for size in sizes if (record := _read_record(folder, size, count))}
     missing = [size for size in sizes if size not in old]
-    records = [*old.values(), *([_fill(folder, pictures, count, missing)] if missing else [])]
+    records = [*old.values(), *([_decode_sizes(folder, source, count, missing)] if missing else [])]
     same = all(record[kind] == records[0][kind] for record in records for kind in ("digests", "skipped"))
-    return records[0] if same else _fill(folder, pictures, count, sizes)
+    return records[0] if same else _decode_sizes(folder, source, count, sizes)
 
 
-def _record(folder: Path, size: int, count: int) -> Record | None:
-    """What was noted of a whole array; None where there is none, or it is not as it was written."""
+def _read_record(folder: Path, size: int, count: int) -> Record | None:
+    """Return the record of an array; None where there is none, or the array is not as it was written."""
     path = folder / f"{size}.json"
     try:
         record: Record = json.loads(path.read_bytes())
@@ -105,14 +106,13 @@ def _open(folder: Path, size: int, count: int) -> NDArray[np.uint8]:
     path = folder / f"{size}.npy"
     array: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.shape != (count, size, size, 3) or array.dtype != np.uint8:
-        raise CorruptFile(f"{count} pictures of {size} px in {path}", str(array.shape), f"Delete {folder}.")
+        raise CorruptFile(f"{count} images of {size} px in {path}", str(array.shape), f"Delete {folder}.")
     return array
 
 
-def _fill(folder: Path, pictures: ImageSource, count: int, sizes: Sequence[int]) -> Record:
-    """Decodes every picture once and writes its squares at all `sizes`; returns the arrays' common record."""
-    for draft in folder.glob(".[0-9]*"):  # left by a killed run: the lock says that nobody is writing
-        shutil.rmtree(draft)
+def _decode_sizes(folder: Path, source: ImageSource, count: int, sizes: Sequence[int]) -> Record:
+    """Decode every image once, write its squares at all `sizes`, and return the arrays' common record."""
+    remove_partial(folder)
     need, free = sum(count * size * size * 3 for size in sizes), shutil.disk_usage(folder).free
     if need > free:
         raise _no_room(folder, need, f"{free:,} free")
@@ -120,30 +120,30 @@ def _fill(folder: Path, pictures: ImageSource, count: int, sizes: Sequence[int])
     digests: list[str] = []
     try:
         with ExitStack() as stack:
-            streams = [stack.enter_context(_growing(folder / f"{size}.npy", size)) for size in sizes]
-            for i, outcome in enumerate(track(_outcomes(pictures, count, sizes), "decoding pictures", count)):
-                if isinstance(outcome, str):
-                    skipped.append([i, outcome])
+            streams = [stack.enter_context(_open_growing_npy(folder / f"{size}.npy", size)) for size in sizes]
+            for i, result in enumerate(track(_decode_iter(source, count, sizes), "decoding images", count)):
+                if isinstance(result, str):
+                    skipped.append([i, result])
                     continue
-                digests.append(outcome[0])
-                for stream, square in zip(streams, outcome[1], strict=True):
+                digests.append(result[0])
+                for stream, square in zip(streams, result[1], strict=True):
                     stream.write(square.data)
         record: Record = {"digests": "".join(digests), "skipped": skipped}
         for size in sizes:
             write_json(folder / f"{size}.json", {**record, "array": _state(folder, size)})
-    except OSError as error:  # of writing: those of reading are in the ledger
+    except OSError as error:  # of writing: those of reading are in `skipped`
         raise _no_room(folder, need, str(error)) from error
     return record
 
 
 def _no_room(folder: Path, need: int, found: str) -> InputError:
     fix = "Free some space, choose another cache folder, or ask for smaller inputs."
-    return InputError(f"room for {need:,} bytes of decoded pictures in {folder}", found, fix)
+    return InputError(f"room for {need:,} bytes of decoded images in {folder}", found, fix)
 
 
 @contextmanager
-def _growing(path: Path, size: int) -> Iterator[BinaryIO]:
-    """A .npy that pictures are appended to; its header is written again at the end, with their number.
+def _open_growing_npy(path: Path, size: int) -> Iterator[BinaryIO]:
+    """Open a .npy that images are appended to; its header is written again at the end, with their number.
 
     numpy pads the header so that the first axis may grow.  Appending, unlike a memory map, reports a full disk.
     """
@@ -161,21 +161,21 @@ def _write_header(stream: BinaryIO, count: int, size: int) -> None:
     np.lib.format.write_array_header_1_0(stream, header)
 
 
-def _outcomes(pictures: ImageSource, count: int, sizes: Sequence[int]) -> Iterator[DeviceOutput]:
-    def work(index: int) -> DeviceOutput:
+def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Iterator[DecodeResult]:
+    def work(index: int) -> DecodeResult:
         try:
-            image, digest = pictures.read(index)
+            image, digest = source.read(index)
         except InputError as error:
             return error.found
         return digest, [to_square(image, size) for size in sizes]
 
-    with warnings.catch_warnings():  # Pillow's remarks on odd metadata; what matters is in the ledger
+    with warnings.catch_warnings():  # Pillow's remarks on odd metadata; what matters is in `skipped`
         warnings.filterwarnings("ignore", module="PIL")
-        yield from _in_order(work, count, os.cpu_count() or 1)
+        yield from _parallel_map(work, count, os.cpu_count() or 1)
 
 
-def _in_order(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
-    """`work(0), work(1), ...` by threads (Pillow decodes without the GIL), a few ahead of the consumer."""
+def _parallel_map(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
+    """Yield `work(0), work(1), ...` by threads (Pillow decodes without the GIL), a few ahead of the consumer."""
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[T]] = deque()
         for i in range(count):

@@ -1,4 +1,4 @@
-"""Pictures in folders: `class/...`, or `train|gallery|query/class/...`."""
+"""Images in folders: `class/...`, or `train|gallery|query/class/...`."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from distill.data.dataset import PARTS, QUERY, TRAIN, ImageList, Skipped
+from distill.data.dataset import QUERY, SPLITS, TRAIN, ImageList
 from distill.data.decode import decode, shorter_side
 from gallery.errors import InputError
 from gallery.files import sha256_of
+from gallery.results import Skipped
 
-# Found beside pictures and clearly none: passed over in silence, like hidden files.
-NO_PICTURE = re.compile(
+# Found beside images and clearly none: passed over in silence, like hidden files.
+NO_IMAGE = re.compile(
     r".*\.(txt|md|[ct]sv|jsonl?|xml|ya?ml|html?|pdf|log|db|ini|parquet|np[yz]|mat|py|zip|gz|tar)", re.I
 )
-SPLIT_WORDS = frozenset((*PARTS, "test", "val", "valid", "validation", "database", "db", "retrieval"))
+SPLIT_NAMES = frozenset((*SPLITS, "test", "val", "valid", "validation", "database", "db", "retrieval"))
 
 
 class ImageFiles:
-    """Picture files below `root`."""
+    """Image files below `root`."""
 
     def __init__(self, root: Path, paths: Sequence[Path]) -> None:
         self.root, self.paths = root, paths
 
     def stamp(self) -> str:
-        """SHA-256 over path, size, modification time and mode of each file."""
+        """Return a SHA-256 over path, size, modification time and mode of each file."""
         digest = hashlib.sha256(os.fsencode(self.root.resolve()))
         for path in self.paths:
             try:
                 s = path.stat()
                 state = f"{s.st_size} {s.st_mtime_ns} {s.st_mode}"
-            except OSError as error:  # reading it will put it on record
+            except OSError as error:  # reading it will report it
                 state = str(error.errno)
             digest.update(os.fsencode(path.relative_to(self.root)) + f"\0{state}\n".encode())
         return digest.hexdigest()
@@ -48,54 +49,55 @@ class ImageFiles:
 
 
 def list_folder(root: Path) -> ImageList:
-    """Lists the pictures below `root`, sorted by name.
+    """List the images below `root`, sorted by name.
 
     Links are followed, since the owner of the folder made them, but no folder is visited twice.  Raises
     `InputError` for a folder that cannot be read, or whose first level is a split not known here.
     """
     skipped: list[Skipped] = []
-    depth = 1 if _has_parts(root) else 0
+    depth = 1 if _has_splits(root) else 0
     found = sorted((name_of(path, root), path) for path in walk(root, skipped))
-    skipped += [Skipped(name, "not inside a class folder") for name, _ in found if name.count("/") <= depth]
-    pictures = [(name, path) for name, path in found if name.count("/") > depth]
-    steps = [name.split("/") for name, _ in pictures]
+    outside = [name for name, _ in found if name.count("/") <= depth]
+    skipped += [Skipped(path=name, reason="not inside a class folder") for name in outside]
+    images = [(name, path) for name, path in found if name.count("/") > depth]
+    steps = [name.split("/") for name, _ in images]
     return ImageList(
         name=root.resolve().name,
-        names=tuple(name for name, _ in pictures),
+        names=tuple(name for name, _ in images),
         labels=tuple((step[depth],) for step in steps),
-        parts=tuple(frozenset(step[:depth]) for step in steps),
-        pictures=ImageFiles(root, [path for _, path in pictures]),
-        origin="split given by the folder's first level",
+        splits=tuple(frozenset(step[:depth]) for step in steps),
+        source=ImageFiles(root, [path for _, path in images]),
+        split_source="split given by the folder's first level",
         skipped=tuple(skipped),
     )
 
 
 def name_of(path: Path, root: Path) -> str:
-    """`path` below `root`, as text that can be written."""
+    """Return `path` below `root`, as text that can be written."""
     return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _has_parts(root: Path) -> bool:
-    """Whether the first level of `root` is a split rather than the classes."""
+def _has_splits(root: Path) -> bool:
+    """Return whether the first level of `root` is a split rather than the classes."""
     tops = {path.name for path in _entries(root) if os.path.isdir(path)}
-    if {TRAIN, QUERY} <= tops <= set(PARTS):
+    if {TRAIN, QUERY} <= tops <= set(SPLITS):
         return True
-    if tops and tops <= SPLIT_WORDS:
+    if tops and tops <= SPLIT_NAMES:
         found = f"{', '.join(sorted(tops))} in {root}"
         raise InputError("class folders, or train, query and perhaps gallery", found, "Rename or add folders.")
     return False
 
 
 def walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Files that may be pictures, in every folder below `root` once."""
+    """Yield the files that may be images, in every folder below `root` once."""
     folders, seen = [root], {os.path.realpath(root)}
     while folders:
         for path in _entries(folders.pop()):
             if not os.path.isdir(path):
-                if not NO_PICTURE.fullmatch(path.name):
+                if not NO_IMAGE.fullmatch(path.name):
                     yield path
             elif (real := os.path.realpath(path)) in seen:
-                skipped.append(Skipped(name_of(path, root), "a link to a folder that is listed already"))
+                skipped.append(Skipped(path=name_of(path, root), reason="a link to a folder that is listed already"))
             else:
                 seen.add(real)
                 folders.append(path)

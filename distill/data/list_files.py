@@ -1,8 +1,8 @@
 """Published list files: in each line a path, then a 0 or 1 for every class.
 
-Those of `coco`, say, are sought below the data root as `coco/{train,test,database}.txt` and
+Those of `coco`, say, are searched for below the data root as `coco/{train,test,database}.txt` and
 `splits/hashnet_coco_*.txt`, plain or compressed by xz.  A list may come from anywhere: its paths are not followed but
-matched against the set's pattern, so that nothing but a picture's own name reaches the file system.
+matched against the set's pattern, so that nothing but an image's own name reaches the file system.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import lzma
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, ImageList
 from distill.data.image_folder import ImageFiles
-from distill.data.published import PUBLISHED, Protocol
+from distill.data.protocol_specs import PUBLISHED, PublishedSplit
 from gallery.errors import InputError
 
 MAX_BYTES = 1 << 28  # of a list, unpacked; the largest real one has 31 MB
@@ -30,106 +30,110 @@ Lines = Sequence[tuple[str, str]]  # where, and what
 
 
 @dataclass
-class _Entry:
+class _ListEntry:
     fields: dict[str, str]
     bits: list[str]
-    parts: set[str] = field(default_factory=set)
+    splits: set[str] = field(default_factory=set)
 
 
 def list_published(protocol: str, root: Path, seed: int) -> ImageList:
-    """Lists a protocol's pictures, sorted by name.  The split is that of the lists, whatever the `seed`.
+    """List a protocol's images, sorted by name.  The split is that of the lists, whatever the `seed`.
 
     Queries that are in the database list too, as all of COCO's are, are taken out of the gallery: they would find
     themselves.  Raises `InputError` for lists or a set that cannot be had, and for a line that is not of its list.
     """
     spec = PUBLISHED[protocol]
-    folder = (root / spec.home.folder).resolve()
+    folder = (root / spec.dataset.folder).resolve()
     if not folder.is_dir():
-        raise spec.home.absent(root)
-    classes, entries = _merged(spec, {part: _lines(protocol, part, root) for part in FILES})
+        raise spec.dataset.missing_error(root)
+    classes, entries = _merge(spec, {split: _read_list(protocol, split, root) for split in FILES})
     files = sorted(entries)
     labels = [tuple(c for c, bit in zip(classes, entries[f].bits, strict=True) if bit == "1") for f in files]
-    names = [_place(folder, spec, entries[f].fields, own) for f, own in zip(files, labels, strict=True)]
+    names = [_find_image(folder, spec, entries[f].fields, own) for f, own in zip(files, labels, strict=True)]
     if not any(os.path.exists(f"{folder}/{name}") for name in names):
-        raise spec.home.absent(root, "none of its pictures")
-    twice = sum({QUERY, GALLERY} <= entry.parts for entry in entries.values())
+        raise spec.dataset.missing_error(root, "none of its images")
+    twice = sum({QUERY, GALLERY} <= entry.splits for entry in entries.values())
+    less = f", less {twice} queries in its database" if twice else ""
+    for entry in entries.values():
+        entry.splits |= {GALLERY} if spec.train_in_gallery and TRAIN in entry.splits else set()
+        entry.splits -= {GALLERY} if QUERY in entry.splits else set()
     return ImageList(
         name=protocol,
         names=tuple(names),
         labels=tuple(labels),
-        parts=tuple(frozenset(p - {GALLERY} if QUERY in p else p) for p in (entries[f].parts for f in files)),
-        pictures=ImageFiles(folder, [folder / name for name in names]),
-        origin=f"{spec.origin}{f', less {twice} queries in its database' if twice else ''} (mAP@{spec.cut or 'all'})",
+        splits=tuple(frozenset(entries[f].splits) for f in files),
+        source=ImageFiles(folder, [folder / name for name in names]),
+        split_source=f"{spec.split_source}{less} (mAP@{spec.top_k or 'all'})",
         multi=bool(spec.classes),
         classes=classes,
-        published=spec.sizes,
-        cut=spec.cut,
+        published_sizes=spec.sizes,
+        top_k=spec.top_k,
     )
 
 
-def listed_labels(protocol: str, part: str, root: Path) -> NDArray[np.bool_]:
-    """The classes of a part's pictures, `[N, C]`, as its list has them: no picture need be at hand."""
-    _, entries = _merged(PUBLISHED[protocol], {TRAIN: (), part: _lines(protocol, part, root)})
+def listed_labels(protocol: str, split: str, root: Path) -> NDArray[np.bool_]:
+    """Return the classes of a split's images, `[N, C]`, as its list has them: no image need be there."""
+    _, entries = _merge(PUBLISHED[protocol], {TRAIN: (), split: _read_list(protocol, split, root)})
     return np.array([entry.bits for entry in entries.values()]) == "1"
 
 
-def _merged(spec: Protocol, lists: dict[str, Lines]) -> tuple[tuple[str, ...], dict[str, _Entry]]:
-    """The classes in the order of the columns, and what the lists together say of each picture."""
+def _merge(spec: PublishedSplit, lists: dict[str, Lines]) -> tuple[tuple[str, ...], dict[str, _ListEntry]]:
+    """Return the classes in the order of the columns, and the labels and splits of each image."""
     named = set(re.findall(r"/(n\d{8})_", "\n".join(line for _, line in lists[TRAIN])))
-    classes, entries = tuple(spec.classes.split(",") if spec.classes else sorted(named)), dict[str, _Entry]()
+    classes, entries = tuple(spec.classes.split(",") if spec.classes else sorted(named)), dict[str, _ListEntry]()
     pattern = re.compile(PREFIX + spec.path, re.ASCII)
-    for part, where, line in ((part, *row) for part, lines in lists.items() for row in lines):
-        new = _entry(spec, pattern, len(classes), where, line)
+    for split, where, line in ((split, *row) for split, lines in lists.items() for row in lines):
+        new = _parse_line(spec, pattern, len(classes), where, line)
         entry = entries.setdefault(new.fields["file"], new)
         if entry.bits != new.bits:
-            fix = f"Take all lists from one place, {spec.lists_from}."
-            raise InputError(f"the same labels wherever a picture is listed ({where})", new.fields["file"], fix)
-        entry.parts.add(part)
+            fix = f"Take all lists from one place, {spec.lists_url}."
+            raise InputError(f"the same labels wherever an image is listed ({where})", new.fields["file"], fix)
+        entry.splits.add(split)
     return classes, entries
 
 
-def _entry(spec: Protocol, pattern: re.Pattern[str], columns: int, where: str, line: str) -> _Entry:
+def _parse_line(spec: PublishedSplit, pattern: re.Pattern[str], columns: int, where: str, line: str) -> _ListEntry:
     text, *bits = line.split()
     match, ones = pattern.fullmatch(text), bits.count("1")
     if match and len(bits) == columns == ones + bits.count("0") and (spec.classes or ones == 1):
-        return _Entry(match.groupdict(), bits)
+        return _ListEntry(match.groupdict(), bits)
     kind = f"{columns} labels, each 0 or 1" + ("" if spec.classes else " and one of them 1")
     found = f"{text[:80]!r} and {len(bits)} labels, {ones} of them 1"
-    raise InputError(f"a path like {spec.path} and {kind}, in {where}", found, f"Take it anew from {spec.lists_from}.")
+    raise InputError(f"a path like {spec.path} and {kind}, in {where}", found, f"Take it anew from {spec.lists_url}.")
 
 
-def _place(folder: Path, spec: Protocol, fields: dict[str, str], labels: Sequence[str]) -> str:
-    """Where a picture lies below `folder`: by the first layout that leads to one."""
+def _find_image(folder: Path, spec: PublishedSplit, fields: dict[str, str], labels: Sequence[str]) -> str:
+    """Return where an image lies below `folder`: by the first layout that leads to one."""
     places = [layout.format(**fields, label="".join(labels[:1])) for layout in spec.layouts]
     return next((place for place in places if os.path.exists(f"{folder}/{place}")), places[0])
 
 
-def _lines(name: str, part: str, root: Path) -> Lines:
-    """The lines of a part's list; where there is none, perhaps those of the set's own lists."""
-    spec, file = PUBLISHED[name], FILES[part]
+def _read_list(name: str, split: str, root: Path) -> Lines:
+    """Return the lines of a split's list; where there is none, perhaps those of the set's own lists."""
+    spec, file = PUBLISHED[name], FILES[split]
     stems = (f"{name}/{file}", f"splits/{spec.lists}_{file}")
     places = [root / f"{stem}{ending}" for stem in stems for ending in (".txt", ".txt.xz")]
     if path := next(filter(Path.is_file, places), None):
-        return list(_numbered(path))
-    if part == GALLERY and spec.own:
-        return [row for pair in OWN_LISTS for row in _side_by_side(spec, root, *pair)]
-    lost = "  Its only known copy is the one in the archive." if part == GALLERY and spec.lists.endswith("_m") else ""
-    fix = f"Take it from {spec.lists_from}, and put it there.{lost}"
+        return _read_lines(path)
+    if split == GALLERY and spec.database_from_set:
+        return [row for pair in OWN_LISTS for row in _zip_lists(spec, root, *pair)]
+    lost = "  Its only known copy is the one in the archive." if split == GALLERY and spec.lists.endswith("_m") else ""
+    fix = f"Take it from {spec.lists_url}, and put it there.{lost}"
     raise InputError(f"the {file} list of {name} at {' or '.join(map(str, places))}", "none", fix)
 
 
-def _side_by_side(spec: Protocol, root: Path, *names: str) -> Iterator[tuple[str, str]]:
-    """Rows of two files, one of paths and one of labels."""
-    paths = [root / spec.home.folder / name for name in names]
+def _zip_lists(spec: PublishedSplit, root: Path, *names: str) -> Lines:
+    """Join the rows of two files, one of paths and one of labels."""
+    paths = [root / spec.dataset.folder / name for name in names]
     if lost := [path.name for path in paths if not path.is_file()]:
-        raise spec.home.absent(root, f"no {lost[0]}")
-    pictures, labels = (list(_numbered(path)) for path in paths)
-    if len(pictures) != len(labels):
-        raise spec.home.absent(root, f"{len(pictures)} rows in {names[0]}, {len(labels)} in {names[1]}")
-    yield from ((where, f"{text} {bits}") for (where, text), (_, bits) in zip(pictures, labels, strict=True))
+        raise spec.dataset.missing_error(root, f"no {lost[0]}")
+    images, labels = map(_read_lines, paths)
+    if len(images) != len(labels):
+        raise spec.dataset.missing_error(root, f"{len(images)} rows in {names[0]}, {len(labels)} in {names[1]}")
+    return [(where, f"{text} {bits}") for (where, text), (_, bits) in zip(images, labels, strict=True)]
 
 
-def _numbered(path: Path) -> Iterator[tuple[str, str]]:
+def _read_lines(path: Path) -> Lines:
     try:
         with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -137,5 +141,5 @@ def _numbered(path: Path) -> Iterator[tuple[str, str]]:
             raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
         lines = raw.decode().splitlines()
     except (OSError, ValueError, EOFError, lzma.LZMAError) as error:
-        raise InputError(f"a list of pictures at {path}", str(error), "Download it again.") from error
-    yield from ((f"line {i} of {path.name}", line) for i, line in enumerate(lines, 1) if line.strip())
+        raise InputError(f"a list of images at {path}", str(error), "Download it again.") from error
+    return [(f"line {i} of {path.name}", line) for i, line in enumerate(lines, 1) if line.strip()]

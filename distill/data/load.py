@@ -1,4 +1,4 @@
-"""The way in: from a source's name to a `Dataset`."""
+"""From the name of a source to a Dataset."""
 
 from __future__ import annotations
 
@@ -6,127 +6,102 @@ import hashlib
 import json
 import stat
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.data import fashion_mnist
-from distill.data.dataset import Dataset, ImageList, Indices, Skipped
-from distill.data.decode_cache import decoded
+from distill.data.dataset import Dataset, ImageList, Indices
+from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
 from distill.data.manifest import list_manifest
 from distill.data.protocols import PROTOCOLS, list_protocol
-from distill.data.splits import Split, encode_labels, split
-from distill.data.unlabeled import join_unlabelled
+from distill.data.splits import Split, SplitConfig, encode_labels, split
+from distill.data.unlabeled import join_unlabeled
 from gallery.console import log
 from gallery.errors import InputError
+from gallery.results import Skipped
 
 MANIFESTS = (".csv", ".parquet", ".pq")
 SAMPLE = 200
 LARGEST = 2048
 
 
-def load(
-    source: str,
-    sizes: Iterable[int],
-    cache: Path,
-    *,
-    seed: int,
-    query_fraction: float = 0.2,
-    validation_fraction: float = 0.05,
-    strict: bool = False,
-    root: Path | None = None,
-    unlabelled: Sequence[str | Path] = (),
-    unseen: int = 0,
-) -> Dataset:
-    """Loads `source` with its pictures decoded at each of `sizes`.
+@dataclass(frozen=True)
+class DataConfig(SplitConfig):
+    """Options of a data set, named as those of the command line.
+
+    strict: an image that cannot be used is an error, not an entry in `skipped`
+    data_root: folder of the protocols' data sets; without it TWINHASH_DATA names it
+    unlabeled_data: folders of images to learn from without labels; copies of queries are left out
+    """
+
+    strict: bool = False
+    data_root: Path | None = None
+    unlabeled_data: Sequence[str | Path] = ()
+
+
+def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig) -> Dataset:
+    """Load `source` with its images decoded at each of `sizes`; raises `InputError` that says what to do.
 
     source: "embedded", "fashion_mnist", a protocol's name, or the path of an image folder or a CSV or Parquet manifest
-    cache:  folder of decoded pictures, shared by all sources
-    query_fraction: share of each class drawn as queries where the source has no split
-    validation_fraction: share of train held out, by `seed` too
-    strict: a picture that cannot be used is an error, not an entry in `skipped`
-    root:   folder of the protocols' data sets; otherwise TWINHASH_DATA says which
-    unlabelled: folders of pictures to learn from without labels; those whose file is a query's too are left out
-    unseen: number of classes, drawn by `seed`, that stay in gallery and query but of which train sees no picture
-    Raises `InputError` that says what to do.
+    cache_dir: folder of decoded images, shared by all sources
     """
-    wanted = _check(sizes, query_fraction, validation_fraction)
-    listing = join_unlabelled(_list(source, cache, root, seed), unlabelled)
-    if not listing.names:
-        _judge(listing, listing.skipped, strict)
-    encode_labels(listing, np.arange(len(listing.names)))  # to fail before hours of decoding
-    pictures = decoded(listing.pictures, listing.names, wanted, cache)
-    skipped = listing.skipped + pictures.skipped
-    _judge(listing, skipped, strict)
-    classes, labels = encode_labels(listing, pictures.kept)
-    own = split(listing, pictures.kept, classes, labels, seed, query_fraction, validation_fraction, unseen)
-    own = own._replace(unlabelled=_without_leaks(own, pictures.digests))
-    names = tuple(listing.names[i] for i in pictures.kept)
-    content = hashlib.sha256(b"".join(pictures.digests)).hexdigest()
-    arrays = [labels, own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabelled])]
+    wanted = sorted(set(sizes))
+    if not wanted or wanted[0] < 1 or wanted[-1] > LARGEST:
+        raise InputError(f"input sizes from 1 to {LARGEST} pixels", str(wanted), "Choose others.")
+    images = join_unlabeled(_list_images(source, cache_dir, options.data_root, options.seed), options.unlabeled_data)
+    if not images.names:
+        _report_skipped(images, images.skipped, options.strict)
+    encode_labels(images)  # to fail before hours of decoding
+    decoded = decode_all(images.source, images.names, wanted, cache_dir)
+    skipped = images.skipped + decoded.skipped
+    _report_skipped(images, skipped, options.strict)
+    names = tuple(images.names[i] for i in decoded.kept)
+    rows, splits = [images.labels[i] for i in decoded.kept], [images.splits[i] for i in decoded.kept]
+    images = replace(images, names=names, labels=tuple(rows), splits=tuple(splits))
+    classes, labels = encode_labels(images)
+    own = split(images, (classes, labels), options)
+    own = own._replace(unlabeled=_drop_query_copies(own, decoded.digests))
+    content = hashlib.sha256(b"".join(decoded.digests)).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps([classes, names, content]).encode())
+    for array in (labels, own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabeled])):
+        fingerprint.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return Dataset(
-        name=listing.name,
+        name=images.name,
         classes=classes,
         labels=labels,
         names=names,
         **own._asdict(),
-        pixels=pictures.pixels,
+        pixels=decoded.pixels,
         skipped=skipped,
-        fingerprint=_fingerprint([classes, names, content], arrays),
-        cut=listing.cut,
+        fingerprint=fingerprint.hexdigest(),
+        top_k=images.top_k,
     )
 
 
-def native_size(source: str, root: Path | None = None) -> int:
-    """Median shorter side, in pixels, of up to 200 of the source's pictures, from their headers."""
+def median_image_size(source: str, data_root: Path | None = None) -> int:
+    """Return the median shorter side, in pixels, of up to 200 of the source's images, from their headers."""
     if source in fashion_mnist.SOURCES:
         return fashion_mnist.EDGE
-    listing, reason = _list(source, Path(), root, 0), "none"
+    images, reason = _list_images(source, Path(), data_root, 0), "none"
     sides = []
-    for i in np.unique(np.linspace(0, max(0, len(listing.names) - 1), min(SAMPLE, len(listing.names)), dtype=int)):
+    for i in np.unique(np.linspace(0, max(0, len(images.names) - 1), min(SAMPLE, len(images.names)), dtype=int)):
         try:
-            sides.append(listing.pictures.shorter_side(int(i)))
+            sides.append(images.source.shorter_side(int(i)))
         except InputError as error:
-            reason = f"{listing.names[i]}: {error.found}"
+            reason = f"{images.names[i]}: {error.found}"
     if not sides:
-        raise InputError(f"pictures in {source}", reason, "Point --data at a folder or manifest of pictures.")
+        raise InputError(f"images in {source}", reason, "Point --data at a folder or manifest of images.")
     return int(np.median(sides))
 
 
-def _fingerprint(texts: Sequence[Any], arrays: Sequence[NDArray[Any]]) -> str:
-    digest = hashlib.sha256(json.dumps(texts).encode())
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
-
-
-def _check(sizes: Iterable[int], query_fraction: float, validation_fraction: float) -> Sequence[int]:
-    wanted = sorted(set(sizes))
-    if not wanted or wanted[0] < 1 or wanted[-1] > LARGEST:
-        raise InputError(f"input sizes from 1 to {LARGEST} pixels", str(wanted), "Choose others.")
-    if not (0 < query_fraction < 1 and 0 <= validation_fraction < 1):
-        found = f"{query_fraction} and {validation_fraction}"
-        raise InputError("shares of queries and validation between 0 and 1", found, "Choose others.")
-    return wanted
-
-
-def _without_leaks(own: Split, digests: Sequence[bytes]) -> Indices:
-    """The pictures without labels, less copies of queries: what a query is to find must not be taught by itself."""
-    queries = {digests[i] for i in own.query}
-    leaks = np.array([digests[i] in queries for i in own.unlabelled], bool)
-    if leaks.any():
-        log.warning("left out %d pictures without labels that are copies of queries", leaks.sum())
-    return own.unlabelled[~leaks]
-
-
-def _list(source: str, cache: Path, root: Path | None, seed: int) -> ImageList:
-    if make := fashion_mnist.SOURCES.get(source):
-        return make(cache)
+def _list_images(source: str, cache_dir: Path, data_root: Path | None, seed: int) -> ImageList:
+    if list_source := fashion_mnist.SOURCES.get(source):
+        return list_source(cache_dir)
     if source in PROTOCOLS:
-        return list_protocol(source, root, seed)
+        return list_protocol(source, data_root, seed)
     path, mode, found = Path(source), 0, f"{source}, which is neither"
     try:
         mode = path.stat().st_mode
@@ -140,11 +115,20 @@ def _list(source: str, cache: Path, root: Path | None, seed: int) -> ImageList:
     raise InputError(expected, found, f"Check the path, or name a protocol: {', '.join(PROTOCOLS)}.")
 
 
-def _judge(listing: ImageList, skipped: Sequence[Skipped], strict: bool) -> None:
-    total = len(listing.names) + len(listing.skipped)
-    few = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
+def _report_skipped(images: ImageList, skipped: Sequence[Skipped], strict: bool) -> None:
+    total = len(images.names) + len(images.skipped)
+    few = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
     found = f"{len(skipped)} of {total} that cannot be used: {few}"
     if len(skipped) == total or (strict and skipped):
-        raise InputError(f"readable pictures in {listing.name}", found, "Repair or remove these, or add others.")
+        raise InputError(f"readable images in {images.name}", found, "Repair or remove these, or add others.")
     if skipped:
         log.warning("skipped %s", found)
+
+
+def _drop_query_copies(own: Split, digests: Sequence[bytes]) -> Indices:
+    """Return the unlabeled images, less copies of queries: training must not see what a query is to find."""
+    queries = {digests[i] for i in own.query}
+    copies = np.array([digests[i] in queries for i in own.unlabeled], bool)
+    if copies.any():
+        log.warning("left out %d unlabeled images that are copies of queries", copies.sum())
+    return own.unlabeled[~copies]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import GALLERY, PARTS, VALIDATION, ImageList
+from distill.data.dataset import GALLERY, SPLITS, VALIDATION, ImageList
 from distill.data.image_folder import ImageFiles
 from gallery.errors import InputError
 
@@ -32,7 +32,7 @@ class _ManifestEntry:
 
 def list_manifest(path: Path) -> ImageList:
     """Read a manifest, sorted by path.  Raises `InputError` that names the row and what is wrong."""
-    first, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+    first, rows = _read_rows(path)
     root, entries = Path(os.path.realpath(path.parent)), dict[str, _ManifestEntry]()
     for number, row in enumerate(rows, first):
         if any(value is not None and value != "" for value in row.values()):
@@ -42,46 +42,40 @@ def list_manifest(path: Path) -> ImageList:
         name=path.stem if path.stem != "manifest" else root.name,
         names=names,
         labels=tuple(entries[name].labels for name in names),
-        parts=tuple(frozenset(entries[name].splits) for name in names),
-        pictures=ImageFiles(root, [root / name for name in names]),
-        origin="split given by the manifest",
+        splits=tuple(frozenset(entries[name].splits) for name in names),
+        source=ImageFiles(root, [root / name for name in names]),
+        split_source="split given by the manifest",
         multi=any("labels" in row for row in rows[:1]),
     )
 
 
-def _csv_rows(path: Path) -> Rows:
+def _read_rows(path: Path) -> Rows:
     import pyarrow
-    from pyarrow import csv
+    from pyarrow import csv, parquet
 
+    is_csv = path.suffix.lower() == ".csv"
     try:
-        table = csv.read_csv(
-            path,
-            csv.ReadOptions(use_threads=False, block_size=BLOCK),  # without threads, errors name the row
-            csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-            csv.ConvertOptions(default_column_type=pyarrow.string()),
-        )
-        columns = _known_columns(table.schema.names, path)
-        return 2, table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
+        if is_csv:
+            table = csv.read_csv(
+                path,
+                csv.ReadOptions(use_threads=False, block_size=BLOCK),  # without threads, errors name the row
+                csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+                csv.ConvertOptions(default_column_type=pyarrow.string()),
+            )
+            columns = _known_columns(table.schema.names, path)
+        else:
+            with parquet.ParquetFile(path) as file:
+                columns = _known_columns(file.schema_arrow.names, path)
+                table = file.read(columns=list(columns))
+        return 2 if is_csv else 1, table.select(list(columns)).rename_columns(list(columns.values())).to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        fix = "Save it again as UTF-8 CSV, and quote fields that hold a comma."
-        raise InputError(f"a CSV file in UTF-8 at {path}", str(error)[:200], fix) from error
+        expected = "a CSV file in UTF-8" if is_csv else "a Parquet file"
+        fix = "Save it again as UTF-8 CSV, and quote fields that hold a comma." if is_csv else "Write it again."
+        raise InputError(f"{expected} at {path}", str(error)[:200], fix) from error
 
 
-def _parquet_rows(path: Path) -> Rows:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = _known_columns(file.schema_arrow.names, path)
-            table = file.read(columns=[file.schema_arrow.names[index] for index in columns.values()])
-        return 1, table.rename_columns([name.strip().lower() for name in table.schema.names]).to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"a Parquet file at {path}", str(error)[:200], "Write it again.") from error
-
-
-def _known_columns(header: Sequence[str], path: Path) -> dict[str, int]:
-    """Index of each known column; raises `InputError` where the columns are not those of a manifest."""
+def _known_columns(header: Sequence[str], path: Path) -> dict[str, str]:
+    """Map the columns' own names to those of a manifest; raises `InputError` where they are others."""
     names = [name.strip().lower() for name in header]
     known = [name for name in names if name in COLUMNS]
     if len(known) != len(set(known)) or "path" not in known or ("label" in known) == ("labels" in known):
@@ -90,20 +84,20 @@ def _known_columns(header: Sequence[str], path: Path) -> dict[str, int]:
             ", ".join(names) or "none",
             "Rename the columns, and separate CSV fields by commas.",
         )
-    return {name: names.index(name) for name in known}
+    return {own: name for own, name in zip(header, names, strict=True) if name in COLUMNS}
 
 
 def _add(entries: dict[str, _ManifestEntry], root: Path, row: dict[str, Any], where: str) -> None:
     name = _inside(root, _text(row["path"]), where)
     labels = _texts(row["labels"]) if "labels" in row else tuple(filter(None, [_text(row["label"])]))
-    splits = {part.lower() for part in _texts(row["split"])} if "split" in row else set()
+    splits = {own.lower() for own in _texts(row["split"])} if "split" in row else set()
     if not labels and not ("labels" in row and splits == {GALLERY}):
         raise InputError(f"a label in {where}", "none", "Fill it in, or remove the row.")
     entry = entries.setdefault(name, _ManifestEntry(labels))
     if entry.labels != labels:
         found = f"{'; '.join(entry.labels)} and {'; '.join(labels)} for {name}"
         raise InputError(f"the same labels in every row of an image ({where})", found, "Use a `labels` column.")
-    if ("split" in row and not splits) or not splits <= {*PARTS, VALIDATION}:
+    if ("split" in row and not splits) or not splits <= {*SPLITS, VALIDATION}:
         raise InputError(f"train, validation, gallery or query as split in {where}", repr(row["split"]), "Correct it.")
     entry.splits |= splits
 
@@ -118,7 +112,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _inside(root: Path, text: str, where: str) -> str:
-    """The name below `root` of what `text` points at; raises `InputError` if that is not below `root`."""
+    """Return the name below `root` of what `text` points at; raises `InputError` if that is not below `root`."""
     path = os.path.normpath(os.path.join(root, text)).replace("\0", "")
     path = os.path.join(_real(os.path.dirname(path)), os.path.basename(path))
     real = os.path.realpath(path) if os.path.islink(path) else path

@@ -1,4 +1,4 @@
-"""Where the protocols' data sets come from, where they lie below the data root, and under which licence."""
+"""Published splits, and where their data sets come from: download, place below the data root, licence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gallery.errors import InputError
 
-FLICKR = "the pictures remain under Flickr's terms and their photographers' licences"
+FLICKR = "the images remain under Flickr's terms and their photographers' licences"
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,41 @@ class DatasetSource:
     source: str
     licence: str
 
-    def absent(self, root: Path | str, found: str = "none") -> InputError:
-        """The error where there is no such set: says what to download, where to put it, and under which licence."""
+    def missing_error(self, root: Path | str, found: str = "none") -> InputError:
+        """Return the error that says what to download, where to put it, and under which licence."""
         fix = f"Download {self.source}, and put it there as {self.layout}.  Licence: {self.licence}."
         return InputError(f"{self.title} in {root}/{self.folder}", found, fix)
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """A split that is published as list files.
+
+    lists:   the list files' names begin with this
+    split_source: whose split it is; lists_url: where its list files are published
+    path:    pattern of the lists' paths; its groups fill in the layouts, and `file` is the image's name
+    layouts: where an image may lie in the data set's folder
+    classes: by comma, in the order of the lists' columns; none where an image has one, with which its name begins
+    sizes:   train, gallery and query as published, where known
+    top_k:   R of the published mAP@R; None for the whole gallery
+    database_from_set: whether the set's own lists, less the queries, are the database where there is no list of it
+    train_in_gallery: whether the gallery has the training images beside those of the database list
+    """
+
+    dataset: DatasetSource
+    lists: str
+    split_source: str
+    path: str
+    layouts: tuple[str, ...]
+    classes: str
+    sizes: tuple[int | None, ...]
+    top_k: int | None = None
+    database_from_set: bool = False
+    train_in_gallery: bool = False
+
+    @property
+    def lists_url(self) -> str:
+        return HASHNET_URL if self.lists.startswith("hashnet") else ZOO_URL
 
 
 CIFAR10 = DatasetSource(
@@ -36,7 +67,7 @@ UCMERCED = DatasetSource(
     "UCMerced_LandUse/Images/<class>/*.tif, for ucmerced_multi with LandUse_Multilabeled.txt beside UCMerced_LandUse",
     "UCMerced_LandUse.zip from http://weegee.vision.ucmerced.edu/datasets/landuse.html, and for ucmerced_multi "
     "multilabels.zip from https://bigearth.eu/datasets",
-    "the pictures are in the public domain (USGS); cite Yang and Newsam 2010, Chaudhuri et al. 2018 for multi-labels",
+    "the images are in the public domain (USGS); cite Yang and Newsam 2010, Chaudhuri et al. 2018 for multi-labels",
 )  # fmt: skip
 IMAGENET = DatasetSource(
     "ImageNet (ILSVRC 2012)", "imagenet", "train/n01440764/*.JPEG, ... and val/*.JPEG or val/n01440764/*.JPEG, ...",
@@ -69,3 +100,67 @@ VOC2012 = DatasetSource(
     "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
     FLICKR,
 )  # fmt: skip
+
+ZOO_URL = "https://github.com/swuxyj/DeepHash-pytorch/tree/master/data"
+HASHNET_URL = "https://github.com/thuml/HashNet/tree/master/pytorch/data"
+ZOO, HASHNET = "lists of DeepHash-pytorch", "lists of HashNet (ICCV 2017)"
+COCO_PATH = r"(?:train|val)2014/(?P<file>COCO_(?P<part>train|val)2014_(?P<id>\d{12})\.jpg)"
+COCO_LAYOUTS = ("{part}2014/{file}", "train2017/{id}.jpg", "val2017/{id}.jpg")
+NUS_PATH, NUS_LAYOUT = r"images/(?P<file>\d+_\w+\.jpg)", ("images/{file}",)
+CONCEPTS_21, CONCEPTS_81 = (",".join(f"concept {i:02d}" for i in range(1, n + 1)) for n in (21, 81))  # lists name none
+# The order of the columns was checked: COCO's against the labels of 254 images, VOC's against its totals by class,
+# MIRFLICKR's by each narrow label (_r1) being part of the wide one (but for 4 of 7,849 people).
+COCO_CLASSES = (
+    "airplane,apple,backpack,banana,baseball bat,baseball glove,bear,bed,bench,bicycle,bird,boat,book,bottle,bowl,"
+    "broccoli,bus,cake,car,carrot,cat,cell phone,chair,clock,couch,cow,cup,dining table,dog,donut,elephant,"
+    "fire hydrant,fork,frisbee,giraffe,hair drier,handbag,horse,hot dog,keyboard,kite,knife,laptop,microwave,"
+    "motorcycle,mouse,orange,oven,parking meter,person,pizza,potted plant,refrigerator,remote,sandwich,scissors,sheep,"
+    "sink,skateboard,skis,snowboard,spoon,sports ball,stop sign,suitcase,surfboard,teddy bear,tennis racket,tie,"
+    "toaster,toilet,toothbrush,traffic light,train,truck,tv,umbrella,vase,wine glass,zebra"
+)
+VOC_CLASSES = (
+    "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,pottedplant,"
+    "sheep,sofa,train,tvmonitor"
+)
+MIRFLICKR_CLASSES = (
+    "animals,baby,baby_r1,bird,bird_r1,car,car_r1,clouds,clouds_r1,dog,dog_r1,female,female_r1,flower,flower_r1,food,"
+    "indoor,lake,male,male_r1,night,night_r1,people,people_r1,plant_life,portrait,portrait_r1,river,river_r1,sea,"
+    "sea_r1,sky,structures,sunset,transport,tree,tree_r1,water"
+)
+PUBLISHED = {
+    "imagenet100": PublishedSplit(
+        IMAGENET, "hashnet_imagenet", f"ImageNet-100, {HASHNET}",
+        r"(?:image|val_image)/(?P<file>(?:n\d{8}|ILSVRC2012_val)_\d+\.JPEG)",
+        ("train/{label}/{file}", "val/{label}/{file}", "val/{file}", "image/{file}", "val_image/{file}"),
+        "", (13_000, 128_503, 5_000), 1000,
+    ),
+    "coco": PublishedSplit(  # the list has 112,218, all queries among them
+        COCO, "hashnet_coco", f"COCO 2014, {HASHNET}", COCO_PATH, COCO_LAYOUTS, COCO_CLASSES,
+        (10_000, 107_218, 5_000), 5000,
+    ),
+    "coco_csq": PublishedSplit(  # CSQ (CVPR 2020) searches all that are not queries, those of train too
+        COCO, "hashnet_coco", f"COCO 2014, {HASHNET}, train added to the gallery as in CSQ", COCO_PATH, COCO_LAYOUTS,
+        COCO_CLASSES, (10_000, 117_218, 5_000), 5000, train_in_gallery=True,
+    ),
+    "nuswide_21": PublishedSplit(
+        NUSWIDE, "deephash_pytorch_nuswide_21", f"NUS-WIDE, {ZOO}", NUS_PATH, NUS_LAYOUT, CONCEPTS_21,
+        (10_500, 193_734, 2_100), 5000, database_from_set=True,
+    ),
+    "nuswide_21_m": PublishedSplit(
+        NUSWIDE_M, "deephash_pytorch_nuswide_21_m", f"NUS-WIDE-m, {ZOO}", NUS_PATH, NUS_LAYOUT, CONCEPTS_21,
+        (10_500, None, 2_100), 5000,
+    ),
+    "nuswide_81_m": PublishedSplit(
+        NUSWIDE_M, "deephash_pytorch_nuswide_81_m", f"NUS-WIDE-m, {ZOO}", NUS_PATH, NUS_LAYOUT, CONCEPTS_81,
+        (10_000, 168_692, 5_000), 5000,
+    ),
+    "mirflickr": PublishedSplit(
+        MIRFLICKR, "deephash_pytorch_mirflickr", f"MIRFLICKR-25000, {ZOO}", r"(?P<file>im\d+\.jpg)",
+        ("{file}", "mirflickr/{file}"), MIRFLICKR_CLASSES, (4_000, 20_000, 1_000),
+    ),
+    "voc2012": PublishedSplit(
+        VOC2012, "deephash_pytorch_voc2012", f"VOC 2012, {ZOO}",
+        r"VOCdevkit/VOC2012/JPEGImages/(?P<file>\d{4}_\d{6}\.jpg)", ("VOCdevkit/VOC2012/JPEGImages/{file}",),
+        VOC_CLASSES, (4_000, 6_540, 1_000),
+    ),
+}  # fmt: skip

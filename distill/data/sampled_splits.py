@@ -1,7 +1,7 @@
-"""Protocols whose splits are drawn here, class by class and by the seed: nobody published theirs.
+"""Protocols whose splits are sampled here, class by class and by the seed: nobody published theirs.
 
-A class's draw depends on the seed, its name and the order of its own pictures, so a set packed in another order has
-another split; each run saves its own.
+What is sampled of a class depends on the seed, its name and the order of its own images, so a set packed in another
+order has another split; each run saves its own.
 """
 
 from __future__ import annotations
@@ -21,51 +21,53 @@ from distill.data.image_folder import list_folder
 from distill.data.protocol_specs import CIFAR10, UCMERCED
 from gallery.errors import CorruptFile, InputError
 
-Parts = tuple[frozenset[str], ...]
-LEARNED, FOUND, BOTH = frozenset({TRAIN}), frozenset({GALLERY}), frozenset({TRAIN, GALLERY})
+Splits = tuple[frozenset[str], ...]
+TRAIN_ONLY, GALLERY_ONLY, TRAIN_AND_GALLERY = frozenset({TRAIN}), frozenset({GALLERY}), frozenset({TRAIN, GALLERY})
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_EDGE, CIFAR_BATCHES = 32, (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-CIFAR_PROTOCOLS = {  # queries and train pictures a class, the parts of the latter, and the sizes all that makes
-    "cifar10": (100, 500, LEARNED, (5_000, 54_000, 1_000)),
-    "cifar10-1": (100, 500, BOTH, (5_000, 59_000, 1_000)),
-    "cifar10-2": (1_000, 5_000, BOTH, (50_000, 50_000, 10_000)),
+CIFAR_PROTOCOLS = {  # queries and training images a class, the splits of the latter, and the published sizes
+    "cifar10": (100, 500, TRAIN_ONLY, (5_000, 54_000, 1_000)),
+    "cifar10-1": (100, 500, TRAIN_AND_GALLERY, (5_000, 59_000, 1_000)),
+    "cifar10-2": (1_000, 5_000, TRAIN_AND_GALLERY, (50_000, 50_000, 10_000)),
 }
 ALL = "in the literature mAP@all"
 
 
-def draw(groups: Sequence[str], seed: int, queries: int, train: int | None, learned: frozenset[str] = BOTH) -> Parts:
-    """Of each group so many queries, then so many (None: all others) in the parts `learned`; the rest is gallery."""
+def sample_splits(
+    groups: Sequence[str], seed: int, queries: int, train: int | None, train_splits: frozenset[str] = TRAIN_AND_GALLERY
+) -> Splits:
+    """Sample `queries` of each group, then `train` (None: all others) for `train_splits`; the rest is gallery."""
     members = defaultdict[str, list[int]](list)
     for i, group in enumerate(groups):
         members[group].append(i)
-    parts = [FOUND] * len(groups)
+    splits = [GALLERY_ONLY] * len(groups)
     for group, own in members.items():
         order = np.random.default_rng([seed, zlib.crc32(group.encode())]).permutation(own)
         for i in order[:queries]:
-            parts[i] = frozenset({QUERY})
+            splits[i] = frozenset({QUERY})
         for i in order[queries : None if train is None else queries + train]:
-            parts[i] = learned
-    return tuple(parts)
+            splits[i] = train_splits
+    return tuple(splits)
 
 
 def list_cifar10(name: str, root: Path, seed: int) -> ImageList:
-    """CIFAR-10's binary version.  Raises `InputError` and `CorruptFile`."""
-    queries, train, learned, sizes = CIFAR_PROTOCOLS[name]
+    """List CIFAR-10's binary version; raises `InputError` and `CorruptFile`."""
+    queries, train, train_splits, sizes = CIFAR_PROTOCOLS[name]
     folder = root / CIFAR10.folder / "cifar-10-batches-bin"
     if not folder.is_dir():
-        raise CIFAR10.absent(root)
-    listing = join(*(_batch(folder / f"{batch}.bin") for batch in CIFAR_BATCHES))
+        raise CIFAR10.missing_error(root)
+    images = join(*(_read_batch(folder / f"{batch}.bin") for batch in CIFAR_BATCHES))
     return replace(
-        listing,
+        images,
         name=name,
-        parts=draw(_first(listing), seed, queries, train, learned),
-        origin=f"CIFAR-10, {queries} queries and {train} of train a class drawn here by seed {seed} ({ALL})",
-        published=sizes,
+        splits=sample_splits([own[0] for own in images.labels], seed, queries, train, train_splits),
+        split_source=f"CIFAR-10, {queries} queries and {train} of train a class sampled here by seed {seed} ({ALL})",
+        published_sizes=sizes,
     )
 
 
-def _batch(path: Path) -> ImageList:
-    """Records of a label and 3 x 32 x 32 bytes."""
+def _read_batch(path: Path) -> ImageList:
+    """List the records of a batch: a label and 3 x 32 x 32 bytes each."""
     try:
         record = 1 + 3 * CIFAR_EDGE**2
         rows = np.fromfile(path, np.uint8, 10_000 * record + 1).reshape(-1, record)
@@ -78,35 +80,34 @@ def _batch(path: Path) -> ImageList:
         name=path.stem,
         names=tuple(f"{path.stem}/{i:05d}" for i in range(len(rows))),
         labels=tuple((CIFAR_CLASSES[label],) for label in labels),
-        parts=(),
-        pictures=ImageArrays(rows[:, 1:].reshape(-1, 3, edge, edge).transpose(0, 2, 3, 1)),
+        splits=(),
+        source=ImageArrays(rows[:, 1:].reshape(-1, 3, edge, edge).transpose(0, 2, 3, 1)),
         classes=CIFAR_CLASSES,
     )
 
 
 def list_ucmerced(name: str, root: Path, seed: int) -> ImageList:
-    """UC Merced as it unpacks; both names have the same split.  Raises `InputError`."""
+    """List UC Merced as it unpacks; both names have the same split.  Raises `InputError`."""
     folder = root / UCMERCED.folder
     if not (folder / "UCMerced_LandUse" / "Images").is_dir():
-        raise UCMERCED.absent(root)
+        raise UCMERCED.missing_error(root)
     scenes = list_folder(folder / "UCMerced_LandUse" / "Images")
     multi = name == "ucmerced_multi"
-    listing = _multi_labels(scenes, folder / "LandUse_Multilabeled.txt", root) if multi else scenes
     return replace(
-        listing,
+        _with_multi_labels(scenes, folder / "LandUse_Multilabeled.txt", root) if multi else scenes,
         name=name,
-        parts=draw(_first(scenes), seed, 20, None),
-        origin=f"UC Merced, 20 queries a scene class drawn here by seed {seed} ({ALL})",
-        published=(1_680, 1_680, 420),
+        splits=sample_splits([own[0] for own in scenes.labels], seed, 20, None),
+        split_source=f"UC Merced, 20 queries a scene class sampled here by seed {seed} ({ALL})",
+        published_sizes=(1_680, 1_680, 420),
     )
 
 
-def _multi_labels(scenes: ImageList, path: Path, root: Path) -> ImageList:
-    """The pictures with their rows of the published table: a header with the classes; names without their ending."""
+def _with_multi_labels(scenes: ImageList, path: Path, root: Path) -> ImageList:
+    """Return the images with the labels of the published table: a header with the classes; names without suffix."""
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UCMERCED.absent(root, str(error)) from error
+        raise UCMERCED.missing_error(root, str(error)) from error
     header, *rows = [line.split("\t") for line in text.splitlines() if line.strip()] or [[""]]
     classes, table = tuple(map(str.strip, header[1:])), dict[str, tuple[str, ...]]()
     for stem, *bits in rows:
@@ -118,7 +119,3 @@ def _multi_labels(scenes: ImageList, path: Path, root: Path) -> ImageList:
         raise InputError(f"labels of {lost[0]} in {path}", "none", "Download the table again.")
     labels = tuple(table[Path(name).stem] for name in scenes.names)
     return replace(scenes, labels=labels, multi=True, classes=classes)
-
-
-def _first(listing: ImageList) -> list[str]:
-    return [labels[0] for labels in listing.labels]

@@ -96,18 +96,18 @@ def load_strict(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
 
 def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     """Up to `MOST` squares uint8 `[n, size, size, 3]`, evenly of all that are below `folder`; others are named."""
-    from distill.data.dataset import Skipped
-    from distill.data.decode_cache import decoded
+    from distill.data.decode_cache import decode_all
     from distill.data.image_folder import ImageFiles, name_of, walk
+    from gallery.results import Skipped
 
     left: list[Skipped] = []
     found = sorted(walk(folder, left))
     paths = found[:: -(-len(found) // MOST) or 1]
     with tempfile.TemporaryDirectory() as cache:
-        made = decoded(ImageFiles(folder, paths), [name_of(path, folder) for path in paths], [size], Path(cache))
+        made = decode_all(ImageFiles(folder, paths), [name_of(path, folder) for path in paths], [size], Path(cache))
         pixels = np.array(made.pixels[size])
     for one in (*left, *made.skipped):
-        log.warning("  skipped %s: %s", one.name, one.reason)
+        log.warning("  skipped %s: %s", one.path, one.reason)
     if not len(pixels):
         raise InputError(f"images in {folder}", f"none among {len(paths)} files", "Name another folder.")
     log.info("%d images, of %d files in %s", len(pixels), len(found), folder)

@@ -13,7 +13,7 @@ from benchmarks import losses
 from benchmarks import trial as results
 from benchmarks.losses import OURS, LossBenchmark, LossTrial, by_loss, compare_to_ours, markdown
 from benchmarks.published import PUBLISHED
-from distill.data import load
+from distill.data import DataConfig, load
 from distill.losses import LOSSES
 from distill.models.hash_net import build
 
@@ -60,7 +60,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object
     monkeypatch.setenv("TWINHASH_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(losses, "FACTORS", (0.5, 1.0))
-    data = load("embedded", {32}, tmp_path / "cache", seed=0)
+    data = load("embedded", {32}, tmp_path / "cache", DataConfig(seed=0))
     for label in (0, 1, 8):
         for i in data.query[data.labels[data.query] == label][:60]:
             home = tmp_path / "in" / str(label)

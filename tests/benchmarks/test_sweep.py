@@ -21,7 +21,7 @@ from benchmarks.csch import (
 )  # fmt: skip
 from benchmarks.sweep import Sweep, compare_to_reference, markdown
 from benchmarks.trial import SweepTrial
-from distill.data import load
+from distill.data import DataConfig, load
 
 
 def trial(row: str = BASE, seed: int = 0, product: float = 0.5, **changes: object) -> SweepTrial:
@@ -78,7 +78,7 @@ def test_a_sweep_is_trained_written_and_read_back(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    data = load("embedded", {32}, tmp_path / "cache", seed=0)
+    data = load("embedded", {32}, tmp_path / "cache", DataConfig(seed=0))
     for label in (0, 1, 8):
         for i in data.query[data.labels[data.query] == label][:90]:
             home = tmp_path / "in" / str(label)

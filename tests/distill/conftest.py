@@ -11,7 +11,7 @@ from PIL import Image
 from distill import pipeline
 from distill.config import TrainConfig
 from distill.context import RunContext, open_context
-from distill.data import load
+from distill.data import DataConfig, load
 from distill.models.hash_net import build
 from distill.resolve import with_absolute_paths
 from distill.run_dir import open_run
@@ -23,7 +23,7 @@ from tests.distill.factories import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of twenty, and beside them a folder without labels."""
     folder = tmp_path_factory.mktemp("pictures")
-    data = load("embedded", {32}, folder / "cache", seed=0)
+    data = load("embedded", {32}, folder / "cache", DataConfig(seed=0))
     for label in (0, 1, 8, 9):
         for place, i in enumerate(data.query[data.labels[data.query] == label][: EACH + 5]):
             home = folder / ("labelled" if place < EACH else "loose") / data.classes[label].replace("/", "-")

@@ -190,9 +190,9 @@ def test_package_weights_are_those_of_the_network(tmp_path: Path) -> None:
     assert found.sha256
     net = build(found.name, 64, 16, seed=0).eval()
     pretrained.load_pretrained(net.backbone, found)
-    from distill.data import load
+    from distill.data import DataConfig, load
 
-    data = load("embedded", {64}, tmp_path, seed=0)
+    data = load("embedded", {64}, tmp_path, DataConfig(seed=0))
     pick = np.concatenate([data.query[data.labels[data.query] == c][:20] for c in range(10)])
     pixels = torch.from_numpy(data.pixels[64][pick]).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():

@@ -105,7 +105,7 @@ def test_only_the_most_frequent_sets_vote() -> None:
 @pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
 @pytest.mark.parametrize(("bits", "least"), [(32, 0.99), (64, 0.998)])
 def test_the_words_of_real_images_find_those_that_share_a_class(bits: int, least: float, tmp_path: Path) -> None:
-    images = data.load("ucmerced_multi", {32}, tmp_path, seed=0)
+    images = data.load("ucmerced_multi", {32}, tmp_path, data.DataConfig(seed=0))
     train, query, rest = (images.labels[part] for part in (images.train, images.query, images.gallery))
     separated = hash_centers(train.shape[1], bits)
 

@@ -140,10 +140,10 @@ def test_quick_trains_the_head_alone_and_head_first_goes_on_from_it(learn: Learn
 def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pictures: Path) -> None:
     loose = (str(pictures / "loose"),)
     context, with_them = learn("with", unlabeled_data=loose)
-    assert len(context.data.unlabelled) == 20
+    assert len(context.data.unlabeled) == 20
     index, spare = student_indices(context, with_them.teacher, True)
     assert np.array_equal(index[: len(context.data.train)], context.data.train)
-    assert set(index[len(context.data.train) :]) == set(context.data.unlabelled)
+    assert set(index[len(context.data.train) :]) == set(context.data.unlabeled)
     assert spare == round(16 * 2 * 20 / (20 + len(context.data.train)))
     labels_only = {"instance_weight": 0.0}
     context, without = learn("without", distiller_args=labels_only)
@@ -161,7 +161,7 @@ def test_the_pictures_without_labels_are_bounded(learn: Learn, pictures: Path, m
 def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures: Path) -> None:
     context, models = learn(unlabeled_data=(str(pictures / "loose"),))
     looked_at = np.load(context.run_dir.cache / "view-0" / "00000.npy")
-    assert len(looked_at) == len(context.data.unlabelled)  # the others are in the gallery
+    assert len(looked_at) == len(context.data.unlabeled)  # the others are in the gallery
     index, _ = student_indices(context, models.teacher, True)
     gallery = context.infer_logits("teacher", models.teacher, context.data.gallery, "gallery", models.space.id)
     taught = cache_teacher_views(context, models.teacher, index, models.space, gallery).logits[0].numpy()

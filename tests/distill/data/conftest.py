@@ -1,4 +1,4 @@
-"""Real pictures in real folders."""
+"""Real images in real folders."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.distill.data.factories import MakeFolder, noise
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """`make_folder({"cat": 3, "train/dog": 2})` writes so many pictures into these folders and returns their root."""
+    """`make_folder({"cat": 3, "train/dog": 2})` writes so many images into these folders and returns their root."""
 
-    def make(counts: dict[str, int], root: str = "pictures", **size: int) -> Path:
+    def make(counts: dict[str, int], root: str = "images", **size: int) -> Path:
         seed = 0
         for folder, count in counts.items():
             (tmp_path / root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Pictures for the tests beside this file."""
+"""Images for the tests beside this file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakeFolder = Callable[..., Path]
 
 
 def noise(seed: int, width: int = 24, height: int = 20) -> Image.Image:
-    """A picture like no other."""
+    """An image like no other."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""The cache: decoded once, whole or not at all, opened without touching a picture."""
+"""The cache: decoded once, whole or not at all, opened without touching an image."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data import Dataset, load
+from distill.data import DataConfig, Dataset, load
 from gallery.errors import InputError
 from tests.distill.data.factories import MakeFolder, noise
 
 LOAD = """
 import sys
 from pathlib import Path
-from distill.data import load
-data = load(sys.argv[1], [int(s) for s in sys.argv[3:]], Path(sys.argv[2]), seed=0)
+from distill.data import DataConfig, load
+data = load(sys.argv[1], [int(s) for s in sys.argv[3:]], Path(sys.argv[2]), DataConfig(seed=0))
 print(data.fingerprint, {size: int(p.astype(int).sum()) for size, p in data.pixels.items()})
 """
 
 
 def opened(root: Path, *sizes: int, cache: str = "cache", **options: Any) -> Dataset:
-    return load(str(root), sizes, root.parent / cache, seed=0, **options)
+    return load(str(root), sizes, root.parent / cache, DataConfig(seed=0, **options))
 
 
 def process(root: Path, *sizes: int, cache: str = "cache") -> subprocess.Popen[str]:
@@ -40,7 +40,7 @@ def process(root: Path, *sizes: int, cache: str = "cache") -> subprocess.Popen[s
 
 
 def swap_contents(root: Path) -> None:
-    """Junk in place of every picture, of the same size and time: only the pixels could tell."""
+    """Junk in place of every image, of the same size and time: only the pixels could tell."""
     for path in root.rglob("*.png"):
         status = path.stat()
         path.write_bytes(bytes(status.st_size))
@@ -58,7 +58,7 @@ def arrays(root: Path, cache: str = "cache") -> list[Path]:
     return sorted((root.parent / cache).glob("*/*.npy"))
 
 
-def test_a_second_run_opens_no_picture(make_folder: MakeFolder) -> None:
+def test_a_second_run_opens_no_image(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 6, "b": 6})
     cold = opened(root, 8, 16)
     swap_contents(root)
@@ -75,18 +75,18 @@ def test_a_new_seed_or_label_does_not_decode_again(make_folder: MakeFolder) -> N
     rows = [f"a/{i:03d}.png,{'xy'[i % 2]}" for i in range(6)]
     (root / "m.csv").write_text("\n".join(["path,label", *rows]))
     first = opened(root, 8)
-    labelled = load(str(root / "m.csv"), [8], root.parent / "cache", seed=0)
+    labelled = load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0))
     swap_contents(root)
-    other = load(str(root), [8], root.parent / "cache", seed=1)
+    other = load(str(root), [8], root.parent / "cache", DataConfig(seed=1))
     assert np.array_equal(first.pixels[8], other.pixels[8])
     assert first.fingerprint != other.fingerprint
     (root / "m.csv").write_text("\n".join(["path,label", *rows[:-1], "a/005.png,x"]))
-    relabelled = load(str(root / "m.csv"), [8], root.parent / "cache", seed=0)
+    relabelled = load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0))
     assert np.array_equal(labelled.pixels[8], relabelled.pixels[8])
     assert labelled.fingerprint != relabelled.fingerprint
 
 
-def test_a_changed_picture_is_decoded_again(make_folder: MakeFolder) -> None:
+def test_a_changed_image_is_decoded_again(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 6, "b": 6})
     cold = opened(root, 8)
     noise(99).save(root / "b" / "001.png")
@@ -99,10 +99,10 @@ def test_a_changed_picture_is_decoded_again(make_folder: MakeFolder) -> None:
 def test_the_fingerprint_follows_contents_not_places_or_times(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 6, "b": 6})
     cold = opened(root, 8)
-    copy = Path(shutil.copytree(root, root.parent / "elsewhere" / "pictures"))
+    copy = Path(shutil.copytree(root, root.parent / "elsewhere" / "images"))
     for path in copy.rglob("*.png"):
         os.utime(path, (1, 1))
-    assert same(load(str(copy), [8], root.parent / "other", seed=0), cold)
+    assert same(load(str(copy), [8], root.parent / "other", DataConfig(seed=0)), cold)
     assert opened(root, 16, 8).fingerprint == cold.fingerprint
 
 
@@ -112,11 +112,11 @@ def test_the_fingerprint_follows_the_labels(make_folder: MakeFolder) -> None:
     for labels in ("xyx", "yxx", "xyy"):
         rows = [f"a/{i:03d}.png,{label},{'train' if i < 2 else 'query'}" for i, label in enumerate(labels)]
         (root / "m.csv").write_text("\n".join(["path,label,split", *rows]))
-        prints.add(load(str(root / "m.csv"), [8], root.parent / "cache", seed=0).fingerprint)
+        prints.add(load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0)).fingerprint)
     assert len(prints) == 3
 
 
-def test_another_size_of_the_same_pictures(make_folder: MakeFolder) -> None:
+def test_another_size_of_the_same_images(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 6, "b": 6})
     (root / "a" / "000.png").write_bytes(b"broken")
     first = opened(root, 8)
@@ -128,7 +128,7 @@ def test_another_size_of_the_same_pictures(make_folder: MakeFolder) -> None:
     assert len(both.skipped) == 1
 
 
-def test_sizes_of_different_pictures_are_never_mixed(make_folder: MakeFolder) -> None:
+def test_sizes_of_different_images_are_never_mixed(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 6, "b": 6})
     opened(root, 8)
     good = {path: (path.read_bytes(), path.stat()) for path in root.rglob("*.png")}
@@ -139,7 +139,7 @@ def test_sizes_of_different_pictures_are_never_mixed(make_folder: MakeFolder) ->
             path.write_bytes(data)
             os.utime(path, ns=(0, status.st_mtime_ns))
     both = opened(root, 8, 16)
-    assert [s.name for s in both.skipped] == ["a/000.png"]
+    assert [s.path for s in both.skipped] == ["a/000.png"]
     assert len(both.pixels[8]) == len(both.pixels[16]) == len(both.names) == 11
 
 

@@ -1,4 +1,4 @@
-"""Every kind of picture, and every kind of file that is none."""
+"""Every kind of image, and every kind of file that is none."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = Image.fromarray(np.ascontiguousarray(stored(UPRIGHT, orientation)))
+    image = Image.fromarray(np.ascontiguousarray(stored(UPRIGHT, orientation)))
     lossless = {"lossless": True} if suffix == "webp" else {"quality": 95, "subsampling": 0} if suffix == "jpg" else {}
-    got = np.asarray(decode(write(tmp_path / f"a.{suffix}", picture, exif=exif, **lossless))).astype(int)
+    got = np.asarray(decode(write(tmp_path / f"a.{suffix}", image, exif=exif, **lossless))).astype(int)
     assert got.shape == UPRIGHT.shape
     assert np.abs(got - UPRIGHT)[4:8, 4:16].max() <= (3 if suffix == "jpg" else 0)
     assert np.abs(got - UPRIGHT).mean() < 3
@@ -66,7 +66,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     "exif", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\x08\0\3\1\x12\0\x09\xff\xff\xff\xff\0\0\0\1"]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, exif: bytes) -> None:
+def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, exif: bytes) -> None:
     assert decode(write(tmp_path / "a.jpg", Image.fromarray(UPRIGHT), exif=exif)).size == (40, 24)
 
 
@@ -146,21 +146,21 @@ def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
     assert "32-bit" in reason(write(tmp_path / "c.tiff", Image.fromarray(np.full((8, 8), -1, np.int32))))
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("This is not a picture.")
+def test_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("This is not an image.")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "null.jpg").symlink_to("/dev/null")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    assert "not a picture" in reason(tmp_path / "text.jpg")
+    assert "not an image" in reason(tmp_path / "text.jpg")
     assert reason(tmp_path / "empty.jpg") == "an empty file"
     for name in ("folder", "fifo", "null"):
         assert reason(tmp_path / f"{name}.jpg") == "not a regular file"
     assert reason(tmp_path / "missing.jpg") == "No such file or directory"
     assert "symbolic links" in reason(tmp_path / "loop.jpg")
-    assert "not a picture" in reason(tmp_path / "eps.jpg")  # which Pillow would hand to Ghostscript
+    assert "not an image" in reason(tmp_path / "eps.jpg")  # which Pillow would hand to Ghostscript
 
 
 def test_a_sparse_giant_is_refused_unread(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ for _format, _mode in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_bytes_give_a_picture_or_a_reason(tmp_path: Path, raw: bytes, damage: list[tuple[int, int]]) -> None:
+def test_damaged_bytes_give_an_image_or_a_reason(tmp_path: Path, raw: bytes, damage: list[tuple[int, int]]) -> None:
     data = bytearray(raw)
     for at, value in damage:
         data[at % len(data)] = value
@@ -230,9 +230,9 @@ def test_to_square_is_torchvisions_resize_and_crop(width: int, height: int, size
     import_timm()
     from torchvision.transforms import CenterCrop, Compose, Resize
 
-    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-    twin = Compose([Resize(size, antialias=True), CenterCrop(size)])(picture)
-    square = to_square(picture, size)
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+    twin = Compose([Resize(size, antialias=True), CenterCrop(size)])(image)
+    square = to_square(image, size)
     assert square.shape == (size, size, 3)
     np.testing.assert_array_equal(square, np.asarray(twin))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import http.server
 import socket
 import struct
@@ -14,15 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.data import fashion_mnist, load
+from distill.data import DataConfig, fashion_mnist, load
 from gallery.errors import CorruptFile, InputError
 
-NAMES = [
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-]
+NAMES = sorted(fashion_mnist.FILES)
 installed = pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
 
 
@@ -40,7 +36,7 @@ def full_set(folder: Path, n_train: int = 40, n_test: int = 10) -> Path:
 
 
 def test_the_subset(tmp_path: Path) -> None:
-    data = load("embedded", [28, 32], tmp_path, seed=0)
+    data = load("embedded", [28, 32], tmp_path, DataConfig(seed=0))
     assert (data.name, data.classes) == ("fashion_mnist_7k", fashion_mnist.CLASSES)
     assert (data.classes[0], data.classes[8], data.classes[9]) == ("T-shirt/top", "Bag", "Ankle boot")
     assert len(set(data.names)) == 7000
@@ -54,7 +50,7 @@ def test_the_subset(tmp_path: Path) -> None:
     with np.load(fashion_mnist.SUBSET, allow_pickle=False) as file:
         assert np.array_equal(data.pixels[28], file["images"][..., None].repeat(3, -1))
     assert "6000 train = gallery, 1000 query; 300 of train" in data.protocol
-    assert load("embedded", [28], tmp_path, seed=0).fingerprint == data.fingerprint
+    assert load("embedded", [28], tmp_path, DataConfig(seed=0)).fingerprint == data.fingerprint
 
 
 def test_file_and_licence() -> None:
@@ -64,17 +60,28 @@ def test_file_and_licence() -> None:
         assert words in licence
 
 
+def make_subset() -> dict[str, np.ndarray]:
+    """The embedded subset, sampled again from the full set: `np.savez_compressed(SUBSET, **make_subset())` wrote it."""
+    random, parts = np.random.default_rng(fashion_mnist.SEED), []
+    for part, share in (("train", fashion_mnist.TRAIN_PER_CLASS), ("t10k", fashion_mnist.QUERIES_PER_CLASS)):
+        images, labels = fashion_mnist.read_idx(fashion_mnist.DEBIAN, part)
+        each = [random.choice(np.flatnonzero(labels == c), share, replace=False) for c in range(10)]
+        rows = np.sort(np.concatenate(each))
+        parts.append((images[rows], labels[rows], rows.astype(np.uint16)))
+    return dict(zip(("images", "labels", "rows"), map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+
 @installed
-def test_the_subset_is_debians(tmp_path: Path) -> None:
-    fashion_mnist.make(tmp_path / "again.npz")
+def test_the_subset_is_sampled_from_debians() -> None:
+    again = make_subset()
     read = {}
     for part, n in (("train", 60_000), ("t10k", 10_000)):
         with gzip.open(fashion_mnist.DEBIAN / f"{part}-images-idx3-ubyte.gz") as stream:
             read[part] = np.frombuffer(stream.read()[16:], np.uint8).reshape(n, 28, 28)
         with gzip.open(fashion_mnist.DEBIAN / f"{part}-labels-idx1-ubyte.gz") as stream:
             read[part + " labels"] = np.frombuffer(stream.read()[8:], np.uint8)
-    with np.load(fashion_mnist.SUBSET) as file, np.load(tmp_path / "again.npz") as again:
-        assert all(np.array_equal(file[name], again[name]) for name in ("images", "labels", "rows"))
+    with np.load(fashion_mnist.SUBSET) as file:
+        assert all(np.array_equal(file[name], array) for name, array in again.items())
         train, test = file["rows"][:6000], file["rows"][6000:]
         assert np.array_equal(file["images"], np.concatenate([read["train"][train], read["t10k"][test]]))
         assert np.array_equal(file["labels"], np.concatenate([read["train labels"][train], read["t10k labels"][test]]))
@@ -82,7 +89,7 @@ def test_the_subset_is_debians(tmp_path: Path) -> None:
 
 @installed
 def test_the_full_set(tmp_path: Path) -> None:
-    data = load("fashion_mnist", [4], tmp_path, seed=0)
+    data = load("fashion_mnist", [4], tmp_path, DataConfig(seed=0))
     assert (len(data.gallery), len(data.query), len(data.validation)) == (60_000, 10_000, 3_000)
     assert np.bincount(data.labels[data.query]).tolist() == [1000] * 10
     assert data.classes == fashion_mnist.CLASSES
@@ -113,12 +120,12 @@ def zipped(data: bytes) -> bytes:
 def test_damaged_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None) -> None:
     folder = full_set(tmp_path / "set")
     monkeypatch.setattr(fashion_mnist, "DEBIAN", folder)
-    assert len(load("fashion_mnist", [4], tmp_path / "cache", seed=0).query) == 10
+    assert len(load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0)).query) == 10
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(CorruptFile):
-        load("fashion_mnist", [4], tmp_path / "cache", seed=0)
+        load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0))
 
 
 def test_an_idx_bomb_is_not_unpacked(tmp_path: Path) -> None:
@@ -126,49 +133,48 @@ def test_an_idx_bomb_is_not_unpacked(tmp_path: Path) -> None:
         for _ in range(64):
             stream.write(bytes(1 << 20))
     with pytest.raises(CorruptFile, match=f"{16 + 70_000 * 784 + 1} bytes"):
-        fashion_mnist._idx(tmp_path / "a.gz", 3)
+        fashion_mnist._read_idx(tmp_path / "a.gz", 3)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A server of torchvision's four files, from the folder returned."""
-    from distill.models.hash_net import import_timm
-
-    import_timm()
-    from torchvision.datasets import FashionMNIST
-
+    """A server of the four files, from the folder returned."""
     folder = full_set(tmp_path / "mirror")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "not installed")
-        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
-        monkeypatch.setattr(FashionMNIST, "resources", [(name, None) for name in NAMES])
+        monkeypatch.setattr(fashion_mnist, "MIRROR", f"http://127.0.0.1:{httpd.server_port}")
+        sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in fashion_mnist.FILES}
+        monkeypatch.setattr(fashion_mnist, "FILES", sums)
         yield folder
         httpd.shutdown()
 
 
 def test_the_full_set_is_downloaded_once(tmp_path: Path, server: Path) -> None:
-    data = load("fashion_mnist", [4], tmp_path / "cache", seed=0)
+    data = load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0))
     assert (len(data.gallery), len(data.query)) == (40, 10)
     for path in server.iterdir():
         path.unlink()
-    assert load("fashion_mnist", [4], tmp_path / "cache", seed=0).fingerprint == data.fingerprint
+    assert load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0)).fingerprint == data.fingerprint
 
 
 def test_a_server_that_has_it_not(tmp_path: Path, server: Path) -> None:
     (server / NAMES[0]).unlink()
     with pytest.raises(InputError, match=r"404.*Install Debian's package dataset-fashion-mnist"):
-        load("fashion_mnist", [4], tmp_path / "cache", seed=0)
+        load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0))
 
 
 def test_a_server_that_never_answers(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.datasets import FashionMNIST
-
     monkeypatch.setattr(fashion_mnist, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
+        monkeypatch.setattr(fashion_mnist, "MIRROR", f"http://127.0.0.1:{mute.getsockname()[1]}")
         with pytest.raises(InputError, match="timed out"):
-            load("fashion_mnist", [4], tmp_path / "cache", seed=0)
-    assert socket.getdefaulttimeout() is None
+            load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0))
+
+
+def test_a_download_with_another_checksum(tmp_path: Path, server: Path) -> None:
+    (server / NAMES[0]).write_bytes(zipped(idx(10, 28, 28, value=1)))
+    with pytest.raises(CorruptFile, match="MD5"):
+        load("fashion_mnist", [4], tmp_path / "cache", DataConfig(seed=0))

@@ -8,21 +8,23 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data import Skipped, decode, image_folder, load, native_size
+from distill.data import DataConfig, decode, image_folder, load, median_image_size
 from distill.data.decode import to_square
 from gallery.errors import InputError
+from gallery.results import Skipped
 from tests.distill.data.factories import MakeFolder, noise
 
 
 def test_class_folders(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"dog": 10, "cat/indoors": 5, "cat/outdoors/night": 5})
-    data = load(str(root), [16, 8], tmp_path / "cache", seed=3)
-    assert (data.name, data.classes, data.skipped) == ("pictures", ("cat", "dog"), ())
+    data = load(str(root), [16, 8], tmp_path / "cache", DataConfig(seed=3))
+    assert (data.name, data.classes, data.skipped) == ("images", ("cat", "dog"), ())
     assert data.names == tuple(sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png")))
     assert [data.classes[label] for label in data.labels] == [name.split("/")[0] for name in data.names]
     assert data.labels.dtype == np.int64
@@ -40,11 +42,16 @@ def test_class_folders(make_folder: MakeFolder, tmp_path: Path) -> None:
 
 def test_a_split_on_the_first_level(make_folder: MakeFolder, tmp_path: Path) -> None:
     counts = {"train/a": 4, "train/b": 4, "query/a": 2, "query/b": 1}
-    data = load(str(make_folder(counts)), [8], tmp_path / "cache", seed=0, validation_fraction=0.25)
+    data = load(str(make_folder(counts)), [8], tmp_path / "cache", DataConfig(seed=0, validation_fraction=0.25))
     assert {data.names[i].split("/")[0] for i in data.query} == {"query"}
     assert {data.names[i].split("/")[0] for i in data.gallery} == {"train"}
     assert (len(data.train), len(data.validation), len(data.gallery), len(data.query)) == (6, 2, 8, 3)
-    data = load(str(make_folder({**counts, "gallery/a": 3, "gallery/b": 3}, "more")), [8], tmp_path / "cache", seed=0)
+    data = load(
+        str(make_folder({**counts, "gallery/a": 3, "gallery/b": 3}, "more")),
+        [8],
+        tmp_path / "cache",
+        DataConfig(seed=0),
+    )
     assert {data.names[i].split("/")[0] for i in data.gallery} == {"gallery"}
     assert data.classes == ("a", "b")
     assert "first level" in data.protocol
@@ -53,20 +60,20 @@ def test_a_split_on_the_first_level(make_folder: MakeFolder, tmp_path: Path) -> 
 def test_a_foreign_split_is_not_taken_for_classes(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 2})
     with pytest.raises(InputError, match=r"train, query.*found test, train in .*Rename"):
-        load(str(root), [8], tmp_path / "cache", seed=0)
+        load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     with pytest.raises(InputError, match="train, query"):
-        load(str(make_folder({"train/a": 2, "train/b": 2}, "lone")), [8], tmp_path / "cache", seed=0)
+        load(str(make_folder({"train/a": 2, "train/b": 2}, "lone")), [8], tmp_path / "cache", DataConfig(seed=0))
     vehicles = make_folder({"train": 2, "bus": 2, "car": 2}, "vehicles")  # COCO has a class of that name
-    assert load(str(vehicles), [8], tmp_path / "cache", seed=0).classes == ("bus", "car", "train")
+    assert load(str(vehicles), [8], tmp_path / "cache", DataConfig(seed=0)).classes == ("bus", "car", "train")
 
 
 def spoil(root: Path) -> dict[str, str]:
-    """Puts what is no picture into class a; returns the names that belong into the ledger, with words of the reason."""
+    """Puts what is no image into class a; returns the names that belong into the ledger, with words of the reason."""
     buffer = io.BytesIO()
     noise(0).save(buffer, "JPEG")
     (root / "a" / "cut.jpg").write_bytes(buffer.getvalue()[:400])
     (root / "a" / "empty.png").touch()
-    (root / "a" / "text.jpg").write_text("no picture")
+    (root / "a" / "text.jpg").write_text("no image")
     (root / "a" / "odd.dat").write_bytes(b"\0\1\2")
     os.mkfifo(root / "a" / "pipe.jpg")
     (root / "a" / "gone.jpg").symlink_to(root / "nowhere.jpg")
@@ -78,8 +85,8 @@ def spoil(root: Path) -> dict[str, str]:
     return {
         "a/cut.jpg": "truncated",
         "a/empty.png": "empty",
-        "a/text.jpg": "not a picture",
-        "a/odd.dat": "not a picture",
+        "a/text.jpg": "not an image",
+        "a/odd.dat": "not an image",
         "a/pipe.jpg": "not a regular file",
         "a/gone.jpg": "No such file",
         "loose.png": "class folder",
@@ -91,68 +98,68 @@ def test_the_ledger(make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogC
     expected = spoil(root)
     noise(77).save(root / "a" / "no_suffix", "PNG")
     with caplog.at_level(logging.WARNING, "twinhash"):
-        cold = load(str(root), [8], tmp_path / "cache", seed=0)
-    found = {s.name: s.reason for s in cold.skipped}
+        cold = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    found = {s.path: s.reason for s in cold.skipped}
     assert found.keys() == expected.keys()
     assert all(expected[name].lower() in reason.lower() for name, reason in found.items())
     assert len(cold.names) == len(cold.pixels[8]) == 11
     assert "a/no_suffix" in cold.names
     assert "skipped 7 of 18" in caplog.text
-    warm = load(str(root), [8], tmp_path / "cache", seed=0)
+    warm = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     assert (warm.skipped, warm.fingerprint) == (cold.skipped, cold.fingerprint)
     assert isinstance(warm.skipped[0], Skipped)
 
 
 def test_strict(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"a": 5, "b": 5})
-    load(str(root), [8], tmp_path / "cache", seed=0, strict=True)
+    load(str(root), [8], tmp_path / "cache", DataConfig(seed=0, strict=True))
     spoil(root)
     with pytest.raises(InputError, match=r"7 of 17 that cannot be used: .*; \.\.\.") as caught:
-        load(str(root), [8], tmp_path / "cache", seed=0, strict=True)
+        load(str(root), [8], tmp_path / "cache", DataConfig(seed=0, strict=True))
     assert caught.value.found.count(": ") == 6  # the first five, each with its reason
 
 
-def test_a_broken_picture_changes_no_other_classs_split(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_broken_image_changes_no_other_classs_split(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"a": 20, "b": 20})
-    before = load(str(root), [8], tmp_path / "cache", seed=0)
+    before = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     (root / "a" / "000.png").write_bytes(b"broken")
     make_folder({"c": 5})
-    after = load(str(root), [8], tmp_path / "cache", seed=0)
+    after = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     for part in ("train", "validation", "query"):
         kept = [[d.names[i] for i in getattr(d, part) if d.names[i][0] == "b"] for d in (before, after)]
         assert kept[0] == kept[1]
 
 
-def test_a_class_without_a_readable_picture_is_none(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_class_without_a_readable_image_is_none(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"a": 3, "b": 3, "c": 1})
     (root / "c" / "000.png").write_bytes(b"broken")
-    assert load(str(root), [8], tmp_path / "cache", seed=0).classes == ("a", "b")
+    assert load(str(root), [8], tmp_path / "cache", DataConfig(seed=0)).classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "0 classes, 0 pictures|0 of 0"),
-        ({"a": 4}, "1 classes, 4 pictures"),
-        ({"a": 1, "b": 1}, "query pictures"),
-        ({"train/a": 3, "query/a": 1, "query/b": 1}, "at least two classes among the train pictures"),
+        ({}, "0 classes, 0 images|0 of 0"),
+        ({"a": 4}, "1 classes, 4 images"),
+        ({"a": 1, "b": 1}, "query images"),
+        ({"train/a": 3, "query/a": 1, "query/b": 1}, "at least two classes among the train images"),
     ],
 )
 def test_too_little(make_folder: MakeFolder, tmp_path: Path, counts: dict[str, int], message: str) -> None:
     make_folder({"": 0})
     with pytest.raises(InputError, match=message):
-        load(str(make_folder(counts) if counts else tmp_path / "pictures"), [8], tmp_path / "cache", seed=0)
+        load(str(make_folder(counts) if counts else tmp_path / "images"), [8], tmp_path / "cache", DataConfig(seed=0))
 
 
-def test_nothing_but_loose_or_broken_pictures(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_nothing_but_loose_or_broken_images(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"": 3})
     with pytest.raises(InputError, match=r"3 of 3 that cannot be used: 000\.png: not inside a class folder"):
-        load(str(root), [8], tmp_path / "cache", seed=0)
+        load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     root = make_folder({"a": 2, "b": 2}, "broken")
     for path in root.rglob("*.png"):
         path.write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"4 of 4 that cannot be used: a/000\.png: not a picture"):
-        load(str(root), [8], tmp_path / "cache", seed=0)
+    with pytest.raises(InputError, match=r"4 of 4 that cannot be used: a/000\.png: not an image"):
+        load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
 
 
 def test_a_queried_class_that_is_not_in_the_gallery(
@@ -160,7 +167,7 @@ def test_a_queried_class_that_is_not_in_the_gallery(
 ) -> None:
     root = make_folder({"train/a": 3, "train/b": 3, "query/a": 1, "query/zebra": 1})
     with caplog.at_level(logging.WARNING, "twinhash"):
-        data = load(str(root), [8], tmp_path / "cache", seed=0)
+        data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     assert data.classes == ("a", "b", "zebra")
     assert "1 classes are queried but not in the gallery (zebra)" in caplog.text
 
@@ -171,15 +178,15 @@ def test_links(make_folder: MakeFolder, tmp_path: Path) -> None:
     (root / "dog").symlink_to(elsewhere / "dogs")
     (root / "cat" / "link.png").symlink_to(elsewhere / "dogs" / "000.png")
     (root / "cat" / "up").symlink_to(root)
-    data = load(str(root), [8], tmp_path / "cache", seed=0)
+    data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     assert np.bincount(data.labels).tolist() == [5, 4]
-    assert data.skipped == (Skipped("cat/up", "a link to a folder that is listed already"),)
+    assert data.skipped == (Skipped(path="cat/up", reason="a link to a folder that is listed already"),)
 
 
 def test_names_that_are_not_utf_8(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"a": 3, "b": 3})
     os.rename(os.fsencode(root / "a"), os.fsencode(root) + b"/caf\xe9")
-    data = load(str(root), [8], tmp_path / "cache", seed=0)
+    data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     assert data.classes == ("b", "caf\\xe9")
     assert all(name.encode() for name in data.names)
 
@@ -188,13 +195,13 @@ def test_an_unreadable_folder(make_folder: MakeFolder, tmp_path: Path) -> None:
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to the user below
         os.chmod(open_to_all, 0o755)
-        root = Path(shutil.copytree(make_folder({"a": 3, "b": 3}), Path(open_to_all, "pictures")))
+        root = Path(shutil.copytree(make_folder({"a": 3, "b": 3}), Path(open_to_all, "images")))
         (root / "b").chmod(0)
         try:
             if user == 0:
                 os.seteuid(65534)  # root may read everything
             with pytest.raises(InputError, match=r"a readable folder .*b; found Permission denied"):
-                load(str(root), [8], tmp_path / "cache", seed=0)
+                load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
         finally:
             os.seteuid(user)
             (root / "b").chmod(0o755)
@@ -203,7 +210,7 @@ def test_an_unreadable_folder(make_folder: MakeFolder, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nowhere", "nul\0", "x" * 5000, __file__, "/dev/null"])
 def test_what_is_no_source(tmp_path: Path, source: str) -> None:
     with pytest.raises(InputError, match="embedded, fashion_mnist, an image folder, or a manifest"):
-        load(source, [8], tmp_path, seed=0)
+        load(source, [8], tmp_path, DataConfig(seed=0))
 
 
 @pytest.mark.parametrize(
@@ -211,23 +218,23 @@ def test_what_is_no_source(tmp_path: Path, source: str) -> None:
     [{"sizes": []}, {"sizes": [0, 8]}, {"sizes": [10**6]}, {"query_fraction": 0.0}, {"query_fraction": 1.0},
      {"validation_fraction": 1.0}, {"validation_fraction": -0.1}],
 )  # fmt: skip
-def test_impossible_requests(make_folder: MakeFolder, tmp_path: Path, wrong: dict[str, object]) -> None:
+def test_impossible_requests(make_folder: MakeFolder, tmp_path: Path, wrong: dict[str, Any]) -> None:
     root = make_folder({"a": 3, "b": 3})
     with pytest.raises(InputError):
-        load(str(root), **{"sizes": [8], "cache": tmp_path / "cache", "seed": 0, **wrong})
+        load(str(root), wrong.pop("sizes", [8]), tmp_path / "cache", DataConfig(**{"seed": 0, **wrong}))
 
 
-def test_native_size(make_folder: MakeFolder) -> None:
+def test_median_image_size(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 3}, width=50, height=30)
     make_folder({"b": 2}, width=90, height=70)
     (root / "a" / "broken.png").write_bytes(b"x")
-    assert native_size(str(root)) == 30
+    assert median_image_size(str(root)) == 30
     make_folder({"c": 4}, width=64, height=200)
-    assert native_size(str(root)) == 64
-    assert native_size("embedded") == native_size("fashion_mnist") == 28
+    assert median_image_size(str(root)) == 64
+    assert median_image_size("embedded") == median_image_size("fashion_mnist") == 28
 
 
-def test_native_size_reads_headers_of_a_bounded_sample(
+def test_median_image_size_reads_headers_of_a_bounded_sample(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder({"a": 1000, "b": 1}, width=8, height=8)
@@ -240,19 +247,19 @@ def test_native_size_reads_headers_of_a_bounded_sample(
         return decode.shorter_side(path)
 
     monkeypatch.setattr(image_folder, "shorter_side", shorter_side)
-    assert native_size(str(root)) == 8
+    assert median_image_size(str(root)) == 8
     assert len(set(opened)) == len(opened) == 200
     assert opened[-1] == root / "b" / "000.png"
 
 
-def test_native_size_of_nothing(make_folder: MakeFolder) -> None:
+def test_median_image_size_of_nothing(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 1})
     (root / "a" / "000.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a/000\.png: not a picture"):
-        native_size(str(root))
+    with pytest.raises(InputError, match=r"a/000\.png: not an image"):
+        median_image_size(str(root))
     (root / "a" / "000.png").unlink()
     with pytest.raises(InputError, match="found none"):
-        native_size(str(root))
+        median_image_size(str(root))
 
 
 @pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
@@ -263,8 +270,8 @@ def test_uc_merced_unpacked(tmp_path: Path) -> None:
         for k, path in enumerate(sorted(folder.iterdir())[:10]):
             shutil.copy(path, tmp_path / "ucmerced" / folder.name / f"{k:04d}.img")
     source = str(tmp_path / "ucmerced")
-    assert native_size(source) == 128
-    loaded = load(source, [64, 128], tmp_path / "cache", seed=0, strict=True)
+    assert median_image_size(source) == 128
+    loaded = load(source, [64, 128], tmp_path / "cache", DataConfig(seed=0, strict=True))
     assert len(loaded.names) == 100
     assert len(loaded.classes) == 10
     assert np.bincount(loaded.labels[loaded.query]).tolist() == [2] * 10

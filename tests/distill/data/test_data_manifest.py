@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.data import Dataset, load, native_size
+from distill.data import DataConfig, Dataset, load, median_image_size
 from distill.data.manifest import list_manifest
 from gallery.errors import InputError
 from tests.distill.data.factories import MakeFolder, noise
@@ -33,7 +33,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def opened(path: Path, **options: Any) -> Dataset:
-    return load(str(path), [8], path.parent / "cache", seed=0, **options)
+    return load(str(path), [8], path.parent / "cache", DataConfig(seed=0, **options))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -51,11 +51,11 @@ def test_labels_and_splits(make_folder: MakeFolder, suffix: str) -> None:
     assert data.query.tolist() == [8, 9]
     assert data.validation.tolist() == []
     assert "manifest" in data.protocol
-    assert native_size(str(root / f"m.{suffix}")) == 20
+    assert median_image_size(str(root / f"m.{suffix}")) == 20
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_without_a_split_it_is_drawn_and_row_order_does_not_matter(make_folder: MakeFolder, suffix: str) -> None:
+def test_without_a_split_it_is_sampled_and_row_order_does_not_matter(make_folder: MakeFolder, suffix: str) -> None:
     root = make_folder({"x": 20})
     rows = [{"path": f"x/{i:03d}.png", "label": i % 2 + 9} for i in range(20)]
     data = opened(write(root / f"m.{suffix}", rows))
@@ -75,7 +75,7 @@ def test_multi_label(make_folder: MakeFolder, suffix: str) -> None:
     assert data.labels.dtype == bool
     assert data.labels.tolist() == [[c in s for c in data.classes] for s in sets]
     assert len(data.query) == 2
-    assert "20% of all pictures" in data.protocol
+    assert "20% of all images" in data.protocol
 
 
 def test_parquet_takes_joined_labels_and_listed_splits(make_folder: MakeFolder) -> None:
@@ -124,7 +124,7 @@ REFUSED = [
         "train, validation, gallery or query as split in row .*'test'",
     ),
     ({"path": "x/000.png", "label": "a", "split": ""}, "train, validation, gallery or query"),
-    ({"path": "x/000.png", "label": "a", "split": "train;query"}, "queries that are in no other part"),
+    ({"path": "x/000.png", "label": "a", "split": "train;query"}, "queries that are in no other split"),
 ]
 
 
@@ -167,7 +167,7 @@ def test_conflicting_rows_and_missing_files(make_folder: MakeFolder) -> None:
         opened(write(root / "m.csv", [*rows, {"path": "x/000.png", "label": "b"}]))
     data = opened(write(root / "m.csv", [*rows, rows[0], {"path": "x/gone.png", "label": "b"}]))
     assert len(data.names) == 4
-    assert [(s.name, s.reason) for s in data.skipped] == [("x/gone.png", "No such file or directory")]
+    assert [(s.path, s.reason) for s in data.skipped] == [("x/gone.png", "No such file or directory")]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_what_is_written_is_read(tmp_path: Path, rows: dict[str, Any], name: str
     table = [{"path": path, column: labels[path], "split": part} for path, (_, part) in rows.items()]
     listing = list_manifest(write(tmp_path / name, table))
     assert listing.multi == multi
-    got = dict(zip(listing.names, zip(listing.labels, listing.parts, strict=True), strict=True))
+    got = dict(zip(listing.names, zip(listing.labels, listing.splits, strict=True), strict=True))
     assert got == {p: (tuple(sorted(set(ls if multi else ls[:1]))), {part}) for p, (ls, part) in rows.items()}
 
 
@@ -229,6 +229,6 @@ def test_any_bytes_give_a_listing_or_an_input_error(tmp_path: Path, content: byt
         listing = list_manifest(tmp_path / "m.csv")
     except InputError:
         return
-    for path in listing.pictures.paths:  # type: ignore[attr-defined]
+    for path in listing.source.paths:  # type: ignore[attr-defined]
         assert path.resolve().is_relative_to(tmp_path.resolve())
     assert io.StringIO(content.decode("utf-8-sig")).readline()

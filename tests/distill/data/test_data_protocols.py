@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.data import Dataset, list_files, load, native_size
+from distill.data import DataConfig, Dataset, list_files, load, median_image_size
 from distill.data.decode import decode, to_square
 from distill.data.list_files import list_published
+from distill.data.protocol_specs import PUBLISHED
 from distill.data.protocols import PROTOCOLS
-from distill.data.published import PUBLISHED
 from gallery.errors import InputError
 from tests.distill.data.factories import encoded
 
 PARTS = {"test": range(20), "train": range(20, 60), "database": range(60, 100)}
-COLUMNS = {"imagenet100": 2, "coco": 80, "nuswide_21": 21, "nuswide_21_m": 21, "nuswide_81_m": 81, "mirflickr": 38,
-           "voc2012": 20}  # fmt: skip
+COLUMNS = {"imagenet100": 2, "coco": 80, "coco_csq": 80, "nuswide_21": 21, "nuswide_21_m": 21, "nuswide_81_m": 81,
+           "mirflickr": 38, "voc2012": 20}  # fmt: skip
 # Names as the real lists have them, and places as the real archives unpack.
 FORMS = {
     "coco": ("./data/coco/train2014/COCO_train2014_{i:012d}.jpg", "coco/train2014/COCO_train2014_{i:012d}.jpg"),
+    "coco_csq": ("./data/coco/train2014/COCO_train2014_{i:012d}.jpg", "coco/train2014/COCO_train2014_{i:012d}.jpg"),
     "nuswide_21": ("images/0484_{i}.jpg", "NUS-WIDE/images/0484_{i}.jpg"),
     "nuswide_21_m": ("images/83796_{i}_276c55a843_m.jpg", "nus_wide_m/images/83796_{i}_276c55a843_m.jpg"),
     "nuswide_81_m": ("images/36051_{i}_ab0704971e_m.jpg", "nus_wide_m/images/36051_{i}_ab0704971e_m.jpg"),
@@ -40,21 +41,21 @@ FORMS = {
 
 
 def classes_of(name: str, i: int) -> set[int]:
-    """Columns that are 1 for picture i; picture 3 (a query) and 70 of MIRFLICKR have none."""
+    """Columns that are 1 for image i; image 3 (a query) and 70 of MIRFLICKR have none."""
     if name == "imagenet100":
         return {i % 2}
     return set() if name == "mirflickr" and i in (3, 70) else {i % COLUMNS[name], i * 7 % COLUMNS[name]}
 
 
 def form(name: str, i: int, kind: int) -> str:
-    """What a list calls picture i (kind 0), or where it lies (1)."""
+    """What a list calls image i (kind 0), or where it lies (1)."""
     key = f"{name} test" if i in PARTS["test"] and f"{name} test" in FORMS else name
     return FORMS[key][kind].format(i=i, c=i % 2)
 
 
 def listed(name: str, part: str) -> list[int]:
     """ImageNet's database lists hold train, COCO's the queries."""
-    more = {"imagenet100": "train", "coco": "test"}.get(name) if part == "database" else None
+    more = {"imagenet100": "train", "coco": "test", "coco_csq": "test"}.get(name) if part == "database" else None
     return [*PARTS[part], *(PARTS[more] if more else ())]
 
 
@@ -64,7 +65,7 @@ def rows(name: str, part: str) -> list[str]:
 
 
 def make(root: Path, name: str, layout: str | None = None) -> Path:
-    """A data root with the set's pictures, and its lists as they are published."""
+    """A data root with the set's images, and its lists as they are published."""
     for part in PARTS:
         path = root / "splits" / f"{PUBLISHED[name].lists}_{part}.txt.xz"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +78,11 @@ def make(root: Path, name: str, layout: str | None = None) -> Path:
 
 
 def opened(name: str, root: Path, **options: Any) -> Dataset:
-    return load(name, [28], root / "cache", seed=1, root=root, **options)
+    return load(name, [28], root / "cache", DataConfig(seed=1, data_root=root, **options))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_lists_and_pictures_in_the_true_layout(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_lists_and_images_in_the_true_layout(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     data = opened(name, make(tmp_path, name))
     number = {form(name, i, 1).split("/", 1)[1]: i for i in range(100)}
     at = [number[path] for path in data.names]
@@ -89,18 +90,19 @@ def test_lists_and_pictures_in_the_true_layout(tmp_path: Path, name: str, caplog
     bare = {3} if name == "mirflickr" else set()
     assert {at[k] for k in data.query} == set(PARTS["test"]) - bare
     assert {at[k] for k in np.union1d(data.train, data.validation)} == set(PARTS["train"])
-    assert {at[k] for k in data.gallery} == set(listed(name, "database")) - set(PARTS["test"])
+    gallery = set(listed(name, "database")) | set(PARTS["train"] if name == "coco_csq" else ())
+    assert {at[k] for k in data.gallery} == gallery - set(PARTS["test"])
     hot = data.labels if data.labels.ndim == 2 else np.eye(2, dtype=bool)[data.labels]
     assert hot.shape == (100, COLUMNS[name])
     assert [set(np.flatnonzero(row)) for row in hot] == [classes_of(name, i) for i in at]
     for k in (0, 50, 99):
         square = to_square(decode(tmp_path / form(name, at[k], 1)), 28)
         np.testing.assert_array_equal(data.pixels[28][k], square)
-    assert data.cut == (1000 if name == "imagenet100" else None if name in ("mirflickr", "voc2012") else 5000)
-    assert f"(mAP@{data.cut or 'all'})" in data.protocol
+    assert data.top_k == (1000 if name == "imagenet100" else None if name in ("mirflickr", "voc2012") else 5000)
+    assert f"(mAP@{data.top_k or 'all'})" in data.protocol
     assert f"{len(PARTS['train'])} train, {len(data.gallery)} gallery, {len(data.query)} query" in data.protocol
-    assert f"40 train pictures here, {PUBLISHED[name].sizes[0]} published" in caplog.text
-    assert native_size(name, tmp_path) == 28
+    assert f"40 train images here, {PUBLISHED[name].sizes[0]} published" in caplog.text
+    assert median_image_size(name, tmp_path) == 28
 
 
 def test_what_the_sentence_says_of_queries(tmp_path: Path) -> None:
@@ -122,14 +124,14 @@ def test_what_the_sentence_says_of_queries(tmp_path: Path) -> None:
 )
 def test_other_layouts(tmp_path: Path, name: str, layout: str) -> None:
     make(tmp_path, name, layout)
-    if name == "imagenet100":  # validation pictures by class
+    if name == "imagenet100":  # validation images by class
         for i in PARTS["test"]:
             place = tmp_path / f"imagenet/val/n0000000{i % 2}/ILSVRC2012_val_{i:08d}.JPEG"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(encoded(i, "JPEG"))
     data = opened(name, tmp_path, strict=True)
     assert (len(data.names), len(data.skipped)) == (100, 0)
-    assert all((tmp_path / PUBLISHED[name].home.folder / path).is_file() for path in data.names)
+    assert all((tmp_path / PUBLISHED[name].dataset.folder / path).is_file() for path in data.names)
 
 
 def test_a_list_beside_the_published_ones_counts_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +139,7 @@ def test_a_list_beside_the_published_ones_counts_first(tmp_path: Path, monkeypat
     (tmp_path / "voc2012" / "test.txt").write_text("\n".join(rows("voc2012", "test")[:9]) + "\n\n")
     assert len(opened("voc2012", tmp_path).query) == 9
     monkeypatch.setenv("TWINHASH_DATA", str(tmp_path))
-    assert len(load("voc2012", [28], tmp_path / "cache", seed=1).query) == 9
+    assert len(load("voc2012", [28], tmp_path / "cache", DataConfig(seed=1)).query) == 9
 
 
 def test_the_database_of_nus_wide_is_built_from_its_own_lists(tmp_path: Path) -> None:
@@ -172,13 +174,13 @@ def test_a_set_that_is_missing(tmp_path: Path, name: str, monkeypatch: pytest.Mo
         with pytest.raises(InputError, match=where + told):
             opened(name, tmp_path)
     with pytest.raises(InputError, match="neither --data-root nor TWINHASH_DATA is given.*" + told):
-        load(name, [28], tmp_path / "cache", seed=1)
+        load(name, [28], tmp_path / "cache", DataConfig(seed=1))
 
 
-def test_lists_without_pictures(tmp_path: Path) -> None:
+def test_lists_without_images(tmp_path: Path) -> None:
     for path in make(tmp_path, "coco").rglob("*.jpg"):
         path.unlink()
-    with pytest.raises(InputError, match=r"COCO 2014 .*found none of its pictures.*train2014\.zip"):
+    with pytest.raises(InputError, match=r"COCO 2014 .*found none of its images.*train2014\.zip"):
         opened("coco", tmp_path)
 
 
@@ -196,12 +198,12 @@ def test_a_list_that_is_missing(tmp_path: Path, name: str, part: str, words: str
         opened(name, tmp_path)
 
 
-def test_a_picture_that_is_missing_or_broken_is_skipped(tmp_path: Path) -> None:
+def test_an_image_that_is_missing_or_broken_is_skipped(tmp_path: Path) -> None:
     make(tmp_path, "voc2012")
     (tmp_path / form("voc2012", 5, 1)).unlink()
     (tmp_path / form("voc2012", 30, 1)).write_bytes(b"x")
     data = opened("voc2012", tmp_path)
-    assert [skip.name[-15:] for skip in data.skipped] == ["2008_000005.jpg", "2008_000030.jpg"]
+    assert [skip.path[-15:] for skip in data.skipped] == ["2008_000005.jpg", "2008_000030.jpg"]
     assert (len(data.names), len(data.query), len(data.train) + len(data.validation)) == (98, 19, 39)
     with pytest.raises(InputError, match="2 of 100 that cannot be used"):
         opened("voc2012", tmp_path, strict=True)
@@ -228,7 +230,7 @@ def test_lines_that_are_none_of_the_list(tmp_path: Path, wrong: str) -> None:
         opened("voc2012", tmp_path)
 
 
-def test_two_labels_where_a_picture_has_one(tmp_path: Path) -> None:
+def test_two_labels_where_an_image_has_one(tmp_path: Path) -> None:
     make(tmp_path, "imagenet100")
     path = tmp_path / "imagenet100" / "test.txt"
     path.parent.mkdir()
@@ -251,7 +253,7 @@ def test_damaged_list_files(tmp_path: Path, damage: bytes) -> None:
     make(tmp_path, "voc2012")
     ending = "txt.xz" if b"xz" in damage.lower() else "txt"
     (tmp_path / "voc2012" / f"test.{ending}").write_bytes(damage)
-    with pytest.raises(InputError, match=rf"a list of pictures at .*voc2012/test\.{ending}; found .*Download it again"):
+    with pytest.raises(InputError, match=rf"a list of images at .*voc2012/test\.{ending}; found .*Download it again"):
         opened("voc2012", tmp_path)
 
 
@@ -276,22 +278,34 @@ def test_the_real_lists_have_the_published_sizes(tmp_path: Path, name: str) -> N
     layout = spec.layouts[0]
     fields = re.compile(spec.path.split("/")[-1]).fullmatch(first)
     assert fields
-    place = tmp_path / spec.home.folder / layout.format(**fields.groupdict(), label=first.split("_")[0])
+    place = tmp_path / spec.dataset.folder / layout.format(**fields.groupdict(), label=first.split("_")[0])
     place.parent.mkdir(parents=True)
     place.write_bytes(encoded(0, "JPEG"))
     if name.startswith("nuswide"):  # no database list: the other two, and an empty one
         (tmp_path / name).mkdir()
         (tmp_path / name / "database.txt").touch()
     listing = list_published(name, tmp_path, 0)
-    found = [sum(part in own for own in listing.parts) for part in ("train", "gallery", "query")]
+    found = [sum(part in own for own in listing.splits) for part in ("train", "gallery", "query")]
     assert found == [spec.sizes[0], 0 if name.startswith("nuswide") else spec.sizes[1], spec.sizes[2]]
     assert len(listing.classes or ()) == (100 if name == "imagenet100" else COLUMNS[name])
-    bare = {part: sum(part in own and not row for own, row in zip(listing.parts, listing.labels, strict=True))
+    bare = {part: sum(part in own and not row for own, row in zip(listing.splits, listing.labels, strict=True))
             for part in ("train", "gallery", "query")}  # fmt: skip
     assert bare == ({"train": 72, "gallery": 328, "query": 19} if name == "mirflickr" else dict.fromkeys(bare, 0))
     if name == "imagenet100":
         pairs = zip(listing.names, listing.labels, strict=True)
         assert all(path.split("/")[-1].startswith((*own, "ILSVRC")) for path, own in pairs)
-    if name == "voc2012":  # the set's own totals: people are in 4,087 of its pictures, cows in 303
+    if name == "voc2012":  # the set's own totals: people are in 4,087 of its images, cows in 303
         count = {c: sum(c in own for own in listing.labels) for c in ("person", "cow", "sheep", "tvmonitor")}
         assert count == {"person": 4087, "cow": 303, "sheep": 325, "tvmonitor": 575}
+
+
+@pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
+def test_hashnets_lists_make_csqs_gallery_of_coco() -> None:
+    lists = {}
+    for split in ("train", "test", "database"):
+        lines = list_files._read_lines(REAL / f"hashnet_coco_{split}.txt.xz")
+        lists[split] = {line.split()[0] for _, line in lines}
+    assert [len(lists[split]) for split in ("train", "test", "database")] == [10_000, 5_000, 112_218]
+    assert not lists["train"] & lists["database"]
+    assert lists["test"] <= lists["database"]
+    assert len((lists["train"] | lists["database"]) - lists["test"]) == 117_218

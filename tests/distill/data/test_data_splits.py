@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill.data.dataset import ImageList
-from distill.data.splits import encode_labels, split
+from distill.data.splits import SplitConfig, encode_labels, split
 from gallery.errors import InputError
 
 
@@ -19,9 +19,9 @@ def listing(labels: list[tuple[str, ...]], parts: list[set[str]] | None = None, 
         name="set",
         names=tuple(f"{i:05d}" for i in range(len(labels))),
         labels=tuple(labels),
-        parts=tuple(frozenset(p) for p in parts or [set()] * len(labels)),
-        pictures=None,  # type: ignore[arg-type]
-        origin="given",
+        splits=tuple(frozenset(p) for p in parts or [set()] * len(labels)),
+        source=None,  # type: ignore[arg-type]
+        split_source="given",
         multi=multi,
     )
 
@@ -29,17 +29,16 @@ def listing(labels: list[tuple[str, ...]], parts: list[set[str]] | None = None, 
 def splits(
     source: ImageList, seed: int = 0, query: float = 0.2, validation: float = 0.05
 ) -> tuple[Any, dict[str, Any], str]:
-    kept = np.arange(len(source.names))
-    classes, labels = encode_labels(source, kept)
-    own = split(source, kept, classes, labels, seed, query, validation)
-    return labels, {part: getattr(own, part) for part in ("train", "validation", "gallery", "query")}, own.protocol
+    labels = encode_labels(source)
+    own = split(source, labels, SplitConfig(seed, query, validation))
+    return labels[1], {part: getattr(own, part) for part in ("train", "validation", "gallery", "query")}, own.protocol
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(1, 40), min_size=2, max_size=12), st.integers(0, 5), st.floats(0.05, 0.9), st.floats(0, 0.9)
 )
-def test_a_drawn_split(counts: list[int], seed: int, query: float, validation: float) -> None:
+def test_a_sampled_split(counts: list[int], seed: int, query: float, validation: float) -> None:
     assume(max(counts) > 1)
     rows = [(f"c{c}",) for c, count in enumerate(counts) for _ in range(count)]
     rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
@@ -94,7 +93,7 @@ def test_a_given_split_is_kept_and_validation_comes_out_of_train() -> None:
     assert (told.count("."), told[-1]) == (1, ".")
 
 
-def test_multi_label_pictures_are_drawn_together() -> None:
+def test_multi_label_images_are_sampled_together() -> None:
     rows = [("a", "b"), ("b",), ("a",), ("c", "a")] * 10
     labels, parts, _ = splits(listing(rows, multi=True), validation=0.25)
     assert labels.shape == (40, 3)
@@ -108,6 +107,6 @@ def test_a_query_may_be_nothing_else() -> None:
         splits(listing(rows, [{"train"}] * 4 + [{"query", "gallery"}, {"query"}]))
 
 
-def test_more_classes_than_pictures() -> None:
-    with pytest.raises(InputError, match="3 classes, 2 pictures"):
+def test_more_classes_than_images() -> None:
+    with pytest.raises(InputError, match="3 classes, 2 images"):
         splits(listing([("a", "b"), ("c",)], multi=True))

@@ -1,4 +1,4 @@
-"""Protocols whose splits are drawn here, from sets in their true layouts."""
+"""Protocols whose splits are sampled here, from sets in their true layouts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.data import Dataset, load, native_size
+from distill.data import DataConfig, Dataset, load, median_image_size
 from distill.data.decode import to_square
-from distill.data.sampled_splits import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, draw
+from distill.data.sampled_splits import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, sample_splits
 from gallery.errors import CorruptFile, InputError
 from tests.distill.data.factories import encoded, photo
 
@@ -23,21 +23,21 @@ TABLE = "IMAGE\\LABEL\tfield\tsand\twater\n"
 
 
 def opened(name: str, root: Path, seed: int = 1, **options: Any) -> Dataset:
-    return load(name, [28], root / "cache", seed=seed, root=root, **options)
+    return load(name, [28], root / "cache", DataConfig(seed=seed, data_root=root, **options))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 20), min_size=1), st.integers(0, 9), st.integers(0, 9))
 def test_draw(sizes: dict[str, int], queries: int, train: int) -> None:
     groups = [group for group, size in sizes.items() for _ in range(size)]
-    parts = draw(groups, 5, queries, train, frozenset({"train"}))
+    parts = sample_splits(groups, 5, queries, train, frozenset({"train"}))
     for group, size in sizes.items():
         own = Counter(part for place, (part,) in zip(groups, map(tuple, parts), strict=True) if place == group)
         wanted = {"query": min(queries, size), "train": min(train, max(0, size - queries))}
         assert own == Counter({**wanted, "gallery": size - sum(wanted.values())})
-    alone = draw(["x"] * 8, 5, queries, train)
-    assert draw(["x"] * 8 + ["y"] * 5, 5, queries, train)[:8] == alone  # other classes change nothing
-    assert all(part in ({"query"}, {"train", "gallery"}) for part in draw(groups, 5, queries, None))
+    alone = sample_splits(["x"] * 8, 5, queries, train)
+    assert sample_splits(["x"] * 8 + ["y"] * 5, 5, queries, train)[:8] == alone  # other classes change nothing
+    assert all(part in ({"query"}, {"train", "gallery"}) for part in sample_splits(groups, 5, queries, None))
 
 
 def cifar(root: Path, records: int = 200) -> Path:
@@ -64,7 +64,7 @@ def test_cifar10_binary(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     published = CIFAR_PROTOCOLS[name][2:]
-    monkeypatch.setitem(CIFAR_PROTOCOLS, name, (*counts, *published))  # 120 pictures a class here, not 6,000
+    monkeypatch.setitem(CIFAR_PROTOCOLS, name, (*counts, *published))  # 120 images a class here, not 6,000
     data = opened(name, cifar(tmp_path))
     assert (len(data.train) + len(data.validation), len(data.gallery), len(data.query)) == (*sizes, 200)
     assert np.isin(data.train, data.gallery).all() == (name != "cifar10")
@@ -74,11 +74,13 @@ def test_cifar10_binary(
     assert data.labels[k] == 7
     tinted = np.array(photo(207).resize((32, 32)))
     tinted[..., 2] //= 2
-    np.testing.assert_array_equal(load(name, [32], tmp_path / "cache", seed=1, root=tmp_path).pixels[32][k], tinted)
-    assert f"20 queries and {counts[1]} of train a class drawn here by seed 1 (in the literature" in data.protocol
+    np.testing.assert_array_equal(
+        load(name, [32], tmp_path / "cache", DataConfig(seed=1, data_root=tmp_path)).pixels[32][k], tinted
+    )
+    assert f"20 queries and {counts[1]} of train a class sampled here by seed 1 (in the literature" in data.protocol
     differ = zip(sizes, ("train", "gallery"), published[1], strict=False)
-    assert ", ".join(f"{here} {part} pictures here, {there} published" for here, part, there in differ) in caplog.text
-    assert native_size(name, tmp_path) == 32
+    assert ", ".join(f"{here} {part} images here, {there} published" for here, part, there in differ) in caplog.text
+    assert median_image_size(name, tmp_path) == 32
     assert not np.array_equal(opened(name, tmp_path, seed=2).query, data.query)
 
 
@@ -115,8 +117,8 @@ def test_ucmerced_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert data.classes == SCENES
     assert (len(data.query), len(data.gallery)) == (60, 15)
     np.testing.assert_array_equal(np.union1d(data.train, data.validation), data.gallery)
-    assert "20 queries a scene class drawn here by seed 1 (in the literature mAP@all): 15 train = gal" in data.protocol
-    assert "15 train pictures here, 1680 published" in caplog.text
+    assert "20 queries a scene class sampled here by seed 1 (in the literature mAP@all): 15 train = g" in data.protocol
+    assert "15 train images here, 1680 published" in caplog.text
     k = data.names.index("beach/beach07.tif")
     np.testing.assert_array_equal(data.pixels[28][k], to_square(photo(207), 28))
     several = opened("ucmerced_multi", tmp_path)
@@ -157,7 +159,7 @@ def test_multi_labels_that_cannot_be_read(tmp_path: Path, rows: str | None, word
 )
 def test_real_sets(tmp_path: Path, name: str, classes: int, sizes: tuple[int, ...]) -> None:
     folder = Path(os.environ["TWINHASH_DATA"], name)
-    data = load(str(folder) if folder.suffix else name, [8], tmp_path / "cache", seed=0, strict=True)
+    data = load(str(folder) if folder.suffix else name, [8], tmp_path / "cache", DataConfig(seed=0, strict=True))
     assert len(data.classes) == len(data.seen) == classes
     found = (len(data.train) + len(data.validation), len(data.gallery), len(data.query))
     assert found == sizes
