@@ -100,7 +100,7 @@ class TrainConfig(StrictModel):
     distiller: str = "csch"
     """Distiller of the student, beside the centers: csch, csd, d3still, ... (a file in distill/distillers)."""
     distiller_args: dict[str, MethodArg] = {}
-    """Options of the distiller, by name, e.g. instance_weight 20."""
+    """Options of the distiller, by name, e.g. instance-weight 20."""
     hash_centers: Construction = "auto"
     """Construction of the hash centers; auto takes the one with the largest minimum distance, or the loss's own.
 
@@ -150,6 +150,12 @@ class TrainConfig(StrictModel):
         """The name of the run folder."""
         teacher = self.reuse_gallery.resolve().name if self.reuse_gallery else self.teacher
         return self.name or f"{teacher}-{self.student}-{Path(self.data).stem}-{self.bits}"
+
+    @field_validator("loss_args", "distiller_args")
+    @classmethod
+    def _by_field_name(cls, args: dict[str, MethodArg]) -> dict[str, MethodArg]:
+        """Accept names as flags spell them, e.g. instance-weight."""
+        return {name.replace("-", "_"): value for name, value in args.items()}
 
     @field_validator("data")
     @classmethod

@@ -1,4 +1,4 @@
-"""The whole road on real pictures, as a user walks it: one command, from a folder of PNGs to a verdict."""
+"""The end-to-end pipeline on real images: one command, from a folder of PNGs to a gate result."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return runs, out
 
 
-def test_it_leaves_every_file_and_a_verdict(whole: tuple[Path, str]) -> None:
+def test_it_leaves_every_file_and_a_gate_result(whole: tuple[Path, str]) -> None:
     runs, out = whole
     for name in FILES:
         assert (runs / "r" / name).exists(), name
@@ -129,7 +129,7 @@ def test_strict_refuses_the_broken_picture(pictures: Path, tmp_path: Path) -> No
     assert "Traceback" not in out
 
 
-def journal_has(runs: Path, stage: str) -> Callable[[str], bool]:
+def metrics_has(runs: Path, stage: str) -> Callable[[str], bool]:
     path = runs / "r" / "train.jsonl"
     return lambda _: path.exists() and f'"{stage}"' in path.read_text()
 
@@ -150,9 +150,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_student(
     log = tmp_path / "r" / "log.txt"
     moments: list[Callable[[str], bool]] = [
         lambda text: "[data]" in text,
-        journal_has(tmp_path, "teacher"),
+        metrics_has(tmp_path, "teacher"),
         lambda text: "[gallery]" in text,
-        journal_has(tmp_path, "student"),
+        metrics_has(tmp_path, "student"),
         lambda text: "[export]" in text,
         lambda text: "[evaluate]" in text,
     ]
@@ -167,15 +167,15 @@ def test_killed_in_every_stage_it_ends_with_the_same_student(
     assert [c.steps for c in ours.curves] == [c.steps for c in theirs.curves]
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(pictures: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_resumes(pictures: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not inherit
     process = start(pictures, tmp_path, preexec=heeding)
-    while not journal_has(tmp_path, "teacher")(""):
+    while not metrics_has(tmp_path, "teacher")(""):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     code, out = finish(process)
     assert code == 130
-    assert "goes on" in out
+    assert "resumes" in out
     assert "Traceback" not in out
     second, third = start(pictures, tmp_path), start(pictures, tmp_path)
     codes = sorted([finish(second), finish(third)])
@@ -184,14 +184,14 @@ def test_ctrl_c_leaves_a_run_that_goes_on(pictures: Path, whole: tuple[Path, str
     assert student_sha(tmp_path) == student_sha(whole[0])
 
 
-def test_a_disk_that_takes_no_more_is_a_sentence_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_is_a_sentence_and_the_run_resumes(pictures: Path, tmp_path: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))  # a checkpoint of the teacher needs 60 MB
 
     code, out = finish(start(pictures, tmp_path, preexec=small_files))
     assert code == 2, out
     assert "cannot be written" in out
-    assert "goes on" in out
+    assert "resumes" in out
     assert "Traceback" not in out
     assert not (tmp_path / "r" / "teacher.safetensors").exists()
 
@@ -222,8 +222,8 @@ def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flag
     assert "Traceback" not in out
 
 
-def test_two_processes_walk_it_together(pictures: Path, tmp_path: Path) -> None:
-    """One learns what the other does; the first alone exports, proves and writes."""
+def test_two_processes_run_it_together(pictures: Path, tmp_path: Path) -> None:
+    """Both train the same networks; the first alone exports, evaluates and writes."""
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
     options = ["--data", str(pictures), "--output-dir", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
                "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--formats", "onnx"]  # fmt: skip
@@ -246,7 +246,7 @@ def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], picture
     assert code in (0, 1), out  # so small a student may well lose more than the gate allows
     results = load_results(tmp_path / "runs" / "r" / "results.json")
     assert [(row.variant, row.status) for row in results.models] == [(f"onnx-{p}", "ran") for p in precisions]
-    assert student_sha(tmp_path / "runs") == before  # nothing was learned again
+    assert student_sha(tmp_path / "runs") == before  # nothing was trained again
     assert results.quantization is not None
     assert {row.mode for row in results.quantization.layers} == {"weights", "int8"}
     assert [curve.stage for curve in results.curves] == ["teacher", "student"]

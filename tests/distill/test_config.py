@@ -82,6 +82,11 @@ def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
     assert (plan.student_epochs, plan.student_lr, plan.student_crop) == (2, 0.25, 0.6)
 
 
+def test_options_of_methods_are_spelled_as_flags_are() -> None:
+    given = tyro.cli(TrainConfig, args=["--distiller-args", "instance-loss", "raw", "rkd-weight", "1"])
+    assert given.distiller_args == {"instance_loss": "raw", "rkd_weight": 1}
+
+
 CENTERLESS = StudentTrainConfig(center_loss_weight=0)
 
 
