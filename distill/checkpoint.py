@@ -1,4 +1,4 @@
-"""Networks and training states on disk: safetensors, whole files, nothing pickled."""
+"""Networks and training states on disk: safetensors, written atomically, nothing pickled."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Part = nn.Module | torch.optim.Optimizer
 
 
 def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int) -> None:
-    """Writes a `HashNet`'s tensors, with what is needed to build it again in the file's header."""
+    """Write a `HashNet`'s tensors, with the arguments of `build` in the file's header."""
     _save(path, dict(net.state_dict()), {"name": name, "size": size, "bits": bits})
 
 
 def load_network(path: Path) -> HashNet:
     """The inverse of `save_network`, in eval mode on the CPU; raises `CorruptFile` when the file is damaged."""
-    tensors, header = _load(path)
+    tensors, header = read_checkpoint(path)
     try:
         net = build(header["name"], header["size"], header["bits"], seed=0)
         net.load_state_dict(tensors)
@@ -36,9 +36,9 @@ def load_network(path: Path) -> HashNet:
 
 
 def save_state(path: Path, parts: Mapping[str, Part], step: int, key: str) -> None:
-    """Writes all that training needs to go on bit for bit after `step` steps.
+    """Write the state from which training resumes bit for bit after `step` steps.
 
-    parts: networks and optimizers by name; key: what this training is; a state with another key is not taken up again
+    parts: networks and optimizers by name; key: identifies the training; a state with another key is not resumed
     """
     tensors = {f"{name}/{k}": v for name, part in parts.items() for k, v in _tensors(part).items()}
     _save(path, tensors, {"step": step, "key": key})
@@ -48,7 +48,7 @@ def load_state(path: Path, parts: Mapping[str, Part], key: str) -> int:
     """Restores what `save_state` wrote and returns its step; 0, with nothing changed, where there is none for `key`."""
     if not path.exists():
         return 0
-    tensors, header = _load(path)
+    tensors, header = read_checkpoint(path)
     if header.get("key") != key:
         return 0
     try:
@@ -73,30 +73,31 @@ def _restore(part: Part, tensors: dict[str, Tensor]) -> None:
     parameters = [p for group in part.param_groups for p in group["params"]]
     for name, value in tensors.items():
         i, field = name.split(".", 1)
-        states.setdefault(int(i), {})[field] = _laid_out_as(parameters[int(i)], value)
+        if value.shape == (own := parameters[int(i)]).shape:  # fused optimizers go through both in the order of memory
+            value = torch.empty_like(own).copy_(value)
+        states.setdefault(int(i), {})[field] = value
     part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})
-
-
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` in the memory format of its parameter: fused optimizers go through both in the order of memory."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     on_cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_path(path) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode  # of the user's umask, where safetensors gives 0600
         try:
             save_file(on_cpu, draft, {"twinhash": json.dumps(header)})
         except SafetensorError as error:  # its name for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
+        draft.chmod(mode)
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(
+    path: Path, fix: str = "Restore it, or delete it to make it again."
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, and the header that a run wrote, if any; raises `CorruptFile` with `fix`."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("twinhash", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as error:
-        raise CorruptFile(
-            "a readable safetensors file", f"{path}: {error}", "Restore it, or delete it to make it again."
-        ) from error
+        raise CorruptFile("a readable safetensors file", f"{path}: {error}", fix) from error

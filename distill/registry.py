@@ -51,8 +51,7 @@ class Registry:
         """Raises `InputError`, with close matches, for a name that is no method's."""
         if name in (names := self.names()):
             return
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"Did you mean {', '.join(close)}?" if close else f"Choose one of {', '.join(names)}."
+        hint = did_you_mean(name, names, f"Choose one of {', '.join(names)}.")
         raise InputError(f"{self.what} for {self.option}", repr(name), hint)
 
     def find(self, name: str) -> Any:
@@ -75,6 +74,12 @@ class Registry:
     def build(self, name: str, context: Any, args: Mapping[str, Any]) -> Any:
         """A method for a context; raises what `parse` does."""
         return self.find(name)(context, **dict(self.parse(name, args)))
+
+
+def did_you_mean(name: str, names: Collection[str], otherwise: str) -> str:
+    """A hint with the closest of `names`, or `otherwise`."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"Did you mean {', '.join(close)}?" if close else otherwise
 
 
 def args_type(method: type) -> Any:

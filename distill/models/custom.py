@@ -1,4 +1,4 @@
-"""A student that was trained elsewhere, and a folder of images to judge it by."""
+"""A student that was trained elsewhere, and a folder of images to calibrate and check it with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 520  # images that are read of a folder: 8 golden ones, and as many to ca
 
 
 class CheckpointHeader(StrictModel):
-    """What a run notes in the header of a network's file."""
+    """The header of a network that a run saved."""
 
     name: str
     size: int
@@ -28,7 +28,7 @@ class CheckpointHeader(StrictModel):
 
 
 class CustomModel(NamedTuple):
-    """A network in eval mode, its beginning as far as it is known, and the side of its input in pixels."""
+    """A network in eval mode, its backbone's properties, and the side of its input in pixels."""
 
     net: nn.Module
     start: BackboneInfo
@@ -36,15 +36,21 @@ class CustomModel(NamedTuple):
 
 
 def load_custom_model(path: Path, student: str | None, side: int | None, bits: int) -> CustomModel:
-    """A network of the user's with so many bits; `student` and `side` may be left out where the file says them.
+    """Load a user's network with `bits` outputs; `student` and `side` are optional where the file's header has them.
 
     Takes a run's student, the same tensors without its header, and timm's own network with `bits` outputs.
     Raises `InputError` naming the tensors that are missing, surplus, or of another shape.
     """
+    from distill.checkpoint import read_checkpoint
     from distill.models import pretrained
     from distill.models.hash_net import build, timm_names
 
-    tensors, saved = _read(path)
+    fix = "Give a .safetensors file; others are saved so by safetensors.torch.save_file(net.state_dict(), path)."
+    tensors, header = read_checkpoint(path, fix)
+    try:
+        saved = CheckpointHeader.model_validate(header) if header else None
+    except ValueError as error:
+        raise CorruptFile(f"a network's header in {path}", str(error), fix) from error
     name, size = student or (saved and saved.name), side or (saved and saved.size)
     if not (name and size):
         raise InputError("--student and --img-size with a file that names neither", "one or both left out", "Add them.")
@@ -63,22 +69,8 @@ def load_custom_model(path: Path, student: str | None, side: int | None, bits: i
     return CustomModel(net.eval(), start, size)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], CheckpointHeader | None]:
-    """The tensors of a safetensors file, and what a run noted in its header; raises `CorruptFile`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            note = (file.metadata() or {}).get("twinhash")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        return tensors, CheckpointHeader.model_validate_json(note) if note else None
-    except (OSError, SafetensorError, ValueError) as error:
-        fix = "Give a .safetensors file; others are saved so by safetensors.torch.save_file(net.state_dict(), path)."
-        raise CorruptFile(f"a readable safetensors file at {path}", str(error), fix) from error
-
-
 def load_strict(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Loads all tensors; raises `InputError` that says which do not fit."""
+    """Load all tensors; raises `InputError` naming those that do not fit."""
     own = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     counted = {key for key in own if key.endswith(".num_batches_tracked")}  # of no use here, and often left out
@@ -115,9 +107,11 @@ def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
 
 
 def warn_if_foreign_space(codes: NDArray[np.uint8], centers: NDArray[np.uint8]) -> None:
-    """Says how near the codes lie to the centers: a network of another space is no nearer than chance."""
+    """Warn if the codes are no closer to the hash centers than random codes (wrong code space)."""
     chance = np.random.default_rng(0).integers(0, 256, (1024, codes.shape[1]), dtype=np.uint8)
     found, expected = (hamming(some, centers).min(axis=1).mean() for some in (codes, chance))
     log.info("codes lie %.1f bits from the nearest center; random ones would lie %.1f", found, expected)
     if found > 0.75 * expected:  # students of trained runs: 0.02 to 0.4 of it; one in another run's space: 0.94
-        log.warning("The network hardly speaks this code: does it belong to this space, with this mean and std?")
+        log.warning(
+            "The codes are hardly closer to the centers than random ones: check the code space, the mean and the std."
+        )

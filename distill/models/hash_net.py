@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from distill.registry import did_you_mean
 from gallery.errors import InputError
 
 # Short names; the first timm name with weights at hand is taken, the first one of all when none has any.
@@ -86,8 +86,7 @@ def timm_names(name: str) -> tuple[str, ...]:
     names = tuple(n for n in SHORT_NAMES.get(name, (name,)) if timm.is_model(n.split(".")[0]))
     if names:
         return names
-    close = difflib.get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=4, cutoff=0.5)
-    hint = f"Did you mean {', '.join(close)}?" if close else f"Short names: {', '.join(SHORT_NAMES)}."
+    hint = did_you_mean(name, [*SHORT_NAMES, *timm.list_models()], f"Short names: {', '.join(SHORT_NAMES)}.")
     raise InputError("a network that timm knows, or a short name", repr(name), hint)
 
 

@@ -1,7 +1,7 @@
-"""Where a backbone's pretrained weights come from on this machine, and how they get into it.
+"""Finding a backbone's pretrained weights on this machine, and loading them.
 
 In order: a path given by the user; the folder in `TWINHASH_WEIGHTS`; timm's hub (its cache first); installed
-packages that carry weights; none at all, which is said loudly.
+packages that carry weights; random initialization.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from distill.config import BackboneInfo
 from distill.models.hash_net import create_meta_model, import_timm, is_transformer, patch_size, timm_names
@@ -24,6 +24,7 @@ from gallery.files import sha256_of
 
 FOLDER_VARIABLE = "TWINHASH_WEIGHTS"
 HUB_TIMEOUT_S = 3.0
+OTHER_WEIGHTS = "Name the network that these weights belong to, or other weights."
 ENOUGH = 0.5  # of a backbone's parameters must be in a file for it to count as that network's weights
 
 # timm name -> (package, sha256 of the .pth it carries).  The tensors stand in the order of timm's state dict.
@@ -41,13 +42,13 @@ PACKAGES = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-# Networks without weights of their own begin with those of a timm network that fit.
+# Networks without weights of their own are initialized with those of a timm network that fit.
 SUBSTITUTES = {"hybridhash": "nest_base_jx"}
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Weights for timm's `name`: a file, in words where it came from; `path` is None for random ones."""
+    """Weights for timm's `name`: a file and a description of its source; `path` is None for random ones."""
 
     name: str
     path: Path | None
@@ -56,7 +57,7 @@ class PretrainedWeights:
 
 
 def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
-    """The best weights for `name` (short or timm's) that can be had here without waiting.
+    """The best weights for `name` (short or timm's) available on this machine without waiting.
 
     path: a file of the user's, taken without looking further.
     Raises `InputError` when `path` is not there or `name` is unknown.
@@ -68,15 +69,15 @@ def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
                 "a weights file (.safetensors, or .pth of plain tensors)", f"nothing at {path}", "Check the path."
             )
         return PretrainedWeights(next((n for n in names if path.name.startswith(n)), names[0]), path, str(path))
-    for look in (_from_folder, _from_hub, _from_package):
+    for source in (_from_folder, _from_hub, _from_package):
         for candidate in names:
-            if found := look(candidate):
+            if found := source(candidate):
                 return found
-    return PretrainedWeights(names[0], None, "random initialisation: no pretrained weights at hand")
+    return PretrainedWeights(names[0], None, "random initialization: no pretrained weights found")
 
 
 def backbone_info(weights: PretrainedWeights) -> BackboneInfo:
-    """What the configuration has to know about a network that begins with `weights`; nothing is allocated."""
+    """The properties of a network initialized with `weights`; nothing is allocated."""
     timm, net = import_timm(), create_meta_model(weights.name)
     cfg = timm.get_pretrained_cfg(weights.name) or timm.models.PretrainedCfg()
     return BackboneInfo(
@@ -91,64 +92,45 @@ def backbone_info(weights: PretrainedWeights) -> BackboneInfo:
 
 
 def backbone_info_of(space: CodeSpace, source: str) -> BackboneInfo:
-    """The beginning of a teacher that is finished: the one of a code space."""
-    net, seen = create_meta_model(space.teacher), space.preprocessing
+    """The properties of a code space's trained teacher."""
+    net, pixels = create_meta_model(space.teacher), space.preprocessing
     return BackboneInfo(name=space.teacher, source=source, random=False, transformer=is_transformer(net),
-                 patch=patch_size(net), mean=seen.mean, std=seen.std)  # fmt: skip
+                 patch=patch_size(net), mean=pixels.mean, std=pixels.std)  # fmt: skip
 
 
 def load_pretrained(backbone: nn.Module, weights: PretrainedWeights) -> None:
-    """Loads `weights` into a timm backbone built without a classifier; random ones leave it as it is.
+    """Load `weights` into a timm backbone built without a classifier, as timm does; random ones leave it as it is.
 
     Position embeddings are resampled to the backbone's input size.  Raises `CorruptFile` when the file's checksum
     is wrong or it cannot be read, `InputError` when it belongs to another network.
     """
-    if weights.path is None:
+    path, digest = weights.path, weights.sha256
+    if path is None:
         return
-    state = _read(weights)
-    if weights.sha256:
-        state = _by_order(state, backbone)
+    if digest and sha256_of(path) != digest:
+        raise CorruptFile(f"{path} with sha256 {digest[:12]}…", "other bytes", "Install its package again.")
     adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    state = adapt(state, backbone) if adapt else state
-    own = backbone.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    backbone.load_state_dict(fitting, strict=False)
-    if weights.name in SUBSTITUTES:
-        log.info("%s: %d of the %d tensors of %s fit", weights.name, len(fitting), len(state), weights.source)
-    _report_missing(backbone, fitting, weights)
-
-
-def _read(weights: PretrainedWeights) -> dict[str, Tensor]:
-    assert weights.path is not None
-    if weights.sha256 and sha256_of(weights.path) != weights.sha256:
-        raise CorruptFile(
-            f"{weights.path} with sha256 {weights.sha256[:12]}…", "other bytes", "Install its package again."
-        )
-    from timm.models import load_state_dict
-
     try:
-        state: dict[str, Tensor] = load_state_dict(str(weights.path), weights_only=True)
-    except Exception as error:  # safetensors and torch.load raise half a dozen types for a damaged file
-        raise CorruptFile("a readable weights file", f"{weights.path}: {error}", "Download it again.") from error
-    return state
-
-
-def _by_order(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    return dict(zip(backbone.state_dict(), state.values(), strict=False))  # the classifier at the end has no place
-
-
-def _report_missing(backbone: nn.Module, fitting: dict[str, Tensor], weights: PretrainedWeights) -> None:
-    total = sum(p.numel() for p in backbone.parameters())
-    missing = {name: p.numel() for name, p in backbone.named_parameters() if name not in fitting}
-    if sum(missing.values()) > (1 - ENOUGH) * total:
-        raise InputError(
-            f"weights of {weights.name}",
-            f"{weights.path}, which fits {1 - sum(missing.values()) / total:.0%} of it",
-            "Name the network that these weights belong to, or other weights.",
+        keys = import_timm().models.load_checkpoint(
+            backbone, str(path), strict=False, remap=bool(digest), filter_fn=adapt, weights_only=True
         )
+    except Exception as error:  # safetensors and torch.load raise half a dozen types for a damaged file
+        if "size mismatch" not in str(error):
+            raise CorruptFile("a readable weights file", f"{path}: {error}", "Download it again.") from error
+        found = f"{path}, which does not fit it ({str(error).splitlines()[1].strip()})"
+        raise InputError(f"weights of {weights.name}", found, OTHER_WEIGHTS) from error
+    if weights.name in SUBSTITUTES:
+        fitting = len(backbone.state_dict()) - len(keys.missing_keys)
+        total = fitting + len(keys.unexpected_keys)
+        log.info("%s: %d of the %d tensors of %s fit", weights.name, fitting, total, weights.source)
+    sizes = {name: p.numel() for name, p in backbone.named_parameters()}
+    missing = [name for name in keys.missing_keys if name in sizes]
+    share = 1 - sum(sizes[name] for name in missing) / sum(sizes.values())
+    if share < ENOUGH:
+        raise InputError(f"weights of {weights.name}", f"{path}, which fits {share:.0%} of it", OTHER_WEIGHTS)
     if missing:
         modules = sorted({name.rsplit(".", 1)[0] for name in missing})
-        log.warning("%s: %s not in the weights file, starting at random", weights.name, ", ".join(modules[:5]))
+        log.warning("%s: %s not in the weights file, initialized at random", weights.name, ", ".join(modules[:5]))
 
 
 def _from_folder(name: str) -> PretrainedWeights | None:
@@ -182,7 +164,7 @@ _answers: dict[str, bool] = {}
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether the hub answers a connection within seconds; asked once a process (its client retries for minutes)."""
+    """Whether the hub answers a connection within seconds; probed once a process (its client retries for minutes)."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
     if endpoint not in _answers:

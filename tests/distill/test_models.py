@@ -71,6 +71,15 @@ def test_a_network_survives_the_disk(tmp_path: Path) -> None:
     assert torch.equal(net(images), load_network(tmp_path / "n.safetensors")(images))
 
 
+def test_files_have_the_permissions_of_the_users_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_network(tmp_path / "net.safetensors", build(SMALL, 32, 16, seed=0), SMALL, 32, 16)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("damage", [b"", b"junk", None])
 def test_a_damaged_network_is_an_error(tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "n.safetensors"
@@ -155,7 +164,7 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fits"):
+    with pytest.raises(InputError, match=r"does not fit it \(size mismatch"):
         pretrained.load_pretrained(
             build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, state_file(tmp_path, "mobilenetv2_100"))
         )
