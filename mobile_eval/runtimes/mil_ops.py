@@ -120,7 +120,7 @@ def dequantize(input: Tensor, scale: Number, zero_point: Number = 0, axis: int =
 def _along(numbers: Number, axis: int, x: Tensor) -> Tensor:
     """One number for all of `x`, or one for each of its slices along `axis`."""
     found = torch.as_tensor(numbers, dtype=torch.float64)
-    return found.view([-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]) if found.ndim else found
+    return found.view([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]) if found.ndim else found
 
 
 def greater(x: Number, y: Number) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every engine opens what carries a card, returns the student's codes for any number of pictures, and refuses junk."""
+"""Every engine opens a model with metadata, returns the student's codes for any number of images, and rejects junk."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def runtime(path: Path) -> Runtime:
     return open_model(path)
 
 
-def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
+def random_images(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
 
 
@@ -79,8 +79,8 @@ def torch_logits(net: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 8, 9, 33, 70])
-def test_any_number_of_pictures(runtime: Runtime, net: nn.Module, count: int) -> None:
-    images = pictures(count, seed=count)
+def test_any_number_of_images(runtime: Runtime, net: nn.Module, count: int) -> None:
+    images = random_images(count, seed=count)
     found = runtime.run(images)
     assert found.codes.shape == (count, BITS // 8)
     assert found.logits.shape == (count, BITS)
@@ -95,8 +95,8 @@ def test_any_number_of_pictures(runtime: Runtime, net: nn.Module, count: int) ->
         assert np.array_equal((found.logits > 0)[sure], (expected > 0)[sure])
 
 
-def test_a_picture_gives_the_same_code_in_any_company(runtime: Runtime) -> None:
-    images = pictures(40)
+def test_an_image_gives_the_same_code_in_any_batch(runtime: Runtime) -> None:
+    images = random_images(40)
     together = runtime.run(images)
     alone = [runtime.run(images[i : i + 1]) for i in range(40)]
     assert np.array_equal(together.codes, np.concatenate([one.codes for one in alone]))
@@ -105,15 +105,15 @@ def test_a_picture_gives_the_same_code_in_any_company(runtime: Runtime) -> None:
 
 
 def test_what_is_returned_is_not_overwritten_by_the_next_run(runtime: Runtime) -> None:
-    first = runtime.run(pictures(1, seed=1))
+    first = runtime.run(random_images(1, seed=1))
     kept = first.codes.copy(), first.logits.copy()
-    runtime.run(pictures(1, seed=2))
+    runtime.run(random_images(1, seed=2))
     assert np.array_equal(first.codes, kept[0])
     assert np.array_equal(first.logits, kept[1])
 
 
-def test_pictures_on_disk_and_strided_ones_are_taken(runtime: Runtime, tmp_path: Path) -> None:
-    images = pictures(6)
+def test_memory_mapped_and_strided_images(runtime: Runtime, tmp_path: Path) -> None:
+    images = random_images(6)
     np.save(tmp_path / "images.npy", images)
     expected = runtime.encode(images)
     assert np.array_equal(runtime.encode(np.load(tmp_path / "images.npy", mmap_mode="r")), expected)
@@ -124,14 +124,14 @@ def test_pictures_on_disk_and_strided_ones_are_taken(runtime: Runtime, tmp_path:
 
 
 def test_threads_change_nothing(path: Path, runtime: Runtime) -> None:
-    images = pictures(5)
+    images = random_images(5)
     before = torch.get_num_threads()
     two = open_model(str(path), threads=2).run(images)
     assert torch.get_num_threads() == before
     assert np.array_equal(two.codes, runtime.encode(images))
 
 
-def test_the_card_and_the_engine_say_what_runs(path: Path, runtime: Runtime) -> None:
+def test_metadata_and_engine_name(path: Path, runtime: Runtime) -> None:
     assert runtime.metadata.code_space == "c" * 16
     assert (runtime.metadata.bits, runtime.metadata.size, runtime.metadata.student) == (BITS, SIZE, "tiny")
     engine = {".onnx": "ONNX Runtime 1.", ".tflite": "LiteRT 2.", ".mlpackage": "Core ML"}[path.suffix]
@@ -140,31 +140,31 @@ def test_the_card_and_the_engine_say_what_runs(path: Path, runtime: Runtime) -> 
 
 
 WRONG: dict[str, tuple[NDArray[np.generic], str]] = {
-    "one picture": (pictures(1)[0], r"images\[None\]"),
-    "floats": (pictures(1).astype(np.float32) / 255, "normalises"),
-    "channels first": (pictures(1).transpose(0, 3, 1, 2), "transpose"),
+    "one image": (random_images(1)[0], r"images\[None\]"),
+    "floats": (random_images(1).astype(np.float32) / 255, "normalises"),
+    "channels first": (random_images(1).transpose(0, 3, 1, 2), "transpose"),
     "another size": (np.zeros((1, SIZE + 1, SIZE, 3), np.uint8), "Resize"),
     "alpha": (np.zeros((1, SIZE, SIZE, 4), np.uint8), "Resize"),
-    "int8": (pictures(1).astype(np.int8), "normalises"),
+    "int8": (random_images(1).astype(np.int8), "normalises"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_other_pictures_are_refused_with_the_fix(runtime: Runtime, wrong: str) -> None:
+def test_images_of_another_shape_or_type_are_rejected_with_the_fix(runtime: Runtime, wrong: str) -> None:
     images, fix = WRONG[wrong]
     with pytest.raises(InputError, match=fix):
         runtime.run(images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model", "model.onnx.bak", "model.ONNX"])
-def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"\.mlpackage"):
         open_model(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES.values())
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(InputError, match="nothing at"):
         open_model(tmp_path / f"model{suffix}")
 
@@ -200,7 +200,7 @@ def test_a_truncated_file_is_corrupt(files: dict[str, Path], tmp_path: Path, for
 
 
 @pytest.mark.parametrize("format", SUFFIXES)
-def test_reading_a_card_survives_any_flipped_bytes(files: dict[str, Path], tmp_path: Path, format: str) -> None:
+def test_reading_metadata_survives_any_flipped_bytes(files: dict[str, Path], tmp_path: Path, format: str) -> None:
     path = Path(
         (shutil.copytree if files[format].is_dir() else shutil.copy)(files[format], tmp_path / files[format].name)
     )
@@ -246,8 +246,8 @@ def test_a_damaged_package_is_corrupt(files: dict[str, Path], tmp_path: Path, da
         open_model(package)
 
 
-def with_card(path: Path, folder: Path, text: str | None) -> Path:
-    """A copy of an ONNX file with another card, or none."""
+def with_metadata(path: Path, folder: Path, text: str | None) -> Path:
+    """A copy of an ONNX file with other metadata, or none."""
     import onnx
 
     model = onnx.load(path)
@@ -258,7 +258,7 @@ def with_card(path: Path, folder: Path, text: str | None) -> Path:
     return folder / "other.onnx"
 
 
-def test_a_file_without_a_card_is_refused_in_every_format(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_without_metadata_is_rejected_in_every_format(files: dict[str, Path], tmp_path: Path) -> None:
     from coremltools.proto import Model_pb2
 
     lite = tmp_path / "a.tflite"
@@ -268,24 +268,22 @@ def test_a_file_without_a_card_is_refused_in_every_format(files: dict[str, Path]
     spec.ParseFromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
     spec.description.metadata.userDefined.clear()
     (package / "Data/com.apple.CoreML/model.mlmodel").write_bytes(spec.SerializeToString())
-    for path in (lite, package, with_card(files["onnx"], tmp_path, None)):
+    for path in (lite, package, with_metadata(files["onnx"], tmp_path, None)):
         with pytest.raises(CodeSpaceMismatch, match="card"):
             open_model(path)
 
 
 @pytest.mark.parametrize("change", [{"size": 48}, {"bits": 32}])
-def test_a_card_that_describes_another_graph_is_refused(
-    files: dict[str, Path], tmp_path: Path, change: dict[str, int]
-) -> None:
-    card = json.loads(open_model(files["onnx"]).metadata.to_json()) | change
+def test_metadata_of_another_graph_is_rejected(files: dict[str, Path], tmp_path: Path, change: dict[str, int]) -> None:
+    fields = json.loads(open_model(files["onnx"]).metadata.to_json()) | change
     with pytest.raises(CorruptFile, match="shapes"):
-        open_model(with_card(files["onnx"], tmp_path, ModelMetadata(**card).to_json()))
+        open_model(with_metadata(files["onnx"], tmp_path, ModelMetadata(**fields).to_json()))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"bits": 64}', '{"unknown": 1}'])
-def test_an_unreadable_card_is_corrupt(files: dict[str, Path], tmp_path: Path, text: str) -> None:
+def test_unreadable_metadata_is_corrupt(files: dict[str, Path], tmp_path: Path, text: str) -> None:
     with pytest.raises(CorruptFile):
-        open_model(with_card(files["onnx"], tmp_path, text))
+        open_model(with_metadata(files["onnx"], tmp_path, text))
 
 
 @pytest.mark.parametrize("format", SUFFIXES)
@@ -324,7 +322,7 @@ def test_an_old_boards_tflite_runtime_gives_the_same_codes(files: dict[str, Path
     python = os.environ.get("TWINHASH_TFLITE_PYTHON")
     if not python:
         pytest.skip("TWINHASH_TFLITE_PYTHON names no python that has tflite_runtime")
-    np.save(tmp_path / "images.npy", pictures(6))
+    np.save(tmp_path / "images.npy", random_images(6))
     code = (
         "import sys, numpy\n"
         "from mobile_eval.runtimes import open_model\n"
@@ -333,6 +331,6 @@ def test_an_old_boards_tflite_runtime_gives_the_same_codes(files: dict[str, Path
     )
     done = subprocess.run([python, "-c", code, str(files["litert"]), str(tmp_path / "images.npy")], text=True,
                           capture_output=True, cwd=Path(__file__).parents[2])  # fmt: skip
-    expected = open_model(files["litert"]).encode(pictures(6)).tobytes().hex()
+    expected = open_model(files["litert"]).encode(random_images(6)).tobytes().hex()
     assert done.stdout.startswith("TensorFlow Lite 2."), done.stderr
     assert done.stdout.split()[-2:] == ["fp32", expected]

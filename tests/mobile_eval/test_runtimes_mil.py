@@ -57,7 +57,7 @@ def operations(program: MilProgram) -> set[str]:
     return {known[step.operation] for step in program._steps}
 
 
-def pictures(count: int = 3) -> NDArray[np.uint8]:
+def random_images(count: int = 3) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
 
 
@@ -127,7 +127,7 @@ def test_an_operation_gives_torchs_numbers(case: str, tmp_path: Path) -> None:
     name, net = CASES[case]
     program = saved(net.float(), tmp_path / "a.mlpackage")
     assert name in operations(program)
-    images = pictures()
+    images = random_images()
     expected = in_torch(net, images)
     found = program.run(images)["y"]
     assert found.dtype == np.float32
@@ -172,7 +172,7 @@ class Integers(nn.Module):
 def test_integers_give_torchs_numbers(kind: torch.dtype, tmp_path: Path) -> None:
     import coremltools as ct
 
-    net, images = Integers(kind).eval(), pictures()
+    net, images = Integers(kind).eval(), random_images()
     image = ct.ImageType("image", (1, 3, SIZE, SIZE), color_layout=ct.colorlayout.RGB)
     with quiet(), torch.no_grad():
         exported = torch.export.export(net, (torch.zeros(1, 3, SIZE, SIZE),)).run_decompositions({})
@@ -206,7 +206,7 @@ def test_half_precision_is_numpys_rounded_after_every_operation(tmp_path: Path) 
     conv = nn.Conv2d(3, 16, 1)
     net = Apply(lambda x: F.relu(x) * 1.7, conv)
     program = saved(net, tmp_path / "a.mlpackage", "FLOAT16")
-    images = pictures(8)
+    images = random_images(8)
     pixels = images.transpose(0, 3, 1, 2).astype(np.float16)
     centred = (pixels - np.float16(127.5)) * np.float16(1 / 42.5)
     weights, bias = (halves(part.detach().numpy()).astype(np.float64) for part in (conv.weight, conv.bias))
@@ -224,7 +224,7 @@ def test_sums_do_not_depend_on_batch_or_threads(tmp_path: Path) -> None:
         *(nn.Conv2d(64, 256, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 32)),
     )
     program = saved(Apply(itself, net), tmp_path / "a.mlpackage", "FLOAT16")
-    images = pictures(33)
+    images = random_images(33)
     alone = np.concatenate([program.run(images[i : i + 1])["y"] for i in range(33)])
     for threads in (1, 2):
         assert np.array_equal(program.run(images, threads)["y"], alone)
@@ -245,7 +245,7 @@ class Mixing(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["sum over the batch", "reshape without the batch"])
-def test_a_program_that_mixes_pictures_is_run_one_by_one(how: str, tmp_path: Path) -> None:
+def test_a_program_that_mixes_images_is_run_one_by_one(how: str, tmp_path: Path) -> None:
     assert saved(Mixing(how), tmp_path / "a.mlpackage").safe_batch(32) == 1
 
 
@@ -271,7 +271,7 @@ def test_int8_weights_are_read_back_as_they_were_stored(target: str, tmp_path: P
     scale = np.abs(weights).max((1, 2, 3), keepdims=True) / 127
     rounded = nn.Conv2d(3, 64, 5, bias=False)
     rounded.weight.data = torch.from_numpy(np.round(weights / scale) * scale)
-    images = pictures()
+    images = random_images()
     found = MilProgram(tmp_path / "b.mlpackage").run(images)["y"]
     expected, exact = in_torch(Apply(itself, rounded), images), in_torch(Apply(itself, conv), images)
     assert np.abs(found - expected).max() < 0.1 * np.abs(found - exact).max()

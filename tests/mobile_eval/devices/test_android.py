@@ -1,4 +1,4 @@
-"""The adb harness: Debian's real adb against a daemon of ours over the ARM64 userland.  It proves no Android."""
+"""The adb harness: Debian's real adb against a daemon of ours over the ARM64 userland.  It is no Android."""
 
 from __future__ import annotations
 

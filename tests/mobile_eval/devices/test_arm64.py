@@ -70,8 +70,8 @@ def test_counts_repeat_and_tell_the_processors_apart(userland: Path, handset: Ha
     totals = [row.instructions for row in five]
     assert max(totals) - min(totals) <= 1e-5 * min(totals), totals
     assert max(totals) < small.instructions, "the bigger core has wider kernels"
-    lanes = 4 * int(five[0].conditions["vector multiply-adds"].replace(",", ""))
-    assert lanes == pytest.approx(multiply_adds(), rel=1 / 6), "padding, and what is no convolution"
+    multiplied = 4 * int(five[0].conditions["vector multiply-adds"].replace(",", ""))
+    assert multiplied == pytest.approx(multiply_adds(), rel=1 / 6), "padding, and what is no convolution"
 
 
 def multiply_adds() -> float:

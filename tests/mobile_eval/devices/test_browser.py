@@ -63,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportedModel]:
 
 @pytest.fixture(scope="module")
 def engines(pytestconfig: pytest.Config) -> Path:
-    """The lane, set up as the command does it, in pytest's cache."""
+    """The engines, set up as the command does it, in pytest's cache."""
     assert pytestconfig.cache is not None
     try:
         return setup(Path(pytestconfig.cache.mkdir("browser")))

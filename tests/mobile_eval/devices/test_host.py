@@ -78,7 +78,7 @@ def test_the_workers_typed_errors_arrive(host: Host, handset: Handset, tmp_path:
     assert host.run(whole).codes is not None, "one bad file spoils no other"
 
 
-def test_pictures_of_another_size_are_refused_with_the_cards(handset: Handset) -> None:
+def test_images_of_another_size_are_rejected_with_the_models(handset: Handset) -> None:
     with Host(samples=0) as device:
         device.push([], handset.images[:, :50, :50])
         with pytest.raises(InputError, match=r"96, 96, 3.*50, 50, 3"):
@@ -182,7 +182,7 @@ def test_conditions_are_what_the_system_says(tmp_path: Path) -> None:
     assert worker.system_state(tmp_path) == {"governor": "powersave schedutil", "temperature": "64 °C"}
 
 
-def test_an_exit_is_told_in_words() -> None:
+def test_describe_exit() -> None:
     assert describe_exit(3, "") == "exit code 3"
     assert describe_exit(-signal.SIGSEGV, "said so") == "SIGSEGV (said so)"
     assert describe_exit(-signal.SIGTERM, "") == "SIGTERM"
