@@ -38,12 +38,11 @@ from mobile_eval.system_info import cpu_name
 ENGINES = {"onnx": ("ONNX Runtime Web", "onnxruntime-web"), "litert": ("LiteRT.js", "@litertjs/core")}
 OFFLINE = ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
 OFFLINE += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # it reaches only our server
-GPU = ["--enable-unsafe-webgpu", "--enable-features=Vulkan"]
 SOFTWARE_GPU = ["--use-webgpu-adapter=swiftshader"]
+GPU = ["--enable-unsafe-webgpu", "--enable-features=Vulkan"]
 PAGE, ANSWERED = "page.html", "twinhash: answered"
-CHUNK = 32  # images a call
+CHUNK, START_S = 32, 60.0  # images a call, seconds until a page is there
 MAX_BYTES = 1 << 30  # a browser's largest array holds little more
-START_S = 60.0
 Accelerator = Literal["wasm", "webgpu"]
 
 
@@ -54,8 +53,7 @@ class Browser(Device):
 
     threads:     of WebAssembly; a second one needs shared memory, which the page is isolated for
     accelerator: "wasm", or "webgpu" where Chromium finds an adapter; software: the one that runs on the CPU
-    folder:      of the engines; samples, max_seconds: of the timing, as in `latency.measure`
-    limit_s:     longest wait for `CHUNK` images
+    folder:      of the engines; samples, max_seconds: of the timing; limit_s: longest wait for `CHUNK` images
     """
 
     formats = tuple(ENGINES)
@@ -70,8 +68,7 @@ class Browser(Device):
         self.engines, self.samples, self.max_seconds = engines_folder(folder), samples, max_seconds
         self.served: Path | None = None  # the folder that the browser sees
         self._started = ExitStack()  # ends what was started
-        self._closing = Event()
-        self._thread = ThreadPoolExecutor(1, self.name)
+        self._closing, self._thread = Event(), ThreadPoolExecutor(1, self.name)
         self._browser: Any = None
         self._info: dict[str, Any] = {}
 
@@ -85,13 +82,12 @@ class Browser(Device):
         super().push(models, images)
         if self.served is None:
             raise DeviceLost("a running browser", "none", "Prepare the device first.")
-        for model in models:
-            if model.bytes > MAX_BYTES:
-                raise InputError(f"{model.path.name} of at most {MAX_BYTES} bytes", str(model.bytes), "Leave it out.")
         for name in ("models", "images"):
             shutil.rmtree(self.served / name, ignore_errors=True)
             (self.served / name).mkdir()
         for model in models:
+            if model.bytes > MAX_BYTES:
+                raise InputError(f"{model.path.name} of at most {MAX_BYTES} bytes", str(model.bytes), "Leave it out.")
             if model.format in ENGINES:
                 (self.served / "models" / model.sha256).symlink_to(model.path.resolve())
         for start in range(0, len(images), CHUNK):
@@ -136,7 +132,7 @@ class Browser(Device):
     def _launch(self, program: str) -> None:
         from playwright.sync_api import Error, sync_playwright
 
-        flags = [*OFFLINE, *([*GPU, *(SOFTWARE_GPU if self.software else [])] if self.accelerator == "webgpu" else [])]
+        flags = OFFLINE + GPU * (self.accelerator == "webgpu") + SOFTWARE_GPU * self.software
         try:
             playwright = sync_playwright().start()
             self._started.callback(playwright.stop)
@@ -145,8 +141,8 @@ class Browser(Device):
             )  # Chromium's sandbox does not work for root
             self._started.callback(self._browser.close)
         except Error as error:
-            found = _first_line(error)
-            raise MissingBackend("Chromium to start", found, f"Try: {program} --headless --version") from error
+            fix = f"Try: {program} --headless --version"
+            raise MissingBackend("Chromium to start", _first_line(error), fix) from error
 
     def _stop(self) -> None:
         self._browser = self.served = None
@@ -178,36 +174,44 @@ class Browser(Device):
 
         if self._browser is None:
             raise DeviceLost("a running browser", "none", "Prepare the device first.")
-        page = None
         try:
             page = self._browser.new_page()
-            page.goto(f"{self._server.url}/{PAGE}", timeout=1000 * limit_s)
-            page.wait_for_function("!!window.ask", timeout=1000 * limit_s)
-            yield page
+            try:
+                page.goto(f"{self._server.url}/{PAGE}", timeout=1000 * limit_s)
+                page.wait_for_function("!!window.ask", timeout=1000 * limit_s)
+                yield page
+            finally:
+                with suppress(Exception):  # it may be gone already
+                    page.close()
         except Error as error:
             raise self._lost(error) from error
-        finally:
-            with suppress(Exception):  # it may be gone already
-                if page is not None:
-                    page.close()
 
     def _ask(
         self, page: Any, name: str, *given: Any, limit_s: float = 0, failure: type[TwinhashError] = WorkerFailed
     ) -> Any:
         """Call a function of the page and return its result; raises `failure` with its error.
 
-        A page that computes hears nothing, not even the end of a time limit: so it is asked in a call that returns at
-        once, and what is awaited is its line on the console.
+        A page that computes hears nothing, not even the end of a time limit: so the call returns at once, and what is
+        awaited is its line on the console.
         """
-        limit_s = limit_s or self.limit_s
-        end, answered = time.monotonic() + limit_s, _AnswerWaiter()
-        page.on("console", answered)
+        from playwright.sync_api import TimeoutError
+
+        answered: list[str] = []
+
+        def hear(message: Any) -> bool:
+            answered.extend([message.text] if message.text == ANSWERED else [])
+            return bool(answered)
+
+        end = time.monotonic() + (limit_s := limit_s or self.limit_s)
+        page.on("console", hear)
         page.evaluate("([name, given]) => window.ask(name, given)", [name, given])
-        while not answered.wait(page):
+        while not answered:
             if self._closing.is_set():
                 raise DeviceLost(f"{self.name} to stay", "it was closed meanwhile", "Start again.")
             if time.monotonic() > end:
                 raise WorkerFailed(f"an answer within {limit_s:g} s", "none", "Leave the file out here.")
+            with suppress(TimeoutError):
+                page.wait_for_event("console", predicate=hear, timeout=1000)
         answer = page.evaluate("window.answer")
         if "error" in answer:
             message = " ".join(answer["error"].split())[:500]
@@ -236,36 +240,10 @@ class Browser(Device):
 
     def _conditions(self) -> dict[str, str]:
         info, adapter = self._info, self._info["adapter"]
-        conditions = {
-            "browser": f"Chromium {self._browser.version}",
-            "user agent": info["userAgent"],
-            "isolated": str(info["isolated"]).lower(),
-            "cores": str(info["cores"]),
-            "processor": cpu_name(),
-        }
-        if self.accelerator == "webgpu":
-            conditions["adapter"] = adapter["name"] + (" (software adapter)" if adapter["software"] else "")
-        return conditions
-
-
-class _AnswerWaiter:
-    """Waits for the line on a page's console that says there is an answer."""
-
-    def __init__(self) -> None:
-        self._answered = False
-
-    def __call__(self, message: Any) -> bool:
-        self._answered |= message.text == ANSWERED
-        return self._answered
-
-    def wait(self, page: Any) -> bool:
-        """Whether there is an answer, after a second at most; raises Playwright's error when the page is gone."""
-        from playwright.sync_api import TimeoutError
-
-        with suppress(TimeoutError):
-            if not self._answered:
-                page.wait_for_event("console", predicate=self, timeout=1000)
-        return self._answered
+        conditions = {"browser": f"Chromium {self._browser.version}", "user agent": info["userAgent"]}
+        conditions |= {"isolated": str(info["isolated"]).lower(), "cores": str(info["cores"]), "processor": cpu_name()}
+        software = " (software adapter)" if self.accelerator == "webgpu" and adapter["software"] else ""
+        return conditions | ({"adapter": adapter["name"] + software} if self.accelerator == "webgpu" else {})
 
 
 def _first_line(error: Exception) -> str:
