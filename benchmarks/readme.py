@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ BEGIN, END = "<!-- results:", "<!-- end of results -->"
 
 
 def keep(folder: Path) -> Path:
-    """Copies the results of a run, or of its evaluation, into `RESULTS`, without thumbnails and skipped files."""
+    """Copy the results of a run, or of its evaluation, into `RESULTS`, without thumbnails and skipped files."""
     kept = results.load(folder / "results.json").model_copy(update={"examples": ()})
     if isinstance(kept, RunResults):
         return kept.model_copy(update={"skipped": ()}).save(RESULTS / f"run-{kept.name}.json")
@@ -41,11 +42,11 @@ def keep(folder: Path) -> Path:
 
 def render() -> str:
     """The block between the markers of README.md."""
-    roads = [results.load_run(path) for path in sorted(RESULTS.glob("run-*.json"))]
+    runs = [results.load_run(path) for path in sorted(RESULTS.glob("run-*.json"))]
+    evaluations = [results.load(path) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "losses", "metric")]
-    proofs = [results.load(path) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     tables = [written(record) for written, record in zip((_csch, _losses, _metric), records, strict=True)]
-    return "\n\n".join([*map(_run, roads), *map(_evaluation, proofs), *tables])
+    return "\n\n".join([_runs(runs), _models(runs[0]), *map(_evaluation, evaluations), *tables])
 
 
 def with_block(readme: str) -> str:
@@ -55,39 +56,48 @@ def with_block(readme: str) -> str:
     return f"{head}{BEGIN}{marker}\n{render()}\n{END}{tail}"
 
 
-def _run(r: RunResults) -> str:
-    pairs = {pair.name: pair for pair in r.pairs}
-    rows = "\n".join(_file(row) for row in r.models)
-    start = "; ".join(
-        f"{n.role} {n.name} at {n.size} px from {'RANDOM weights' if n.random else n.weights}"
-        for n in r.model_summaries
+def _runs(runs: Sequence[RunResults]) -> str:
+    """One row a run: data, models, their pretrained weights, mAP of the retrieval pairs, quality gate, time."""
+    return (
+        "**The student finds what the teacher finds.** Tie-aware mAP over the whole gallery, one seed; details in "
+        "`benchmarks/results/run-*.json`.\n\n"
+        "| data | teacher | student | pretrained weights | teacher->teacher | **student->gallery** | student->student "
+        "| quality gate | time |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(map(_run, runs))
     )
-    p = r.protocol
-    return f"""`{r.command}`
 
-{start}. {p.train:,} pictures for training, {p.gallery:,} in the gallery, {p.query:,} queries, {p.classes} classes, \
-{r.bits} bits, seed {r.seed}; \
-{formatting.duration(sum(r.seconds.values()))} on {r.system.cores} cores of {r.system.cpu}. \
-Tie-aware mAP over the whole gallery: teacher->teacher {pairs[TEACHER_TEACHER].map:.3f}, **student->gallery \
-{pairs[STUDENT_GALLERY].map:.3f}**, student->student {pairs[STUDENT_STUDENT].map:.3f}. \
-Verdict: {"passed" if r.gate.passed else "failed"}.
 
-| file | size | bits flipped | mAP in the gallery | p50 on that host |
+def _run(r: RunResults) -> str:
+    maps = {pair.name: f"{pair.map:.3f}" for pair in r.pairs}
+    models = [f"{m.name}, {m.size} px" for m in r.model_summaries]
+    weights = "none (random)" if all(m.random for m in r.model_summaries) else "ImageNet"
+    figures = maps[TEACHER_TEACHER], f"**{maps[STUDENT_GALLERY]}**", maps[STUDENT_STUDENT]
+    time = f"{formatting.duration(sum(r.seconds.values()))} on {r.system.cores} cores of {r.system.cpu}"
+    data = f"{r.protocol.dataset}: {r.protocol.gallery:,} gallery, {r.protocol.query:,} queries"
+    return f"| {' | '.join([data, *models, weights, *figures, 'passed' if r.gate.passed else 'failed', time])} |"
+
+
+def _models(r: RunResults) -> str:
+    """The exported models of one run."""
+    rows = "\n".join(_model(row) for row in r.models)
+    return f"""**The exported models keep it.** `{r.command}`; latency on {r.system.cores} cores of {r.system.cpu}, \
+batch size 1, one thread.
+
+| model | size | bit flip rate | mAP in the gallery | p50 latency |
 |---|---|---|---|---|
 {rows}"""
 
 
-def _evaluation(p: EvaluationResults) -> str:
-    """File by device: milliseconds where time means something, instructions where they were counted."""
-    devices, forms = (list(dict.fromkeys(getattr(row, key) for row in p.models)) for key in ("device", "variant"))
-    rows = {(row.variant, row.device): row for row in p.models}
-    lines = [f"| {form} | {' | '.join(_cost(rows.get((form, device))) for device in devices)} |" for form in forms]
-    unlike = sum(row.host_flips_beyond or 0 for row in p.models)
-    return f"""Where files run (`{p.command}`): {p.student}, one picture; milliseconds of {p.system.cores} cores of \
-{p.system.cpu}, millions of executed instructions of the emulated ARM cores. Bits unlike the host's where its |logit| \
-exceeds {p.thresholds.logit_tolerance:g}: {unlike}. Details: `benchmarks/results/README.md`.
+def _evaluation(e: EvaluationResults) -> str:
+    """Model by device: latency where time means something, instructions where they were counted."""
+    devices, variants = (list(dict.fromkeys(getattr(row, key) for row in e.models)) for key in ("device", "variant"))
+    rows = {(row.variant, row.device): row for row in e.models}
+    lines = [f"| {one} | {' | '.join(_cost(rows.get((one, device))) for device in devices)} |" for one in variants]
+    beyond = sum(row.host_flips_beyond or 0 for row in e.models)
+    return f"""**And on other devices.** {e.student}, latency on {e.system.cores} cores of {e.system.cpu}, millions of \
+executed instructions of the emulated ARM cores. Bit flips against the host where its |logit| exceeds \
+{e.thresholds.logit_tolerance:g}: {beyond}. Details: `benchmarks/results/README.md`.
 
-| file | {" | ".join(devices)} |
+| model | {" | ".join(devices)} |
 |{"---|" * (len(devices) + 1)}
 """ + "\n".join(lines)
 
@@ -110,8 +120,8 @@ def _csch(c: dict[str, Any]) -> str:
     table = [f"| {data}, {bits} bits | " + " | ".join(mean_and_half_range(own[row]) for row in rows) + " |"
              for (data, bits), own in sorted(values.items())]  # fmt: skip
     o = c["options"]
-    return f"""Beside CSCH as its authors released it (`{c["command"]}`): {o["teacher"]} and {o["student"]} at \
-{o["size"]} px from pretrained weights, {o["epochs"]} epochs each, the same steps in every row, \
+    return f"""**Better than CSCH as its authors released it** (`{c["command"]}`): {o["teacher"]} and {o["student"]} \
+at {o["size"]} px from pretrained weights, {o["epochs"]} epochs each, the same steps in every row, \
 {len(o["seeds"])} seeds; tie-aware mAP of student->gallery. All figures, seconds and protocols: \
 `benchmarks/results/csch.md` and `.json`.
 
@@ -130,7 +140,7 @@ def _losses(o: dict[str, Any]) -> str:
         best = next(name for name in scores if name != OURS)
         lines.append(f"| {data}, {bits} bits | {scores[OURS]} | {scores[best]}, {best} |")
     names, p = {trial.loss for trial in trials}, o["options"]
-    return f"""Teachers by all {len(names)} losses that do not use the gallery's labels \
+    return f"""**Losses compared.** Teachers by all {len(names)} losses that do not use the gallery's labels \
 (`{o["command"]}`): {p["teacher"]} at {p["size"]} px, {p["seeds"]} seeds, learning rates chosen on validation \
 images; tie-aware mAP. All of them, precision and recall by radius, seconds, and published figures: \
 `benchmarks/results/losses.md`.
@@ -144,7 +154,8 @@ def _metric(m: dict[str, Any]) -> str:
     loops = [case["loops"]["literature"]["speedup"] for case in m["cases"]]
     worst = m["worst"]
     return (
-        f"The metric: {m['queries']:,} queries x {m['gallery']:,} codes of {m['bits']} bits, mAP over all: "
+        f"**A fast, exact metric.** "
+        f"{m['queries']:,} queries x {m['gallery']:,} codes of {m['bits']} bits, mAP over all: "
         f"{min(loops):.0f} to {max(loops):.0f} times faster than the literature's per-query argsort loop in the same "
         f"process ({len(loops)} kinds of codes and labels; {m['machine']['cores']} cores of {m['machine']['cpu']}), "
         f"{worst['peak_extra_mb']:.0f} MB beyond its inputs at most, and within "
@@ -152,7 +163,7 @@ def _metric(m: dict[str, Any]) -> str:
     )
 
 
-def _file(row: ModelResult) -> str:
+def _model(row: ModelResult) -> str:
     if row.status != "ran":
         return f"| {row.variant} | | | {row.status}: {row.reason} | |"
     time = "not timed" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
@@ -161,7 +172,7 @@ def _file(row: ModelResult) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Keeps the runs named, then writes the block."""
+    """Keep the named runs, then write the block."""
     for run in arguments:
         print(f"kept {keep(Path(run))}")
     atomic_write(README, with_block(README.read_text()))
