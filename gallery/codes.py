@@ -18,14 +18,14 @@ Codes = NDArray[np.uint8]
 
 
 def check_bits(bits: int) -> int:
-    """Returns `bits` if whole bytes can hold them; raises `InputError` otherwise."""
+    """Return `bits` if whole bytes can hold them; raises `InputError` otherwise."""
     if bits < 8 or bits % 8:
         raise InputError("a code length that fills whole bytes", f"{bits} bits", "Use 16, 32, 48, 64 or 128 bits.")
     return bits
 
 
 def pack(logits: ArrayLike) -> Codes:
-    """Packs logits or booleans `[..., bits]` into uint8 `[..., bits/8]`; bit j of a code is byte j//8, bit j%8.
+    """Pack logits or booleans `[..., bits]` into uint8 `[..., bits/8]`; bit j of a code is byte j//8, bit j%8.
 
     >>> pack([[-1.0, 2.0, 0.0, 1e-9, -3.0, -1.0, -1.0, 5.0]])
     array([[138]], dtype=uint8)
@@ -36,12 +36,12 @@ def pack(logits: ArrayLike) -> Codes:
 
 
 def unpack(codes: Codes) -> NDArray[np.bool_]:
-    """The inverse of `pack`: uint8 `[..., bytes]` to bool `[..., 8*bytes]`."""
+    """Invert `pack`: uint8 `[..., bytes]` to bool `[..., 8*bytes]`."""
     return np.unpackbits(_codes(codes), axis=-1, bitorder=BIT_ORDER).astype(bool)
 
 
 def hamming(left: Codes, right: Codes) -> NDArray[np.uint16]:
-    """Distances in bits between packed `[n, bytes]` and `[m, bytes]`, as `[n, m]`."""
+    """Return the distances in bits between packed `[n, bytes]` and `[m, bytes]`, as `[n, m]`."""
     a, b = words(left), words(right)
     if left.shape[1] != right.shape[1]:
         raise InputError(
@@ -54,7 +54,7 @@ def hamming(left: Codes, right: Codes) -> NDArray[np.uint16]:
 
 
 def words(codes: Codes) -> NDArray[np.uint64]:
-    """Packed `[n, bytes]` as little-endian 64-bit words `[n, ceil(bytes/8)]`, zero-padded."""
+    """View packed `[n, bytes]` as little-endian 64-bit words `[n, ceil(bytes/8)]`, zero-padded."""
     codes = _codes(codes)
     if codes.ndim != 2:
         raise InputError("packed codes [n, bytes]", f"shape {codes.shape}", "Pass one code as codes[None].")

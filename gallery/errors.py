@@ -1,6 +1,6 @@
-"""What can go wrong through no fault of the code, said so that the reader knows what to do next.
+"""Errors meant for the user, and the exit codes of the command lines.
 
-Every error names what was expected, what was found, and the way out.  A command that meets one prints it
+Every error names what was expected, what was found, and the fix.  A command that meets one prints it
 without a traceback and exits with `EXIT_BAD_INPUT`.
 """
 
@@ -16,11 +16,11 @@ class TwinhashError(Exception):
 
 
 class InputError(TwinhashError):
-    """A picture, manifest, flag or configuration that cannot be used."""
+    """An image, manifest, flag or configuration that cannot be used."""
 
 
 class CodeSpaceMismatch(TwinhashError):
-    """Two things that speak different Hamming codes were about to be compared."""
+    """Two things of different code spaces were about to be compared."""
 
 
 class CorruptFile(TwinhashError):
@@ -36,4 +36,4 @@ class RunLocked(TwinhashError):
 
 
 class DeviceLost(TwinhashError):
-    """A place where files run that is gone: unplugged, killed, out of reach."""
+    """A device that is gone: unplugged, killed, out of reach."""
