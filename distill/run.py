@@ -125,9 +125,10 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             tolerance = context.config.thresholds.logit_tolerance
             reference = make_reference(queries, logits.student_queries, labels, index, data.top_k, tolerance)
             (host,), _ = evaluate([Host()], (*manifest.files, *manifest.refused), reference)
+            shown = spread(scores[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
-                index, spread(scores[results.STUDENT_GALLERY].per_query), student, labels,
-                lambda query: queries[query], lambda hit: pixels[data.gallery[hit]], data.classes,
+                index, student[shown], labels[shown], queries[shown],
+                lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
             build_results(context, models, scores, host.rows, examples).save(path)
     return results.load_run(path)

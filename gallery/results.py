@@ -19,7 +19,7 @@ DATA_URI = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"  # can ne
 
 
 class Record(BaseModel):
-    """Immutable, and unknown keys are refused; not-a-number survives JSON as the string "NaN"."""
+    """Immutable, without unknown keys; not-a-number survives JSON as the string "NaN"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 

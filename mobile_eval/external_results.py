@@ -69,7 +69,7 @@ def read_results(path: Path, model: str = "", device: str = "") -> list[Measurem
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CorruptFile(f"{where} in {path}", first["msg"], "Give the JSON as the tool wrote it.") from error
-    return [_clean(measurement, model, device) for measurement in measurements]
+    return [_with_names(measurement, model, device) for measurement in measurements]
 
 
 def merge_results(rows: Iterable[ModelResult], measurements: Iterable[Measurement]) -> list[ModelResult]:
@@ -81,7 +81,10 @@ def merge_results(rows: Iterable[ModelResult], measurements: Iterable[Measuremen
     merged = list(rows)
     models = {row.path: row for row in reversed(merged) if row.path}
     for measurement in measurements:
-        added = _to_row(measurement, _find_model(measurement, list(models.values())))
+        model = _find_model(measurement, list(models.values()))
+        known = model.model_dump(include={"variant", "format", "precision", "path", "bytes", "sha256"})
+        known |= {key: getattr(measurement, key) for key in ("device", "engine", "reason")}
+        added = ModelResult(**known, status="failed" if measurement.reason else "ran", **measurement.figures)
         merged = [row for row in merged if (row.path, row.device) != (added.path, added.device)] + [added]
     return merged
 
@@ -270,7 +273,7 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise CorruptFile(f"a report in JSON at {path}", str(error)[:MAX_TEXT], "Export it again.") from error
 
 
-def _clean(measurement: Measurement, model: str, device: str) -> Measurement:
+def _with_names(measurement: Measurement, model: str, device: str) -> Measurement:
     """Apply the caller's names, and strip what could break a terminal or a table from every text."""
     named = {**vars(measurement), "model": model or measurement.model, "device": device or measurement.device}
     texts = {key: plain(value)[:MAX_TEXT] for key, value in named.items() if isinstance(value, str)}
@@ -295,12 +298,6 @@ def _find_model(measurement: Measurement, models: Sequence[ModelResult]) -> Mode
         what = f"{name} with sha256 {found[0].sha256[:16]}, as in this bundle"
         raise InputError(what, sha256[:16], "Measure this bundle's file.")
     return found[0]
-
-
-def _to_row(measurement: Measurement, model: ModelResult) -> ModelResult:
-    known = model.model_dump(include={"variant", "format", "precision", "path", "bytes", "sha256"})
-    known |= {key: getattr(measurement, key) for key in ("device", "engine", "reason")}
-    return ModelResult(**known, status="failed" if measurement.reason else "ran", **measurement.figures)
 
 
 def _percentiles(times: Sequence[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long one picture takes, on this host and nowhere else: desktop milliseconds are no stand-in for a phone's."""
+"""Latency at batch size 1 on the machine where this runs: a desktop's is no estimate of a phone's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a picture, batch 1.  first_ms: the very first call, which may allocate and compile."""
+    """Milliseconds per image, batch size 1.  first_ms: of the first call, which may allocate and compile."""
 
     first_ms: float
     p50_ms: float
@@ -27,31 +27,31 @@ class Latency:
 
     @staticmethod
     def of(first: float, taken: Sequence[float]) -> Latency:
-        """From the milliseconds of the first call and of those after the warm-up."""
+        """Summarise the milliseconds of the first call and of those after the warm-up."""
         p50, p90, p99 = (float(value) for value in np.percentile(taken, (50, 90, 99)))
         return Latency(first_ms=first, p50_ms=p50, p90_ms=p90, p99_ms=p99, samples=len(taken))
 
 
-def measure(run: Run, picture: NDArray[np.uint8], samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> Latency:
-    """Times `run` on one picture `[1, S, S, 3]`: the first call, the warm-up, then `samples` calls.
+def measure(run: Run, image: NDArray[np.uint8], samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> Latency:
+    """Time `run` on one image `[1, S, S, 3]`: the first call, the warm-up, then `samples` calls.
 
     Warm-up and sampling each stop after `max_seconds`, but never before one call.
     """
-    _, first = timed(lambda: run(picture))
-    _sample(run, picture, WARM_UPS, max_seconds)
-    return Latency.of(first, _sample(run, picture, samples, max_seconds))
+    _, first = timed(lambda: run(image))
+    _sample(run, image, WARM_UPS, max_seconds)
+    return Latency.of(first, _sample(run, image, samples, max_seconds))
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """The result of `call`, and its milliseconds."""
+    """Return the result of `call`, and its milliseconds."""
     start = time.perf_counter_ns()
     result = call()
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
-def _sample(run: Run, picture: NDArray[np.uint8], count: int, max_seconds: float) -> list[float]:
+def _sample(run: Run, image: NDArray[np.uint8], count: int, max_seconds: float) -> list[float]:
     taken: list[float] = []
     end = time.perf_counter() + max_seconds
     while not taken or (len(taken) < count and time.perf_counter() < end):
-        taken.append(timed(lambda: run(picture))[1])
+        taken.append(timed(lambda: run(image))[1])
     return taken

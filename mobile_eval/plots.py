@@ -13,9 +13,9 @@ import numpy as np
 
 from gallery.results import MARGIN_STEP, ModelResult, TrainingCurve
 
-MIN_DARKEST = 0.05  # share of the images that is drawn darkest at least: 1 of 32 is no dark bit
+MIN_DARKEST = 0.05  # share of the images that the darkest mark stands for at least: 1 of 32 is no dark bit
 MAX_TICKS = 10
-MAX_POINTS = 240  # of a curve; more cannot be seen at the width it is drawn
+MAX_POINTS = 240  # of a curve; more cannot be seen at its width
 LIGHT, DARK = (244, 240, 228), (24, 54, 92)  # of heat maps, RGB
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 180, 40, 24, 12, 8  # of a plot, in SVG units
 
@@ -82,7 +82,7 @@ def plot_margins(rows: Sequence[ModelResult]) -> list[Plot]:
 
 
 def bit_flip_strips(rows: Sequence[ModelResult]) -> tuple[list[BitFlipStrip], float]:
-    """A strip per row with bit flips by position, and the share of the images that is drawn darkest."""
+    """A strip per row with bit flips by position, and the share of the images that the darkest mark stands for."""
 
     def share(row: ModelResult, flips: int) -> float:
         return flips * len(row.bit_flips) / (row.bits_compared or math.inf)
@@ -159,9 +159,9 @@ def _plot(title: str, series: dict[str, list[tuple[float, float]]], second: str 
 
     lines = []
     for name, line in finite.items():
-        drawn = [position(*point) for point in line]
-        style, markers = ("validation", tuple(drawn)) if name == second else ("training", ())
-        lines.append(Line(name, style, " ".join(f"{x},{y}" for x, y in drawn), markers))
+        positions = [position(*point) for point in line]
+        style, markers = ("validation", tuple(positions)) if name == second else ("training", ())
+        lines.append(Line(name, style, " ".join(f"{x},{y}" for x, y in positions), markers))
     x_ticks = tuple((position(x, low)[0], f"{x:,.{0 if right >= 10 else 1}f}") for x in (0.0, right / 2, right))
     y_ticks = tuple((position(0, y)[1], f"{y:.{2 if abs(y) < 1 else 3}g}") for y in (low, (low + high) / 2, high))
     return Plot(title, tuple(lines), x_ticks, y_ticks)

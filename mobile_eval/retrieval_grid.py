@@ -1,4 +1,4 @@
-"""The retrieval grid: some queries, and what the real index returns for them."""
+"""Retrieval examples: some queries, and the gallery images that the index returns for them."""
 
 from __future__ import annotations
 
@@ -14,55 +14,57 @@ from gallery.codes import Codes
 from gallery.index import GalleryIndex
 from gallery.results import RetrievalExample, Thumbnail
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 THUMBNAIL = 56  # pixels: eight rows of eleven stay below 150 kB
 ROWS, TOP = 8, 10
 
 
 def spread(average_precision: NDArray[np.float64], count: int = ROWS) -> NDArray[np.int64]:
-    """Queries evenly spaced in rank from the worst to the best: a fair sample that hides no failure."""
+    """Choose queries evenly spaced in rank from the worst to the best: a fair sample that hides no failure."""
     ranked = np.argsort(average_precision, kind="stable")
     return ranked[np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)]
 
 
 def retrieval_grid(
-    index: GalleryIndex, chosen: NDArray[np.int64], codes: Codes, labels: NDArray[Any],
-    query_picture: Callable[[int], Picture], gallery_picture: Callable[[int], Picture], classes: Sequence[str],
-) -> tuple[RetrievalExample, ...]:  # fmt: skip
-    """The queries at `chosen`, each with its ten nearest.
+    index: GalleryIndex,
+    codes: Codes,
+    labels: NDArray[Any],
+    images: NDArray[np.uint8],
+    gallery_image: Callable[[int], Pixels],
+    classes: Sequence[str],
+) -> tuple[RetrievalExample, ...]:
+    """Retrieve the ten nearest gallery images of each query.
 
-    codes, labels: of all queries, `[Q, bytes]` and int `[Q]` or multi-hot `[Q, C]`
-    query_picture, gallery_picture: place among the queries, or id in the gallery, to uint8 `[S, S, 3]`
+    Args:
+        codes: of the queries, packed `[Q, bits/8]`
+        labels: likewise, int `[Q]` or multi-hot `[Q, C]`
+        images: likewise, uint8 `[Q, S, S, 3]`
+        gallery_image: from the id in the gallery to uint8 `[S, S, 3]`
+        classes: their names
     """
-    found, known = index.search(codes[chosen], min(TOP, len(index))), index.labels()
-
-    def hit(query: int, id: int, distance: int) -> Thumbnail:
-        tile = _tile(gallery_picture(id), known[id], classes)
-        return tile.model_copy(update={"distance": distance, "right": _share(labels[query], known[id])})
-
-    return tuple(
-        RetrievalExample(
-            query=_tile(query_picture(query), labels[query], classes),
-            hits=tuple(hit(query, int(i), int(d)) for i, d in zip(ids, distances, strict=True)),
+    found, known, examples = index.search(codes, min(TOP, len(index))), index.labels(), []
+    for image, label, distances, ids in zip(images, labels, found.distances, found.ids, strict=True):
+        hits = [_thumbnail(gallery_image(int(id)), known[id], classes) for id in ids]
+        right = [bool(np.any(np.logical_and(label, known[id])) if np.ndim(label) else label == known[id]) for id in ids]
+        examples.append(
+            RetrievalExample(
+                query=_thumbnail(image, label, classes),
+                hits=tuple(
+                    hit.model_copy(update={"distance": int(distance), "right": shared})
+                    for hit, distance, shared in zip(hits, distances, right, strict=True)
+                ),
+            )
         )
-        for query, ids, distances in zip(chosen.tolist(), found.ids, found.distances, strict=True)
-    )
+    return tuple(examples)
 
 
-def _share(a: Any, b: Any) -> bool:
-    return bool(np.any(np.logical_and(a, b))) if np.ndim(a) else bool(a == b)
-
-
-def _tile(picture: Picture, label: Any, classes: Sequence[str]) -> Thumbnail:
-    own = np.flatnonzero(label) if np.ndim(label) else [label]
-    return Thumbnail(image=_thumbnail(picture), label=", ".join(classes[int(i)] for i in own))
-
-
-def _thumbnail(picture: Picture) -> str:
-    """uint8 `[S, S, 3]` as a small JPEG in a data: URI."""
+def _thumbnail(image: Pixels, label: Any, classes: Sequence[str]) -> Thumbnail:
+    """Shrink uint8 `[S, S, 3]` to a small JPEG in a data: URI."""
     from PIL import Image
 
-    image, out = Image.fromarray(np.asarray(picture)), io.BytesIO()
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    image.save(out, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    small, out = Image.fromarray(np.asarray(image)), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    small.save(out, "JPEG", quality=82)
+    own = np.flatnonzero(label) if np.ndim(label) else [label]
+    uri = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return Thumbnail(image=uri, label=", ".join(classes[int(i)] for i in own))

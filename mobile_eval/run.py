@@ -158,7 +158,7 @@ def evaluate(command: EvaluateCommand) -> int:
     run = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
     inputs = inputs_from_run(command, run, manifest) if run else inputs_from_golden(command, manifest)
     names = ", ".join(device.name for device in devices)
-    log.info("[evaluate] %d models on %s; %s", len(manifest.files), names, inputs.description)
+    log.info("[evaluate] %d models on %s. %s", len(manifest.files), names, inputs.description)
     found, notes = evaluate(devices, (*manifest.files, *manifest.refused), inputs.reference, command.num_queries)
     results = build_results(command, manifest, inputs, found, notes)
     return report.write_reports(gate.apply(results, inputs.thresholds, command.strict), out)
@@ -181,7 +181,7 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) 
     pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
     reference = make_reference(pixels[data.query], logits, labels, gallery, data.top_k, thresholds.logit_tolerance)
     gallery_image = None if command.gallery else lambda index: pixels[data.gallery[index]]
-    description = f"the {len(data.query):,} queries of {data.name}"
+    description = f"The {len(data.query):,} queries of {data.name}"
     return EvaluationInputs(reference, description, thresholds, data.classes, gallery_image)
 
 
@@ -217,7 +217,7 @@ def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> Evaluati
     if command.gallery is not None:
         gallery = open_gallery(command.gallery, manifest.space)
         reference = make_reference(golden.images, golden.logits, None, gallery, tolerance=thresholds.logit_tolerance)
-    description = f"the {len(golden.images)} golden inputs of the bundle, which have no labels"
+    description = f"The {len(golden.images)} golden inputs of the bundle, which have no labels"
     return EvaluationInputs(reference, description, thresholds)
 
 
@@ -286,16 +286,14 @@ def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -
 
 def _example(inputs: EvaluationInputs, query: int, code: NDArray[np.uint8], label: str) -> list[RetrievalExample]:
     """Retrieve with a code of a query; nothing if the gallery's images cannot be shown."""
-    import numpy as np
-
     from mobile_eval.retrieval_grid import retrieval_grid
 
     reference, gallery_image = inputs.reference, inputs.gallery_image
     if reference.gallery is None or reference.labels is None or gallery_image is None:
         return []
     (example,) = retrieval_grid(
-        reference.gallery, np.array([0]), code[None], reference.labels[query : query + 1],
-        lambda _: reference.pixels[query], gallery_image, inputs.classes,
+        reference.gallery, code[None], reference.labels[[query]], reference.pixels[[query]],
+        gallery_image, inputs.classes,
     )  # fmt: skip
     thumbnail = example.query.model_copy(update={"label": f"{example.query.label}: {label}"})
     return [example.model_copy(update={"query": thumbnail})]

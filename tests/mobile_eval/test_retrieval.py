@@ -34,7 +34,12 @@ def test_the_grid_is_the_search_ties_by_id() -> None:
     index = gallery(pack(logits[6:]), labels[6:])
     chosen = np.array([0, 4, 2])
     rows = retrieval_grid(
-        index, chosen, pack(logits[:6]), labels[:6], lambda q: flat(200 + q), lambda g: flat(2 * g), CLASSES
+        index,
+        pack(logits[chosen]),
+        labels[chosen],
+        np.stack([flat(200 + q) for q in chosen]),
+        lambda g: flat(2 * g),
+        CLASSES,
     )
     for query, row in zip(chosen, rows, strict=True):
         distance = ((logits[6:] > 0) != (logits[query] > 0)).sum(axis=1)
@@ -50,18 +55,16 @@ def test_the_grid_is_the_search_ties_by_id() -> None:
 def test_several_labels_and_a_gallery_below_ten() -> None:
     labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
     codes = np.zeros((3, 1), np.uint8)
-    row = retrieval_grid(gallery(codes, labels), np.array([0]), codes, labels, flat, flat, CLASSES)[0]
+    row = retrieval_grid(gallery(codes, labels), codes[:1], labels[:1], flat(0)[None], flat, CLASSES)[0]
     assert row.query.label == "a, c"
     assert [hit.right for hit in row.hits] == [True, False, True]
 
 
 def test_thumbnails_are_small() -> None:
-    picture = np.zeros((300, 300, 3), np.uint8)
-    picture[:, 150:] = (250, 20, 20)
+    image = np.zeros((300, 300, 3), np.uint8)
+    image[:, 150:] = (250, 20, 20)
     labels, codes = np.array([0]), np.zeros((1, 1), np.uint8)
-    row = retrieval_grid(
-        gallery(codes, labels), np.array([0]), codes, labels, lambda q: picture, lambda g: picture, CLASSES
-    )[0]
+    row = retrieval_grid(gallery(codes, labels), codes, labels, image[None], lambda _: image, CLASSES)[0]
     seen = pixels_of(row.query.image)
     assert len(row.query.image) < 3000
     assert seen[:, :20].max() < 20
