@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     Rows = TypeVar("Rows", Tensor, NDArray[Any])
 
-_apart = False  # whether what the processes did together has ended
-PATIENCE = timedelta(hours=12)  # the first process works alone for whole stages while the others wait
+_apart = False  # whether the process group was destroyed
+PATIENCE = timedelta(hours=12)  # the main process works alone for whole stages while the others wait
 
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
-    """Joins the processes that torchrun has started, for the length of the block; only the first one is heard."""
+    """Join the process group of torchrun for the length of the block; only the main process logs."""
     if world_size() == 1:
         yield
         return
@@ -53,7 +53,7 @@ def init_distributed() -> Iterator[None]:
 
 
 def destroy() -> None:
-    """Ends what the processes do together: from here on each is alone, and need not wait for the others."""
+    """Destroy the process group; from here on each process is alone."""
     import torch
 
     global _apart
@@ -63,12 +63,12 @@ def destroy() -> None:
 
 
 def rank() -> int:
-    """This process's place among all that torchrun has started, from 0."""
+    """This process's rank, 0 without torchrun."""
     return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return 1 if _apart else _started()
 
 
@@ -77,12 +77,12 @@ def _started() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is the main process (the one that logs and writes)."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Wait for all processes."""
     if world_size() > 1:
         import torch
 
@@ -90,7 +90,7 @@ def barrier() -> None:
 
 
 def broadcast_scalar(value: float | None) -> float | None:
-    """The first process's `value`, in every process."""
+    """Broadcast the main process's `value`."""
     if world_size() == 1:
         return value
     import torch
@@ -102,9 +102,9 @@ def broadcast_scalar(value: float | None) -> float | None:
 
 @contextmanager
 def main_process_first() -> Iterator[bool]:
-    """The first process enters alone, and the others when it has left: they find what it has made.
+    """Enter the block in the main process, then in the others, which find its results.
 
-    Yields whether this is the first one.  Where it fails, the others raise `InputError` instead of entering.
+    Yields whether this is the main process.  If it fails, the others raise `InputError` instead of entering.
     """
     if is_main_process():
         try:
@@ -116,11 +116,11 @@ def main_process_first() -> Iterator[bool]:
     elif broadcast_scalar(None):
         yield False
     else:
-        raise InputError("what the first process makes", "that it failed", "See its message.")
+        raise InputError("results of the main process", "its failure", "See its message.")
 
 
 def shard(rows: Rows) -> Rows:
-    """This process's share of the rows of a batch; raises `InputError` where the shares would differ in size."""
+    """This process's shard of a batch; raises `InputError` if the batch cannot be divided evenly."""
     size, left = divmod(len(rows), world_size())
     if left:
         fix = f"Choose a batch size that is a multiple of {world_size()}."
@@ -148,7 +148,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces the gradients by their mean over all processes, in one message."""
+    """Replace the gradients by their mean over all processes, in one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if world_size() == 1 or not gradients:
         return
@@ -161,7 +161,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def broadcast_parameters(net: nn.Module) -> None:
-    """Gives every process the first one's tensors of `net`."""
+    """Broadcast the main process's tensors of `net`."""
     if world_size() > 1:
         import torch
 
@@ -172,7 +172,7 @@ def broadcast_parameters(net: nn.Module) -> None:
 
 
 def convert_sync_batchnorm(net: nn.Module) -> None:
-    """Makes the batch norms of `net.backbone` see the whole batch: on GPUs.  torch cannot do so on CPUs."""
+    """Convert the batch norms of `net.backbone` to synchronized ones; torch has none on CPUs."""
     backbone: Any = getattr(net, "backbone", None)
     if world_size() == 1 or backbone is None:
         return
@@ -183,7 +183,7 @@ def convert_sync_batchnorm(net: nn.Module) -> None:
     if _device() == "cuda":
         net.backbone = import_timm().layers.convert_sync_batchnorm(backbone)
     elif any(isinstance(module, _BatchNorm) for module in backbone.modules()):
-        log.warning("  batch norms of the backbone see the images of one process each: CPUs cannot share them")
+        log.warning("  batch norms of the backbone are not synchronized on CPUs: each process uses its own images")
 
 
 def _device() -> str:

@@ -1,4 +1,4 @@
-"""Networks, their weights, and what is kept of them on disk."""
+"""Finding and loading pretrained weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill.checkpoint import load_network, load_state, save_network, save_state
 from distill.models import pretrained
-from distill.models.hash_net import SHORT_NAMES, build, is_transformer, timm_names
+from distill.models.hash_net import build
 from gallery.errors import CorruptFile, InputError
 
 SMALL = "mobilenetv3_small_100"
@@ -23,95 +22,6 @@ SMALL = "mobilenetv3_small_100"
 def no_weights_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
-
-
-@pytest.mark.parametrize("short", SHORT_NAMES)
-def test_every_short_name_is_known_to_timm(short: str) -> None:
-    assert timm_names(short)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"), [(SMALL, 48), ("vit_tiny_patch16_224", 48), ("mobilenetv2_100", 33), ("resnet18", 64)]
-)
-def test_logits_have_the_shape_of_the_code(name: str, size: int) -> None:
-    net = build(name, size, 16, seed=0).eval()
-    assert net(torch.zeros(2, 3, size, size)).shape == (2, 16)
-
-
-def test_the_seed_decides_the_start_and_the_global_state_is_left_alone() -> None:
-    before = torch.random.get_rng_state()
-    a, b, c = (build(SMALL, 32, 16, seed) for seed in (1, 1, 2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    same = [torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True)]
-    differ = [torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True)]
-    assert all(same)
-    assert not all(differ)
-
-
-@pytest.mark.parametrize("size", [50, 15])
-def test_a_size_the_network_cannot_take_is_an_error_that_names_one_it_can(size: int) -> None:
-    with pytest.raises(InputError, match="multiple of 16"):
-        build("vit_tiny_patch16_224", size, 16, seed=0)
-
-
-def test_a_wrong_name_gets_close_matches() -> None:
-    with pytest.raises(InputError, match="mobilenetv3"):
-        timm_names("mobilnetv3")
-
-
-def test_transformers_are_made_of_products_and_convolutional_networks_are_not() -> None:
-    assert is_transformer(build("vit_tiny_patch16_224", 32, 16, 0))
-    assert not is_transformer(build(SMALL, 32, 16, 0))
-
-
-def test_a_network_survives_the_disk(tmp_path: Path) -> None:
-    net = build(SMALL, 32, 16, seed=3).eval()
-    save_network(tmp_path / "n.safetensors", net, SMALL, 32, 16)
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(net(images), load_network(tmp_path / "n.safetensors")(images))
-
-
-def test_files_have_the_permissions_of_the_users_umask(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        save_network(tmp_path / "net.safetensors", build(SMALL, 32, 16, seed=0), SMALL, 32, 16)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize("damage", [b"", b"junk", None])
-def test_a_damaged_network_is_an_error(tmp_path: Path, damage: bytes | None) -> None:
-    path = tmp_path / "n.safetensors"
-    save_network(path, build(SMALL, 32, 16, seed=3), SMALL, 32, 16)
-    path.write_bytes(path.read_bytes()[:-1000] if damage is None else damage)
-    with pytest.raises(CorruptFile, match="safetensors"):
-        load_network(path)
-
-
-def test_a_file_of_other_tensors_is_not_a_network(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "n.safetensors")
-    with pytest.raises(CorruptFile):
-        load_network(tmp_path / "n.safetensors")
-
-
-def test_training_state_round_trip(tmp_path: Path) -> None:
-    def one() -> tuple[torch.nn.Module, torch.optim.AdamW]:
-        net = torch.nn.Linear(3, 2)
-        return net, torch.optim.AdamW(net.parameters(), lr=0.1)
-
-    net, optimizer = one()
-    net(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    save_state(tmp_path / "s", {"net": net, "opt": optimizer}, 7, "key")
-    other, other_optimizer = one()
-    assert load_state(tmp_path / "s", {"net": other, "opt": other_optimizer}, "another key") == 0
-    assert load_state(tmp_path / "s", {"net": other, "opt": other_optimizer}, "key") == 7
-    for model, opt in ((net, optimizer), (other, other_optimizer)):
-        opt.zero_grad()
-        model(torch.full((1, 3), 2.0)).sum().backward()
-        opt.step()
-    assert torch.equal(net.weight, other.weight)
 
 
 def state_file(folder: Path, name: str = SMALL, drop: str = "?") -> Path:
