@@ -104,7 +104,7 @@ def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tm
     learn("old")
     shutil.copytree(pictures / "labelled", tmp_path / "fewer")
     next((tmp_path / "fewer").rglob("*.png")).unlink()
-    with pytest.raises(InputError, match="the pictures of the gallery"):
+    with pytest.raises(InputError, match="the images of the gallery"):
         learn("new", reuse_gallery=tmp_path / "old", data=str(tmp_path / "fewer"))
     with pytest.raises(InputError, match="--bits 16"):
         learn("newer", reuse_gallery=tmp_path / "old", bits=32)
