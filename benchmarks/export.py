@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.trial import Trial, data_source, trained, write_results
 from distill.config import StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from export.artifact import ExportedModel, ExportFailure
-from export.metadata import read_card
+from export.metadata import read_metadata
 from gallery.console import log
 from gallery.files import write_json
 from gallery.results import ModelResult
@@ -123,7 +123,7 @@ def _timed(model: ModelResult, host: Host, folder: Path) -> ModelResult:
     if model.format not in TIMED or model.status != "ran":
         return model
     path = folder / model.path
-    figures = host.run(ExportedModel.of(path, model.format, read_card(path))).figures
+    figures = host.run(ExportedModel.of(path, model.format, read_metadata(path))).figures
     log.info("  %s: %.2f ms", model.variant, figures["p50_ms"])
     return model.model_copy(update=figures)
 

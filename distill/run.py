@@ -124,7 +124,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.top_k)
             tolerance = context.config.thresholds.logit_tolerance
             reference = make_reference(queries, logits.student_queries, labels, index, data.top_k, tolerance)
-            (host,), _ = evaluate([Host()], (*manifest.files, *manifest.refused), reference)
+            (host,), _ = evaluate([Host()], (*manifest.files, *manifest.failures), reference)
             shown = spread(scores[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
                 index, student[shown], labels[shown], queries[shown],

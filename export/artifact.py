@@ -1,56 +1,101 @@
-"""What an export leaves behind: a file with its card and checksum, or the reason why there is none."""
+"""What an export leaves behind: a model file with its metadata and checksum, or the reason why there is none."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.card import ModelMetadata
-from gallery.errors import InputError
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
 
+KEY, VERSION = "twinhash.metadata", 1
+ANY_SIZE = "NHWC uint8, resized inside"  # layout with a dynamic image size: the model itself resizes to `size`
 FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
-SMALL_WEIGHTS = 2048  # numbers; w8a32 leaves smaller tensors float: depthwise kernels, squeeze-excite gates
+SMALL_WEIGHTS = 2048  # numbers; w8a32 keeps smaller tensors in float: depthwise kernels, squeeze-excite gates
 
 
-def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
-    """Raises `InputError` unless every layer that shall stay float is one of the network's."""
-    if wrong := sorted(set(float_layers) - set(known)):
-        raise InputError(
-            "names of the network's convolutions and linear layers to leave float",
-            ", ".join(wrong),
-            f"Take them from the network's named_modules(), e.g. {next(iter(known), 'none')}.",
-        )
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Everything an app must know to feed the model and to compare its codes; embedded under `KEY`.
+
+    precision: of weights and activations, e.g. "fp32", "fp16", "w8a32"
+    size:      side of the square input, pixels
+    layout:    "NHWC uint8" (Core ML: "image"; with a dynamic image size: `ANY_SIZE`); colour_order: "RGB"
+    resize:    the rule that makes the input from a decoded, upright image
+    calibration: how the ranges of 8-bit activations were chosen
+    float_layers: dotted names of the network's layers whose weights are kept in float, whatever the precision
+    """
+
+    code_space: str
+    bits: int
+    student: str
+    precision: str
+    size: int
+    resize: str
+    layout: str = "NHWC uint8"
+    colour_order: str = "RGB"
+    bit_rule: str = "logit > 0"
+    bit_order: str = "little"
+    version: int = VERSION
+    float_layers: tuple[str, ...] = ()
+    calibration: str = ""
+
+    def to_json(self) -> str:
+        """Return one line of JSON, as it is embedded under `KEY`."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str | None, where: str) -> ModelMetadata:
+        """Parse embedded metadata; without any raises `CodeSpaceMismatch`, with unreadable `CorruptFile`."""
+        if not text:
+            raise CodeSpaceMismatch(f"Twinhash metadata in {where}", "none", "Export the file with Twinhash.")
+        try:
+            fields = json.loads(text)
+            return ModelMetadata(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CorruptFile(f"readable metadata in {where}", str(error), "Export the file again.") from error
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A shipped file (Core ML: a folder), whole on disk.
+    """A model file (Core ML, Core AI: a folder), complete on disk.
 
-    format: "onnx", "litert" or "coreml"; sha256, bytes: of the file, or over the folder (`gallery.files`)
+    format: "onnx", "litert", "coreml" or "coreai"; sha256, bytes: of the file, or over the folder (`gallery.files`)
     """
 
     path: Path
     format: str
-    card: ModelMetadata
+    metadata: ModelMetadata
     sha256: str
     bytes: int
 
     @property
-    def form(self) -> str:
-        """Format and precision, the name people use: "onnx-fp32", "litert-w8a32"."""
-        return f"{self.format}-{self.card.precision}"
+    def variant(self) -> str:
+        """Format and precision: "onnx-fp32", "litert-w8a32"."""
+        return f"{self.format}-{self.metadata.precision}"
 
     @staticmethod
-    def of(path: Path, format: str, card: ModelMetadata) -> ExportedModel:
-        """Describes the finished file at `path`."""
-        return ExportedModel(path, format, card, sha256_of(path), size_of(path))
+    def of(path: Path, format: str, metadata: ModelMetadata) -> ExportedModel:
+        """Describe the finished file at `path`."""
+        return ExportedModel(path, format, metadata, sha256_of(path), size_of(path))
 
 
 @dataclass(frozen=True)
 class ExportFailure:
-    """A form that could not be made, and why: a row in the report, not a crash."""
+    """A variant that could not be exported, and why: a row in the report, not a crash."""
 
-    form: str
+    variant: str
     reason: str
+
+
+def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
+    """Raise `InputError` unless every layer to keep in float is one of the network's."""
+    if wrong := sorted(set(float_layers) - set(known)):
+        raise InputError(
+            "names of the network's convolutions and linear layers to keep in float",
+            ", ".join(wrong),
+            f"Take them from the network's named_modules(), e.g. {next(iter(known), 'none')}.",
+        )

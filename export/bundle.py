@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import ExportedModel, ExportFailure
-from export.card import ModelMetadata
-from export.metadata import read_card
+from export.artifact import ExportedModel, ExportFailure, ModelMetadata
+from export.metadata import read_metadata
 from gallery import codespace
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
@@ -48,7 +47,7 @@ APPS = (  # format, file, and what the bundle's README says of each is what test
         "`mobile_eval/run.py import` takes in. All but the prediction itself was run, off macOS",
     ),
 )
-_REFUSED = {"form": str, "reason": str}
+_FAILURE = {"variant": str, "reason": str}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
 
 
@@ -57,12 +56,12 @@ class Manifest:
     """What a bundle holds.
 
     files:   the models, their paths inside the folder that was opened
-    refused: the forms that could not be made, and why
+    failures: the variants that could not be exported, and why
     """
 
     space: CodeSpace
     files: tuple[ExportedModel, ...]
-    refused: tuple[ExportFailure, ...]
+    failures: tuple[ExportFailure, ...]
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,21 @@ class Golden:
 
 
 def write_bundle(
-    folder: Path, made: Sequence[ExportedModel | ExportFailure], space: CodeSpace, centers: NDArray[np.int8],
-    golden_images: NDArray[np.uint8], golden_codes: Codes, golden_logits: NDArray[np.float32],
-) -> Manifest:  # fmt: skip
-    """Writes the folder, whole or not at all, from copies of what was made, and opens it with every check.
+    folder: Path,
+    exported: Sequence[ExportedModel | ExportFailure],
+    space: CodeSpace,
+    centers: NDArray[np.int8],
+    golden: Golden,
+) -> Manifest:
+    """Copy the exported models into a new folder, whole or not at all, and verify it.
 
-    made:     what `export.exporter.export_all` returned; a refused form is named in the manifest
-    golden_*: as in `Golden`
-    Raises `InputError` when the parts do not fit together, `CodeSpaceMismatch` for a stranger among the artifacts,
-    `CorruptFile` when one changed after its export.
+    exported: what `export.exporter.export_all` returned; failures are listed in the manifest
+    Raises `InputError` when the parts do not fit together, `CodeSpaceMismatch` for a model of another code space,
+    `CorruptFile` when a model changed after its export.
     """
-    golden = Golden(golden_images, golden_codes, golden_logits)
-    artifacts = [one for one in made if isinstance(one, ExportedModel)]
-    refused = [one for one in made if isinstance(one, ExportFailure)]
-    _check_parts(artifacts, refused, space, golden)
+    artifacts = [one for one in exported if isinstance(one, ExportedModel)]
+    failures = [one for one in exported if isinstance(one, ExportFailure)]
+    _check_parts(artifacts, failures, space, golden)
     with atomic_path(folder) as draft:
         draft.mkdir()
         for artifact in artifacts:
@@ -97,13 +97,13 @@ def write_bundle(
         _write_golden(draft, golden)
         _write_apps(draft, artifacts)
         (draft / README).write_text(_readme(artifacts, space), "utf-8")
-        write_json(draft / MANIFEST, _record(draft, artifacts, refused, space))
+        write_json(draft / MANIFEST, _record(draft, artifacts, failures, space))
         open_bundle(draft)
     return open_bundle(folder)
 
 
 def open_bundle(folder: Path) -> Manifest:
-    """Reads and verifies a bundle: names, links, sizes, checksums, code space, and the card inside every model.
+    """Reads and verifies a bundle: names, links, sizes, checksums, code space, and the metadata inside every model.
 
     Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says.
     """
@@ -114,10 +114,10 @@ def open_bundle(folder: Path) -> Manifest:
         _check_bytes(folder / name, name, entry)
     if codespace.load(folder)[0] != space:
         raise CorruptFile(f"the manifest's code space in {codespace.FILE}", "another one", "Restore the bundle.")
-    models = {name: _model(folder / name, entry) for name, entry in files.items() if "card" in entry}
+    models = {name: _model(folder / name, entry) for name, entry in files.items() if "metadata" in entry}
     for name, model in models.items():
-        _check_card(model.card, space, name)
-    return Manifest(space, tuple(models.values()), tuple(ExportFailure(**one) for one in record["refused"]))
+        _check_metadata(model.metadata, space, name)
+    return Manifest(space, tuple(models.values()), tuple(ExportFailure(**one) for one in record["failures"]))
 
 
 def read_golden(folder: Path) -> Golden:
@@ -134,17 +134,19 @@ def read_golden(folder: Path) -> Golden:
 
 
 def _check_parts(
-    artifacts: Sequence[ExportedModel], refused: Sequence[ExportFailure], space: CodeSpace, golden: Golden
+    artifacts: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace, golden: Golden
 ) -> None:
     names = [artifact.path.name for artifact in artifacts]
     if not names or len(set(names)) < len(names):
-        found = ", ".join(names) or "; ".join(f"{one.form}: {one.reason}" for one in refused) or "none"
-        raise InputError("exported files with names of their own", found, "Export at least one form that can be made.")
+        found = ", ".join(names) or "; ".join(f"{one.variant}: {one.reason}" for one in failures) or "none"
+        raise InputError(
+            "exported files with names of their own", found, "Export at least one variant that can be exported."
+        )
     for artifact in artifacts:
-        _check_card(artifact.card, space, artifact.path.name)
+        _check_metadata(artifact.metadata, space, artifact.path.name)
         if sha256_of(artifact.path) != artifact.sha256:
             raise CorruptFile(f"{artifact.path.name} as it was exported", "other bytes", "Export it again.")
-    size, count = artifacts[0].card.size, len(golden.images)
+    size, count = artifacts[0].metadata.size, len(golden.images)
     fits = golden.images.shape == (count, size, size, 3) and golden.logits.shape == (count, space.bits)
     if not (fits and count and np.array_equal(pack(golden.logits), golden.codes)):
         found = f"{list(golden.images.shape)} with logits {list(golden.logits.shape)}"
@@ -152,11 +154,11 @@ def _check_parts(
         raise InputError(f"golden pictures [n, {size}, {size}, 3] with {space.bits} logits and their codes", found, fix)
 
 
-def _check_card(card: ModelMetadata, space: CodeSpace, name: str) -> None:
-    space.check_compatible(card.code_space, "the bundle", name)
-    said, meant = (card.bits, card.bit_rule, card.bit_order), (space.bits, space.bit_rule, space.bit_order)
+def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> None:
+    space.check_compatible(metadata.code_space, "the bundle", name)
+    said, meant = (metadata.bits, metadata.bit_rule, metadata.bit_order), (space.bits, space.bit_rule, space.bit_order)
     if said != meant:
-        raise CorruptFile(f"a card of {meant} in {name}", str(said), "Export it again.")
+        raise CorruptFile(f"metadata of {meant} in {name}", str(said), "Export it again.")
 
 
 def _write_golden(folder: Path, golden: Golden) -> None:
@@ -188,29 +190,29 @@ def _apps(artifacts: Sequence[ExportedModel]) -> list[tuple[str, str]]:
 
 
 def _readme(artifacts: Sequence[ExportedModel], space: CodeSpace) -> str:
-    rows = [f"| `{a.path.name}` | {a.format} | {a.card.precision} | {a.bytes / 1e6:.1f} MB |" for a in artifacts]
+    rows = [f"| `{a.path.name}` | {a.format} | {a.metadata.precision} | {a.bytes / 1e6:.1f} MB |" for a in artifacts]
     apps = [f"- `apps/{name}`, {checked}." for name, checked in _apps(artifacts)]
     onnx = next((a.path.name for a in artifacts if a.format == "onnx"), "query-fp32.onnx")
-    card = artifacts[0].card
+    metadata = artifacts[0].metadata
     text = Template(Path(__file__).with_name("bundle_readme.md").read_text("utf-8"))
     return text.substitute(
-        files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=card.size,
-        resize=card.resize, student=card.student, onnx=onnx, apps="\n".join(apps),
+        files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=metadata.size,
+        resize=metadata.resize, student=metadata.student, onnx=onnx, apps="\n".join(apps),
     )  # fmt: skip
 
 
 def _record(
-    folder: Path, artifacts: Sequence[ExportedModel], refused: Sequence[ExportFailure], space: CodeSpace
+    folder: Path, artifacts: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace
 ) -> dict[str, Any]:
-    models = {a.path.name: {"format": a.format, "card": dataclasses.asdict(a.card)} for a in artifacts}
+    models = {a.path.name: {"format": a.format, "metadata": dataclasses.asdict(a.metadata)} for a in artifacts}
     others = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     others = [name for name in others if name.split("/")[0] not in models]
     files = {
         name: {"sha256": sha256_of(folder / name), "bytes": size_of(folder / name), **models.get(name, {})}
         for name in [*models, *sorted(others)]
     }
-    rows = [dataclasses.asdict(one) for one in refused]
-    return {"version": VERSION, "code_space": space.to_dict(), "files": files, "refused": rows}
+    rows = [dataclasses.asdict(one) for one in failures]
+    return {"version": VERSION, "code_space": space.to_dict(), "files": files, "failures": rows}
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
@@ -220,10 +222,10 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
             raise ValueError(f"a link, or more than {MAX_MANIFEST_BYTES} bytes")
         text = path.read_text("utf-8")
         record = json.loads(text)
-        if set(record) != {"version", "code_space", "files", "refused"} or record["version"] != VERSION:
+        if set(record) != {"version", "code_space", "files", "failures"} or record["version"] != VERSION:
             raise ValueError(f"not the fields of version {VERSION}")
-        if any({key: type(value) for key, value in one.items()} != _REFUSED for one in record["refused"]):
-            raise ValueError("a refused form without its reason")
+        if any({key: type(value) for key, value in one.items()} != _FAILURE for one in record["failures"]):
+            raise ValueError("a failure without its reason")
         for name, entry in record["files"].items():
             _check_entry(name, entry)
         if text != json.dumps(record, indent=1, ensure_ascii=False) + "\n":
@@ -237,7 +239,7 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
     if not _NAME.fullmatch(name) or name == MANIFEST:
         raise ValueError(f"the name {name!r}, which may not be in a bundle")
     kind = FORMATS.get(Path(name).suffix)
-    expected = {"sha256": str, "bytes": int} | ({"format": str, "card": dict} if kind else {})
+    expected = {"sha256": str, "bytes": int} | ({"format": str, "metadata": dict} if kind else {})
     if {key: type(value) for key, value in entry.items()} != expected or entry.get("format") != kind:
         raise ValueError(f"the entry of {name}")
 
@@ -267,7 +269,7 @@ def _check_bytes(path: Path, name: str, entry: dict[str, Any]) -> None:
 
 
 def _model(path: Path, entry: dict[str, Any]) -> ExportedModel:
-    card = read_card(path)
-    if ModelMetadata.from_json(json.dumps(entry["card"]), MANIFEST) != card:
-        raise CorruptFile(f"the manifest's card in {path.name}", card.to_json(), "Restore the bundle.")
-    return ExportedModel(path, entry["format"], card, entry["sha256"], entry["bytes"])
+    metadata = read_metadata(path)
+    if ModelMetadata.from_json(json.dumps(entry["metadata"]), MANIFEST) != metadata:
+        raise CorruptFile(f"the manifest's metadata in {path.name}", metadata.to_json(), "Restore the bundle.")
+    return ExportedModel(path, entry["format"], metadata, entry["sha256"], entry["bytes"])

@@ -11,9 +11,8 @@ from typing import Any, Protocol, cast
 from torch import nn
 
 from export import to_coreai, to_coreml, to_litert, to_onnx
-from export.artifact import FLOAT, ExportedModel, ExportFailure, check_layers
+from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ModelMetadata, check_layers
 from export.capture_output import quiet
-from export.card import ANY_SIZE, ModelMetadata
 from export.fake_quant import ranged, shipped
 from export.query_model import QueryModel, deployable
 from gallery.codespace import Preprocessing
@@ -32,7 +31,7 @@ class Format(Protocol):
 
     def convert(self, model: QueryModel) -> Any: ...
 
-    def write(self, program: Any, card: ModelMetadata, path: Path) -> ExportedModel: ...
+    def write(self, program: Any, metadata: ModelMetadata, path: Path) -> ExportedModel: ...
 
 
 STATIC = "w8a8", "w8a16"  # activations too, by ranges that calibration images gave
@@ -81,7 +80,7 @@ def export_all(
     float_layers:  dotted names, in the folded network, of convolutions and linear layers that no precision quantizes
     simulated:     networks of `export.quantize.simulate` by precision: for "w8a8" with simulated 8-bit layers, whose
                    ranges "w8a16" takes too; for "w8a32" with weights rounded together, or else to the nearest
-    calibration:   how these were chosen, for the card
+    calibration:   how these were chosen, for the metadata
     dynamic_image_size: ONNX models take images `[B, H, W, 3]` of any size and resize them themselves
     A form whose converter raises is an `ExportFailure` with the reason; a form that does not exist, a layer that does
     not, or a network that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
@@ -95,7 +94,7 @@ def export_all(
     for form in track(forms, "export", len(forms)):
         format, precision = _parsed(form)
         layout = ANY_SIZE if dynamic_image_size and format is FORMATS["onnx"] else format.LAYOUT
-        card = ModelMetadata(
+        metadata = ModelMetadata(
             space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
             float_layers=() if precision in FLOAT else tuple(float_layers),
             calibration=calibration if precision in STATIC else "",
@@ -103,7 +102,7 @@ def export_all(
         given = simulated.get("w8a8" if precision == "w8a16" else precision)
         make = partial(_program, format, model, given, precision, preprocessing)
         key = "" if given is None else precision
-        rows.append(_made(format, card, make, programs, key, folder / f"query-{precision}{format.SUFFIX}"))
+        rows.append(_made(format, metadata, make, programs, key, folder / f"query-{precision}{format.SUFFIX}"))
     return rows
 
 
@@ -132,7 +131,7 @@ def _check_rule(preprocessing: Preprocessing, dynamic_image_size: bool) -> None:
 
 def _made(
     format: Format,
-    card: ModelMetadata,
+    metadata: ModelMetadata,
     make: Callable[[], Any],
     programs: dict[tuple[str, str], Any],
     key: str,
@@ -142,9 +141,9 @@ def _made(
     if (format.FORMAT, key) not in programs:
         programs[format.FORMAT, key] = _attempt(make)
     program = programs[format.FORMAT, key]
-    made = program if isinstance(program, Exception) else _attempt(lambda: format.write(program, card, path))
+    made = program if isinstance(program, Exception) else _attempt(lambda: format.write(program, metadata, path))
     if isinstance(made, Exception):
-        form = f"{format.FORMAT}-{card.precision}"
+        form = f"{format.FORMAT}-{metadata.precision}"
         log.warning("  %s cannot be made: %s", form, reason(made))
         return ExportFailure(form, reason(made))
     return cast(ExportedModel, made)

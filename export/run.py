@@ -76,7 +76,7 @@ class ExportCommand(StrictModel):
 
 
 class VerifyCommand(StrictModel):
-    """Check a bundle: every name, byte and card against its manifest, then every file against the golden codes.
+    """Check a bundle: every name, byte and metadata against its manifest, then every file against the golden codes.
 
     A bit that differs from the golden code has turned.  In an fp32 file none may turn, unless both logits are within
     0.001 of zero; in an fp16 file none, unless both are within a tenth of the logits' standard deviation.  Of a
@@ -189,11 +189,11 @@ def write(student: Student, command: ExportCommand, forms: list[str], out: Path)
     rows = chosen["layers"] if chosen else []
     inputs = sum(row["kept"] for row in rows if row["mode"] == "int8")
     for file in manifest.files:
-        line, precision = f"  {file.form}: {file.bytes / 1e6:.2f} MB", file.card.precision
-        line += "" if precision in FLOAT else f", {len(file.card.float_layers)} layers left float"
-        log.info(line + (f", {inputs} more with float activations" if file.card.calibration else ""))
-    for one in manifest.refused:
-        log.warning("  %s: not made: %s", one.form, one.reason)
+        line, precision = f"  {file.variant}: {file.bytes / 1e6:.2f} MB", file.metadata.precision
+        line += "" if precision in FLOAT else f", {len(file.metadata.float_layers)} layers left float"
+        log.info(line + (f", {inputs} more with float activations" if file.metadata.calibration else ""))
+    for one in manifest.failures:
+        log.warning("  %s: not made: %s", one.variant, one.reason)
     log.info("bundle %s", out)
 
 
@@ -207,12 +207,12 @@ def verify(command: VerifyCommand) -> int:
     if golden.codes.shape != (count, bits // 8) or golden.logits.shape != (count, bits):
         found = f"{8 * golden.codes.shape[1]} bits and logits {golden.logits.shape}"
         raise CorruptFile(f"golden codes of {bits} bits in {command.bundle}", found, "Restore the bundle.")
-    log.info("%s: code space %s; names, bytes and cards are as the manifest says", command.bundle, manifest.space.id)
+    log.info("%s: code space %s; names, bytes and metadata are as the manifest says", command.bundle, manifest.space.id)
     rows = [check_golden(file, golden) for file in manifest.files]
     for file, (end, why) in zip(manifest.files, rows, strict=True):
-        (log.info if end == OK else log.warning)("  %s: %s: %s", file.form, end, why)
-    for one in manifest.refused:
-        log.info("  %s: not in the bundle: %s", one.form, one.reason)
+        (log.info if end == OK else log.warning)("  %s: %s: %s", file.variant, end, why)
+    for one in manifest.failures:
+        log.info("  %s: not in the bundle: %s", one.variant, one.reason)
     ends = {end for end, _ in rows}
     if FAILED in ends:
         return EXIT_GATE_FAILED

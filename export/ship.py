@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from export.bundle import Manifest, write_bundle
+from export.bundle import Golden, Manifest, write_bundle
 from export.exporter import export_all
 from export.quantize import Pixels, simulate
 from gallery.codes import Codes
@@ -23,7 +23,7 @@ from gallery.codespace import CodeSpace, Preprocessing
 class Student:
     """A trained network, and what its bundle needs beside it.
 
-    net:         normalised float32 `[B, 3, S, S]` to logits `[B, bits]`; name: timm's, for the card
+    net:         normalised float32 `[B, 3, S, S]` to logits `[B, bits]`; name: timm's, for the metadata
     centers:     of the code space, int8 `[classes, bits]`
     calibration: pictures uint8 `[n, S, S, 3]`, those seen and those held out (`export.quantize.quantize`)
     golden:      pictures, codes and logits of the float network (`export.bundle.Golden`)
@@ -54,5 +54,5 @@ def ship(
         made = export_all(
             net, preprocessing, space.id, student.name, forms, Path(work), left, nets, how, dynamic_image_size
         )  # fmt: skip
-        manifest = write_bundle(folder, made, space, student.centers, *student.golden)
+        manifest = write_bundle(folder, made, space, student.centers, Golden(*student.golden))
     return manifest, quantized.record() if quantized else None

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.artifact import ExportedModel
-from export.card import KEY, ModelMetadata
-from export.metadata import COREAI_ABOUT, COREAI_OWN, backend
+from export.artifact import KEY, ExportedModel, ModelMetadata
+from export.metadata import COREAI_ABOUT, COREAI_OWN, import_backend
 from export.query_model import QueryModel
 from gallery.files import atomic_path
 
@@ -21,9 +20,9 @@ PRECISIONS = ("fp32", "fp16")
 INTEGERS = {"stored": True, "signed": True}
 
 
-def to_coreai(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `card.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
-    return write(convert(model), card, path)
+def to_coreai(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Writes `model` at `metadata.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
+    return write(convert(model), metadata, path)
 
 
 def convert(model: QueryModel) -> QueryModel:
@@ -31,20 +30,20 @@ def convert(model: QueryModel) -> QueryModel:
     return model
 
 
-def write(program: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Converts at `card.precision`, embeds the card, and writes the asset; `MissingBackend` without the extra."""
-    converted = _converted(program if card.precision == "fp32" else _halved(program))
+def write(program: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Convert at `metadata.precision`, embed the metadata, write the asset; `MissingBackend` without the extra."""
+    converted = _converted(program if metadata.precision == "fp32" else _halved(program))
     with atomic_path(path) as draft:
         converted.save_asset(draft)
         about = json.loads((draft / COREAI_ABOUT).read_text())
         about.pop("creationDate")  # two exports shall be equal; but the converter names hard sigmoids at random
-        about[COREAI_OWN] = {KEY: card.to_json()}
+        about[COREAI_OWN] = {KEY: metadata.to_json()}
         (draft / COREAI_ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-    return ExportedModel.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, metadata)
 
 
 def _converted(model: QueryModel) -> Any:
-    coreai = backend("coreai_torch")
+    coreai = import_backend("coreai_torch")
     exported = torch.export.export(model, (model.example(),)).run_decompositions(coreai.get_decomp_table())
     converter = coreai.TorchConverter(mode=coreai.TorchConverter.Mode.RELEASE)  # the other keeps this machine's paths
     names = {"input_names": ["image"], "output_names": ["codes", "logits"]}

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
-from export.card import KEY, ModelMetadata
+from export.artifact import KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
 from export.fake_quant import QDQConv2d
 from export.metadata import SPEC
 from export.query_model import QueryModel
@@ -26,12 +25,12 @@ INTEGERS = {"stored": True, "signed": True}
 _DATED = "com.github.apple.coremltools.conversion_date"
 
 
-def to_coreml(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `card.precision`: an RGB image to codes int32 `[1, bits/8]` and logits float32.
+def to_coreml(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Writes `model` at `metadata.precision`: an RGB image to codes int32 `[1, bits/8]` and logits float32.
 
     Core ML has no uint8 output and int8 stops at 127, so each code byte travels as an int32.
     """
-    return write(convert(model), card, path)
+    return write(convert(model), metadata, path)
 
 
 def convert(model: QueryModel) -> ExportedPrograms:
@@ -92,15 +91,15 @@ class ExportedPrograms:
         )  # fmt: skip
 
 
-def write(programs: ExportedPrograms, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Picks the program of `card.precision`, embeds the card, and writes the package."""
-    check_layers(card.float_layers, programs.layers)
-    program = programs.stored(card.precision, card.float_layers)
-    program.user_defined_metadata[KEY] = card.to_json()
+def write(programs: ExportedPrograms, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Picks the program of `metadata.precision`, embeds the metadata, and writes the package."""
+    check_layers(metadata.float_layers, programs.layers)
+    program = programs.stored(metadata.precision, metadata.float_layers)
+    program.user_defined_metadata[KEY] = metadata.to_json()
     with atomic_path(path) as draft:
         program.save(str(draft))
         _tidy(draft)
-    return ExportedModel.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, metadata)
 
 
 class _ImageGraph(nn.Module):

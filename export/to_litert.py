@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
-from export.card import KEY, ModelMetadata
+from export.artifact import KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
 from export.fake_quant import QDQConv2d, Range, layers
 from export.query_model import QueryModel
 from gallery.files import atomic_write
@@ -56,9 +55,9 @@ _RULES = {
 _INT16 = {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "INT"}
 
 
-def to_litert(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `card.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
-    return write(convert(model), card, path)
+def to_litert(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Writes `model` at `metadata.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
+    return write(convert(model), metadata, path)
 
 
 def convert(model: QueryModel) -> Program:
@@ -96,11 +95,11 @@ def _folding() -> Any:
     return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(static))
 
 
-def write(program: Program, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Stores the weights at `card.precision`, embeds the card, and writes the file."""
-    stored = program.data if card.precision == "fp32" else _quantized(program, card)
-    atomic_write(path, _with_card(stored, card))
-    return ExportedModel.of(path, FORMAT, card)
+def write(program: Program, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Stores the weights at `metadata.precision`, embeds the metadata, and writes the file."""
+    stored = program.data if metadata.precision == "fp32" else _quantized(program, metadata)
+    atomic_write(path, _with_metadata(stored, metadata))
+    return ExportedModel.of(path, FORMAT, metadata)
 
 
 class _Named(nn.Module):
@@ -125,19 +124,19 @@ class _Named(nn.Module):
         return {"codes": self.query.packed(logits).to(torch.uint8), "logits": logits}
 
 
-def _quantized(program: Program, card: ModelMetadata) -> bytes:
-    """The file with the weights of `card.precision`; in "w8a8-dynamic" the last layer, the hash head, stays float."""
+def _quantized(program: Program, metadata: ModelMetadata) -> bytes:
+    """Store weights at `metadata.precision`; "w8a8-dynamic" keeps the last layer, the hash head, in float."""
     from ai_edge_quantizer.quantizer import Quantizer
 
     operations = _weighted_operations(program.data)
-    left = _operations_of(operations, card.float_layers)
-    if card.precision == "w8a8-dynamic":
+    left = _operations_of(operations, metadata.float_layers)
+    if metadata.precision == "w8a8-dynamic":
         left.append(list(operations)[-1])
-    rules = [_RULES.get(card.precision, _RULES["w8a32"])]
+    rules = [_RULES.get(metadata.precision, _RULES["w8a32"])]
     rules += [_only(name, "no_quantize", {}) for name in left]
     ends: dict[str, dict[str, Any]] | None = None
-    if card.precision == "w8a16":
-        ranges = {name: both for name, both in program.ranges.items() if name not in card.float_layers}
+    if metadata.precision == "w8a16":
+        ranges = {name: both for name, both in program.ranges.items() if name not in metadata.float_layers}
         more, ends = _sixteen_bits(operations, ranges)
         rules += more
     quantizer = Quantizer(bytearray(program.data))
@@ -192,8 +191,8 @@ def _operations_of(operations: Iterable[str], wanted: Sequence[str]) -> list[str
     return found
 
 
-def _with_card(program: bytes, card: ModelMetadata) -> bytes:
-    """The file with the card in a metadata buffer, all weights inside the flatbuffer and aligned.
+def _with_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
+    """The file with the metadata in a metadata buffer, all weights inside the flatbuffer and aligned.
 
     The quantizer appends weights behind the flatbuffer, where only new runtimes look; reading resolves that.
     """
@@ -202,7 +201,7 @@ def _with_card(program: bytes, card: ModelMetadata) -> bytes:
 
     model = read_model_from_bytearray(bytearray(program))
     text, entry = schema.BufferT(), schema.MetadataT()
-    text.data = card.to_json().encode()
+    text.data = metadata.to_json().encode()
     entry.name, entry.buffer = KEY, len(model.buffers)
     model.buffers.append(text)
     for buffer in model.buffers:

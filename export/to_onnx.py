@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import SMALL_WEIGHTS, ExportedModel, check_layers
-from export.card import ANY_SIZE, KEY, ModelMetadata
+from export.artifact import ANY_SIZE, KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
 from export.query_model import QueryModel
 from gallery.files import atomic_write
 
@@ -25,12 +24,12 @@ INTEGERS = {"stored": True, "signed": False}
 _OUTPUT_CHANNELS = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the weights; torch writes Gemm transposed
 
 
-def to_onnx(model: QueryModel, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `card.precision`: image uint8 `[batch, S, S, 3]` to codes uint8 and logits float32.
+def to_onnx(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Writes `model` at `metadata.precision`: image uint8 `[batch, S, S, 3]` to codes uint8 and logits float32.
 
-    With the layout `ANY_SIZE` on the card the image is `[batch, height, width, 3]`, and the file follows the rule.
+    With the layout `ANY_SIZE` in the metadata the image is `[batch, height, width, 3]`, and the file follows the rule.
     """
-    return write(convert(model), card, path)
+    return write(convert(model), metadata, path)
 
 
 def convert(model: QueryModel) -> ModelProto:
@@ -87,23 +86,23 @@ def _cast_first(graph: GraphProto) -> None:
         graph.node.extend(nodes)
 
 
-def write(program: ModelProto, card: ModelMetadata, path: Path) -> ExportedModel:
-    """Casts the weights to `card.precision`, embeds the card, and writes the file."""
+def write(program: ModelProto, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Casts the weights to `metadata.precision`, embeds the metadata, and writes the file."""
     import onnx
 
     finished = copy.deepcopy(program)
-    if card.layout != ANY_SIZE:
+    if metadata.layout != ANY_SIZE:
         _cast_first(finished.graph)
-    if card.precision == "fp16":
+    if metadata.precision == "fp16":
         finished = _fp16(finished)
-    elif card.precision != "fp32":
-        _store_int8(finished.graph, card.float_layers)
-    if card.layout == ANY_SIZE:
-        _resize_inside(finished.graph, card.size)
-    onnx.helper.set_model_props(finished, {KEY: card.to_json()})
+    elif metadata.precision != "fp32":
+        _store_int8(finished.graph, metadata.float_layers)
+    if metadata.layout == ANY_SIZE:
+        _resize_inside(finished.graph, metadata.size)
+    onnx.helper.set_model_props(finished, {KEY: metadata.to_json()})
     onnx.checker.check_model(finished)
     atomic_write(path, finished.SerializeToString(deterministic=True))
-    return ExportedModel.of(path, FORMAT, card)
+    return ExportedModel.of(path, FORMAT, metadata)
 
 
 def _fp16(program: ModelProto) -> ModelProto:

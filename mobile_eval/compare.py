@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.card import ModelMetadata
+from export.artifact import ModelMetadata
 from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.errors import InputError, MissingBackend

@@ -82,7 +82,7 @@ def evaluate_on(
         host: results of the same models there, on all queries
     """
     results = DeviceResults(device.name, reference, [], {})
-    models = [model for model in models if model.form.partition("-")[0] in device.formats]
+    models = [model for model in models if model.variant.partition("-")[0] in device.formats]
     try:
         with device:
             device.push([model for model in models if isinstance(model, ExportedModel)], reference.pixels)
@@ -118,7 +118,7 @@ def _evaluate_model(
     if isinstance(model, ExportFailure):
         return _row(device, model, "skipped")
     try:
-        check_compatible(model.card, model.form, results.reference)
+        check_compatible(model.metadata, model.variant, results.reference)
         output = device.run(model)
         measured = {"engine": output.engine} | output.figures | _compare(model, output, results.reference, host)
         row = _row(device, model, "ran", measured=measured)
@@ -139,9 +139,9 @@ def _row(
     error: Exception | None = None,
     measured: Mapping[str, Any] = MappingProxyType({}),
 ) -> ModelResult:
-    format, _, precision = model.form.partition("-")
+    format, _, precision = model.variant.partition("-")
     known: dict[str, Any] = {
-        "variant": model.form,
+        "variant": model.variant,
         "format": format,
         "precision": precision,
         "device": device.name,

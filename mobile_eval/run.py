@@ -159,7 +159,7 @@ def evaluate(command: EvaluateCommand) -> int:
     inputs = inputs_from_run(command, run, manifest) if run else inputs_from_golden(command, manifest)
     names = ", ".join(device.name for device in devices)
     log.info("[evaluate] %d models on %s. %s", len(manifest.files), names, inputs.description)
-    found, notes = evaluate(devices, (*manifest.files, *manifest.refused), inputs.reference, command.num_queries)
+    found, notes = evaluate(devices, (*manifest.files, *manifest.failures), inputs.reference, command.num_queries)
     results = build_results(command, manifest, inputs, found, notes)
     return report.write_reports(gate.apply(results, inputs.thresholds, command.strict), out)
 
@@ -254,7 +254,7 @@ def build_results(
         name=command.bundle.resolve().parent.name,
         code_space=manifest.space.id,
         bits=manifest.space.bits,
-        student=manifest.files[0].card.student,
+        student=manifest.files[0].metadata.student,
         query_set=description,
         num_queries=len(reference.pixels),
         gallery_size=None if reference.gallery is None else len(reference.gallery),

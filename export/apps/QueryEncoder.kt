@@ -24,20 +24,20 @@ data class Neighbour(val id: Int, val distance: Int)
  *         val hits = nearest(encoder.encode(bitmap).code, gallery, 10)
  *     }
  *
- * [model]: a .tflite file of the bundle, in a direct or mapped buffer. Its card is read from the file itself, so that
+ * [model]: a .tflite file of the bundle, in a direct or mapped buffer. Its metadata is read from the file itself, so that
  * neither can be replaced without the other. Throws IllegalArgumentException unless the code space is [space].
  */
 class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeable {
-    private val card = JSONObject(requireNotNull(metadata(model, "twinhash.card")) { "no Twinhash card in this file" })
-    val size = card.getInt("size")
-    val bits = card.getInt("bits")
+    private val metadata = JSONObject(requireNotNull(embeddedMetadata(model, "twinhash.metadata")) { "no Twinhash metadata in this file" })
+    val size = metadata.getInt("size")
+    val bits = metadata.getInt("bits")
     private val interpreter: Interpreter
 
     init {
-        val said = card.getString("code_space")
+        val said = metadata.getString("code_space")
         require(said == space) { "the model speaks code space $said, the gallery $space: ship the gallery's model" }
         for ((field, value) in UNDERSTOOD) {
-            val wanted = card.getString(field)
+            val wanted = metadata.getString(field)
             require(wanted == value) { "the model wants $field \"$wanted\", this code does \"$value\": update it" }
         }
         interpreter = Interpreter(model, Interpreter.Options().setNumThreads(threads))
@@ -80,7 +80,7 @@ fun nearest(code: ByteArray, gallery: ByteArray, k: Int): List<Neighbour> {
 }
 
 /**
- * The card's resize rule: RGB bytes of the square that is left when the shorter side is made [size] and the longer one
+ * The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made [size] and the longer one
  * cropped. The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
  * (Bitmap.createScaledBitmap takes 2 x 2 pixels however large the picture, and aliases.)
  *
@@ -131,7 +131,7 @@ private fun taps(input: Int, output: Int, size: Int): List<Taps> {
 }
 
 /** The entry [name] in the metadata of a .tflite file, or null. The numbers are places in the schema's vtables. */
-private fun metadata(model: ByteBuffer, name: String): String? {
+private fun embeddedMetadata(model: ByteBuffer, name: String): String? {
     val file = model.duplicate().order(ByteOrder.LITTLE_ENDIAN)
     fun follow(at: Int) = at + file.getInt(at)
     fun field(table: Int, place: Int): Int {

@@ -3,8 +3,8 @@ import CoreML
 import CoreVideo
 import Foundation
 
-/// The fields of the card that are used here.
-public struct Card: Decodable {
+/// The fields of the metadata that are used here.
+public struct ModelMetadata: Decodable {
     public let codeSpace: String
     public let bits: Int
     public let size: Int
@@ -41,23 +41,23 @@ public struct QueryEncoderError: LocalizedError {
 ///     let encoder = try QueryEncoder(contentsOf: url, space: spaceOfTheGallery)
 ///     let hits = try nearest(to: encoder.encode(image).code, in: gallery, count: 10)
 public final class QueryEncoder {
-    public let card: Card
+    public let metadata: ModelMetadata
     private let model: MLModel
 
-    /// Opens a compiled model; throws unless it carries a card and its code space is `space`.
+    /// Opens a compiled model; throws unless it carries metadata and its code space is `space`.
     public init(contentsOf url: URL, space: String, configuration: MLModelConfiguration = .init()) throws {
         model = try MLModel(contentsOf: url, configuration: configuration)
         let entries = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String]
-        guard let text = entries?["twinhash.card"] else { throw QueryEncoderError("no Twinhash card in this model") }
+        guard let text = entries?["twinhash.metadata"] else { throw QueryEncoderError("no Twinhash metadata in this model") }
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase
-        card = try decoder.decode(Card.self, from: Data(text.utf8))
-        try check(card, space)
+        metadata = try decoder.decode(ModelMetadata.self, from: Data(text.utf8))
+        try check(metadata, space)
     }
 
     /// The code of an upright picture (a `CGImage` knows no orientation: apply that of its file first).
     public func encode(_ picture: CGImage) throws -> Encoded {
-        let image = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(picture, card.size), card.size))
+        let image = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(picture, metadata.size), metadata.size))
         let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["image": image]))
         guard let codes = output.featureValue(for: "codes")?.multiArrayValue,
               let logits = output.featureValue(for: "logits")?.multiArrayValue
@@ -67,12 +67,12 @@ public final class QueryEncoder {
     }
 }
 
-private func check(_ card: Card, _ space: String) throws {
-    guard card.codeSpace == space else {
+private func check(_ metadata: ModelMetadata, _ space: String) throws {
+    guard metadata.codeSpace == space else {
         throw QueryEncoderError(
-            "the model speaks code space \(card.codeSpace), the gallery \(space): ship the gallery's model")
+            "the model speaks code space \(metadata.codeSpace), the gallery \(space): ship the gallery's model")
     }
-    let said = [card.resize, card.layout, card.colourOrder, card.bitOrder, String(card.version)]
+    let said = [metadata.resize, metadata.layout, metadata.colourOrder, metadata.bitOrder, String(metadata.version)]
     let understood = ["shorter side to size (bilinear, antialiased), centre crop", "image", "RGB", "little", "1"]
     guard said == understood else {
         throw QueryEncoderError("the model wants \(said), this code does \(understood): update the code")
@@ -96,7 +96,7 @@ public func nearest(to code: [UInt8], in gallery: [UInt8], count: Int) throws ->
     return best
 }
 
-/// The card's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer one
+/// The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer one
 /// cropped.  The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
 /// (Core Graphics and Vision scale by filters of their own.)
 func toSquare(_ picture: CGImage, _ size: Int) throws -> [UInt8] {

@@ -7,13 +7,13 @@
  *     const { code } = await encoder.encode(await pixelsOf(file));
  *     const hits = nearest(code, gallery, 10);
  *
- * ONNX Runtime Web does not hand out a model's metadata, so the card is that of manifest.json, which counts only for
+ * ONNX Runtime Web does not hand out a model's metadata, so the metadata is that of manifest.json, which counts only for
  * the bytes whose SHA-256 stands beside it.  Checking it takes `crypto.subtle`: https, or localhost.
  */
 import { InferenceSession, Tensor } from "onnxruntime-web";
 
-/** The fields of the card that are used here. */
-export interface Card {
+/** The fields of the metadata that are used here. */
+export interface ModelMetadata {
   readonly code_space: string;
   readonly bits: number;
   readonly size: number;
@@ -49,35 +49,35 @@ const UNDERSTOOD = {
 } as const;
 
 export class QueryEncoder {
-  private constructor(readonly card: Card, private readonly session: InferenceSession) {}
+  private constructor(readonly metadata: ModelMetadata, private readonly session: InferenceSession) {}
 
   /** Opens the bundle's file `name`; throws unless its bytes are the manifest's and its code space is the gallery's. */
   static async open(manifest: string, name: string, model: ArrayBuffer, space: string): Promise<QueryEncoder> {
     const entry = JSON.parse(manifest).files[name];
-    if (!entry?.card) throw new Error(`${name} has no card in manifest.json: take both from one bundle`);
+    if (!entry?.metadata) throw new Error(`${name} has no metadata in manifest.json: take both from one bundle`);
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", model));
     const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
     if (found !== entry.sha256) {
       throw new Error(`${name} has SHA-256 ${found}, not manifest.json's ${entry.sha256}: load both again`);
     }
-    check(entry.card, name, space);
-    return new QueryEncoder(entry.card, await InferenceSession.create(model));
+    check(entry.metadata, name, space);
+    return new QueryEncoder(entry.metadata, await InferenceSession.create(model));
   }
 
   async encode(picture: Pixels): Promise<Encoded> {
-    const { size } = this.card;
+    const { size } = this.metadata;
     const image = new Tensor("uint8", toSquare(picture, size), [1, size, size, 3]);
     const { codes, logits } = await this.session.run({ image });
     return { code: codes.data as Uint8Array, logits: logits.data as Float32Array };
   }
 }
 
-function check(card: Card, name: string, space: string): void {
-  if (card.code_space !== space) {
-    throw new Error(`${name} speaks code space ${card.code_space}, the gallery ${space}: ship the gallery's model`);
+function check(metadata: ModelMetadata, name: string, space: string): void {
+  if (metadata.code_space !== space) {
+    throw new Error(`${name} speaks code space ${metadata.code_space}, the gallery ${space}: ship the gallery's model`);
   }
   for (const [field, value] of Object.entries(UNDERSTOOD)) {
-    const said = card[field as keyof Card];
+    const said = metadata[field as keyof ModelMetadata];
     if (said !== value) throw new Error(`${name} wants ${field} "${said}", this code does "${value}": update it`);
   }
 }
@@ -117,7 +117,7 @@ export async function pixelsOf(file: Blob): Promise<ImageData> {
 }
 
 /**
- * The card's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer
+ * The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer
  * one cropped.  The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
  * (A canvas would scale by a filter of the browser's choice.)
  */

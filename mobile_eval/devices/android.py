@@ -133,7 +133,7 @@ class Android(Device):
             f"{self._folder}/{name}" for name in (model.path.name, worker.IMAGES, worker.OUTPUTS, worker.REPORT)
         )
         options = ["--threads", str(self.threads), "--samples", str(self.samples), "--seconds", str(self.max_seconds)]
-        arguments = [*worker.WORKER, file, model.card.to_json(), images, outputs, report, *options]
+        arguments = [*worker.WORKER, file, model.metadata.to_json(), images, outputs, report, *options]
         command = f"PYTHONPATH={self._folder} {quote('python3', *arguments)}"
         limit_s = self.limit_s + self.image_s * len(self.images)
         # exit code 2: the report has the error

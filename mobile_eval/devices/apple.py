@@ -12,7 +12,7 @@ from typing import Any
 from export.apps.run_on_mac import UNITS
 from export.artifact import ExportedModel
 from export.capture_output import quiet
-from export.metadata import backend
+from export.metadata import import_backend
 from gallery.errors import InputError, MissingBackend
 from mobile_eval import latency
 from mobile_eval.devices.base import Device, DeviceOutput
@@ -40,19 +40,19 @@ class Apple(Device):
             fix = "Run apps/run_on_mac.py of the bundle on a Mac; python mobile_eval/run.py import-results mac.json"
             raise MissingBackend(f"macOS, for {self.name}", platform.system(), fix)
         with quiet():
-            backend("coremltools")
+            import_backend("coremltools")
 
     def run(self, model: ExportedModel) -> DeviceOutput:
         """Run the model; on a Mac also time single images."""
-        check_images(self.images, model.card)
+        check_images(self.images, model.metadata)
         if self.unit is None:
-            reference = ReferenceCoreMl(model.path, metadata=model.card)
+            reference = ReferenceCoreMl(model.path, metadata=model.metadata)
             conditions = {
                 "arithmetic": "each operation exact, then rounded to the type that the saved program declares"
             }
             return DeviceOutput(*reference.run(self.images), reference.engine, {"conditions": conditions})
         unit = self.unit
-        runtime, load_ms = latency.timed(lambda: AppleCoreMl(model.path, unit, model.card))
+        runtime, load_ms = latency.timed(lambda: AppleCoreMl(model.path, unit, model.metadata))
         measured = latency.measure(runtime.run, self.images[:1], self.samples, self.max_seconds)
         figures: dict[str, Any] = {"load_ms": load_ms, **vars(measured), "conditions": {"compute units": unit}}
         return DeviceOutput(*runtime.run(self.images), runtime.engine, figures)

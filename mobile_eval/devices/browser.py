@@ -100,7 +100,7 @@ class Browser(Device):
         """
         if model.format not in ENGINES:
             raise MissingBackend(f"an engine for {model.path.name} in a browser", "none", "Run it elsewhere.")
-        check_images(self.images, model.card)
+        check_images(self.images, model.metadata)
         return self._thread.submit(self._run, model).result()
 
     def close(self) -> None:
@@ -151,15 +151,15 @@ class Browser(Device):
 
     def _run(self, model: ExportedModel) -> DeviceOutput:
         adapter = self._info["adapter"] or {}
-        if (self.accelerator, model.form) == ("webgpu", "onnx-fp16") and not adapter["f16"]:
+        if (self.accelerator, model.variant) == ("webgpu", "onnx-fp16") and not adapter["f16"]:
             raise MissingBackend("shader-f16, which this file needs", f"{adapter['name']} without", "Use another GPU.")
         with self._page(self.limit_s) as page:
-            given = [model.format, f"/models/{model.sha256}", model.card.size, self.threads, self.accelerator]
+            given = [model.format, f"/models/{model.sha256}", model.metadata.size, self.threads, self.accelerator]
             opened = self._ask(page, "open", *given, failure=CorruptFile)
             timing = [latency.WARM_UPS, self.samples, self.max_seconds]
             timed = self._ask(page, "time", "/images/0", *timing, limit_s=self.limit_s + 2 * self.max_seconds)
             starts = range(0, len(self.images), CHUNK)
-            tracked = track(starts, f"{self.name} {model.form}", len(starts))
+            tracked = track(starts, f"{self.name} {model.variant}", len(starts))
             rows = [row for start in tracked for row in self._ask(page, "run", f"/images/{start}")]
         name, package = ENGINES[model.format]
         engine = f"{name} {PACKAGES[package]} {'WebGPU' if self.accelerator == 'webgpu' else 'WebAssembly'}"
@@ -227,7 +227,7 @@ class Browser(Device):
 
     def _parse(self, rows: Sequence[str], model: ExportedModel) -> tuple[Codes, NDArray[np.float32]]:
         """Return codes uint8 `[n, bits/8]` and logits float32 `[n, bits]` of the page's rows, one for each image."""
-        count, width = len(self.images), model.card.bits // 8
+        count, width = len(self.images), model.metadata.bits // 8
         try:
             data = [base64.b64decode(row, validate=True) for row in rows]
             if len(data) != count or {len(row) for row in data} - {33 * width}:  # 1 byte of code, 8 * 4 of logits

@@ -59,7 +59,7 @@ class SubprocessDevice(Device):
         """Run the model in a process; raises `WorkerFailed` when it outlives its time or ends without a report."""
         for name in (OUTPUTS, REPORT):
             (self.folder / name).unlink(missing_ok=True)
-        command, env = self._command([str(model.path.resolve()), model.card.to_json(), IMAGES, OUTPUTS, REPORT])
+        command, env = self._command([str(model.path.resolve()), model.metadata.to_json(), IMAGES, OUTPUTS, REPORT])
         limit_s, log = self.limit_s + self.image_s * len(self.images), self.folder / "log.txt"
         try:
             with log.open("wb") as sink:
@@ -126,7 +126,7 @@ def last_line(path: Path, limit: int = 300) -> str:
 def read_output(folder: Path, model: ExportedModel, count: int) -> DeviceOutput:
     """Read what the worker wrote to `folder`; raises the worker's own error, `CorruptFile` for anything unexpected."""
     report = read_report(folder / REPORT)
-    shapes = ((count, model.card.bits // 8), (count, model.card.bits))
+    shapes = ((count, model.metadata.bits // 8), (count, model.metadata.bits))
     try:
         with np.load(folder / OUTPUTS, allow_pickle=False) as outputs:
             codes, logits = outputs["codes"], outputs["logits"]

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.artifact import ModelMetadata
 from export.capture_output import quiet
-from export.card import ModelMetadata
 from gallery.errors import TwinhashError
 from gallery.files import atomic_path, write_json
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime, open_model
 
 WORKER_MODULES = (
-    "export/__init__.py", "export/card.py", "export/metadata.py", "export/capture_output.py",
+    "export/__init__.py", "export/artifact.py", "export/metadata.py", "export/capture_output.py",
     "gallery/__init__.py", "gallery/codes.py", "gallery/console.py", "gallery/errors.py", "gallery/files.py",
     "mobile_eval/__init__.py", "mobile_eval/latency.py", "mobile_eval/runtimes/__init__.py",
     "mobile_eval/runtimes/base.py", "mobile_eval/runtimes/litert.py", "mobile_eval/runtimes/onnxruntime_cpu.py",

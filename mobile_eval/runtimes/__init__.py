@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.card import ModelMetadata
+from export.artifact import ModelMetadata
 from gallery.errors import InputError
 from mobile_eval.runtimes.base import ModelOutput, Runtime
 

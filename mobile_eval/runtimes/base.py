@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from export.card import ANY_SIZE, ModelMetadata
+from export.artifact import ANY_SIZE, ModelMetadata
 from gallery.codes import Codes
 from gallery.errors import CorruptFile, InputError
 

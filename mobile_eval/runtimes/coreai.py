@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.capture_output import quiet
-from export.metadata import backend, coreai_card, damaged
+from export.metadata import corrupt_file, import_backend, read_metadata
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 
@@ -24,14 +24,17 @@ class CoreAi(Runtime):
     timed = platform.system() == "Darwin"
 
     def __init__(self, path: Path) -> None:
-        self.metadata = coreai_card(path)
-        authoring, self._array = backend("coreai.authoring", "coreai-core"), backend("coreai.runtime").NDArray
+        self.metadata = read_metadata(path)
+        authoring, self._array = (
+            import_backend("coreai.authoring", "coreai-core"),
+            import_backend("coreai.runtime").NDArray,
+        )
         self._thread = ThreadPoolExecutor(1)  # its own: the caller's may have an event loop that runs
         try:
             with quiet():
                 self._function = self._wait(_load(authoring.AIModelAsset, path))
         except (RuntimeError, KeyError) as error:
-            raise damaged(path, error) from error
+            raise corrupt_file(path, error) from error
         descriptors = self._function.desc
         codes, logits = (descriptors.output_descriptor(name).shape for name in ("codes", "logits"))
         check_tensors(self.metadata, path, descriptors.input_descriptor("image").shape, codes, logits)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.card import ModelMetadata
-from export.metadata import backend, coreml_card, coreml_spec, damaged
+from export.artifact import ModelMetadata
+from export.metadata import coreml_spec, corrupt_file, import_backend, read_metadata
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 CACHED_PIXELS = 1 << 17  # a batch of this many stays near the processor: 32 images of 64 pixels, 8 of 128 and more
@@ -30,7 +30,7 @@ class ReferenceCoreMl(Runtime):
     engine, timed = "Core ML reference evaluator (torch)", False
 
     def __init__(self, path: Path, threads: int = 1, metadata: ModelMetadata | None = None) -> None:
-        self.metadata = metadata or coreml_card(path)
+        self.metadata = metadata or read_metadata(path)
         from mobile_eval.runtimes.mil import MilProgram
 
         self._program, self._threads = MilProgram(path), threads
@@ -46,14 +46,14 @@ class AppleCoreMl(Runtime):
     """Predictions by macOS on a compute unit, by the class that the bundle's run_on_mac.py uses alone."""
 
     def __init__(self, path: Path, unit: str = "ALL", metadata: ModelMetadata | None = None) -> None:
-        self.metadata = metadata or coreml_card(path)
-        backend("coremltools")
+        self.metadata = metadata or read_metadata(path)
+        import_backend("coremltools")
         from export.apps.run_on_mac import CoreMl
 
         try:
             self._predict = CoreMl(path, unit)
         except Exception as error:  # what Core ML's compiler says about a damaged package
-            raise damaged(path, error) from error
+            raise corrupt_file(path, error) from error
         _check(self, path)
         self.engine = f"Core ML, macOS {platform.mac_ver()[0]}"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from export.artifact import ModelMetadata
 from export.capture_output import quiet
-from export.card import ModelMetadata
-from export.metadata import backend, damaged, litert_card
+from export.metadata import corrupt_file, import_backend, read_metadata
 from gallery.errors import CorruptFile
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
@@ -20,16 +20,16 @@ class LiteRt(Runtime):
     """One interpreter, one image at a time: the files have a fixed batch of 1."""
 
     def __init__(self, path: Path, threads: int, metadata: ModelMetadata | None = None) -> None:
-        self.metadata = metadata or litert_card(path)
+        self.metadata = metadata or read_metadata(path)
         old = find_spec("ai_edge_litert") is None and find_spec("tflite_runtime") is not None
         package = "tflite_runtime" if old else "ai_edge_litert"
-        module = backend(f"{package}.interpreter")
+        module = import_backend(f"{package}.interpreter")
         try:
             with quiet():
                 self._interpreter = module.Interpreter(str(path), num_threads=threads)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise damaged(path, error) from error
+            raise corrupt_file(path, error) from error
         image, codes, logits = self._tensors(path)
         check_tensors(self.metadata, path, image["shape"], codes["shape"], logits["shape"])
         self._image, self._codes, self._logits = image["index"], codes["index"], logits["index"]

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.metadata import SPEC, coreml_spec, damaged
+from export.metadata import SPEC, coreml_spec, corrupt_file
 from gallery.errors import MissingBackend
 from mobile_eval.runtimes.mil_ops import OPS
 
@@ -91,7 +91,7 @@ def _load(path: Path) -> Any:
         program = load(spec, spec.specificationVersion, str(path / SPEC.parent / "weights"))
         return program.functions["main"]
     except Exception as error:  # RuntimeError, ValueError, KeyError: the loader documents none
-        raise damaged(path, error) from error
+        raise corrupt_file(path, error) from error
 
 
 def _compile(function: Any, outputs: list[str]) -> list[_Step]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.card import KEY, ModelMetadata
-from export.metadata import backend, damaged
+from export.artifact import KEY, ModelMetadata
+from export.metadata import corrupt_file, import_backend
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
 OUTPUTS = ["codes", "logits"]
@@ -19,13 +19,13 @@ class OnnxRuntime(Runtime):
     batch = 8
 
     def __init__(self, path: Path, threads: int, metadata: ModelMetadata | None = None) -> None:
-        ort = backend("onnxruntime")
+        ort = import_backend("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
-            raise damaged(path, error) from error
+            raise corrupt_file(path, error) from error
         properties = self._session.get_modelmeta().custom_metadata_map
         self.metadata = metadata or ModelMetadata.from_json(properties.get(KEY), path.name)
         shapes = {tensor.name: tensor.shape for tensor in [*self._session.get_inputs(), *self._session.get_outputs()]}

@@ -80,6 +80,6 @@ def taught(name: str) -> Student:
 
 def exported(student: Student, forms: tuple[str, ...], folder: Path) -> Shipped:
     made = export_all(student.net, IMAGENET, student.space.id, student.name, forms, folder)
-    files = {one.form: one for one in made if isinstance(one, ExportedModel)}
+    files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(forms), made
     return Shipped(student, files)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.data.decode import _to_rgb, to_square
-from export.bundle import APPS, open_bundle, write_bundle
-from export.card import KEY
+from export.artifact import KEY
+from export.bundle import APPS, Golden, open_bundle, write_bundle
 from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
 from gallery.files import sha256_of
@@ -62,7 +62,9 @@ def case(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder, student = tmp_path_factory.mktemp("apps"), shipped.student
     logits = student.logits[:GOLDEN]
     made = [shipped.files[form] for form in MODELS]
-    write_bundle(folder / "bundle", made, student.space, student.centers, student.images[:GOLDEN], pack(logits), logits)
+    write_bundle(
+        folder / "bundle", made, student.space, student.centers, Golden(student.images[:GOLDEN], pack(logits), logits)
+    )
     squares, on_white = write_pictures(folder / "pictures", student.images[:GOLDEN])
     rng = np.random.default_rng(5)
     queries, gallery = (rng.integers(0, 256, (rows, BITS // 8), np.uint8) for rows in (3, 400))
@@ -182,7 +184,7 @@ def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, shipp
     for formats in (["onnx"], ["litert"], ["coreml"], ["coreml", "onnx"]):
         made = [shipped.files[f"{name}-w8a32"] for name in formats]
         folder = tmp_path / "-".join(formats)
-        write_bundle(folder, made, student.space, student.centers, student.images[:1], pack(logits), logits)
+        write_bundle(folder, made, student.space, student.centers, Golden(student.images[:1], pack(logits), logits))
         names = {name for format, name, _ in APPS if format in formats}
         assert {path.name for path in (folder / "apps").iterdir()} == names
         readme = (folder / "README.md").read_text()
@@ -258,13 +260,13 @@ def test_what_does_not_fit_is_refused_with_both_sides(ran: Answers, case: Case) 
     assert case.space in ran["refused:foreign"]
     assert "f" * 16 in ran["refused:foreign"]
     assert Preprocessing.resize in ran["refused:rule"]
-    assert "card" in ran["refused:cardless"]
+    assert "metadata" in ran["refused:no metadata"]
     assert "k = 0" in ran["refused:k"]
     assert "8 bytes" in ran["refused:rows"]
     assert all(message for key, message in ran.items() if key.startswith("refused:"))
 
 
-def test_the_card_of_the_web_counts_only_for_the_bytes_it_was_signed_for(web: Answers, case: Case) -> None:
+def test_metadata_of_the_web_counts_only_for_the_bytes_it_was_signed_for(web: Answers, case: Case) -> None:
     (name, *_) = sorted(path.name for path in case.bundle.glob("*.onnx"))
     for what in ("damaged", "sha256"):
         assert name in web[f"refused:{what}"]
@@ -287,7 +289,7 @@ def test_the_swift_parses_and_names_what_the_package_holds(case: Case, shipped: 
     swift = parser.Parser(parser.Language(grammar.language()))
     assert not swift.parse(source).root_node.has_error
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
-    card = shipped.files["coreml-w8a32"].card
-    rules = [card.resize, card.layout, card.colour_order, card.bit_order, str(card.version)]
+    metadata = shipped.files["coreml-w8a32"].metadata
+    rules = [metadata.resize, metadata.layout, metadata.colour_order, metadata.bit_order, str(metadata.version)]
     for word in [KEY, *rules, "image", "codes", "logits"]:
         assert f'"{word}"'.encode() in source, word

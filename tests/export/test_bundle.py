@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from export.artifact import ExportedModel, ExportFailure
-from export.bundle import MANIFEST, Manifest, open_bundle, read_golden, write_bundle
-from export.card import KEY
+from export.artifact import KEY, ExportedModel, ExportFailure
+from export.bundle import MANIFEST, Golden, Manifest, open_bundle, read_golden, write_bundle
 from gallery import codespace
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
@@ -29,18 +28,18 @@ REFUSED = ExportFailure("coreml-fp16", "ValueError: no such operation")
 SPEC = "query-w8a32.mlpackage/Data/com.apple.CoreML/model.mlmodel"
 
 
-def golden(student: Student, count: int = 5) -> tuple[Any, Any, Any]:
+def golden(student: Student, count: int = 5) -> Golden:
     logits = student.logits[:count]
-    return student.images[:count], pack(logits), logits
+    return Golden(student.images[:count], pack(logits), logits)
 
 
 def write(folder: Path, shipped: Shipped, **changes: Any) -> Manifest:
     student = shipped.student
     parts: dict[str, Any] = {
-        "made": [*(shipped.files[form] for form in FORMS), REFUSED],
+        "exported": [*(shipped.files[form] for form in FORMS), REFUSED],
         "space": student.space,
         "centers": student.centers,
-        **dict(zip(("golden_images", "golden_codes", "golden_logits"), golden(student), strict=True)),
+        "golden": golden(student),
     }
     return write_bundle(folder, **{**parts, **changes})
 
@@ -60,11 +59,11 @@ def bundle(original: Path, tmp_path: Path) -> Path:
 def test_what_is_written_is_what_is_opened(original: Path, shipped: Shipped) -> None:
     manifest = open_bundle(original)
     assert manifest.space == shipped.student.space
-    assert manifest.refused == (REFUSED,)
-    assert [file.form for file in manifest.files] == list(FORMS)
+    assert manifest.failures == (REFUSED,)
+    assert [file.variant for file in manifest.files] == list(FORMS)
     for file in manifest.files:
-        exported = shipped.files[file.form]
-        assert (file.card, file.sha256, file.bytes) == (exported.card, exported.sha256, exported.bytes)
+        exported = shipped.files[file.variant]
+        assert (file.metadata, file.sha256, file.bytes) == (exported.metadata, exported.sha256, exported.bytes)
         assert file.path == original / exported.path.name
         assert sha256_of(file.path) == sha256_of(exported.path)
         assert np.array_equal(open_model(file.path).encode(shipped.student.images[:2]),
@@ -72,12 +71,12 @@ def test_what_is_written_is_what_is_opened(original: Path, shipped: Shipped) -> 
 
 
 def test_the_golden_pictures_come_back_to_the_last_bit(original: Path, shipped: Shipped) -> None:
-    images, codes, logits = golden(shipped.student)
+    good = golden(shipped.student)
     found = read_golden(original)
-    assert np.array_equal(found.images, images)
-    assert np.array_equal(found.codes, codes)
+    assert np.array_equal(found.images, good.images)
+    assert np.array_equal(found.codes, good.codes)
     assert found.logits.dtype == np.float32
-    assert np.array_equal(found.logits, logits)
+    assert np.array_equal(found.logits, good.logits)
 
 
 def test_the_readme_of_the_bundle_runs(original: Path, monkeypatch: pytest.MonkeyPatch, shipped: Shipped) -> None:
@@ -185,10 +184,10 @@ def first(record: dict[str, Any]) -> Any:
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "card": lambda r: first(r)["card"].update(precision="fp32"),
-    "card of another space": lambda r: first(r)["card"].update(code_space="0" * 16),
-    "card without a field": lambda r: first(r)["card"].pop("resize"),
-    "no card": lambda r: first(r).pop("card"),
+    "metadata": lambda r: first(r)["metadata"].update(precision="fp32"),
+    "metadata of another space": lambda r: first(r)["metadata"].update(code_space="0" * 16),
+    "metadata without a field": lambda r: first(r)["metadata"].pop("resize"),
+    "no metadata": lambda r: first(r).pop("metadata"),
     "format": lambda r: first(r).update(format="litert"),
     "sha256": lambda r: first(r).update(sha256="0" * 64),
     "bytes": lambda r: first(r).update(bytes=first(r)["bytes"] + 1),
@@ -198,7 +197,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "files as a list": lambda r: r.update(files=list(r["files"])),
     "version": lambda r: r.update(version=2),
     "more at the top": lambda r: r.update(more=1),
-    "refused without a reason": lambda r: r["refused"].append({"form": "onnx-fp16"}),
+    "a failure without a reason": lambda r: r["failures"].append({"variant": "onnx-fp16"}),
     "space as text": lambda r: r.update(code_space="x"),
     "space renumbered": lambda r: r["code_space"].update(id="0" * 16),
     "space with other bits": lambda r: r["code_space"].update(bits=32),
@@ -256,7 +255,7 @@ def test_permuted_centers_are_found_even_with_new_sums(bundle: Path, shipped: Sh
 
 
 def test_a_swapped_code_space_is_found_even_with_new_sums(bundle: Path, shipped: Shipped) -> None:
-    other = dataclasses.replace(shipped.student.space, teacher_sha256="1" * 64)
+    other = replace(shipped.student.space, teacher_sha256="1" * 64)
     codespace.save(bundle, other, shipped.student.centers)
     resigned(bundle)
     with pytest.raises(CorruptFile, match="code space"):
@@ -266,7 +265,7 @@ def test_a_swapped_code_space_is_found_even_with_new_sums(bundle: Path, shipped:
         open_bundle(bundle)
 
 
-def test_a_card_changed_inside_the_file_is_found_even_with_new_sums(bundle: Path) -> None:
+def test_metadata_changed_inside_the_file_is_found_even_with_new_sums(bundle: Path) -> None:
     import onnx
 
     path = bundle / "query-w8a32.onnx"
@@ -276,7 +275,7 @@ def test_a_card_changed_inside_the_file_is_found_even_with_new_sums(bundle: Path
     entry.value = entry.value.replace('"size": 32', '"size": 64')
     path.write_bytes(model.SerializeToString())
     resigned(bundle)
-    with pytest.raises(CorruptFile, match="card"):
+    with pytest.raises(CorruptFile, match="metadata"):
         open_bundle(bundle)
 
 
@@ -291,10 +290,10 @@ def test_damaged_golden_rows_are_refused(bundle: Path) -> None:
 def test_a_bundle_is_replaced_whole_or_left_alone(bundle: Path, shipped: Shipped) -> None:
     before = sha256_of(bundle)
     with pytest.raises(InputError):
-        write(bundle, shipped, golden_images=shipped.student.images[:5, :8])
+        write(bundle, shipped, golden=replace(golden(shipped.student), images=shipped.student.images[:5, :8]))
     assert sha256_of(bundle) == before
-    write(bundle, shipped, made=[shipped.files["onnx-fp32"]])
-    assert [file.form for file in open_bundle(bundle).files] == ["onnx-fp32"]
+    write(bundle, shipped, exported=[shipped.files["onnx-fp32"]])
+    assert [file.variant for file in open_bundle(bundle).files] == ["onnx-fp32"]
     assert not (bundle / "query-w8a32.tflite").exists()
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
@@ -305,22 +304,22 @@ def test_the_same_parts_make_the_same_bundle(original: Path, shipped: Shipped, t
 
 
 def test_parts_that_do_not_fit_are_refused(shipped: Shipped, tmp_path: Path) -> None:
-    images, codes, logits = golden(shipped.student)
+    good = golden(shipped.student)
     onnx = shipped.files["onnx-fp32"]
     for change in (
-        {"made": []},
-        {"made": [onnx, onnx]},
-        {"golden_codes": codes[::-1]},
-        {"golden_logits": logits[:4]},
-        {"golden_images": images[:0], "golden_codes": codes[:0], "golden_logits": logits[:0]},
+        {"exported": []},
+        {"exported": [onnx, onnx]},
+        {"golden": replace(good, codes=good.codes[::-1])},
+        {"golden": replace(good, logits=good.logits[:4])},
+        {"golden": golden(shipped.student, 0)},
     ):
         with pytest.raises(InputError):
             write(tmp_path / "bundle", shipped, **change)
     with pytest.raises(InputError, match="no such operation"):
-        write(tmp_path / "bundle", shipped, made=[REFUSED])
-    stranger = dataclasses.replace(onnx, card=dataclasses.replace(onnx.card, code_space="f" * 16))
+        write(tmp_path / "bundle", shipped, exported=[REFUSED])
+    stranger = replace(onnx, metadata=replace(onnx.metadata, code_space="f" * 16))
     with pytest.raises(CodeSpaceMismatch, match=r"query-fp32\.onnx"):
-        write(tmp_path / "bundle", shipped, made=[stranger])
+        write(tmp_path / "bundle", shipped, exported=[stranger])
     assert not (tmp_path / "bundle").exists()
 
 
@@ -332,9 +331,9 @@ def test_an_artifact_that_changed_after_its_export_is_refused(shipped: Shipped, 
         write(
             tmp_path / "bundle",
             shipped,
-            made=[ExportedModel(path, "litert", exported.card, exported.sha256, exported.bytes)],
+            exported=[ExportedModel(path, "litert", exported.metadata, exported.sha256, exported.bytes)],
         )
 
 
-def test_the_golden_size_is_the_cards(shipped: Shipped) -> None:
-    assert {file.card.size for file in shipped.files.values()} == {SIZE}
+def test_the_golden_size_is_that_of_the_metadata(shipped: Shipped) -> None:
+    assert {file.metadata.size for file in shipped.files.values()} == {SIZE}

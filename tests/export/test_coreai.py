@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.artifact import ExportFailure
-from export.card import ModelMetadata
+from export.artifact import ExportFailure, ModelMetadata
 from export.exporter import export_all
-from export.metadata import COREAI_PROGRAM, read_card
+from export.metadata import COREAI_PROGRAM, read_metadata
 from gallery.codes import pack
 from gallery.errors import CorruptFile, MissingBackend
 from gallery.files import sha256_of, size_of
@@ -31,7 +30,7 @@ def assets(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 
 @needs_extra
 @pytest.mark.parametrize(("form", "largest"), zip(FORMS, (1e-4, 0.05), strict=True))
-def test_the_asset_keeps_the_codes_and_its_card(assets: Shipped, form: str, largest: float) -> None:
+def test_the_asset_keeps_the_codes_and_its_metadata(assets: Shipped, form: str, largest: float) -> None:
     file, student = assets.files[form], assets.student
     runtime = open_model(file.path)
     found = runtime.run(student.images[:24])
@@ -40,7 +39,7 @@ def test_the_asset_keeps_the_codes_and_its_card(assets: Shipped, form: str, larg
     assert found.logits.dtype == np.float32
     assert np.abs(found.logits - student.logits[:24]).max() < largest
     assert np.abs(student.logits[:24][turned]).max(initial=0) < (1e-3 if form.endswith("fp32") else largest)
-    assert runtime.card == read_card(file.path) == file.card
+    assert runtime.metadata == read_metadata(file.path) == file.metadata
     assert runtime.engine.startswith("Core AI 1.")
     assert (file.sha256, file.bytes) == (sha256_of(file.path), size_of(file.path))
 

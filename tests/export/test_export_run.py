@@ -24,8 +24,8 @@ from distill.checkpoint import load_network
 from distill.config import TrainConfig
 from distill.models.custom import load_custom_model
 from distill.models.hash_net import import_timm
+from export.artifact import ANY_SIZE
 from export.bundle import MANIFEST, Golden, open_bundle, read_golden
-from export.card import ANY_SIZE
 from export.exporter import select_variants
 from export.quantize import logits, normalised
 from gallery import codespace
@@ -78,9 +78,9 @@ def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: C
     assert code == 0, said
     manifest = open_bundle(run / "export")
     (file,) = manifest.files
-    assert (file.form, file.card.layout, manifest.space) == ("onnx-w8a8", ANY_SIZE, codespace.load(run)[0])
-    assert f"onnx-w8a8: {file.bytes / 1e6:.2f} MB, {len(file.card.float_layers)} layers left float, " in said
-    size = file.card.size
+    assert (file.variant, file.metadata.layout, manifest.space) == ("onnx-w8a8", ANY_SIZE, codespace.load(run)[0])
+    assert f"onnx-w8a8: {file.bytes / 1e6:.2f} MB, {len(file.metadata.float_layers)} layers left float, " in said
+    size = file.metadata.size
     assert open_model(file.path).encode(np.zeros((1, size + 9, 2 * size, 3), np.uint8)).shape == (1, BITS // 8)
     now = {name: digest for name, digest in state(run).items() if not name.startswith(("export/", "cache/"))}
     changed = {name for name in now | before if not name.startswith("cache/") and now.get(name) != before.get(name)}

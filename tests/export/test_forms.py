@@ -1,4 +1,4 @@
-"""Real files in real engines: codes, precisions, cards, repeatability, and the forms that cannot be made."""
+"""Real files in real engines: codes, precisions, metadata, repeatability, and the forms that cannot be made."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from torch.nn import functional as F
 
 from distill.data.decode import decode, to_square
 from export import to_coreml, to_litert, to_onnx
-from export.artifact import SMALL_WEIGHTS, ExportedModel, ExportFailure
+from export.artifact import ANY_SIZE, KEY, SMALL_WEIGHTS, ExportedModel, ExportFailure, ModelMetadata
 from export.capture_output import quiet
-from export.card import ANY_SIZE, KEY, ModelMetadata
 from export.exporter import FORMATS, export_all, select_variants
-from export.metadata import read_card
+from export.metadata import read_metadata
 from export.query_model import QueryModel, deployable
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, InputError
@@ -66,19 +65,19 @@ def check_codes(shipped: Shipped, form: str) -> None:
 
 def test_every_file_is_what_its_artifact_says(shipped: Shipped) -> None:
     for form, artifact in shipped.files.items():
-        card = artifact.card
-        assert artifact.form == form
-        assert artifact.path.name.startswith(f"query-{card.precision}.")
+        metadata = artifact.metadata
+        assert artifact.variant == form
+        assert artifact.path.name.startswith(f"query-{metadata.precision}.")
         assert (artifact.sha256, artifact.bytes) == (sha256_of(artifact.path), size_of(artifact.path))
-        assert read_card(artifact.path) == card
-        assert (card.code_space, card.bits, card.size) == (shipped.student.space.id, 64, SIZE)
-        assert (card.student, card.resize) == ("mobilenetv3_small_100", IMAGENET.resize)
-        assert card.layout == ("image" if artifact.format == "coreml" else "NHWC uint8")
+        assert read_metadata(artifact.path) == metadata
+        assert (metadata.code_space, metadata.bits, metadata.size) == (shipped.student.space.id, 64, SIZE)
+        assert (metadata.student, metadata.resize) == ("mobilenetv3_small_100", IMAGENET.resize)
+        assert metadata.layout == ("image" if artifact.format == "coreml" else "NHWC uint8")
 
 
 def test_sizes_follow_the_precision(shipped: Shipped) -> None:
     for format in ("onnx", "litert", "coreml"):
-        size = {f.card.precision: f.bytes for f in shipped.files.values() if f.format == format}
+        size = {f.metadata.precision: f.bytes for f in shipped.files.values() if f.format == format}
         assert 0.49 < size["fp16"] / size["fp32"] < 0.54
         assert 0.25 < size["w8a32"] / size["fp32"] < 0.31
 
@@ -195,7 +194,7 @@ def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     ]
     folder = tmp_path_factory.mktemp("partly")
     made = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder, float_layers=LEFT, dynamic_image_size=True)
-    files = {one.form: one for one in made if isinstance(one, ExportedModel)}
+    files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(forms), made
     return Shipped(v3, files)
 
@@ -226,8 +225,8 @@ def test_layers_left_float_keep_their_weights_in_every_format(partly: Shipped) -
     net = deployable(partly.student.net, SIZE)
     expected = sorted((net.get_submodule(name).weight.numpy() for name in LEFT), key=np.size)
     for form, artifact in partly.files.items():
-        assert artifact.card.float_layers == LEFT
-        assert read_card(artifact.path) == artifact.card
+        assert artifact.metadata.float_layers == LEFT
+        assert read_metadata(artifact.path) == artifact.metadata
         found = sorted(float_weights(artifact), key=np.size)
         assert [a.shape for a in found] == [a.shape for a in expected], form
         for mine, original in zip(found, expected, strict=True):
@@ -250,18 +249,18 @@ def test_a_layer_that_does_not_exist_is_refused(form: str, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"conv\b.*left|wrong\.name"):
         export_all(small(), IMAGENET, "s" * 16, "small", [form], tmp_path, float_layers=["conv", "wrong.name"])
     format = FORMATS[form.split("-")[0]]
-    card = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("wrong.name",))
+    metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("wrong.name",))
     with quiet():
         program = format.convert(QueryModel(deployable(small(), SIZE), IMAGENET))
     with pytest.raises(InputError, match=r"wrong\.name"):
-        format.write(program, card, tmp_path / f"a{format.SUFFIX}")
+        format.write(program, metadata, tmp_path / f"a{format.SUFFIX}")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_card_of_older_files_is_read_and_a_new_one_repeats_itself() -> None:
-    card = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("a.b", "c"))
-    assert ModelMetadata.from_json(card.to_json(), "here") == card
-    old = {key: value for key, value in json.loads(card.to_json()).items() if key != "float_layers"}
+def test_metadata_without_float_layers_is_read_and_all_of_it_survives_json() -> None:
+    metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("a.b", "c"))
+    assert ModelMetadata.from_json(metadata.to_json(), "here") == metadata
+    old = {key: value for key, value in json.loads(metadata.to_json()).items() if key != "float_layers"}
     assert ModelMetadata.from_json(json.dumps(old), "here").float_layers == ()
 
 
@@ -275,7 +274,7 @@ def photographs(count: int) -> list[Image.Image]:
 def test_the_dynamic_image_size_is_the_resize_outside(partly: Shipped) -> None:
     """Real photographs, and strips of odd sizes: of the codes' bits at most 0.5 % differ."""
     runtime = open_model(partly.files["onnx-w8a32"].path)
-    assert runtime.card.layout == ANY_SIZE
+    assert runtime.metadata.layout == ANY_SIZE
     whole = photographs(48)
     sizes = [(31, 77), (32, 32), (20, 25), (61, 35), (35, 61), (33, 32), (400, 39)]
     whole += [picture.resize(size) for picture, size in zip(whole, sizes, strict=False)]
@@ -352,18 +351,18 @@ def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_one_function_a_format_makes_one_file(tmp_path: Path) -> None:
     model = QueryModel(deployable(small(), SIZE), IMAGENET)
-    card = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, "any")
+    metadata = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, "any")
     images, _ = pictures(4, seed=1)
     with torch.no_grad():
         logits = model(torch.from_numpy(images))[1].numpy()
     with quiet():
         made = [
-            to_onnx.to_onnx(model, card, tmp_path / "a.onnx"),
-            to_litert.to_litert(model, card, tmp_path / "a.tflite"),
-            to_coreml.to_coreml(model, card, tmp_path / "a.mlpackage"),
+            to_onnx.to_onnx(model, metadata, tmp_path / "a.onnx"),
+            to_litert.to_litert(model, metadata, tmp_path / "a.tflite"),
+            to_coreml.to_coreml(model, metadata, tmp_path / "a.mlpackage"),
         ]
     for artifact in made:
-        assert artifact.card == card
+        assert artifact.metadata == metadata
         assert np.abs(open_model(artifact.path).run(images).logits - logits).max() < 1e-3 * np.abs(logits).max()
 
 
@@ -378,10 +377,10 @@ def test_what_a_converter_refuses_is_a_row_with_its_reason(tmp_path: Path) -> No
     forms = ["litert-fp32", "onnx-fp32", "litert-w8a32"]
     rows = export_all(small(Antialiased), IMAGENET, "s" * 16, "small", forms, tmp_path)
     assert isinstance(rows[1], ExportedModel)
-    assert rows[1].form == "onnx-fp32"
+    assert rows[1].variant == "onnx-fp32"
     for row, form in ((rows[0], forms[0]), (rows[2], forms[2])):
         assert isinstance(row, ExportFailure)
-        assert row.form == form
+        assert row.variant == form
         assert "_upsample_bilinear2d_aa" in row.reason
         assert "\n" not in row.reason
     assert [path.name for path in tmp_path.iterdir()] == ["query-fp32.onnx"]
@@ -430,14 +429,14 @@ except ZeroDivisionError:
     assert "from a library" not in said
 
 
-def test_a_file_without_a_card_is_never_trusted(tmp_path: Path, shipped: Shipped) -> None:
+def test_a_file_without_metadata_is_never_trusted(tmp_path: Path, shipped: Shipped) -> None:
     import onnx
 
     model = onnx.load(shipped.files["onnx-fp32"].path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "a.onnx")
     bare = tmp_path / "a.tflite"
-    bare.write_bytes(shipped.files["litert-fp32"].path.read_bytes().replace(KEY.encode(), b"twinhash.cart"))
+    bare.write_bytes(shipped.files["litert-fp32"].path.read_bytes().replace(KEY.encode(), b"twinhash.metadaty"))
     for path in (tmp_path / "a.onnx", bare):
-        with pytest.raises(CodeSpaceMismatch, match="card"):
-            read_card(path)
+        with pytest.raises(CodeSpaceMismatch, match="metadata"):
+            read_metadata(path)

@@ -1,4 +1,4 @@
-"""Cards survive the tools of each format, and are read by a process in which no framework can be imported."""
+"""Metadata survives the tools of each format, and is read without torch or a converter."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export.card import KEY, ModelMetadata
-from export.metadata import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_card
-from gallery.errors import CodeSpaceMismatch, CorruptFile
+from export.artifact import KEY, ModelMetadata
+from export.metadata import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_metadata
+from gallery.errors import CodeSpaceMismatch, CorruptFile, MissingBackend
 from tests.export.factories import Shipped
 
 ROOT = Path(__file__).parents[2]
 FORMS = ("onnx-fp16", "litert-w8a32", "coreml-w8a32")
-BLOCKED = (
-    "torch", "tensorflow", "jax", "onnx", "onnxruntime", "ai_edge_litert", "litert_torch", "flatbuffers",
-    "coremltools", "coreai", "numpy",
-)  # fmt: skip
+BLOCKED = ("torch", "tensorflow", "jax", "onnxruntime", "ai_edge_litert.interpreter", "litert_torch", "coreai")
+LIBRARIES = ("onnx", "ai_edge_litert.schema_py_generated", "coremltools")  # that read them
 READER = """
 import dataclasses, json, pathlib, sys
 blocked, *paths = sys.argv[1:]
 sys.modules.update(dict.fromkeys(blocked.split(",")))  # importing any of them raises
-from export.metadata import read_card
-print(json.dumps([dataclasses.asdict(read_card(pathlib.Path(path))) for path in paths]))
+from export.metadata import read_metadata
+print(json.dumps([dataclasses.asdict(read_metadata(pathlib.Path(path))) for path in paths]))
 """
 
 
@@ -59,47 +57,56 @@ def read_elsewhere(*paths: Path) -> list[ModelMetadata]:
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [ModelMetadata(**card | {"float_layers": tuple(card["float_layers"])}) for card in json.loads(done.stdout)]
+    return [ModelMetadata(**one | {"float_layers": tuple(one["float_layers"])}) for one in json.loads(done.stdout)]
 
 
-def aimodel(folder: Path, card: str, program: bytes = b"program", hashed: bytes = b"program") -> Path:
-    """The three files of a Core AI asset as far as a card's reader looks."""
+def aimodel(folder: Path, metadata: str, program: bytes = b"program", hashed: bytes = b"program") -> Path:
+    """The three files of a Core AI asset as far as they are read."""
     path = folder / "query-fp32.aimodel"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    (path / COREAI_ABOUT).write_text(json.dumps({"assetVersion": "2.0", COREAI_OWN: {KEY: card}}))
+    (path / COREAI_ABOUT).write_text(json.dumps({"assetVersion": "2.0", COREAI_OWN: {KEY: metadata}}))
     (path / COREAI_PROGRAM).write_bytes(program)
     (path / COREAI_HASH).write_bytes(hashlib.sha256(hashed).digest())
     return path
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_card_survives_its_formats_own_tools(shipped: Shipped, form: str, tmp_path: Path) -> None:
+def test_metadata_survives_its_formats_own_tools(shipped: Shipped, form: str, tmp_path: Path) -> None:
     artifact = shipped.files[form]
     again = resaved(artifact.path, tmp_path)
-    assert read_card(again) == read_card(artifact.path) == artifact.card
+    assert read_metadata(again) == read_metadata(artifact.path) == artifact.metadata
 
 
-def test_cards_are_read_where_no_framework_can_be_imported(shipped: Shipped, tmp_path: Path) -> None:
+def test_metadata_is_read_without_torch_or_a_converter(shipped: Shipped, tmp_path: Path) -> None:
     onnx, litert, coreml = (shipped.files[form] for form in FORMS)
-    asset = aimodel(tmp_path, onnx.card.to_json())
+    asset = aimodel(tmp_path, onnx.metadata.to_json())
     found = read_elsewhere(onnx.path, litert.path, coreml.path, asset)
-    assert found == [onnx.card, litert.card, coreml.card, onnx.card]
+    assert found == [onnx.metadata, litert.metadata, coreml.metadata, onnx.metadata]
 
 
-def test_a_program_that_was_not_hashed_is_corrupt_and_one_without_card_is_not_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "library"), zip(FORMS, LIBRARIES, strict=True))
+def test_a_missing_library_says_what_to_install(
+    shipped: Shipped, form: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingBackend, match=f"pip install {library.split('.')[0].replace('_', '-')}"):
+        read_metadata(shipped.files[form].path)
+
+
+def test_a_program_that_was_not_hashed_is_corrupt_and_one_without_metadata_is_not_trusted(tmp_path: Path) -> None:
     text = ModelMetadata("s" * 16, 64, "small", "fp32", 32, "any").to_json()
     with pytest.raises(CorruptFile, match=r"main\.hash"):
-        read_card(aimodel(tmp_path, text, program=b"another"))
-    with pytest.raises(CodeSpaceMismatch, match="card"):
-        read_card(aimodel(tmp_path, ""))
+        read_metadata(aimodel(tmp_path, text, program=b"another"))
+    with pytest.raises(CodeSpaceMismatch, match="metadata"):
+        read_metadata(aimodel(tmp_path, ""))
     path = aimodel(tmp_path, text)
     (path / COREAI_ABOUT).write_text("[]")
     with pytest.raises(CorruptFile):
-        read_card(path)
+        read_metadata(path)
     (path / COREAI_ABOUT).unlink()
     with pytest.raises(CorruptFile):
-        read_card(path)
+        read_metadata(path)
 
 
 junk = st.one_of(
@@ -130,11 +137,11 @@ def test_junk_is_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> No
     else:
         path.write_bytes(data)
     with pytest.raises((CorruptFile, CodeSpaceMismatch), match=path.name):
-        read_card(path)
+        read_metadata(path)
 
 
 @settings(max_examples=200, deadline=None)
 @given(values | fields)
-def test_a_card_of_any_json_is_a_card_or_refused(value: object) -> None:
+def test_metadata_of_any_json_is_metadata_or_refused(value: object) -> None:
     with contextlib.suppress(CorruptFile, CodeSpaceMismatch):
         assert isinstance(ModelMetadata.from_json(json.dumps(value), "here"), ModelMetadata)

@@ -74,12 +74,12 @@ def test_a_student_keeps_its_codes_in_every_format(name: str, tmp_path: Path) ->
         assert isinstance(row, ExportedModel), row
         found = open_model(row.path).run(images)
         assert np.array_equal(found.codes, pack(found.logits))
-        if row.form == "coreml-fp16":
+        if row.variant == "coreml-fp16":
             check_half(found.logits, exact, half)
-        elif row.form == "coreml-w8a32":
+        elif row.variant == "coreml-w8a32":
             check_half_and_rounded(found.logits, exact, whole)
         else:
-            check_exact(found.logits, whole if row.form.endswith("w8a32") else exact)
+            check_exact(found.logits, whole if row.variant.endswith("w8a32") else exact)
 
 
 def check_exact(found: Logits, expected: Logits) -> None:

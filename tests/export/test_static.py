@@ -30,7 +30,7 @@ def made(
         v3.net, IMAGENET, v3.space.id, v3.name, forms, tmp_path_factory.mktemp("static"),
         quantized.float_layers, simulated, quantized.calibration,
     )  # fmt: skip
-    files = {row.form: row for row in rows if isinstance(row, ExportedModel)}
+    files = {row.variant: row for row in rows if isinstance(row, ExportedModel)}
     assert set(files) == set(forms), rows
     return quantized, files
 
@@ -49,14 +49,14 @@ def test_the_file_says_what_was_simulated(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_card_says_how_and_the_file_is_smaller(
+def test_metadata_says_how_and_the_file_is_smaller(
     made: tuple[q.QuantizationResult, dict[str, ExportedModel]], format: str
 ) -> None:
     quantized, files = made
-    card = files[f"{format}-w8a8"].card
-    assert card.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
-    assert card.float_layers == quantized.float_layers
-    assert files[f"{format}-fp16"].card.calibration == ""
+    metadata = files[f"{format}-w8a8"].metadata
+    assert metadata.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
+    assert metadata.float_layers == quantized.float_layers
+    assert files[f"{format}-fp16"].metadata.calibration == ""
     assert size_of(files[f"{format}-w8a8"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
 
 
@@ -84,7 +84,7 @@ def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
     assert np.array_equal(both.codes, pack(both.logits))
     assert 0 < np.abs(both.logits - weights.logits).mean() < 0.005
     assert ((both.logits > 0) != (weights.logits > 0)).mean() < 0.003
-    assert files["litert-w8a16"].card.calibration == quantized.calibration
+    assert files["litert-w8a16"].metadata.calibration == quantized.calibration
     assert all(layer.mode != "float" for layer in own.values() if layer.pixels > 1)  # the copy was told, not this one
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.bundle import MANIFEST, Manifest, write_bundle
+from export.bundle import MANIFEST, Golden, Manifest, write_bundle
 from export.exporter import export_all
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
@@ -89,7 +89,7 @@ def bundle_of(
     golden: NDArray[np.uint8], logits: NDArray[np.float32],
 ) -> Manifest:  # fmt: skip
     made = export_all(net, seen, SPACE.id, "tiny", forms, folder / "made")
-    return write_bundle(folder / "bundle", made, SPACE, CENTERS, golden, pack(logits), logits)
+    return write_bundle(folder / "bundle", made, SPACE, CENTERS, Golden(golden, pack(logits), logits))
 
 
 def in_bgr(net: nn.Module) -> nn.Module:

@@ -81,11 +81,11 @@ def verdict_of(folder: Path, call: Call) -> tuple[int, list[str]]:
 
 
 def test_the_other_colour_order_fails(good: Good, tmp_path: Path, call: Call) -> None:
-    """The card says RGB, and the file wants BGR."""
+    """The metadata says RGB, and the file wants BGR."""
     seen = Preprocessing(SEEN.size, SEEN.mean[::-1], SEEN.std[::-1])
     golden = good.pixels[:GOLDEN], good.logits[:GOLDEN]
     manifest = bundle_of(in_bgr(good.net), seen, ("onnx-fp32",), tmp_path, *golden)
-    assert manifest.files[0].card.colour_order == "RGB"
+    assert manifest.files[0].metadata.colour_order == "RGB"
     code, failures = verdict_of(tmp_path, call)
     assert code == 1
     assert failures[0].startswith("host onnx-fp32: bit flip rate")

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.artifact import ExportedModel, ExportFailure
-from export.card import ModelMetadata
+from export.artifact import ExportedModel, ExportFailure, ModelMetadata
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend

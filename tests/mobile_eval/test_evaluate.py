@@ -62,7 +62,7 @@ class Unplugged(Other):
         self.ran += 1
         if self.ran == 1:
             return super().run(model)
-        command, env = self._command([str(model.path), model.card.to_json(), "images.npy", "o.npz", "r.json"])
+        command, env = self._command([str(model.path), model.metadata.to_json(), "images.npy", "o.npz", "r.json"])
         worker = subprocess.Popen(command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL)
         worker.send_signal(signal.SIGKILL)
         raise DeviceLost(f"{self.name} to stay connected", describe_exit(worker.wait(60), ""), "Connect it again.")
@@ -94,10 +94,12 @@ def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(
     good: Good, reference: FloatReference
 ) -> None:
     first, second = good.manifest.files
-    large = replace(first, card=replace(first.card, size=32))
+    large = replace(first, metadata=replace(first.metadata, size=32))
     assert [row.status for row in evaluate_on(Host(samples=1), [large, second], reference).rows] == ["failed", "ran"]
     with pytest.raises(CodeSpaceMismatch, match="onnx-fp32"):
-        evaluate_on(Host(samples=1), [replace(first, card=replace(first.card, code_space="f" * 16)), second], reference)
+        evaluate_on(
+            Host(samples=1), [replace(first, metadata=replace(first.metadata, code_space="f" * 16)), second], reference
+        )
 
 
 def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, reference: FloatReference) -> None:

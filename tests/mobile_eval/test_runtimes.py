@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.artifact import ExportedModel
-from export.card import KEY, ModelMetadata
+from export.artifact import KEY, ExportedModel, ModelMetadata
 from export.exporter import export_all
-from export.metadata import SPEC, read_card
+from export.metadata import SPEC, read_metadata
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
@@ -53,7 +52,7 @@ def net() -> nn.Module:
 def files(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
-    return {one.form.split("-")[0]: one.path for one in made if isinstance(one, ExportedModel)}
+    return {one.variant.split("-")[0]: one.path for one in made if isinstance(one, ExportedModel)}
 
 
 @pytest.fixture(scope="module", params=SUFFIXES)
@@ -212,7 +211,7 @@ def test_reading_metadata_survives_any_flipped_bytes(files: dict[str, Path], tmp
         damaged[places] ^= rng.integers(1, 256, 4).astype(np.uint8)
         part.write_bytes(damaged.tobytes())
         try:
-            assert isinstance(read_card(path), ModelMetadata)
+            assert isinstance(read_metadata(path), ModelMetadata)
         except (CorruptFile, CodeSpaceMismatch):
             refused += 1
     assert refused > 0
@@ -262,14 +261,14 @@ def test_a_file_without_metadata_is_rejected_in_every_format(files: dict[str, Pa
     from coremltools.proto import Model_pb2
 
     lite = tmp_path / "a.tflite"
-    lite.write_bytes(files["litert"].read_bytes().replace(KEY.encode(), b"twinhash.cart"))
+    lite.write_bytes(files["litert"].read_bytes().replace(KEY.encode(), b"twinhash.metadaty"))
     package = Path(shutil.copytree(files["coreml"], tmp_path / "a.mlpackage"))
     spec = Model_pb2.Model()
     spec.ParseFromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
     spec.description.metadata.userDefined.clear()
     (package / "Data/com.apple.CoreML/model.mlmodel").write_bytes(spec.SerializeToString())
     for path in (lite, package, with_metadata(files["onnx"], tmp_path, None)):
-        with pytest.raises(CodeSpaceMismatch, match="card"):
+        with pytest.raises(CodeSpaceMismatch, match="metadata"):
             open_model(path)
 
 

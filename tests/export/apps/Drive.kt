@@ -65,7 +65,7 @@ fun main(arguments: Array<String>) {
         direct(bytes.toString(Charsets.ISO_8859_1).replace(from, to).toByteArray(Charsets.ISO_8859_1))
     refused("foreign") { QueryEncoder(direct(bytes), "f".repeat(16)) }
     refused("rule") { QueryEncoder(changed("centre crop", "centre burp"), space) }
-    refused("cardless") { QueryEncoder(changed("twinhash.card", "twinhash.bard"), space) }
+    refused("bare") { QueryEncoder(changed("twinhash.metadata", "twinhash.metadaty"), space) }
     refused("damaged") { QueryEncoder(direct(bytes.copyOf(100)), space) }
     refused("noise") { QueryEncoder(direct(ByteArray(100) { (it * 37).toByte() }), space) }
     refused("k") { nearest(ByteArray(8), gallery, 0) }

@@ -1,6 +1,6 @@
 package org.json
 
-/** Flat objects of strings and whole numbers, which is what a card is; like Android's, getString takes numbers too. */
+/** Flat objects of strings and whole numbers, which is what metadata is; like Android's, getString takes numbers too. */
 class JSONObject(text: String) {
     private val fields = Regex(""""(\w+)": ("([^"]*)"|\d+)""").findAll(text).associate { found ->
         found.groupValues[1] to found.groupValues[2].trim('"')

@@ -24,7 +24,7 @@ const pictures = readdirSync(`${folder}/pictures`).map((name) => {
 });
 for (const name of readdirSync(bundle).filter((name) => name.endsWith(".onnx"))) {
   const encoder = await QueryEncoder.open(manifest, name, read(name), space);
-  for (const picture of pictures.filter(({ size }) => size === encoder.card.size)) {
+  for (const picture of pictures.filter(({ size }) => size === encoder.metadata.size)) {
     const { code, logits } = await encoder.encode(picture);
     say(`code:${name}:${picture.number}`, hex(code));
     say(`logits:${name}:${picture.number}`, Array.from(logits).join());
@@ -50,10 +50,10 @@ const edited = (change) => {
 const damaged = new Uint8Array(read(name));
 damaged[damaged.length >> 1] ^= 1;
 await refused("foreign", () => QueryEncoder.open(manifest, name, read(name), "f".repeat(16)));
-await refused("rule", () => QueryEncoder.open(edited((e) => (e.card.resize = "squash")), name, read(name), space));
+await refused("rule", () => QueryEncoder.open(edited((e) => (e.metadata.resize = "squash")), name, read(name), space));
 await refused("damaged", () => QueryEncoder.open(manifest, name, damaged.buffer, space));
 await refused("sha256", () => QueryEncoder.open(edited((e) => (e.sha256 = "0".repeat(64))), name, read(name), space));
-await refused("cardless", () => QueryEncoder.open(edited((e) => delete e.card), name, read(name), space));
+await refused("bare", () => QueryEncoder.open(edited((e) => delete e.metadata), name, read(name), space));
 await refused("stranger", () => QueryEncoder.open(manifest, "other.onnx", read(name), space));
 await refused("README.md", () => QueryEncoder.open(manifest, "README.md", read("README.md"), space));
 await refused("k", () => nearest(new Uint8Array(8), gallery, 0));

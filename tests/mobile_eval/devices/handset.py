@@ -45,7 +45,7 @@ def exported(folder: Path) -> Handset:
         net.eval()
         logits = net(inputs[:6]).numpy()
     made = export_all(net, HALF, "c" * 16, "mobilenetv3_small_100", FORMS, folder)
-    files = {one.form: one for one in made if isinstance(one, ExportedModel)}
+    files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(FORMS), made
     return Handset(files, images[:6], logits)
 

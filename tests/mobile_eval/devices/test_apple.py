@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from export.apps import run_on_mac
 from export.apps.run_on_mac import UNITS, Answer, Picture, Run
 from export.artifact import ExportedModel
-from export.bundle import open_bundle, write_bundle
+from export.bundle import Golden, open_bundle, write_bundle
 from export.exporter import export_all
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
@@ -58,7 +58,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = export_all(net, PREPROCESSING, space.id, "tiny", ("coreml-fp32", "coreml-fp16"), folder)
     with torch.no_grad():
         logits = net(torch.from_numpy((IMAGES / 255 - 0.5) / 0.25).float().permute(0, 3, 1, 2)).numpy()
-    write_bundle(folder / "bundle", made, space, centers, IMAGES, pack(logits), logits)
+    write_bundle(folder / "bundle", made, space, centers, Golden(IMAGES, pack(logits), logits))
     return folder / "bundle"
 
 
@@ -132,7 +132,9 @@ def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_ta
     assert "0 where |logit| > 0.001" in capsys.readouterr().out
     kept = {"format": "coreml", "status": "ran"}
     rows = [
-        ModelResult(variant=one.form, precision=one.card.precision, path=one.path.name, sha256=one.sha256, **kept)
+        ModelResult(
+            variant=one.variant, precision=one.metadata.precision, path=one.path.name, sha256=one.sha256, **kept
+        )
         for one in open_bundle(bundle).files
     ]
     merged = external_results.merge_results(rows, external_results.read_results(tmp_path / "mac.json"))[2:]

@@ -58,7 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportedModel]:
         net = Tiny().eval()
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
-    return {one.form: one for one in made if isinstance(one, ExportedModel)}
+    return {one.variant: one for one in made if isinstance(one, ExportedModel)}
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_the_workers_typed_errors_arrive(host: Host, handset: Handset, tmp_path:
     with pytest.raises(InputError, match="nothing at"):
         host.run(other(whole, tmp_path / "gone.onnx"))
     with pytest.raises(CorruptFile, match="shapes"):
-        host.run(replace(whole, card=replace(whole.card, bits=128)))
+        host.run(replace(whole, metadata=replace(whole.metadata, bits=128)))
     assert host.run(whole).codes is not None, "one bad file spoils no other"
 
 
@@ -162,7 +162,7 @@ def test_the_listed_sources_are_all_that_a_device_needs(handset: Handset, tmp_pa
         "from mobile_eval.devices.worker import main\nsys.exit(main())\n"
     )
     for file in handset.files.values():
-        command = [sys.executable, "-P", "guarded.py", file.path, file.card.to_json(), "p.npy", "a.npz", "r.json"]
+        command = [sys.executable, "-P", "guarded.py", file.path, file.metadata.to_json(), "p.npy", "a.npz", "r.json"]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
         done = subprocess.run([*command, "--samples=1"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + (tmp_path / "r.json").read_text()
