@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(ran: Answers, case: Case) 
     assert case.space in ran["refused:foreign"]
     assert "f" * 16 in ran["refused:foreign"]
     assert Preprocessing.resize in ran["refused:rule"]
-    assert "metadata" in ran["refused:no metadata"]
+    assert "metadata" in ran["refused:bare"]
     assert "k = 0" in ran["refused:k"]
     assert "8 bytes" in ran["refused:rows"]
     assert all(message for key, message in ran.items() if key.startswith("refused:"))

@@ -47,7 +47,8 @@ def resaved(path: Path, folder: Path) -> Path:
     else:
         import coremltools
 
-        coremltools.models.MLModel(str(path), skip_model_load=True).save(str(copied))
+        opened = shutil.copytree(path, folder / "opened.mlpackage")  # opening rewrites its manifest
+        coremltools.models.MLModel(str(opened), skip_model_load=True).save(str(copied))
     return copied
 
 
