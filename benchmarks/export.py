@@ -6,6 +6,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
     from distill.context import RunContext
     from distill.trained_models import TrainedModels
-    from export.ship import Student
+    from export.exporter import ExportRequest
     from mobile_eval.compare import FloatReference
 
 RECORD, FILES = "export.json", "files"
-FORMS = (
+VARIANTS = (
     *(f"onnx-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8")),
     *(f"litert-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8-dynamic", "w8a8", "w8a16")),
     *(f"coreml-{p}" for p in ("fp16", "w8a32", "palettize6", "w8a8")),
@@ -131,14 +132,14 @@ def _timed(model: ModelResult, host: Host, folder: Path) -> ModelResult:
 def _measure(context: RunContext, models: TrainedModels, folder: Path) -> ExportTrial:
     from distill.export_samples import export_request
     from distill.summary import pair_logits
-    from export.ship import Student
+    from export.exporter import ExportRequest
     from mobile_eval.compare import make_reference
 
     data, logits = context.data, pair_logits(context, models)
     pixels, labels = context.data.pixels[context.resolved.student_img_size][data.query], data.labels[data.query]
     reference = make_reference(pixels, logits.student_queries, labels, models.gallery, data.top_k)
-    student, start = Student(**export_request(context, models.student, models.space)), context.resolved.student
-    exported, quantization = _export(student, folder)
+    request, start = ExportRequest(**export_request(context, models.student, models.space)), context.resolved.student
+    exported, quantization = _export(request, folder)
     return ExportTrial(
         data=data.name, bits=context.config.bits, seed=context.config.seed, student=start.name, weights=start.source,
         size=context.resolved.student_img_size, map=reference.map, queries=len(data.query), quantization=quantization,
@@ -146,21 +147,17 @@ def _measure(context: RunContext, models: TrainedModels, folder: Path) -> Export
     )  # fmt: skip
 
 
-def _export(student: Student, folder: Path) -> tuple[list[ExportedModel | ExportFailure], dict[str, Any]]:
+def _export(request: ExportRequest, folder: Path) -> tuple[list[ExportedModel | ExportFailure], dict[str, Any]]:
     """Export all variants, then those with every layer 8-bit."""
-    from export.exporter import export_all
-    from export.quantize import simulate
+    from export.exporter import export_all, prepare_quantized
 
-    quantized, nets = simulate(student.net, student.preprocessing, *student.calibration, FORMS)
+    quantized = prepare_quantized(request, VARIANTS)
     assert quantized is not None  # some of the variants are 8-bit
-    request = student.net, student.preprocessing, student.space.id, student.name
-    exported = export_all(*request, FORMS, folder, quantized.float_layers, nets, quantized.calibration)
-    nets, forms = (
-        {CALIBRATED: quantize_all_layers(quantized.net)},
-        [form for form in FORMS if form.endswith(CALIBRATED)],
-    )
+    exported = export_all(request, VARIANTS, folder, quantized)
+    every_layer = replace(quantized, net=quantize_all_layers(quantized.net), sensitivities=())
     (folder / PLAIN).mkdir(parents=True)
-    exported += export_all(*request, forms, folder / PLAIN, (), nets, quantized.calibration)
+    plain = [variant for variant in VARIANTS if variant.endswith(CALIBRATED)]
+    exported += export_all(request, plain, folder / PLAIN, every_layer)
     return exported, quantized.record()
 
 

@@ -20,7 +20,7 @@ NUM_CALIBRATION = 256  # images for 8-bit ranges, and as many at most to choose 
 
 
 def export_request(context: RunContext, student: HashNet, space: CodeSpace) -> dict[str, Any]:
-    """Return the fields of `export.ship.Student` for a run's student."""
+    """Return the fields of `export.exporter.ExportRequest` for a run's student."""
     return {
         "net": student, "name": context.resolved.student.name, "preprocessing": context.preprocessing("student"),
         "space": space, "centers": hash_centers_of(context), "calibration": calibration_images(context),

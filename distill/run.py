@@ -93,13 +93,14 @@ def export_models(context: RunContext, models: TrainedModels, variants: list[str
     """Export the student in all formats and precisions, and bundle the files with golden inputs."""
     from distill.export_samples import export_request
     from export.bundle import open_bundle
-    from export.ship import Student, ship
+    from export.exporter import ExportRequest, export_bundle
 
     run_dir, config = context.run_dir, context.config
     if not run_dir.is_done("export"):
         with run_dir.stage("export", f"writing {', '.join(variants)}"):
-            student = Student(**export_request(context, models.student, models.space))
-            _, chosen = ship(student, variants, run_dir.folder / "bundle", config.dynamic_image_size)
+            fields = export_request(context, models.student, models.space)
+            request = ExportRequest(**fields, dynamic_image_size=config.dynamic_image_size)
+            _, chosen = export_bundle(request, variants, run_dir.folder / "bundle")
             write_json(run_dir.folder / QUANTIZATION, chosen)
     return open_bundle(run_dir.folder / "bundle")
 

@@ -1,4 +1,4 @@
-"""The bundle: what an app engineer receives, and the check that it is what was signed off."""
+"""Write, open and verify a bundle: the models, golden inputs and app code that an app engineer receives."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ APPS = (  # format, file, and what the bundle's README says of each is what test
         "coreml",
         "run_on_mac.py",
         "Python for a Mac with coremltools: the golden codes and the latency of each compute unit, as a JSON that "
-        "`mobile_eval/run.py import` takes in. All but the prediction itself was run, off macOS",
+        "`mobile_eval/run.py import-results` reads. All but the prediction itself was run, off macOS",
     ),
 )
 _FAILURE = {"variant": str, "reason": str}
@@ -53,7 +53,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds.
+    """Contents of a bundle.
 
     files:   the models, their paths inside the folder that was opened
     failures: the variants that could not be exported, and why
@@ -66,7 +66,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Golden:
-    """Pictures uint8 `[n, S, S, 3]` with the float student's codes `[n, bits/8]` and logits `[n, bits]`."""
+    """Images uint8 `[n, S, S, 3]` with the float student's codes `[n, bits/8]` and logits `[n, bits]`."""
 
     images: NDArray[np.uint8]
     codes: Codes
@@ -103,7 +103,7 @@ def write_bundle(
 
 
 def open_bundle(folder: Path) -> Manifest:
-    """Reads and verifies a bundle: names, links, sizes, checksums, code space, and the metadata inside every model.
+    """Read and verify a bundle: names, links, sizes, checksums, code space, and the metadata inside every model.
 
     Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says.
     """
@@ -121,16 +121,16 @@ def open_bundle(folder: Path) -> Manifest:
 
 
 def read_golden(folder: Path) -> Golden:
-    """The golden pictures of a bundle, by their place in the list; raises `CorruptFile` if they cannot be read."""
+    """Read the golden inputs of a bundle; raises `CorruptFile` if they cannot be read."""
     from PIL import Image
 
     try:
         rows = json.loads((folder / GOLDEN).read_text("utf-8"))
-        images = np.stack([np.asarray(Image.open(folder / _picture(i)).convert("RGB")) for i in range(len(rows))])
+        images = np.stack([np.asarray(Image.open(folder / _image_name(i)).convert("RGB")) for i in range(len(rows))])
         codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
         return Golden(images, codes, np.array([row["logits"] for row in rows], np.float32))
     except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
-        raise CorruptFile(f"golden pictures with codes in {folder}", str(error), "Restore the bundle.") from error
+        raise CorruptFile(f"golden inputs with codes in {folder}", str(error), "Restore the bundle.") from error
 
 
 def _check_parts(
@@ -151,7 +151,7 @@ def _check_parts(
     if not (fits and count and np.array_equal(pack(golden.logits), golden.codes)):
         found = f"{list(golden.images.shape)} with logits {list(golden.logits.shape)}"
         fix = "Take all three from the float student."
-        raise InputError(f"golden pictures [n, {size}, {size}, 3] with {space.bits} logits and their codes", found, fix)
+        raise InputError(f"golden inputs [n, {size}, {size}, 3] with {space.bits} logits and their codes", found, fix)
 
 
 def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> None:
@@ -167,14 +167,14 @@ def _write_golden(folder: Path, golden: Golden) -> None:
     (folder / "golden").mkdir()
     rows = []
     for i, (image, code, logits) in enumerate(zip(golden.images, golden.codes, golden.logits, strict=True)):
-        Image.fromarray(image).save(folder / _picture(i))
-        nine_digits = [float(f"{value:.9g}") for value in logits]  # what a float32 needs to come back as it was
-        rows.append({"file": _picture(i), "code": code.tobytes().hex(), "logits": nine_digits})
+        Image.fromarray(image).save(folder / _image_name(i))
+        nine_digits = [float(f"{value:.9g}") for value in logits]  # enough to restore a float32 exactly
+        rows.append({"file": _image_name(i), "code": code.tobytes().hex(), "logits": nine_digits})
     write_json(folder / GOLDEN, rows)
 
 
-def _picture(place: int) -> str:
-    return f"golden/{place:03}.png"
+def _image_name(number: int) -> str:
+    return f"golden/{number:03}.png"
 
 
 def _write_apps(folder: Path, artifacts: Sequence[ExportedModel]) -> None:
@@ -184,7 +184,7 @@ def _write_apps(folder: Path, artifacts: Sequence[ExportedModel]) -> None:
 
 
 def _apps(artifacts: Sequence[ExportedModel]) -> list[tuple[str, str]]:
-    """The app code for the formats that are there: its name, and what was done with it."""
+    """List the app code for the exported formats: its name, and how it was tested."""
     formats = {artifact.format for artifact in artifacts}
     return [(name, checked) for format, name, checked in APPS if format in formats]
 
@@ -216,7 +216,7 @@ def _record(
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
-    """The manifest's record; every key and type is checked, and the text must be as `write_bundle` writes it."""
+    """Read the manifest; every key and type is checked, and the text must be as `write_bundle` writes it."""
     try:
         if path.is_symlink() or path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"a link, or more than {MAX_MANIFEST_BYTES} bytes")
@@ -245,7 +245,7 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
 
 
 def _check_names(folder: Path, listed: set[str]) -> None:
-    """Exactly the listed entries and the manifest are there, and nothing is a link or a device."""
+    """Raise unless exactly the listed entries and the manifest exist, and nothing is a link or a device."""
     parents = {name.split("/")[0] for name in listed if "/" in name}
     found = set()
     for path in sorted(folder.rglob("*")):

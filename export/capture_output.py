@@ -1,4 +1,4 @@
-"""Converters talk a lot; none of it is for the person who exports."""
+"""Capture what converters print, for the debug log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gallery.console import log
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Sends stdout, stderr (C++ included) and warnings to the debug log; exceptions pass.
+    """Send stdout, stderr (C++ included) and warnings to the debug log; exceptions pass.
 
     Only the file descriptors are moved: libraries imported inside keep `sys.stderr` in their log handlers.
     """

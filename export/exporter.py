@@ -1,44 +1,119 @@
-"""All the forms of one student: each format's slow conversion once, and a row for whatever was refused."""
+"""Export one student: every variant of format and precision, then a bundle of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from export import to_coreai, to_coreml, to_litert, to_onnx
 from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ModelMetadata, check_layers
+from export.bundle import Golden, Manifest, write_bundle
 from export.capture_output import quiet
-from export.fake_quant import ranged, shipped
-from export.query_model import QueryModel, deployable
-from gallery.codespace import Preprocessing
+from export.fake_quant import convert_qdq, ranges_only
+from export.quantize import Pixels, QuantizationResult, quantize
+from export.query_model import QueryModel, inference_copy
+from gallery.codes import Codes
+from gallery.codespace import CodeSpace, Preprocessing
 from gallery.console import log, track
 from gallery.errors import InputError
+from gallery.files import PARTIAL
 
 
-class Format(Protocol):
+class ExportFormat(Protocol):
     """What each `to_*.py` offers: one slow `convert`, and a quick `write` for each precision."""
 
     FORMAT: str
     SUFFIX: str
     LAYOUT: str
     PRECISIONS: tuple[str, ...]
-    INTEGERS: dict[str, bool]  # how it wants an 8-bit convolution said: see export/fake_quant.py
+    QDQ_STYLE: dict[str, bool]  # arguments of `export.fake_quant.convert_qdq`
 
     def convert(self, model: QueryModel) -> Any: ...
 
-    def write(self, program: Any, metadata: ModelMetadata, path: Path) -> ExportedModel: ...
+    def write(self, converted: Any, metadata: ModelMetadata, path: Path) -> ExportedModel: ...
 
 
-STATIC = "w8a8", "w8a16"  # activations too, by ranges that calibration images gave
-FORMATS: dict[str, Format] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
-
-
+FORMATS: dict[str, ExportFormat] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
 DEFAULT_PRECISIONS = "fp32", "fp16", "w8a32"
+CALIBRATED = "w8a8", "w8a16"  # precisions with activations quantized by the ranges of calibration images
+
+
+@dataclass(frozen=True, eq=False)
+class ExportRequest:
+    """A trained network to export.
+
+    net:         normalised float32 `[B, 3, S, S]` to logits `[B, bits]`; not modified
+    name:        timm's, for the metadata; centers: of the code space, int8 `[classes, bits]`
+    calibration: images uint8 `[n, S, S, 3]`, seen in training and held out (`export.quantize.quantize`)
+    golden:      images, codes and logits of the float network (`export.bundle.Golden`)
+    dynamic_image_size: ONNX models take images `[B, H, W, 3]` of any size and resize them themselves
+    """
+
+    net: nn.Module
+    name: str
+    preprocessing: Preprocessing
+    space: CodeSpace
+    centers: NDArray[np.int8]
+    calibration: tuple[Pixels, Pixels]
+    golden: tuple[Pixels, Codes, NDArray[np.float32]]
+    dynamic_image_size: bool = False
+
+
+def export_bundle(
+    request: ExportRequest, variants: Sequence[str], folder: Path
+) -> tuple[Manifest, dict[str, Any] | None]:
+    """Write the bundle `folder`, whole or not at all; return its manifest and how 8-bit layers were chosen.
+
+    The second is `export.quantize.QuantizationResult.record`, None if no variant needs it.  Raises what `export_all`
+    and `write_bundle` raise.
+    """
+    quantized = prepare_quantized(request, variants)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}."
+    for left_by_a_kill in folder.parent.glob(f"{prefix}*{PARTIAL}"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    with tempfile.TemporaryDirectory(suffix=PARTIAL, prefix=prefix, dir=folder.parent) as work:  # on the same disk
+        exported = export_all(request, variants, Path(work), quantized)
+        manifest = write_bundle(folder, exported, request.space, request.centers, Golden(*request.golden))
+    return manifest, quantized.record() if quantized else None
+
+
+def prepare_quantized(request: ExportRequest, variants: Sequence[str]) -> QuantizationResult | None:
+    """Choose the layers that become 8-bit; None if all variants are float ones.  `InputError` without calibration."""
+    precisions = {variant.partition("-")[2] for variant in variants}
+    if precisions <= set(FLOAT):
+        return None
+    net = inference_copy(request.net, request.preprocessing.size)
+    activations = bool(precisions & set(CALIBRATED))
+    return quantize(net, request.preprocessing, *request.calibration, activations)
+
+
+def export_all(
+    request: ExportRequest, variants: Sequence[str], folder: Path, quantized: QuantizationResult | None = None
+) -> list[ExportedModel | ExportFailure]:
+    """Write `folder/query-<precision>.<suffix>` for each variant, in the order given.
+
+    quantized: of `prepare_quantized`: its layers kept in float are so in all quantized precisions; without it, w8a32
+    rounds weights to the nearest, and the precisions that need calibration fail
+    A variant whose converter raises is an `ExportFailure` with the reason; an unknown variant or layer, or a network
+    that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
+    """
+    check_variants(variants)
+    rule = Preprocessing.resize
+    if request.dynamic_image_size and request.preprocessing.resize != rule:
+        raise InputError(
+            f"the resize rule {rule!r} for --dynamic-image-size", request.preprocessing.resize, "Leave it out."
+        )
+    exporter = _Exporter(request, folder, quantized)
+    return [exporter.export(variant) for variant in track(variants, "export", len(variants))]
 
 
 def select_variants(formats: Sequence[str], precisions: Sequence[str] = ()) -> list[str]:
@@ -59,114 +134,80 @@ def select_variants(formats: Sequence[str], precisions: Sequence[str] = ()) -> l
     return [variant for variant in variants if precisions or variant != "coreml-fp32"]
 
 
-def check_forms(forms: Sequence[str]) -> None:
-    """Raises `InputError` unless every form, e.g. "onnx-w8a32", can be made and is named once."""
+def check_variants(variants: Sequence[str]) -> None:
+    """Raise `InputError` unless every variant, e.g. "onnx-w8a32", exists and is named once."""
     known = [f"{name}-{precision}" for name, format in FORMATS.items() for precision in format.PRECISIONS]
-    wrong = sorted({form for form in forms if form not in known or list(forms).count(form) > 1})
-    if wrong or not forms:
+    wrong = sorted({one for one in variants if one not in known or list(variants).count(one) > 1})
+    if wrong or not variants:
         raise InputError(
-            "forms that can be made, each once", ", ".join(wrong) or "none", f"Choose from {', '.join(known)}."
+            "variants that can be exported, each once", ", ".join(wrong) or "none", f"Choose from {', '.join(known)}."
         )
 
 
-def export_all(
-    net: nn.Module, preprocessing: Preprocessing, space_id: str, student: str, forms: Sequence[str], folder: Path,
-    float_layers: Sequence[str] = (), simulated: Mapping[str, nn.Module] = MappingProxyType({}), calibration: str = "",
-    dynamic_image_size: bool = False,
-) -> list[ExportedModel | ExportFailure]:  # fmt: skip
-    """Writes `folder/query-<precision>.<suffix>` for each form, in the order given.
+class _Exporter:
+    """Variants of one network; variants of a format that are made of the same weights share a conversion."""
 
-    net:           normalised float32 `[B, 3, S, S]` to logits `[B, bits]`, left as it was
-    float_layers:  dotted names, in the folded network, of convolutions and linear layers that no precision quantizes
-    simulated:     networks of `export.quantize.simulate` by precision: for "w8a8" with simulated 8-bit layers, whose
-                   ranges "w8a16" takes too; for "w8a32" with weights rounded together, or else to the nearest
-    calibration:   how these were chosen, for the metadata
-    dynamic_image_size: ONNX models take images `[B, H, W, 3]` of any size and resize them themselves
-    A form whose converter raises is an `ExportFailure` with the reason; a form that does not exist, a layer that does
-    not, or a network that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
-    """
-    check_forms(forms)
-    _check_rule(preprocessing, dynamic_image_size)
-    model = QueryModel(deployable(net, preprocessing.size), preprocessing)
-    check_layers(float_layers, [n for n, m in model.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
-    programs: dict[tuple[str, str], Any] = {}
-    rows = []
-    for form in track(forms, "export", len(forms)):
-        format, precision = _parsed(form)
-        layout = ANY_SIZE if dynamic_image_size and format is FORMATS["onnx"] else format.LAYOUT
-        metadata = ModelMetadata(
-            space_id, model.bits, student, precision, model.size, preprocessing.resize, layout,
-            float_layers=() if precision in FLOAT else tuple(float_layers),
-            calibration=calibration if precision in STATIC else "",
-        )  # fmt: skip
-        given = simulated.get("w8a8" if precision == "w8a16" else precision)
-        make = partial(_program, format, model, given, precision, preprocessing)
-        key = "" if given is None else precision
-        rows.append(_made(format, metadata, make, programs, key, folder / f"query-{precision}{format.SUFFIX}"))
-    return rows
+    def __init__(self, request: ExportRequest, folder: Path, quantized: QuantizationResult | None) -> None:
+        self.request, self.folder, self.quantized = request, folder, quantized
+        net = inference_copy(request.net, request.preprocessing.size)
+        self.model = QueryModel(net, request.preprocessing)
+        self.float_layers = quantized.float_layers if quantized else ()
+        check_layers(self.float_layers, [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
+        self.converted: dict[tuple[str, str], Any] = {}
 
+    def export(self, variant: str) -> ExportedModel | ExportFailure:
+        name, _, precision = variant.partition("-")
+        format, path = FORMATS[name], self.folder / f"query-{precision}{FORMATS[name].SUFFIX}"
+        try:
+            with quiet():
+                return format.write(self.convert(format, precision), self.metadata(format, precision), path)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  (converters raise everything there is; the row says why)
+            log.debug("export failed", exc_info=error)
+            log.warning("  %s failed: %s", variant, first_line(error))
+            return ExportFailure(variant, first_line(error))
 
-def _program(
-    format: Format, model: QueryModel, simulated: nn.Module | None, precision: str, preprocessing: Preprocessing
-) -> Any:
-    """The format's own form of the network, of which the precision's weights are made."""
-    if simulated is not None:
-        return format.convert(QueryModel(_ready(simulated, format, precision), preprocessing))
-    if precision in STATIC:
-        raise ValueError("no pictures to calibrate it by")
-    return format.convert(model)
+    def convert(self, format: ExportFormat, precision: str) -> Any:
+        """Convert the network that the precision is made of, once; a conversion that failed raises again."""
+        key = format.FORMAT, precision if self.quantized and precision in ("w8a32", *CALIBRATED) else ""
+        if key not in self.converted:
+            try:
+                self.converted[key] = format.convert(self.network(format, precision))
+            except Exception as error:  # noqa: BLE001
+                self.converted[key] = error
+        if isinstance(self.converted[key], Exception):
+            raise self.converted[key]
+        return self.converted[key]
 
+    def network(self, format: ExportFormat, precision: str) -> QueryModel:
+        if precision in CALIBRATED and (self.quantized is None or not self.quantized.activations):
+            raise ValueError("no images to calibrate by")
+        if self.quantized is None or precision not in ("w8a32", *CALIBRATED):
+            return self.model
+        net = self.quantized.stored
+        if precision in CALIBRATED:
+            net = self.quantized.net
+            net = convert_qdq(net, **format.QDQ_STYLE) if precision == "w8a8" else ranges_only(net)
+        return QueryModel(net, self.request.preprocessing)
 
-def _ready(simulated: nn.Module, format: Format, precision: str) -> nn.Module:
-    if precision == "w8a8":
-        return shipped(simulated, **format.INTEGERS)
-    return ranged(simulated) if precision == "w8a16" else simulated
-
-
-def _check_rule(preprocessing: Preprocessing, dynamic_image_size: bool) -> None:
-    rule = Preprocessing.resize
-    if dynamic_image_size and preprocessing.resize != rule:
-        raise InputError(f"the rule {rule!r} to resize inside the file", preprocessing.resize, "Resize outside.")
-
-
-def _made(
-    format: Format,
-    metadata: ModelMetadata,
-    make: Callable[[], Any],
-    programs: dict[tuple[str, str], Any],
-    key: str,
-    path: Path,
-) -> ExportedModel | ExportFailure:
-    """key: of the network that the precision is made of; the float one is "", and shared."""
-    if (format.FORMAT, key) not in programs:
-        programs[format.FORMAT, key] = _attempt(make)
-    program = programs[format.FORMAT, key]
-    made = program if isinstance(program, Exception) else _attempt(lambda: format.write(program, metadata, path))
-    if isinstance(made, Exception):
-        form = f"{format.FORMAT}-{metadata.precision}"
-        log.warning("  %s cannot be made: %s", form, reason(made))
-        return ExportFailure(form, reason(made))
-    return cast(ExportedModel, made)
+    def metadata(self, format: ExportFormat, precision: str) -> ModelMetadata:
+        request = self.request
+        dynamic = request.dynamic_image_size and format.FORMAT == "onnx"
+        return ModelMetadata(
+            code_space=request.space.id,
+            bits=self.model.bits,
+            student=request.name,
+            precision=precision,
+            size=self.model.size,
+            resize=request.preprocessing.resize,
+            layout=ANY_SIZE if dynamic else format.LAYOUT,
+            float_layers=() if precision in FLOAT else self.float_layers,
+            calibration=self.quantized.calibration if self.quantized and precision in CALIBRATED else "",
+        )
 
 
-def _attempt(step: Any) -> Any:
-    """The step's result, or the exception it raised: converters raise everything there is."""
-    try:
-        with quiet():
-            return step()
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001  (the row says why)
-        log.debug("export failed", exc_info=error)
-        return error
-
-
-def reason(error: Exception) -> str:
-    """One line: the class and the first line that says something."""
+def first_line(error: Exception) -> str:
+    """Return the error's class and the first line of its message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
-
-
-def _parsed(form: str) -> tuple[Format, str]:
-    name, _, precision = form.partition("-")
-    return FORMATS[name], precision

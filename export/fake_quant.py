@@ -1,4 +1,4 @@
-"""Convolutions in 8-bit integers, simulated in torch: what a phone's integer units compute, and what training sees."""
+"""Fake-quantized convolutions: what a phone's integer units compute, in torch; and their Q/DQ form for converters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from export.artifact import SMALL_WEIGHTS
 
 Mode = Literal["float", "observe", "weights", "int8"]
 LEVELS, LARGEST = 255, 127  # steps of an activation's range; the largest weight: symmetric, so that zero is exact
-CLIPPED = 1e-4  # share of an activation's values beyond either end of its range; none: a third more bits turn
+CLIPPED = 1e-4  # share of an activation's values beyond either end of its range; none: a third more bits flip
 SAMPLED = 20_000  # values of one activation kept of each batch, for its range
 SMALLEST_SCALE = 1e-4  # a range of nothing: a channel that is always zero
 SUM_BITS = 30  # of int32, for the bias on the grid of the sums
@@ -27,38 +27,38 @@ FLAT = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0), "hardswish": (-3.0, np.inf),
 
 
 @dataclass
-class Range:
-    """The ends of one activation's grid, which holds zero exactly.  seen: samples of its values"""
+class ActivationRange:
+    """The range of one activation; zero is exact on its grid.  seen: samples of its values"""
 
     low: float = 0.0
     high: float = 0.0
     seen: list[Tensor] = field(default_factory=list)
 
     def observe(self, values: Tensor) -> None:
-        """Remembers some of the values, evenly spaced."""
+        """Keep evenly spaced samples of the values."""
         flat = values.detach().flatten()
         self.seen.append(flat[:: max(1, len(flat) // SAMPLED)].clone())
 
-    def settle(self, flat: tuple[float, float]) -> None:
-        """Takes the range from what was seen, inside of where the following activation is not `flat`."""
+    def freeze(self, flat: tuple[float, float]) -> None:
+        """Set the range from the observed quantiles, clipped to where the next activation is not `flat`."""
         low, high = np.quantile(torch.cat(self.seen).numpy(), (CLIPPED, 1 - CLIPPED))
         self.low, self.high = max(min(float(low), 0.0), flat[0]), min(max(float(high), 0.0), flat[1])
         self.seen.clear()
 
     @property
     def scale(self) -> float:
-        """The grid's step."""
+        """Step of the grid."""
         return max((self.high - self.low) / LEVELS, SMALLEST_SCALE)
 
     @property
     def zero_point(self) -> int:
-        """The step that stands for zero, 0..255."""
+        """Level that represents zero, 0..255."""
         return min(max(round(-self.low / self.scale), 0), LEVELS)
 
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """How a convolution moves over its input; same: it pads as TensorFlow does (timm's), by the size of the input."""
+    """Geometry of a convolution; same: it pads as TensorFlow does (timm's), by the size of the input."""
 
     stride: tuple[int, ...]
     padding: Any
@@ -69,7 +69,7 @@ class ConvGeometry:
 
     @staticmethod
     def of(conv: nn.Conv2d) -> ConvGeometry:
-        """Those of `conv`."""
+        """Read it from `conv`."""
         same = "Same" in type(conv).__name__
         return ConvGeometry(
             conv.stride, 0 if same else conv.padding, conv.dilation, conv.kernel_size, conv.groups, same
@@ -80,7 +80,7 @@ class ConvGeometry:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def sides(self, x: Tensor) -> list[int]:
-        """The padding of "same": as many pixels as the last step needs, the odd one at the end; width before height."""
+        """Return the padding of "same": what the last step needs, the odd pixel at the end; width before height."""
         sides: list[int] = []
         for axis in (1, 0):
             size, step = x.shape[2 + axis], self.stride[axis]
@@ -91,7 +91,7 @@ class ConvGeometry:
 
 
 class FakeQuantConv2d(nn.Module):
-    """A convolution whose input, weights and output lie on 8-bit grids: Q(conv(Q(x), Q(w)) + b).
+    """A convolution with input, weights and output on 8-bit grids: Q(conv(Q(x), Q(w)) + b).
 
     Activations have one grid each, weights one for each output channel; gradients pass through the rounding
     (straight-through, none where a value is cut).  `mode` says how much of that happens.
@@ -102,30 +102,30 @@ class FakeQuantConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv, self.steps, self.pixels = conv, ConvGeometry.of(conv), 0
+        self.conv, self.geometry, self.pixels = conv, ConvGeometry.of(conv), 0
         self.mode: Mode = "float"
-        self.input, self.output = Range(), Range()
+        self.input, self.output = ActivationRange(), ActivationRange()
         self.register_buffer("rounded", None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "observe":
             self.input.observe(x)
-        weight = self.conv.weight if self.mode in ("float", "observe") else self.on_grid()
-        y = self.steps(self._on_grid(self.input, x), weight, self.conv.bias)
+        weight = self.conv.weight if self.mode in ("float", "observe") else self.quantized_weight()
+        y = self.geometry(self._quantize(self.input, x), weight, self.conv.bias)
         if self.mode == "observe":
             self.output.observe(y)
             self.pixels = y.shape[2] * y.shape[3]
-        return self._on_grid(self.output, y)
+        return self._quantize(self.output, y)
 
     def scales(self) -> Tensor:
-        """The step of each output channel's weights; no finer than the bias has room for in an int32 sum."""
+        """Return the step of each output channel's weights; no finer than the bias has room for in an int32 sum."""
         weight, bias = self.conv.weight.detach(), self.conv.bias
         steps = weight.abs().amax(dim=(1, 2, 3)) / LARGEST
         room = 0 if bias is None else bias.detach().abs() / (self.input.scale * 2**SUM_BITS)
         return torch.maximum(steps, torch.as_tensor(room, dtype=steps.dtype)).clamp(min=torch.finfo(steps.dtype).tiny)
 
-    def on_grid(self) -> Tensor:
-        """The weights as 8-bit arithmetic sees them."""
+    def quantized_weight(self) -> Tensor:
+        """Return the weights on their grid."""
         if self.rounded is not None:
             return self.rounded
         steps = self.scales()
@@ -133,7 +133,7 @@ class FakeQuantConv2d(nn.Module):
         weight: Tensor = torch.fake_quantize_per_channel_affine(self.conv.weight, steps, zeros, 0, -LARGEST, LARGEST)
         return weight
 
-    def _on_grid(self, grid: Range, x: Tensor) -> Tensor:
+    def _quantize(self, grid: ActivationRange, x: Tensor) -> Tensor:
         if self.mode != "int8":
             return x
         return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, 0, LEVELS)
@@ -154,31 +154,31 @@ class QDQConv2d(nn.Module):
         super().__init__()
         import torch.ao.quantization.fx._decomposed  # declares torch.ops.quantized_decomposed
 
-        self.steps, self.bias, self.stored, self.shift = made.steps, made.conv.bias, stored, 128 if signed else 0
+        self.geometry, self.bias, self.stored, self.shift = made.geometry, made.conv.bias, stored, 128 if signed else 0
         self.ranges = [(grid.scale, grid.zero_point - self.shift) for grid in (made.input, made.output)]
-        weight, scales = made.on_grid().detach(), made.scales()
+        weight, scales = made.quantized_weight().detach(), made.scales()
         whole = torch.round(weight / scales.view(-1, 1, 1, 1)).clamp(-LARGEST, LARGEST).to(torch.int8)
         self.register_buffer("weight", whole if stored else weight)
         self.register_buffer("scales", scales)
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        words: Any = torch.ops.quantized_decomposed
+        ops: Any = torch.ops.quantized_decomposed
         grid = self.scales, self.zeros, 0, -LARGEST, LARGEST, torch.int8
-        whole = self.weight if self.stored else words.quantize_per_channel(self.weight, *grid)
-        weight = words.dequantize_per_channel(whole, *grid)
-        return self._on_grid(1, self.steps(self._on_grid(0, x), weight, self.bias))
+        whole = self.weight if self.stored else ops.quantize_per_channel(self.weight, *grid)
+        weight = ops.dequantize_per_channel(whole, *grid)
+        return self._quantize(1, self.geometry(self._quantize(0, x), weight, self.bias))
 
-    def _on_grid(self, place: int, x: Tensor) -> Tensor:
-        words: Any = torch.ops.quantized_decomposed
+    def _quantize(self, place: int, x: Tensor) -> Tensor:
+        ops: Any = torch.ops.quantized_decomposed
         kind = torch.int8 if self.shift else torch.uint8
         grid = *self.ranges[place], -self.shift, LEVELS - self.shift, kind
-        y: Tensor = words.dequantize_per_tensor(words.quantize_per_tensor(x, *grid), *grid)
+        y: Tensor = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *grid), *grid)
         return y
 
 
-def simulated(net: nn.Module) -> nn.Module:
-    """A copy of `net` whose convolutions can be told to be 8-bit; those of the hash head stay as they are."""
+def insert_fake_quant(net: nn.Module) -> nn.Module:
+    """Copy `net` with fake-quantized convolutions, but for those of the hash head."""
     made = copy.deepcopy(net)
     for name, conv in list(made.named_modules()):
         if isinstance(conv, nn.Conv2d) and not name.startswith("head"):
@@ -187,48 +187,48 @@ def simulated(net: nn.Module) -> nn.Module:
 
 
 def layers(net: nn.Module) -> dict[str, FakeQuantConv2d]:
-    """The simulated convolutions of a network by name."""
+    """Return the fake-quantized convolutions of a network by name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, FakeQuantConv2d)}
 
 
 def set_mode(net: nn.Module, mode: Mode) -> None:
-    """Tells all simulated convolutions what to do."""
+    """Set the mode of all fake-quantized convolutions."""
     for layer in layers(net).values():
         layer.mode = mode
 
 
-def shipped(net: nn.Module, stored: bool, signed: bool) -> nn.Module:
-    """A copy of a simulated network as converters take it; layers that are not in mode "int8" are plain ones."""
+def convert_qdq(net: nn.Module, stored: bool, signed: bool) -> nn.Module:
+    """Copy a fake-quantized network with Q/DQ convolutions for layers in mode "int8", plain ones for the others."""
     made = copy.deepcopy(net)
     for name, layer in layers(made).items():
         if layer.mode == "int8":
             made.set_submodule(name, QDQConv2d(layer, stored, signed))
-    return unwrapped(made)
+    return strip_fake_quant(made)
 
 
-def unwrapped(net: nn.Module) -> nn.Module:
-    """A copy of a simulated network of plain convolutions, their weights on the grid unless in mode "float"."""
+def strip_fake_quant(net: nn.Module) -> nn.Module:
+    """Copy a fake-quantized network with plain convolutions, their weights quantized unless in mode "float"."""
     made = copy.deepcopy(net)
     for name, layer in layers(made).items():
         if layer.mode != "float":
-            layer.conv.weight = nn.Parameter(layer.on_grid().detach(), requires_grad=False)
+            layer.conv.weight = nn.Parameter(layer.quantized_weight().detach(), requires_grad=False)
         made.set_submodule(name, layer.conv)
     return made.eval()
 
 
-def ranged(net: nn.Module) -> nn.Module:
-    """A copy of a simulated network in mode "float", for what needs its ranges alone; large weights on their grid."""
+def ranges_only(net: nn.Module) -> nn.Module:
+    """Copy a fake-quantized network in mode "float" with its ranges; large weights are quantized."""
     made = copy.deepcopy(net)
     for layer in layers(made).values():
         if layer.mode != "float" and layer.conv.weight.numel() >= SMALL_WEIGHTS:
-            layer.conv.weight = nn.Parameter(layer.on_grid().detach(), requires_grad=False)
+            layer.conv.weight = nn.Parameter(layer.quantized_weight().detach(), requires_grad=False)
         layer.mode = "float"
     return made.eval()
 
 
 @contextmanager
-def watched(net: nn.Module) -> Iterator[dict[str, tuple[float, float]]]:
-    """While the network runs: where the activation behind each simulated convolution is not flat, by name."""
+def track_activations(net: nn.Module) -> Iterator[dict[str, tuple[float, float]]]:
+    """Record, per convolution, the input range in which the following activation is not saturated."""
     found: dict[str, tuple[float, float]] = {}
     last: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Batch norm joins the layer before it: with s = g / sqrt(v + eps), `w' = w s` and `b' = (b - m) s + beta`."""
+"""Fold batch norm into the layer before it: with s = g / sqrt(v + eps), `w' = w s` and `b' = (b - m) s + beta`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gallery.console import log
 
 
 def fold_batch_norm(net: nn.Module) -> int:
-    """Folds, in place, each batch norm that reads one convolution or linear layer which nothing else reads.
+    """Fold, in place, each batch norm that reads one convolution or linear layer which nothing else reads.
 
     The module tree keeps its names: the layer takes the folded weights, the norm becomes its activation
     (timm's BatchNormAct2d) or nothing.  A network that `torch.fx` cannot trace stays as it is, which costs no

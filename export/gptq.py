@@ -1,4 +1,4 @@
-"""Weights rounded together, so that a layer's sums stay what they were: GPTQ (Frantar et al., arXiv 2210.17323)."""
+"""GPTQ weight rounding for convolutions (Frantar et al., arXiv 2210.17323): a layer's outputs stay what they were."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch.nn import functional as F
 
 from export.fake_quant import LARGEST, FakeQuantConv2d, layers
 
-DAMP = 0.01  # of the mean square of the inputs, added to each: pictures are few and their directions fewer
-PATCHES = 4096  # of a chunk of pictures that a layer's inputs are taken from
-CHUNK = 8  # pictures whose patches are in memory at once
+DAMP = 0.01  # of the mean square of the inputs, added to each: images are few and their directions fewer
+PATCHES = 4096  # of a chunk of images that a layer's inputs are taken from
+CHUNK = 8  # images whose patches are in memory at once
 
 
 class _Seen(Exception):
     """The layer has its input: the rest of the network need not run."""
 
 
-def round_weights(net: nn.Module, pictures: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Settles `Int8Conv.rounded` of the named layers, first to last, each for the inputs that those before give it.
+def gptq_(net: nn.Module, images: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Choose `FakeQuantConv2d.rounded` of the named layers, in order, each for the inputs that the others give it.
 
-    Bits that turn in a MobileNetV3-small with 8-bit weights: 0.67 to 0.29 % (imagenet20), 0.12 to 0.03 % (UC Merced).
-    pictures: batches of normalised pictures.  Layers are left in mode "weights".
+    Bit flips in a MobileNetV3-small with 8-bit weights: 0.67 to 0.29 % (imagenet20), 0.12 to 0.03 % (UC Merced).
+    images: batches of normalised images.  Layers are left in mode "weights".
     """
     own = layers(net)
     for name in names:
         layer = own[name]
-        layer.rounded = rounded(layer, gram(net, layer, pictures))
+        layer.rounded = gptq_weight(layer, input_hessian(net, layer, images))
         layer.mode = "weights"
 
 
 @torch.no_grad()
-def gram(net: nn.Module, layer: FakeQuantConv2d, pictures: Sequence[Tensor]) -> Tensor:
-    """Sums of products of a layer's inputs, `[groups, D, D]`, D = inputs of one output of its convolution."""
+def input_hessian(net: nn.Module, layer: FakeQuantConv2d, images: Sequence[Tensor]) -> Tensor:
+    """Sum the products of a layer's inputs, `[groups, D, D]`, D = inputs of one output of its convolution."""
     total = torch.zeros(())
 
     def take(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -46,7 +46,7 @@ def gram(net: nn.Module, layer: FakeQuantConv2d, pictures: Sequence[Tensor]) -> 
 
     hook = layer.register_forward_pre_hook(take)
     try:
-        for batch in pictures:
+        for batch in images:
             try:
                 net(batch)
             except _Seen:
@@ -58,20 +58,20 @@ def gram(net: nn.Module, layer: FakeQuantConv2d, pictures: Sequence[Tensor]) -> 
 
 def _patches(layer: FakeQuantConv2d, x: Tensor) -> Tensor:
     """What the convolution's outputs are sums of, `[groups, D, patches]`, evenly spaced where there are many."""
-    steps = layer.steps
+    steps = layer.geometry
     x = F.pad(x, steps.sides(x)) if steps.same else x
     columns = F.unfold(x, steps.kernel, steps.dilation, steps.padding, steps.stride)  # [B, groups * D, places]
     grouped = columns.unflatten(1, (steps.groups, -1)).permute(1, 2, 0, 3).flatten(2)
     return grouped[:, :, :: max(1, grouped.shape[2] // PATCHES)]
 
 
-def rounded(layer: FakeQuantConv2d, gram: Tensor) -> Tensor:
+def gptq_weight(layer: FakeQuantConv2d, gram: Tensor) -> Tensor:
     """The layer's weights on its grid, such that (w - q)' gram (w - q) is small for each output.
 
     One input after the other, the largest first; what its rounding adds to the sums, the inputs still to come take
     away, by the inverse of `gram`.  An output's largest weight stays the end of the grid, as exporters find it.
     """
-    weight, groups = layer.conv.weight.detach(), layer.steps.groups
+    weight, groups = layer.conv.weight.detach(), layer.geometry.groups
     left = weight.reshape(groups, len(weight) // groups, -1).clone()
     scales = layer.scales().reshape(groups, -1)
     order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)

@@ -1,36 +1,44 @@
-"""Which layers become 8-bit: each is measured alone, and the worst are left as they are."""
+"""Choose the layers that become 8-bit: each is measured alone, and the worst are kept in float."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.artifact import FLOAT, SMALL_WEIGHTS
-from export.fake_quant import ANYTHING, FakeQuantConv2d, Mode, layers, set_mode, simulated, unwrapped, watched
-from export.gptq import round_weights
-from export.query_model import deployable
+from export.artifact import SMALL_WEIGHTS
+from export.fake_quant import (
+    ANYTHING,
+    FakeQuantConv2d,
+    insert_fake_quant,
+    layers,
+    set_mode,
+    strip_fake_quant,
+    track_activations,
+)
+from export.gptq import gptq_
 from gallery.codespace import Preprocessing
 from gallery.console import log
 from gallery.errors import InputError
+from gallery.results import LayerSensitivity
 
 Pixels = NDArray[np.uint8]
+QuantMode = Literal["weights", "int8"]
 BATCH = 32
-MOST: dict[Mode, float] = {"weights": 0.3, "int8": 0.5}  # share of the layers that are taken back, at most
+MAX_EXCLUDED: dict[QuantMode, float] = {"weights": 0.3, "int8": 0.5}  # largest share of the layers kept in float
 
 
 class QuantizationError(NamedTuple):
-    """What rounding does to logits.
+    """Effect of quantization on logits.
 
-    flips: share of the bits that turn; noise: mean squared change over the variance of the logits
-    A network that is sure of itself turns few bits, but those of the queries that are at the edge between two classes:
-    UC Merced lost 0.0045 of its mAP to 0.46 % and 0.0042, imagenet20 no more to 1.3 % and 0.0044.
+    flips: bit flip rate; noise: mean squared change over the variance of the logits
+    A confident network flips few bits, but those of the queries at the edge between two classes: UC Merced lost 0.0045
+    of its mAP to 0.46 % and 0.0042, imagenet20 no more to 1.3 % and 0.0044.
     """
 
     flips: float
@@ -38,183 +46,162 @@ class QuantizationError(NamedTuple):
 
     @staticmethod
     def of(found: Tensor, expected: Tensor) -> QuantizationError:
-        """That of logits `[n, bits]` against those expected."""
-        return QuantizationError(flipped(found, expected), float((found - expected).square().mean() / expected.var()))
+        """Compare logits `[n, bits]` with those of the float network."""
+        return QuantizationError(
+            bit_flip_rate(found, expected), float((found - expected).square().mean() / expected.var())
+        )
 
     def within(self, most: QuantizationError) -> bool:
-        """Whether it is no more than that, in both."""
+        """Whether both figures are within `most`."""
         return self.flips <= most.flips and self.noise <= most.noise
 
 
-# What may remain, on pictures held out; for more of it, layers are taken back.
-ENOUGH: dict[Mode, QuantizationError] = {
+# Allowed on held-out images; above it, layers are kept in float.
+MAX_ERROR: dict[QuantMode, QuantizationError] = {
     "weights": QuantizationError(0.003, 0.0002),
     "int8": QuantizationError(0.01, 0.002),
 }
 
 
-@dataclass(frozen=True)
-class LayerSensitivity:
-    """One layer alone on its grid.
-
-    mode: "weights", or "int8" for its activations too; flips: share of bits that turn; error: mean |change of a logit|;
-    kept: whether the layer was taken back for it
-    """
-
-    layer: str
-    mode: Mode
-    flips: float
-    error: float
-    kept: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class QuantizationResult:
-    """A network with simulated 8-bit layers, each in the mode it is to be shipped in, and how that came about.
+    """A fake-quantized network, each layer in the mode it is exported in, and how the modes were chosen.
 
-    stored: the network without simulation, its larger weights on their grids but for those of `float_layers`
+    stored: the network of plain convolutions, its larger weights quantized but for those of `float_layers`
     sensitivities: worst first, of the weights and then of the activations
-    flips: share of the bits that turn on the pictures held out, with the weights alone and with all
+    flips: bit flip rate on the held-out images, with the weights alone and with all
     """
 
     net: nn.Module
     stored: nn.Module
     sensitivities: tuple[LayerSensitivity, ...]
-    flips: dict[Mode, float]
+    flips: dict[QuantMode, float]
     calibration: str
 
     @property
+    def activations(self) -> bool:
+        """Whether 8-bit activations were chosen too."""
+        return "int8" in self.flips
+
+    @property
     def float_layers(self) -> tuple[str, ...]:
-        """Layers whose weights stay float: in every file with 8-bit weights."""
+        """Layers whose weights are kept in float in every quantized precision."""
         return tuple(one.layer for one in self.sensitivities if one.mode == "weights" and one.kept)
 
     def record(self) -> dict[str, Any]:
-        """All but the network, for a file of results."""
-        rows = [dataclasses.asdict(one) for one in self.sensitivities]
+        """Return all but the networks, for a file of results."""
+        rows = [one.model_dump() for one in self.sensitivities]
         return {"calibration": self.calibration, "flips": self.flips, "layers": rows}
 
 
 def quantize(
     net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, activations: bool = True
 ) -> QuantizationResult:
-    """Simulates `net` (folded; normalised float32 to logits) in 8-bit, without any training.
+    """Fake-quantize `net` (folded; normalised float32 to logits), without any training.
 
-    seen: pictures `[n, S, S, 3]` that the ranges are taken from; held: those that the layers are chosen on, best such
-    as the network has not learned by heart, where nearly every logit is far from zero and nothing turns.
+    seen: images `[n, S, S, 3]` that the ranges are taken from; held: those that the layers are chosen on, best not
+    memorized by the network: there nearly every logit is far from zero and no bit flips.
     activations: choose those too.  Layers whose output is one pixel (squeeze-excite gates, what is behind the pooling)
     keep float activations: they cost next to nothing.  Weights of fewer than `SMALL_WEIGHTS` numbers are float unless
     their activations are 8-bit.
-    Raises `InputError` without pictures.
+    Raises `InputError` without images.
     """
     if not len(seen) or not len(held):
-        raise InputError("pictures to take the ranges from", "none", "Give some of those the app will ask about.")
-    made, familiar, pictures = simulated(net), normalised(seen, preprocessing), normalised(held, preprocessing)
+        raise InputError("images to take the ranges from", "none", "Give some like the app's queries.")
+    made, familiar, images = insert_fake_quant(net), normalize(seen, preprocessing), normalize(held, preprocessing)
     spatial = _calibrate(made, familiar)
-    expected = logits(made, pictures)
+    expected = logits(made, images)
     large = [name for name, layer in layers(made).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
-    _round(made, familiar, large)
-    found, flips = _chosen(made, pictures, expected, large, "weights")
-    stored, calibration = unwrapped(made), f"ranges of {len(seen)} pictures, layers chosen on {len(held)}"
+    gptq_layers(made, familiar, large)
+    found, flips = choose_layers(made, images, expected, large, "weights")
+    stored, calibration = strip_fake_quant(made), f"ranges of {len(seen)} images, layers chosen on {len(held)}"
     if not activations:
         return QuantizationResult(made, stored, tuple(found), {"weights": flips}, calibration)
-    _round(made, familiar, [name for name in spatial if name not in large])
+    gptq_layers(made, familiar, [name for name in spatial if name not in large])
     left = {one.layer for one in found if one.kept}
-    others, turned = _chosen(made, pictures, expected, [name for name in spatial if name not in left], "int8")
+    others, turned = choose_layers(made, images, expected, [name for name in spatial if name not in left], "int8")
     return QuantizationResult(made, stored, (*found, *others), {"weights": flips, "int8": turned}, calibration)
 
 
-def simulate(
-    net: nn.Module, preprocessing: Preprocessing, seen: Pixels, held: Pixels, forms: Sequence[str]
-) -> tuple[QuantizationResult | None, dict[str, nn.Module]]:
-    """What `export_all` needs for 8-bit `forms` of the trained `net`: the choice of layers, a network per precision."""
-    precisions = {form.partition("-")[2] for form in forms}
-    if precisions <= set(FLOAT):
-        return None, {}
-    ranged = bool(precisions & {"w8a8", "w8a16"})
-    quantized = quantize(deployable(net, preprocessing.size), preprocessing, seen, held, ranged)
-    simulated = {"w8a32": quantized.stored}
-    if ranged:
-        simulated["w8a8"] = quantized.net
-    return quantized, simulated
-
-
-def _round(net: nn.Module, pictures: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Chooses the 8-bit weights of layers together, and leaves each in the mode that it is in."""
+def gptq_layers(net: nn.Module, images: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Round the weights of layers by GPTQ; modes stay as they are."""
     before = {name: layer.mode for name, layer in layers(net).items()}
-    round_weights(net, pictures, names)
+    gptq_(net, images, names)
     for name, layer in layers(net).items():
         layer.mode = before[name]
 
 
-def _chosen(
-    net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: Mode
+def choose_layers(
+    net: nn.Module, images: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: QuantMode
 ) -> tuple[list[LayerSensitivity], float]:
-    """Puts as many of the layers in `mode` as they bear: what each does alone, and the share of bits that turn."""
-    ranked = _ranked(net, pictures, expected, names, mode)
-    count, flips = _settle(net, pictures, expected, [one.layer for one in ranked], mode)
-    log.info("  %s: %d of %d layers taken back, %.2f%% of bits turn", mode, count, len(ranked), 100 * flips)
-    return [dataclasses.replace(one, kept=place < count) for place, one in enumerate(ranked)], flips
+    """Quantize as many layers as the error budget allows; return each one's sensitivity and the bit flip rate."""
+    ranked = rank_layers(net, images, expected, names, mode)
+    count, flips = exclude_worst(net, images, expected, [one.layer for one in ranked], mode)
+    log.info("  %s: %d of %d layers kept in float, bit flip rate %.2f%%", mode, count, len(ranked), 100 * flips)
+    return [one.model_copy(update={"kept": rank < count}) for rank, one in enumerate(ranked)], flips
 
 
-def normalised(pixels: Pixels, preprocessing: Preprocessing) -> list[Tensor]:
-    """Batches of normalised pictures `[B, 3, S, S]`."""
+def normalize(pixels: Pixels, preprocessing: Preprocessing) -> list[Tensor]:
+    """Split images into normalised batches `[B, 3, S, S]`."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     batches = [torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
     return [(batch.permute(0, 3, 1, 2) / 255 - mean) / std for batch in batches]
 
 
 @torch.no_grad()
-def logits(net: nn.Module, pictures: Sequence[Tensor]) -> Tensor:
-    """Logits `[n, bits]`, in eval mode."""
+def logits(net: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    """Compute logits `[n, bits]` in eval mode."""
     net.eval()
-    return torch.cat([net(batch) for batch in pictures])
+    return torch.cat([net(batch) for batch in images])
 
 
-def flipped(found: Tensor, expected: Tensor) -> float:
-    """Share of bits that differ."""
+def bit_flip_rate(found: Tensor, expected: Tensor) -> float:
+    """Return the share of bits that differ."""
     return float(((found > 0) != (expected > 0)).double().mean())
 
 
-def _calibrate(net: nn.Module, pictures: Sequence[Tensor]) -> list[str]:
-    """Sets all ranges, and returns the layers whose output has more than one pixel."""
+def _calibrate(net: nn.Module, images: Sequence[Tensor]) -> list[str]:
+    """Set all ranges; return the layers whose output has more than one pixel."""
     own = layers(net)
     set_mode(net, "observe")
-    with watched(net) as curved:
-        logits(net, pictures)
+    with track_activations(net) as curved:
+        logits(net, images)
     for name, layer in own.items():
-        layer.input.settle(ANYTHING)
-        layer.output.settle(curved.get(name, ANYTHING))
+        layer.input.freeze(ANYTHING)
+        layer.output.freeze(curved.get(name, ANYTHING))
     set_mode(net, "float")
     return [name for name, layer in own.items() if layer.pixels > 1]
 
 
-def _ranked(
-    net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: Mode
+def rank_layers(
+    net: nn.Module, images: Sequence[Tensor], expected: Tensor, names: Sequence[str], mode: QuantMode
 ) -> list[LayerSensitivity]:
-    """What each layer alone does to the logits, worst first; by the error, which is finer than a count of bits."""
+    """Measure what each layer alone does to the logits, worst first; by the error, finer than a count of bits."""
     own, found = layers(net), []
     before = {name: layer.mode for name, layer in own.items()}
     set_mode(net, "float")
     for name in names:
         own[name].mode = mode
-        changed = logits(net, pictures)
-        found.append(LayerSensitivity(name, mode, flipped(changed, expected), float((changed - expected).abs().mean())))
+        changed = logits(net, images)
+        error = float((changed - expected).abs().mean())
+        flips = bit_flip_rate(changed, expected)
+        found.append(LayerSensitivity(layer=name, mode=mode, flips=flips, error=error))
         own[name].mode = "float"
     for name, layer in own.items():
         layer.mode = before[name]
     return sorted(found, key=lambda one: -one.error)
 
 
-def _settle(
-    net: nn.Module, pictures: Sequence[Tensor], expected: Tensor, ranked: Sequence[str], mode: Mode
+def exclude_worst(
+    net: nn.Module, images: Sequence[Tensor], expected: Tensor, ranked: Sequence[str], mode: QuantMode
 ) -> tuple[int, float]:
-    """Puts all layers in `mode` and takes back the worst until few enough bits turn: how many, and what is left."""
+    """Quantize all layers, then keep the worst in float until the error is allowed: their number, the bit flip rate."""
     own: dict[str, FakeQuantConv2d] = layers(net)
     before = {name: own[name].mode for name in ranked}
     for name in ranked:
         own[name].mode = mode
-    harm, count = QuantizationError.of(logits(net, pictures), expected), 0
-    while not harm.within(ENOUGH[mode]) and count < int(MOST[mode] * len(ranked)):
+    error, count = QuantizationError.of(logits(net, images), expected), 0
+    while not error.within(MAX_ERROR[mode]) and count < int(MAX_EXCLUDED[mode] * len(ranked)):
         own[ranked[count]].mode = before[ranked[count]]
-        harm, count = QuantizationError.of(logits(net, pictures), expected), count + 1
-    return count, harm.flips
+        error, count = QuantizationError.of(logits(net, images), expected), count + 1
+    return count, error.flips

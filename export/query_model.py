@@ -1,4 +1,4 @@
-"""The graph that ships: uint8 picture in, normalise, student, logits, sign, packed code bytes out."""
+"""The exported graph: uint8 image in, normalise, student, logits, sign, packed code bytes out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gallery.errors import InputError
 TOLERANCE = 1e-4  # of the largest logit; folding mobilenetv3, v2 and lite0 costs 1e-6
 
 
-def deployable(net: nn.Module, size: int) -> nn.Module:
-    """An eval-mode float32 copy of `net` on the CPU: branches merged, batch norm folded, numbers unchanged.
+def inference_copy(net: nn.Module, size: int) -> nn.Module:
+    """Copy `net` to the CPU in float32 and eval mode, branches merged and batch norm folded, numbers unchanged.
 
-    net: normalised float32 `[B, 3, size, size]` to logits `[B, bits]`; it is left as it was.
+    net: normalised float32 `[B, 3, size, size]` to logits `[B, bits]`; not modified.
     Raises `InputError` when the copy's logits differ from the network's by more than `TOLERANCE`.
     """
     before = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
@@ -44,7 +44,7 @@ def deployable(net: nn.Module, size: int) -> nn.Module:
 
 
 def _reparameterised(net: nn.Module) -> nn.Module:
-    """Merges training-time branches (FastViT, MobileOne, RepGhost).  Only timm's networks have them."""
+    """Merge training-time branches (FastViT, MobileOne, RepGhost).  Only timm's networks have them."""
     if "timm" not in sys.modules:
         return net
     from timm.utils.model import reparameterize_model
@@ -78,20 +78,20 @@ class QueryModel(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        # contiguous: as a channels-last view it drew a Gather over all channels into the ONNX graph, 5 % of its time
+        # contiguous: as a channels-last view it put a Gather over all channels into the ONNX graph, 5 % of its time
         logits = self.logits(image.permute(0, 3, 1, 2).contiguous().float())
-        return ((logits > 0).float() @ self.packing).to(torch.uint8), logits  # `packed` in fewer steps, for ONNX
+        return ((logits > 0).float() @ self.packing).to(torch.uint8), logits  # `pack` in fewer steps, for ONNX
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Float pixels 0..255 `[B, 3, S, S]` to logits `[B, bits]`."""
         logits: Tensor = self.net((pixels - self.mean) * self.scale)
         return logits
 
-    def packed(self, logits: Tensor) -> Tensor:
+    def pack(self, logits: Tensor) -> Tensor:
         """Logits to code bytes as whole floats `[B, bits/8]`; a sum of distinct powers of two is exact in fp16 too."""
         bits = (logits > 0).float().reshape(-1, self.bits // 8, 8)
         return (bits * self.place_values).sum(-1)
 
     def example(self, batch: int = 1) -> Tensor:
-        """A black picture in the shape the graph takes."""
+        """Return a black image in the shape the graph takes."""
         return torch.zeros(batch, self.size, self.size, 3, dtype=torch.uint8)

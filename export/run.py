@@ -1,4 +1,4 @@
-"""From a student to files that ship: exported again, made of a network of your own, or verified.
+"""Export a finished run's student again, export a custom model, or verify a bundle.
 
     python export/run.py runs/mine --formats onnx litert --precisions fp32 w8a8
     python export/run.py --student-weights mine.safetensors --student mobilenetv3_small_100 --img-size 224 \\
@@ -6,7 +6,7 @@
     python export/run.py verify runs/mine/bundle
 
 The first two write a bundle; the last checks one: that names, sizes, checksums and code space are as the manifest says,
-and that every file returns the golden pictures' codes (`verify --help`).
+and that every file returns the golden codes (`verify --help`).
 Exit codes: 0 all is well, 1 a file does not return its codes, 2 bad input.
 """
 
@@ -38,9 +38,8 @@ from gallery.errors import (
 if TYPE_CHECKING:
     from typing import Any
 
-    from export.ship import Student
+    from export.exporter import ExportRequest
 
-GOLDEN = 8
 NEEDED = "student_weights", "code_space", "images", "out"  # for a custom model
 OWN = {*NEEDED, "student", "img_size", "mean", "std"} - {"out"}
 
@@ -49,14 +48,14 @@ class ExportCommand(StrictModel):
     """Write a bundle of a finished run's student, or of a network of your own."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
-    """A finished run folder of distill/run.py; its networks, results and own bundle stay as they are."""
+    """A finished run folder of distill/run.py; its networks, results and own bundle are not modified."""
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
     """onnx, litert, coreml, coreai."""
     precisions: tuple[str, ...] = ()
     """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6: each in the formats that have it; by default those of a
     run: fp32, fp16 and w8a32, Core ML without fp32."""
     out: Path | None = None
-    """The bundle's folder, made anew; by default RUN/export."""
+    """Folder of the new bundle; by default RUN/export."""
     dynamic_image_size: bool = False
     """ONNX models take images of any size and resize them themselves."""
     student_weights: Path | None = None
@@ -76,12 +75,12 @@ class ExportCommand(StrictModel):
 
 
 class VerifyCommand(StrictModel):
-    """Check a bundle: every name, byte and metadata against its manifest, then every file against the golden codes.
+    """Verify a bundle: names, bytes and metadata against its manifest, then every file against the golden codes.
 
-    A bit that differs from the golden code has turned.  In an fp32 file none may turn, unless both logits are within
-    0.001 of zero; in an fp16 file none, unless both are within a tenth of the logits' standard deviation.  Of a
-    quantized file's bits 2 % may turn, and three standard deviations more, since the pictures are few; a broken one
-    turns tens of percent.  Whether a file is good enough, all queries tell: see the report of its run.
+    Allowed bit flips against the golden codes: in an fp32 file none, unless both logits are within 0.001 of zero; in an
+    fp16 file none, unless both are within a tenth of the logits' standard deviation; in a quantized file 2 % and three
+    standard deviations more, since the images are few.  A damaged file flips tens of percent.  Whether a file is good
+    enough is measured on all queries: see the report of its run.
     """
 
     bundle: tyro.conf.Positional[Path]
@@ -91,7 +90,7 @@ class VerifyCommand(StrictModel):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+    """Run the command line and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
 
     def work() -> int:
@@ -103,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export(command: ExportCommand) -> int:
-    """Writes the bundle, and says what is in it."""
+    """Check the options and write the bundle."""
     from distill.system import limit_threads
     from export.exporter import select_variants
 
@@ -116,12 +115,10 @@ def export(command: ExportCommand) -> int:
         expected = f"a run folder, or a network of your own with {_flags(NEEDED)}"
         raise InputError(expected, f"neither: no {_flags(missing)}", "Give these, or a run folder.")
     limit_threads()
-    forms, out = (
-        select_variants(command.formats, command.precisions),
-        (command.out or Path(command.run or "", "export")).resolve(),
-    )
+    variants = select_variants(command.formats, command.precisions)
+    out = (command.out or Path(command.run or "", "export")).resolve()
     check_out(out)
-    (of_run if command.run else of_weights)(command, forms, out)
+    (export_run if command.run else export_custom)(command, variants, out)
     return EXIT_PASSED
 
 
@@ -130,12 +127,12 @@ def _flags(names: Any) -> str:
 
 
 def check_out(out: Path) -> None:
-    """Raises `InputError` unless `out` is new, empty, or an earlier bundle that is as it was written."""
+    """Raise `InputError` unless `out` is new, empty, or an earlier bundle that is as it was written."""
     from export.bundle import open_bundle
 
     if out.name == "bundle" and (out.parent / "config.yaml").exists():
         fix = "Choose another --out, or add the variants to the run: distill/run.py --formats, --precisions."
-        raise InputError("a folder of its own for the new bundle", f"{out}, the bundle its run was proved by", fix)
+        raise InputError("a folder of its own for the new bundle", f"{out}, the bundle that its run evaluated", fix)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -145,21 +142,23 @@ def check_out(out: Path) -> None:
         raise InputError(f"a new folder, or a bundle to replace, at {out}", found, "Choose another --out.") from error
 
 
-def of_run(command: ExportCommand, forms: list[str], out: Path) -> None:
-    """Export from a finished run, with its images; its results and its own bundle stay as they are."""
+def export_run(command: ExportCommand, variants: list[str], out: Path) -> None:
+    """Export a finished run's student, calibrated with the run's images; its results and its own bundle stay."""
     from distill.export_samples import export_request
     from distill.load_run import load_run
-    from export.ship import Student
+    from export.exporter import ExportRequest
 
     with load_run(command.run or "") as run:
-        write(Student(**export_request(run.context, run.student, run.space)), command, forms, out)
+        fields = export_request(run.context, run.student, run.space)
+        write(ExportRequest(**fields, dynamic_image_size=command.dynamic_image_size), variants, out)
 
 
-def of_weights(command: ExportCommand, forms: list[str], out: Path) -> None:
-    """Exports a network of the user's; its golden codes are what its float form says of the pictures."""
+def export_custom(command: ExportCommand, variants: list[str], out: Path) -> None:
+    """Export the user's own network; its golden codes are those of its float logits."""
+    from distill.export_samples import NUM_GOLDEN
     from distill.models.custom import load_custom_model, read_images, warn_if_foreign_space
-    from export.quantize import logits, normalised
-    from export.ship import Student
+    from export.exporter import ExportRequest
+    from export.quantize import logits, normalize
     from gallery import codespace
     from gallery.codes import pack
     from gallery.codespace import Preprocessing
@@ -167,38 +166,38 @@ def of_weights(command: ExportCommand, forms: list[str], out: Path) -> None:
     space, centers = codespace.load(Path(command.code_space or ""))
     path = Path(command.student_weights or "")
     net, start, size = load_custom_model(path, command.student, command.img_size, space.bits)
-    seen = Preprocessing(size, command.mean or start.mean, command.std or start.std)
-    if not all(value > 0 for value in seen.std):
-        raise InputError("a --std above zero in each channel", str(seen.std), "Give what the network was trained with.")
+    preprocessing = Preprocessing(size, command.mean or start.mean, command.std or start.std)
+    if not all(value > 0 for value in preprocessing.std):
+        found = str(preprocessing.std)
+        raise InputError("a --std above zero in each channel", found, "Give what the network was trained with.")
     pixels = read_images(Path(command.images or ""), size)
-    said = logits(net, normalised(pixels, seen)).numpy()
-    warn_if_foreign_space(pack(said), pack(centers))
-    golden = slice(None, None, -(-len(pixels) // GOLDEN))
-    write(Student(
-        net, start.name, seen, space, centers, (pixels[::2], pixels[1::2]),
-        (pixels[golden], pack(said[golden]), said[golden]),
-    ), command, forms, out)  # fmt: skip
+    outputs = logits(net, normalize(pixels, preprocessing)).numpy()
+    warn_if_foreign_space(pack(outputs), pack(centers))
+    golden = slice(None, None, -(-len(pixels) // NUM_GOLDEN))
+    write(ExportRequest(
+        net, start.name, preprocessing, space, centers, (pixels[::2], pixels[1::2]),
+        (pixels[golden], pack(outputs[golden]), outputs[golden]), command.dynamic_image_size,
+    ), variants, out)  # fmt: skip
 
 
-def write(student: Student, command: ExportCommand, forms: list[str], out: Path) -> None:
-    """Writes the bundle and a line for each file."""
-    from export.ship import ship
+def write(request: ExportRequest, variants: list[str], out: Path) -> None:
+    """Write the bundle and log a line for each model."""
+    from export.exporter import export_bundle
 
-    log.info("[export] writing %s to %s", ", ".join(forms), out)
-    manifest, chosen = ship(student, forms, out, command.dynamic_image_size)
-    rows = chosen["layers"] if chosen else []
-    inputs = sum(row["kept"] for row in rows if row["mode"] == "int8")
+    log.info("[export] writing %s to %s", ", ".join(variants), out)
+    manifest, chosen = export_bundle(request, variants, out)
+    inputs = sum(row["kept"] for row in (chosen["layers"] if chosen else []) if row["mode"] == "int8")
     for file in manifest.files:
         line, precision = f"  {file.variant}: {file.bytes / 1e6:.2f} MB", file.metadata.precision
-        line += "" if precision in FLOAT else f", {len(file.metadata.float_layers)} layers left float"
+        line += "" if precision in FLOAT else f", {len(file.metadata.float_layers)} layers kept in float"
         log.info(line + (f", {inputs} more with float activations" if file.metadata.calibration else ""))
     for one in manifest.failures:
-        log.warning("  %s: not made: %s", one.variant, one.reason)
+        log.warning("  %s failed: %s", one.variant, one.reason)
     log.info("bundle %s", out)
 
 
 def verify(command: VerifyCommand) -> int:
-    """Checks every byte of a bundle, and then runs every file."""
+    """Verify every byte of a bundle, then run every model."""
     from export.bundle import open_bundle, read_golden
     from mobile_eval.golden import FAILED, OK, check_golden
 
@@ -207,7 +206,7 @@ def verify(command: VerifyCommand) -> int:
     if golden.codes.shape != (count, bits // 8) or golden.logits.shape != (count, bits):
         found = f"{8 * golden.codes.shape[1]} bits and logits {golden.logits.shape}"
         raise CorruptFile(f"golden codes of {bits} bits in {command.bundle}", found, "Restore the bundle.")
-    log.info("%s: code space %s; names, bytes and metadata are as the manifest says", command.bundle, manifest.space.id)
+    log.info("%s: code space %s; names, bytes and metadata match the manifest", command.bundle, manifest.space.id)
     rows = [check_golden(file, golden) for file in manifest.files]
     for file, (end, why) in zip(manifest.files, rows, strict=True):
         (log.info if end == OK else log.warning)("  %s: %s: %s", file.variant, end, why)

@@ -17,16 +17,11 @@ from gallery.files import atomic_path
 
 FORMAT, SUFFIX, LAYOUT = "coreai", ".aimodel", "NHWC uint8"
 PRECISIONS = ("fp32", "fp16")
-INTEGERS = {"stored": True, "signed": True}
-
-
-def to_coreai(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `metadata.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
-    return write(convert(model), metadata, path)
+QDQ_STYLE = {"stored": True, "signed": True}
 
 
 def convert(model: QueryModel) -> QueryModel:
-    """The model itself: each precision is a conversion of its own."""
+    """Return the model itself: each precision is a conversion of its own."""
     return model
 
 
@@ -51,7 +46,7 @@ def _converted(model: QueryModel) -> Any:
 
 
 def _halved(model: QueryModel) -> QueryModel:
-    """Its network in float16; the picture is normalised and the code taken in float32."""
+    """Copy the model with its network in float16; normalisation and packing stay float32."""
     halved = copy.deepcopy(model)
     halved.net = _Half(halved.net)
     return halved.eval()

@@ -21,20 +21,12 @@ from gallery.files import atomic_path
 
 FORMAT, SUFFIX, LAYOUT = "coreml", ".mlpackage", "image"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "palettize6")
-INTEGERS = {"stored": True, "signed": True}
+QDQ_STYLE = {"stored": True, "signed": True}
 _DATED = "com.github.apple.coremltools.conversion_date"
 
 
-def to_coreml(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `metadata.precision`: an RGB image to codes int32 `[1, bits/8]` and logits float32.
-
-    Core ML has no uint8 output and int8 stops at 127, so each code byte travels as an int32.
-    """
-    return write(convert(model), metadata, path)
-
-
 def convert(model: QueryModel) -> ExportedPrograms:
-    """The exported graph, from which each precision is made when it is asked for."""
+    """Export the graph, from which each precision is converted when asked for."""
     return ExportedPrograms(model)
 
 
@@ -59,7 +51,7 @@ class ExportedPrograms:
         return self._converted("FLOAT16")
 
     def stored(self, precision: str, float_layers: Sequence[str]) -> Any:
-        """The program of a precision; but for fp32 activations are fp16, and the larger weights are as it says.
+        """Return the program of a precision; but for fp32 activations are fp16, and the larger weights are as it says.
 
         "w8a32": int8 with one scale per output channel.  "palettize6": 64 values of one k-means table a
         layer, depthwise layers kept in float: of a trained MobileNetV3-small on imagenet20, 6 bits so flipped 2.7 % of
@@ -92,13 +84,13 @@ class ExportedPrograms:
 
 
 def write(programs: ExportedPrograms, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Picks the program of `metadata.precision`, embeds the metadata, and writes the package."""
+    """Pick the program of `metadata.precision`, embed the metadata, and write the package."""
     check_layers(metadata.float_layers, programs.layers)
     program = programs.stored(metadata.precision, metadata.float_layers)
     program.user_defined_metadata[KEY] = metadata.to_json()
     with atomic_path(path) as draft:
         program.save(str(draft))
-        _tidy(draft)
+        _make_reproducible(draft)
     return ExportedModel.of(path, FORMAT, metadata)
 
 
@@ -111,11 +103,11 @@ class _ImageGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.query.logits(pixels)
-        return self.query.packed(logits).to(torch.int32), logits
+        return self.query.pack(logits).to(torch.int32), logits
 
 
-def _tidy(package: Path) -> None:
-    """Two exports of one network shall be equal, and readable by others.
+def _make_reproducible(package: Path) -> None:
+    """Make two exports of one network equal, and readable by others.
 
     Drops the debug map, the date, random item names, the order of protobuf maps, and owner-only permissions.
     """

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
-from export.fake_quant import QDQConv2d, Range, layers
+from export.fake_quant import ActivationRange, QDQConv2d, layers
 from export.query_model import QueryModel
 from gallery.files import atomic_write
 
 FORMAT, SUFFIX, LAYOUT = "litert", ".tflite", "NHWC uint8"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "w8a16", "w8a8-dynamic")
-INTEGERS = {"stored": False, "signed": True}
+QDQ_STYLE = {"stored": False, "signed": True}
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _ROOM = 4  # times a range's larger end is the end of its int16 grid: the range leaves out the rarest values
 
 
 @dataclass(frozen=True)
-class Program:
+class ConvertedModel:
     """A converted file; ranges: what goes into and comes out of the layers that "w8a16" calculates in int16."""
 
     data: bytes
-    ranges: dict[str, tuple[Range, Range]]
+    ranges: dict[str, tuple[ActivationRange, ActivationRange]]
 
 
 def _rule(algorithm: str, smallest: int, dynamic: bool = False, **weights: Any) -> dict[str, Any]:
@@ -55,13 +55,8 @@ _RULES = {
 _INT16 = {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "INT"}
 
 
-def to_litert(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `metadata.precision`: image uint8 `[1, S, S, 3]` to codes uint8 and logits float32."""
-    return write(convert(model), metadata, path)
-
-
-def convert(model: QueryModel) -> Program:
-    """The file with float32 weights, and integer layers where the model has them.
+def convert(model: QueryModel) -> ConvertedModel:
+    """Convert to a file with float32 weights, and integer layers where the model has them.
 
     A module of its own gives the signature its names: image, codes, logits.
     """
@@ -73,13 +68,13 @@ def convert(model: QueryModel) -> Program:
     )
     with tempfile.TemporaryDirectory() as folder:
         edge.export(f"{folder}/float.tflite")
-        return Program(Path(folder, "float.tflite").read_bytes(), _ranges(model))
+        return ConvertedModel(Path(folder, "float.tflite").read_bytes(), _ranges(model))
 
 
-def _ranges(model: QueryModel) -> dict[str, tuple[Range, Range]]:
-    """Of the simulated layers whose weights "w8a32" rounds: so that no bit turns that does not turn there.
+def _ranges(model: QueryModel) -> dict[str, tuple[ActivationRange, ActivationRange]]:
+    """Ranges of the fake-quantized layers whose weights "w8a32" rounds, so that no bit flips that does not flip there.
 
-    The int8 weights of smaller layers, most of them depthwise, turned 3.2 % of a trained MobileNetV3-small's bits
+    The int8 weights of smaller layers, most of them depthwise, flipped 3.2 % of a trained MobileNetV3-small's bits
     instead of 0.85 %.
     """
     large = {n: m for n, m in layers(model.net).items() if m.pixels > 1 and m.conv.weight.numel() >= SMALL_WEIGHTS}
@@ -87,7 +82,7 @@ def _ranges(model: QueryModel) -> dict[str, tuple[Range, Range]]:
 
 
 def _folding() -> Any:
-    """Has the converter turn the quantize and dequantize operations around a layer into an integer layer."""
+    """Tell the converter to fuse a layer with the quantize and dequantize operations around it."""
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
 
@@ -95,10 +90,10 @@ def _folding() -> Any:
     return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(static))
 
 
-def write(program: Program, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Stores the weights at `metadata.precision`, embeds the metadata, and writes the file."""
-    stored = program.data if metadata.precision == "fp32" else _quantized(program, metadata)
-    atomic_write(path, _with_metadata(stored, metadata))
+def write(converted: ConvertedModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
+    """Store the weights at `metadata.precision`, embed the metadata, and write the file."""
+    stored = converted.data if metadata.precision == "fp32" else _quantized(converted, metadata)
+    atomic_write(path, _embed_metadata(stored, metadata))
     return ExportedModel.of(path, FORMAT, metadata)
 
 
@@ -121,10 +116,10 @@ class _Named(nn.Module):
         side = self.query.size
         rows = (image.reshape(-1, side, 3 * side).float() - self.mean) * self.scale
         logits = self.query.net(rows.reshape(-1, side, side, 3).permute(0, 3, 1, 2))
-        return {"codes": self.query.packed(logits).to(torch.uint8), "logits": logits}
+        return {"codes": self.query.pack(logits).to(torch.uint8), "logits": logits}
 
 
-def _quantized(program: Program, metadata: ModelMetadata) -> bytes:
+def _quantized(program: ConvertedModel, metadata: ModelMetadata) -> bytes:
     """Store weights at `metadata.precision`; "w8a8-dynamic" keeps the last layer, the hash head, in float."""
     from ai_edge_quantizer.quantizer import Quantizer
 
@@ -137,7 +132,7 @@ def _quantized(program: Program, metadata: ModelMetadata) -> bytes:
     ends: dict[str, dict[str, Any]] | None = None
     if metadata.precision == "w8a16":
         ranges = {name: both for name, both in program.ranges.items() if name not in metadata.float_layers}
-        more, ends = _sixteen_bits(operations, ranges)
+        more, ends = _w8a16_rules(operations, ranges)
         rules += more
     quantizer = Quantizer(bytearray(program.data))
     quantizer.load_quantization_recipe(rules)
@@ -145,14 +140,14 @@ def _quantized(program: Program, metadata: ModelMetadata) -> bytes:
 
 
 def _only(operation: str, algorithm: str, config: dict[str, Any]) -> dict[str, Any]:
-    """A rule for one operation, by the name of what it puts out."""
+    """Build a rule for one operation, by the name of its output."""
     return {"regex": f"^{re.escape(operation)};$", "operation": "*", "algorithm_key": algorithm, "op_config": config}
 
 
-def _sixteen_bits(
-    operations: dict[str, str], ranges: dict[str, tuple[Range, Range]]
+def _w8a16_rules(
+    operations: dict[str, str], ranges: dict[str, tuple[ActivationRange, ActivationRange]]
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Rules for int8 weights between int16 activations, and the ends of these, symmetric, by tensor."""
+    """Build rules for int8 weights between int16 activations, and the symmetric ranges of these by tensor."""
     config = _rule("", 0, True, **_CHANNELWISE)["op_config"] | {"activation_tensor_config": _INT16}
     rules, ends = [], defaultdict[str, float](float)
     for layer, both in ranges.items():
@@ -165,7 +160,7 @@ def _sixteen_bits(
 
 
 def _weighted_operations(program: bytes) -> dict[str, str]:
-    """What convolutions and linear layers put out, in the order of the graph, and what goes in; by name."""
+    """Map output to input tensors of convolutions and linear layers, by name, in the order of the graph."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {getattr(schema.BuiltinOperator, name) for name in _WEIGHTED}
@@ -180,7 +175,7 @@ def _weighted_operations(program: bytes) -> dict[str, str]:
 
 
 def _operations_of(operations: Iterable[str], wanted: Sequence[str]) -> list[str]:
-    """Those whose names hold the layer's path: litert_torch writes "a.b.Class_name/a.b.Class_name;1" of its modules."""
+    """Find the layers by path: litert_torch writes "a.b.Class_name/a.b.Class_name;1" of its modules."""
     found, known = [], []
     for operation in operations:
         scopes = [scope for scope in operation.split(";") if "/" in scope]
@@ -191,8 +186,8 @@ def _operations_of(operations: Iterable[str], wanted: Sequence[str]) -> list[str
     return found
 
 
-def _with_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
-    """The file with the metadata in a metadata buffer, all weights inside the flatbuffer and aligned.
+def _embed_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
+    """Embed the metadata in a metadata buffer, all weights inside the flatbuffer and aligned.
 
     The quantizer appends weights behind the flatbuffer, where only new runtimes look; reading resolves that.
     """

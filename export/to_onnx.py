@@ -20,20 +20,12 @@ if TYPE_CHECKING:
 
 FORMAT, SUFFIX, LAYOUT = "onnx", ".onnx", "NHWC uint8"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8")
-INTEGERS = {"stored": True, "signed": False}
+QDQ_STYLE = {"stored": True, "signed": False}
 _OUTPUT_CHANNELS = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the weights; torch writes Gemm transposed
 
 
-def to_onnx(model: QueryModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Writes `model` at `metadata.precision`: image uint8 `[batch, S, S, 3]` to codes uint8 and logits float32.
-
-    With the layout `ANY_SIZE` in the metadata the image is `[batch, height, width, 3]`, and the file follows the rule.
-    """
-    return write(convert(model), metadata, path)
-
-
 def convert(model: QueryModel) -> ModelProto:
-    """The float32 graph, without what the exporter notes down for debugging (stack traces with local paths)."""
+    """Export the float32 graph, without debug information (stack traces with local paths)."""
     import torch
 
     program: Any = torch.onnx.export(
@@ -51,7 +43,7 @@ def convert(model: QueryModel) -> ModelProto:
 
 
 def _fold_scale(graph: GraphProto) -> None:
-    """Multiplies the weights of a first convolution in float by the pixels' scale, so that no step is left for it.
+    """Multiply the weights of a first convolution in float by the pixels' scale, so that no step is left for it.
 
     The mean stays outside: see `QueryModel`.
     """
@@ -70,8 +62,8 @@ def _fold_scale(graph: GraphProto) -> None:
     graph.initializer.remove(tensors["scale"])
 
 
-def _cast_first(graph: GraphProto) -> None:
-    """Turns the pixels to floats before channels move: bytes are moved one at a time.
+def _cast_before_transpose(graph: GraphProto) -> None:
+    """Cast the pixels to float before the transpose, which moves bytes one at a time.
 
     A MobileNetV3-small in fp32 at 128 pixels takes 1.034 of the bare student's time with this, 1.045 without (median
     of 15 openings of each).  Not where the file resizes, which wants bytes with the channels in front.
@@ -87,18 +79,18 @@ def _cast_first(graph: GraphProto) -> None:
 
 
 def write(program: ModelProto, metadata: ModelMetadata, path: Path) -> ExportedModel:
-    """Casts the weights to `metadata.precision`, embeds the metadata, and writes the file."""
+    """Cast the weights to `metadata.precision`, embed the metadata, and write the file."""
     import onnx
 
     finished = copy.deepcopy(program)
     if metadata.layout != ANY_SIZE:
-        _cast_first(finished.graph)
+        _cast_before_transpose(finished.graph)
     if metadata.precision == "fp16":
         finished = _fp16(finished)
     elif metadata.precision != "fp32":
-        _store_int8(finished.graph, metadata.float_layers)
+        _quantize_weights(finished.graph, metadata.float_layers)
     if metadata.layout == ANY_SIZE:
-        _resize_inside(finished.graph, metadata.size)
+        _embed_resize(finished.graph, metadata.size)
     onnx.helper.set_model_props(finished, {KEY: metadata.to_json()})
     onnx.checker.check_model(finished)
     atomic_write(path, finished.SerializeToString(deterministic=True))
@@ -106,7 +98,7 @@ def write(program: ModelProto, metadata: ModelMetadata, path: Path) -> ExportedM
 
 
 def _fp16(program: ModelProto) -> ModelProto:
-    """Casts the network alone: the pixels in front and the packing behind stay float32.
+    """Cast the network alone: normalisation and packing stay float32.
 
     On a CPU, which casts back and forth, all in half precision took 1.17 of the bare student's time; this takes 1.04.
     """
@@ -123,8 +115,8 @@ def _fp16(program: ModelProto) -> ModelProto:
     return in_order
 
 
-def _store_int8(graph: GraphProto, float_layers: Sequence[str]) -> None:
-    """Stores the larger weights of convolutions and linear layers as int8 with one float32 scale per output channel.
+def _quantize_weights(graph: GraphProto, float_layers: Sequence[str]) -> None:
+    """Store the larger weights of convolutions and linear layers as int8 with one float32 scale per output channel.
 
     They come back through Cast and Mul, which every runtime folds into constants when it loads the file.
     ONNX Runtime never folds DequantizeLinear unless told to: the same file was 4.4 times slower with it.
@@ -138,7 +130,7 @@ def _store_int8(graph: GraphProto, float_layers: Sequence[str]) -> None:
         if node.op_type in _OUTPUT_CHANNELS and (tensor := weights.pop(node.input[1], None)) is not None:
             graph.initializer.extend(_stored(tensor, _OUTPUT_CHANNELS[node.op_type]))
             graph.initializer.remove(tensor)
-            nodes += _restore(tensor.name)
+            nodes += _dequantize_nodes(tensor.name)
     nodes += graph.node
     del graph.node[:]
     graph.node.extend(nodes)
@@ -160,7 +152,7 @@ def _quantized(weights: NDArray[np.float32], channels: int) -> tuple[NDArray[np.
     return np.round(weights / scale).astype(np.int8), scale
 
 
-def _restore(name: str) -> list[NodeProto]:
+def _dequantize_nodes(name: str) -> list[NodeProto]:
     import onnx
 
     node, cast = onnx.helper.make_node, f"{name}.cast"
@@ -170,8 +162,8 @@ def _restore(name: str) -> list[NodeProto]:
     ]
 
 
-def _resize_inside(graph: GraphProto, size: int) -> None:
-    """Puts the rule of `Preprocessing.resize` behind the transpose of the pixels, in whole numbers like Pillow's.
+def _embed_resize(graph: GraphProto, size: int) -> None:
+    """Insert the rule of `Preprocessing.resize` behind the transpose of the pixels, in whole numbers like Pillow's.
 
     The sides become size * side / shorter, rounded down; the crop starts at half of what is over, ties to even.
     ONNX Runtime's antialiased resize of uint8 is a port of Pillow's: 0.02 % of the pixels differ, by 1 or 2 of 255.

@@ -193,14 +193,14 @@ def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) ->
     """
     from distill.summary import student_query_logits
     from distill.system import device
-    from export.quantize import logits, normalised
+    from export.quantize import logits, normalize
     from gallery.codes import pack
     from mobile_eval.golden import OK, compare_golden
     from mobile_eval.runtimes import ModelOutput
 
     context, folder = run.context, run.context.run_dir.folder
     run.space.check_compatible(manifest.space.id, f"the run {folder}", "the bundle")
-    found = logits(run.student.cpu(), normalised(golden.images, context.preprocessing("student"))).numpy()
+    found = logits(run.student.cpu(), normalize(golden.images, context.preprocessing("student"))).numpy()
     status, message = compare_golden("fp16", ModelOutput(pack(found), found), golden)
     if status != OK:
         raise InputError(f"the bundle of the student in {folder}", message, "Export it again, or name its own --run.")

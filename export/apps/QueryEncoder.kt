@@ -17,7 +17,7 @@ class Encoded(val code: ByteArray, val logits: FloatArray)
 data class Neighbour(val id: Int, val distance: Int)
 
 /**
- * A picture to its Twinhash code, by LiteRT 1 (com.google.ai.edge.litert:litert) or TensorFlow Lite.
+ * An image to its Twinhash code, by LiteRT 1 (com.google.ai.edge.litert:litert) or TensorFlow Lite.
  *
  *     val model = FileInputStream(file).channel.use { it.map(FileChannel.MapMode.READ_ONLY, 0, it.size()) }
  *     QueryEncoder(model, spaceOfTheGallery).use { encoder ->
@@ -43,13 +43,13 @@ class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeab
         interpreter = Interpreter(model, Interpreter.Options().setNumThreads(threads))
     }
 
-    /** The code of an upright picture in memory (not a hardware bitmap); one picture at a time. */
+    /** The code of an upright image in memory (not a hardware bitmap); one image at a time. */
     @Synchronized
-    fun encode(picture: Bitmap): Encoded {
-        val image = ByteBuffer.allocateDirect(size * size * 3).put(toSquare(picture, size)).rewind()
+    fun encode(image: Bitmap): Encoded {
+        val input = ByteBuffer.allocateDirect(size * size * 3).put(toSquare(image, size)).rewind()
         val codes = arrayOf(ByteArray(bits / 8))
         val logits = arrayOf(FloatArray(bits))
-        interpreter.runSignature(mapOf("image" to image), mapOf("codes" to codes, "logits" to logits))
+        interpreter.runSignature(mapOf("image" to input), mapOf("codes" to codes, "logits" to logits))
         return Encoded(codes[0], logits[0])
     }
 
@@ -81,20 +81,20 @@ fun nearest(code: ByteArray, gallery: ByteArray, k: Int): List<Neighbour> {
 
 /**
  * The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made [size] and the longer one
- * cropped. The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
- * (Bitmap.createScaledBitmap takes 2 x 2 pixels however large the picture, and aliases.)
+ * cropped. The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
+ * (Bitmap.createScaledBitmap takes 2 x 2 pixels however large the image, and aliases.)
  *
  * Android hands over sRGB: it converts photographs with another colour profile, which the server does not.
  */
-fun toSquare(picture: Bitmap, size: Int): ByteArray {
-    val (width, height) = picture.width to picture.height
+fun toSquare(image: Bitmap, size: Int): ByteArray {
+    val (width, height) = image.width to image.height
     val columns = taps(width, max(size, (size.toDouble() * width / height).toInt()), size)
     val rows = taps(height, max(size, (size.toDouble() * height / width).toInt()), size)
     val argb = IntArray(width)
     val rgb = IntArray(3 * width)
     val narrow = IntArray(3 * size * height)
     for (y in rows.first().start until rows.last().run { start + weights.size }) {
-        picture.getPixels(argb, 0, width, 0, y, width, 1)
+        image.getPixels(argb, 0, width, 0, y, width, 1)
         for (i in rgb.indices) rgb[i] = onWhite(argb[i / 3], 16 - 8 * (i % 3))
         for (i in 0 until 3 * size) narrow[3 * size * y + i] = columns[i / 3].weigh(rgb, i % 3, 3)
     }

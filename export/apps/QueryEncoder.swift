@@ -35,7 +35,7 @@ public struct QueryEncoderError: LocalizedError {
     }
 }
 
-/// A picture to its Twinhash code, by Core ML (iOS 16, macOS 13).
+/// An image to its Twinhash code, by Core ML (iOS 16, macOS 13).
 ///
 ///     let url = Bundle.main.url(forResource: "query-fp16", withExtension: "mlmodelc")!  // Xcode compiles the package
 ///     let encoder = try QueryEncoder(contentsOf: url, space: spaceOfTheGallery)
@@ -55,10 +55,10 @@ public final class QueryEncoder {
         try check(metadata, space)
     }
 
-    /// The code of an upright picture (a `CGImage` knows no orientation: apply that of its file first).
-    public func encode(_ picture: CGImage) throws -> Encoded {
-        let image = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(picture, metadata.size), metadata.size))
-        let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["image": image]))
+    /// The code of an upright image (a `CGImage` knows no orientation: apply that of its file first).
+    public func encode(_ image: CGImage) throws -> Encoded {
+        let input = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(image, metadata.size), metadata.size))
+        let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["image": input]))
         guard let codes = output.featureValue(for: "codes")?.multiArrayValue,
               let logits = output.featureValue(for: "logits")?.multiArrayValue
         else { throw QueryEncoderError("a model without codes and logits") }
@@ -97,11 +97,11 @@ public func nearest(to code: [UInt8], in gallery: [UInt8], count: Int) throws ->
 }
 
 /// The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer one
-/// cropped.  The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
+/// cropped.  The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
 /// (Core Graphics and Vision scale by filters of their own.)
-func toSquare(_ picture: CGImage, _ size: Int) throws -> [UInt8] {
-    let (width, height) = (picture.width, picture.height)
-    let pixels = try rgba(picture)
+func toSquare(_ image: CGImage, _ size: Int) throws -> [UInt8] {
+    let (width, height) = (image.width, image.height)
+    let pixels = try rgba(image)
     let columns = taps(width, max(size, Int(Double(size * width) / Double(height))), size)
     let rows = taps(height, max(size, Int(Double(size * height) / Double(width))), size)
     var narrow = [UInt8](repeating: 0, count: 3 * size * height)
@@ -113,9 +113,9 @@ func toSquare(_ picture: CGImage, _ size: Int) throws -> [UInt8] {
     return (0..<3 * size * size).map { rows[$0 / (3 * size)].weigh(narrow, $0 % (3 * size), 3 * size) }
 }
 
-/// Four bytes a pixel, as the server reads a picture: its colour profile ignored, transparency laid on white.
-private func rgba(_ picture: CGImage) throws -> [UInt8] {
-    let (width, height) = (picture.width, picture.height)
+/// Four bytes a pixel, as the server reads an image: its colour profile ignored, transparency laid on white.
+private func rgba(_ image: CGImage) throws -> [UInt8] {
+    let (width, height) = (image.width, image.height)
     var pixels = [UInt8](repeating: 0, count: 4 * width * height)
     let drawn = pixels.withUnsafeMutableBytes { memory -> Bool in
         guard let plain = CGColorSpace(name: CGColorSpace.sRGB), let context = CGContext(
@@ -125,7 +125,7 @@ private func rgba(_ picture: CGImage) throws -> [UInt8] {
         let whole = CGRect(x: 0, y: 0, width: width, height: height)
         context.setFillColor(red: 1, green: 1, blue: 1, alpha: 1)
         context.fill(whole)
-        context.draw(picture.copy(colorSpace: plain) ?? picture, in: whole) // grey has no RGB to keep: it is converted
+        context.draw(image.copy(colorSpace: plain) ?? image, in: whole) // grey has no RGB to keep: it is converted
         return true
     }
     guard drawn else { throw QueryEncoderError("no bitmap of \(width) x \(height) pixels") }

@@ -1,5 +1,5 @@
 /**
- * A picture to its Twinhash code, by ONNX Runtime Web (npm: onnxruntime-web).
+ * An image to its Twinhash code, by ONNX Runtime Web (npm: onnxruntime-web).
  *
  *     const manifest = await (await fetch("bundle/manifest.json")).text();
  *     const model = await (await fetch("bundle/query-fp32.onnx")).arrayBuffer();
@@ -24,7 +24,7 @@ export interface ModelMetadata {
   readonly version: number;
 }
 
-/** An upright picture, four bytes a pixel: red, green, blue, and one that is ignored.  An ImageData is one. */
+/** An upright image, four bytes a pixel: red, green, blue, and one that is ignored.  An ImageData is one. */
 export interface Pixels {
   readonly data: Uint8Array | Uint8ClampedArray;
   readonly width: number;
@@ -64,10 +64,10 @@ export class QueryEncoder {
     return new QueryEncoder(entry.metadata, await InferenceSession.create(model));
   }
 
-  async encode(picture: Pixels): Promise<Encoded> {
+  async encode(image: Pixels): Promise<Encoded> {
     const { size } = this.metadata;
-    const image = new Tensor("uint8", toSquare(picture, size), [1, size, size, 3]);
-    const { codes, logits } = await this.session.run({ image });
+    const input = new Tensor("uint8", toSquare(image, size), [1, size, size, 3]);
+    const { codes, logits } = await this.session.run({ image: input });
     return { code: codes.data as Uint8Array, logits: logits.data as Float32Array };
   }
 }
@@ -101,7 +101,7 @@ export function nearest(code: Uint8Array, gallery: Uint8Array, k: number): Neigh
 const POPCOUNT = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll("0", "").length);
 
 /**
- * The pixels of a picture file, as the server reads them: EXIF orientation applied, colour profile ignored,
+ * The pixels of an image file, as the server reads them: EXIF orientation applied, colour profile ignored,
  * transparency laid on white.  In a browser or a worker.
  */
 export async function pixelsOf(file: Blob): Promise<ImageData> {
@@ -118,7 +118,7 @@ export async function pixelsOf(file: Blob): Promise<ImageData> {
 
 /**
  * The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer
- * one cropped.  The integer arithmetic is Pillow's, which made the gallery's pictures: same pixels, same square.
+ * one cropped.  The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
  * (A canvas would scale by a filter of the browser's choice.)
  */
 export function toSquare({ data, width, height }: Pixels, size: number): Uint8Array {

@@ -4,7 +4,7 @@
     pip install coremltools numpy pillow
     python apps/run_on_mac.py
 
-What it finds goes into mac.json, which Twinhash takes in: python mobile_eval/run.py import mac.json
+Writes mac.json for Twinhash: python mobile_eval/run.py import-results mac.json
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from PIL import Image
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 WARM_UPS, SAMPLES, MAX_SECONDS = 10, 200, 10.0
 TOLERANCE = 1e-3  # |golden logit| above which a bit that differs is counted apart
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
-Run = Callable[[Picture], Answer]
-Golden = list[tuple[Picture, NDArray[np.uint8], NDArray[np.float32]]]
+Run = Callable[[Pixels], Answer]
+Golden = list[tuple[Pixels, NDArray[np.uint8], NDArray[np.float32]]]
 
 
 class CoreMl:
@@ -43,9 +43,9 @@ class CoreMl:
 
         self._model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[unit])
 
-    def __call__(self, picture: Picture) -> Answer:
+    def __call__(self, image: Pixels) -> Answer:
         """uint8 `[S, S, 3]` to codes uint8 `[bits/8]` and logits float32 `[bits]`."""
-        found = self._model.predict({"image": Image.fromarray(picture)})
+        found = self._model.predict({"image": Image.fromarray(image)})
         return np.ravel(found["codes"]).astype(np.uint8), np.ravel(found["logits"]).astype(np.float32)
 
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None, open_file: Callable[[Path, str]
 
 
 def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
-    """The Core ML files with their checksums, and the golden pictures with codes and logits."""
+    """The Core ML files with their checksums, and the golden inputs with codes and logits."""
     listed = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
     files = {folder / name: entry["sha256"] for name, entry in listed.items() if entry.get("format") == "coreml"}
     if not files:
@@ -124,7 +124,7 @@ def check(path: Path, unit: str, golden: Golden, open_file: Callable[[Path, str]
 
 def compared(run: Run, golden: Golden) -> dict[str, Any]:
     """The bits of the golden codes that differ, those beyond the tolerance among them, and the largest logit error."""
-    answers = [run(picture) for picture, _, _ in golden]
+    answers = [run(image) for image, _, _ in golden]
     codes, logits = np.stack([code for code, _ in answers]), np.stack([row for _, row in answers])
     right, sure = np.stack([code for _, code, _ in golden]), np.stack([row for _, _, row in golden])
     flipped = np.unpackbits(codes ^ right, axis=1, bitorder="little").astype(bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,17 @@ from torch import Tensor, nn
 
 from distill.models.hash_net import build
 from export.artifact import ExportedModel
-from export.exporter import export_all
+from export.exporter import ExportRequest, export_all
+from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 
 torch.set_num_threads(1)
 SIZE, BITS, CLASSES = 32, 64, 8
 IMAGENET = Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+CENTERS = np.random.default_rng(1).choice([-1, 1], (CLASSES, BITS)).astype(np.int8)
+SPACE = CodeSpace(BITS, tuple("abcdefgh"), "t", "0" * 64, hash_centers(CENTERS), IMAGENET)
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,19 @@ def taught(name: str) -> Student:
     return Student(name, net, space, centers, queries, logits)
 
 
+def request_of(net: nn.Module, name: str, preprocessing: Preprocessing, **options: Any) -> ExportRequest:
+    """An export request in the code space `SPACE` unless told otherwise, without images to calibrate by."""
+    none, logits = np.empty((0, SIZE, SIZE, 3), np.uint8), np.empty((0, BITS), np.float32)
+    made = {"space": SPACE, "centers": CENTERS, "calibration": (none, none), "golden": (none, pack(logits), logits)}
+    return ExportRequest(net, name, preprocessing, **{**made, **options})
+
+
+def request_for(student: Student, **options: Any) -> ExportRequest:
+    return request_of(student.net, student.name, IMAGENET, space=student.space, **options)
+
+
 def exported(student: Student, forms: tuple[str, ...], folder: Path) -> Shipped:
-    made = export_all(student.net, IMAGENET, student.space.id, student.name, forms, folder)
+    made = export_all(request_for(student), forms, folder)
     files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(forms), made
     return Shipped(student, files)

@@ -17,7 +17,7 @@ from gallery.codes import pack
 from gallery.errors import CorruptFile, MissingBackend
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
-from tests.export.factories import IMAGENET, Shipped, Student, exported
+from tests.export.factories import IMAGENET, Shipped, Student, exported, request_for
 
 needs_extra = pytest.mark.skipif(find_spec("coreai_torch") is None, reason="needs the extra: pip install .[coreai]")
 FORMS = ("coreai-fp32", "coreai-fp16")
@@ -78,7 +78,7 @@ def test_a_damaged_program_is_corrupt(assets: Shipped, tmp_path: Path) -> None:
 def test_without_the_extra_the_row_says_what_to_install(v3: Student, tmp_path: Path) -> None:
     from tests.export.test_metadata import aimodel
 
-    (row,) = export_all(v3.net, IMAGENET, v3.space.id, v3.name, ["coreai-fp32"], tmp_path)
+    (row,) = export_all(request_for(v3), ["coreai-fp32"], tmp_path)
     assert isinstance(row, ExportFailure)
     assert row.reason.startswith("MissingBackend")
     assert "pip install coreai-torch" in row.reason

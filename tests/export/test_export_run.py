@@ -27,7 +27,7 @@ from distill.models.hash_net import import_timm
 from export.artifact import ANY_SIZE
 from export.bundle import MANIFEST, Golden, open_bundle, read_golden
 from export.exporter import select_variants
-from export.quantize import logits, normalised
+from export.quantize import logits, normalize
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
@@ -79,7 +79,7 @@ def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: C
     manifest = open_bundle(run / "export")
     (file,) = manifest.files
     assert (file.variant, file.metadata.layout, manifest.space) == ("onnx-w8a8", ANY_SIZE, codespace.load(run)[0])
-    assert f"onnx-w8a8: {file.bytes / 1e6:.2f} MB, {len(file.metadata.float_layers)} layers left float, " in said
+    assert f"onnx-w8a8: {file.bytes / 1e6:.2f} MB, {len(file.metadata.float_layers)} layers kept in float, " in said
     size = file.metadata.size
     assert open_model(file.path).encode(np.zeros((1, size + 9, 2 * size, 3), np.uint8)).shape == (1, BITS // 8)
     now = {name: digest for name, digest in state(run).items() if not name.startswith(("export/", "cache/"))}
@@ -141,9 +141,9 @@ def test_nothing_but_a_bundle_is_overwritten(run: Path, bundle: Path, call: Call
     assert sha256_of(out) == before
 
 
-def test_the_bundle_its_run_was_proved_by_stays(run: Path, call: Call) -> None:
+def test_the_bundle_that_its_run_evaluated_stays(run: Path, call: Call) -> None:
     code, said = call(run, "--formats", "onnx", "--out", run / "bundle")
-    assert (code, "proved" in said) == (2, True)
+    assert (code, "evaluated" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_timm_network_becomes_a_bundle_of_the_space(made: Path, run: Path, pla
     net.load_state_dict(load_file(plain))
     manifest, golden = open_bundle(out), read_golden(out)
     assert manifest.space == codespace.load(run)[0]
-    expected = logits(net, normalised(golden.images, Preprocessing(32, mean, std))).numpy()
+    expected = logits(net, normalize(golden.images, Preprocessing(32, mean, std))).numpy()
     assert np.allclose(golden.logits, expected, atol=1e-6)
     assert call("verify", out)[0] == 0
 

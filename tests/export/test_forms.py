@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from distill.data.decode import decode, to_square
 from export import to_coreml, to_litert, to_onnx
 from export.artifact import ANY_SIZE, KEY, SMALL_WEIGHTS, ExportedModel, ExportFailure, ModelMetadata
 from export.capture_output import quiet
-from export.exporter import FORMATS, export_all, select_variants
+from export.exporter import FORMATS, ExportRequest, export_all, select_variants
 from export.metadata import read_metadata
-from export.query_model import QueryModel, deployable
+from export.quantize import QuantizationResult
+from export.query_model import QueryModel, inference_copy
 from gallery.codes import pack
+from gallery.codespace import Preprocessing
 from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import sha256_of, size_of
+from gallery.results import LayerSensitivity
 from mobile_eval.runtimes import open_model
-from tests.export.factories import IMAGENET, SIZE, Shipped, Student, pictures
+from tests.export.factories import IMAGENET, SIZE, Shipped, Student, pictures, request_for, request_of
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_VARIANTS = select_variants(("onnx", "litert", "coreml"))
@@ -180,6 +184,16 @@ def test_core_ml_takes_an_image_and_its_numbers_have_the_declared_types(shipped:
         assert spec.specificationVersion == 7  # iOS 16, macOS 13
 
 
+def request(net: nn.Module, preprocessing: Preprocessing = IMAGENET, **options: Any) -> ExportRequest:
+    return request_of(net, "small", preprocessing, **options)
+
+
+def kept_in_float(net: nn.Module, names: Sequence[str]) -> QuantizationResult:
+    """Layers that were chosen to be kept in float; the weights of the others are rounded to the nearest."""
+    kept = [LayerSensitivity(layer=name, mode="weights", flips=0, error=0, kept=True) for name in names]
+    return QuantizationResult(net, inference_copy(net, SIZE), tuple(kept), {"weights": 0}, "")
+
+
 LEFT = ("backbone.blocks.3.0.conv_pwl", "backbone.conv_head", "head.0")
 
 
@@ -193,7 +207,7 @@ def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
         "coreml-w8a32",
     ]
     folder = tmp_path_factory.mktemp("partly")
-    made = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder, float_layers=LEFT, dynamic_image_size=True)
+    made = export_all(request_for(v3, dynamic_image_size=True), forms, folder, kept_in_float(v3.net, LEFT))
     files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(forms), made
     return Shipped(v3, files)
@@ -222,7 +236,7 @@ def float_weights(artifact: ExportedModel) -> list[NDArray[Any]]:
 
 def test_layers_left_float_keep_their_weights_in_every_format(partly: Shipped) -> None:
     """By value: of all the weights large enough to be quantized, exactly those layers' are in the file as floats."""
-    net = deployable(partly.student.net, SIZE)
+    net = inference_copy(partly.student.net, SIZE)
     expected = sorted((net.get_submodule(name).weight.numpy() for name in LEFT), key=np.size)
     for form, artifact in partly.files.items():
         assert artifact.metadata.float_layers == LEFT
@@ -247,11 +261,11 @@ def test_dynamic_integers_keep_most_bits(partly: Shipped) -> None:
 @pytest.mark.parametrize("form", ["onnx-w8a32", "litert-w8a32", "coreml-w8a32"])
 def test_a_layer_that_does_not_exist_is_refused(form: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"conv\b.*left|wrong\.name"):
-        export_all(small(), IMAGENET, "s" * 16, "small", [form], tmp_path, float_layers=["conv", "wrong.name"])
+        export_all(request(small()), [form], tmp_path, kept_in_float(small(), ["conv", "wrong.name"]))
     format = FORMATS[form.split("-")[0]]
     metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("wrong.name",))
     with quiet():
-        program = format.convert(QueryModel(deployable(small(), SIZE), IMAGENET))
+        program = format.convert(QueryModel(inference_copy(small(), SIZE), IMAGENET))
     with pytest.raises(InputError, match=r"wrong\.name"):
         format.write(program, metadata, tmp_path / f"a{format.SUFFIX}")
     assert not list(tmp_path.iterdir())
@@ -291,7 +305,7 @@ def test_the_dynamic_image_size_is_the_resize_outside(partly: Shipped) -> None:
 def test_another_rule_is_not_resized_inside(tmp_path: Path) -> None:
     other = dataclasses.replace(IMAGENET, resize="squashed")
     with pytest.raises(InputError, match="squashed"):
-        export_all(small(), other, "s" * 16, "small", ["onnx-fp32"], tmp_path, dynamic_image_size=True)
+        export_all(request(small(), other, dynamic_image_size=True), ["onnx-fp32"], tmp_path)
 
 
 class Small(nn.Module):
@@ -328,7 +342,7 @@ def test_a_palette_has_so_many_values_and_no_depthwise_layer(tmp_path: Path) -> 
 
     net, images = small(Deep), pictures(4, seed=1)[0]
     forms = ["coreml-fp16", "coreml-palettize6"]
-    exact, table = export_all(net, IMAGENET, "s" * 16, "deep", forms, tmp_path)
+    exact, table = export_all(request(net), forms, tmp_path)
     assert isinstance(exact, ExportedModel)
     assert isinstance(table, ExportedModel), table
     stored = [op for op in _load(table.path).operations if op.op_type == "constexpr_lut_to_dense"]
@@ -344,22 +358,21 @@ def test_a_palette_has_so_many_values_and_no_depthwise_layer(tmp_path: Path) -> 
 def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
     forms = [form for form in DEFAULT_VARIANTS if form.endswith("w8a32")]
     nets = {"one": small(), "two": small().to(memory_format=torch.channels_last)}
-    first, second = (export_all(nets[f], IMAGENET, "s" * 16, "small", forms, tmp_path / f) for f in nets)
+    first, second = (export_all(request(nets[f]), forms, tmp_path / f) for f in nets)
     assert [a.sha256 for a in first] == [b.sha256 for b in second]
     assert not list((tmp_path / "one").rglob("executorch*"))
 
 
-def test_one_function_a_format_makes_one_file(tmp_path: Path) -> None:
-    model = QueryModel(deployable(small(), SIZE), IMAGENET)
+def test_each_format_writes_a_file_on_its_own(tmp_path: Path) -> None:
+    model = QueryModel(inference_copy(small(), SIZE), IMAGENET)
     metadata = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, "any")
     images, _ = pictures(4, seed=1)
     with torch.no_grad():
         logits = model(torch.from_numpy(images))[1].numpy()
     with quiet():
         made = [
-            to_onnx.to_onnx(model, metadata, tmp_path / "a.onnx"),
-            to_litert.to_litert(model, metadata, tmp_path / "a.tflite"),
-            to_coreml.to_coreml(model, metadata, tmp_path / "a.mlpackage"),
+            format.write(format.convert(model), metadata, tmp_path / f"a{format.SUFFIX}")
+            for format in (to_onnx, to_litert, to_coreml)
         ]
     for artifact in made:
         assert artifact.metadata == metadata
@@ -375,7 +388,7 @@ class Antialiased(Small):
 
 def test_what_a_converter_refuses_is_a_row_with_its_reason(tmp_path: Path) -> None:
     forms = ["litert-fp32", "onnx-fp32", "litert-w8a32"]
-    rows = export_all(small(Antialiased), IMAGENET, "s" * 16, "small", forms, tmp_path)
+    rows = export_all(request(small(Antialiased)), forms, tmp_path)
     assert isinstance(rows[1], ExportedModel)
     assert rows[1].variant == "onnx-fp32"
     for row, form in ((rows[0], forms[0]), (rows[2], forms[2])):
@@ -393,13 +406,13 @@ def test_a_full_disk_is_not_a_refusal(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(FORMATS["onnx"], "write", full)
     monkeypatch.setattr(FORMATS["onnx"], "convert", lambda model: None)
     with pytest.raises(OSError, match="No space left"):
-        export_all(small(), IMAGENET, "s" * 16, "small", ["onnx-fp32"], tmp_path)
+        export_all(request(small()), ["onnx-fp32"], tmp_path)
 
 
 @pytest.mark.parametrize("forms", [[], ["onnx"], ["onnx-int3"], ["onnx-fp32", "onnx-fp32"], ["tflite-fp32"]])
 def test_forms_that_do_not_exist_are_refused_before_anything_is_done(forms: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="litert-w8a32"):
-        export_all(small(), IMAGENET, "s" * 16, "small", forms, tmp_path)
+        export_all(request(small()), forms, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

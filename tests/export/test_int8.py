@@ -14,15 +14,25 @@ from torch import nn
 
 from export import quantize as q
 from export.artifact import SMALL_WEIGHTS
-from export.fake_quant import LARGEST, LEVELS, FakeQuantConv2d, Range, layers, set_mode, shipped, simulated, watched
-from export.query_model import deployable
+from export.fake_quant import (
+    LARGEST,
+    LEVELS,
+    ActivationRange,
+    FakeQuantConv2d,
+    convert_qdq,
+    insert_fake_quant,
+    layers,
+    set_mode,
+    track_activations,
+)
+from export.query_model import inference_copy
 from gallery.errors import InputError
 from tests.export.factories import IMAGENET, Student, pictures
 
 
 @pytest.fixture(scope="module")
 def folded(v3: Student) -> nn.Module:
-    return deployable(v3.net, IMAGENET.size)
+    return inference_copy(v3.net, IMAGENET.size)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +40,8 @@ def quantized(folded: nn.Module) -> q.QuantizationResult:
     return q.quantize(folded, IMAGENET, pictures(64, seed=4)[0], pictures(32, seed=5)[0])
 
 
-def ranged(low: float, high: float) -> Range:
-    grid = Range()
+def activation_range(low: float, high: float) -> ActivationRange:
+    grid = ActivationRange()
     grid.low, grid.high = low, high
     return grid
 
@@ -42,7 +52,7 @@ def made(seed: int, groups: int) -> tuple[FakeQuantConv2d, torch.Tensor]:
     for parameter in conv.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     layer = FakeQuantConv2d(conv)
-    layer.input, layer.output, layer.mode = ranged(-1.0, 2.5), ranged(0.0, 9.0), "int8"
+    layer.input, layer.output, layer.mode = activation_range(-1.0, 2.5), activation_range(0.0, 9.0), "int8"
     return layer, 3 * torch.randn(2, 4, 7, 7, generator=generator)
 
 
@@ -74,7 +84,7 @@ def test_a_simulated_convolution_is_integer_arithmetic(seed: int, groups: int) -
     expected = in_integers(layer, x.numpy())
     for signed in (False, True):
         net = nn.Sequential(layer)
-        for found in (net(x), shipped(net, True, signed)(x), shipped(net, False, signed)(x)):
+        for found in (net(x), convert_qdq(net, True, signed)(x), convert_qdq(net, False, signed)(x)):
             steps = np.abs(found.detach().numpy() - expected) / layer.output.scale
             assert steps.max() < 1.01  # one step where a sum lies halfway between two
             assert (steps > 0.01).mean() < 0.02
@@ -82,11 +92,11 @@ def test_a_simulated_convolution_is_integer_arithmetic(seed: int, groups: int) -
 
 def test_gradients_pass_where_nothing_is_cut() -> None:
     layer, x = made(0, 1)
-    layer.output = ranged(-100.0, 100.0)
+    layer.output = activation_range(-100.0, 100.0)
     layer(x).sum().backward()
     assert layer.conv.weight.grad is not None
     assert (layer.conv.weight.grad != 0).all()
-    layer.output = ranged(0.0, 1e-6)  # everything is cut
+    layer.output = activation_range(0.0, 1e-6)  # everything is cut
     layer.conv.weight.grad = None
     layer(x).sum().backward()
     assert (layer.conv.weight.grad == 0).all()
@@ -102,9 +112,9 @@ def test_a_dead_channel_with_a_bias_stays_inside_int32() -> None:
 
 
 def test_a_range_holds_zero_and_leaves_out_the_rarest() -> None:
-    grid = Range()
+    grid = ActivationRange()
     grid.observe(torch.cat([torch.linspace(2, 3, 50_000), torch.tensor([1e6])]))
-    grid.settle((-np.inf, np.inf))
+    grid.freeze((-np.inf, np.inf))
     assert grid.low == 0.0
     assert 2.9 < grid.high < 3.1
     assert grid.zero_point == 0
@@ -112,10 +122,10 @@ def test_a_range_holds_zero_and_leaves_out_the_rarest() -> None:
 
 
 def test_nothing_below_an_activation_that_is_flat_there_takes_up_the_grid(folded: nn.Module) -> None:
-    net = simulated(folded)
+    net = insert_fake_quant(folded)
     set_mode(net, "observe")
-    with watched(net) as curved:
-        q.logits(net, q.normalised(pictures(4, seed=0)[0], IMAGENET))
+    with track_activations(net) as curved:
+        q.logits(net, q.normalize(pictures(4, seed=0)[0], IMAGENET))
     assert curved["backbone.conv_stem"] == (-3.0, np.inf)
     assert curved["backbone.blocks.0.0.conv_dw"] == (0.0, np.inf)
     assert curved["backbone.blocks.0.0.se.conv_expand"] == (-3.0, 3.0)
@@ -123,8 +133,8 @@ def test_nothing_below_an_activation_that_is_flat_there_takes_up_the_grid(folded
 
 
 def test_float_mode_is_the_network_itself(folded: nn.Module, v3: Student) -> None:
-    images = q.normalised(v3.images, IMAGENET)
-    assert torch.equal(q.logits(simulated(folded), images), q.logits(folded, images))
+    images = q.normalize(v3.images, IMAGENET)
+    assert torch.equal(q.logits(insert_fake_quant(folded), images), q.logits(folded, images))
 
 
 def test_the_choice_keeps_its_promise(quantized: q.QuantizationResult, folded: nn.Module, v3: Student) -> None:
@@ -137,18 +147,18 @@ def test_the_choice_keeps_its_promise(quantized: q.QuantizationResult, folded: n
     assert all(own[name].conv.weight.numel() < SMALL_WEIGHTS for name in floats - set(quantized.float_layers))
     assert all(layer.pixels > 1 for layer in own.values() if layer.mode == "int8")
     assert not any(name.startswith("head") for name in own)
-    held = q.normalised(pictures(32, seed=5)[0], IMAGENET)
-    assert q.flipped(q.logits(quantized.net, held), q.logits(folded, held)) == quantized.flips["int8"]
-    images = q.normalised(v3.images, IMAGENET)
-    assert q.flipped(q.logits(quantized.net, images), torch.from_numpy(v3.logits)) < 0.03
+    held = q.normalize(pictures(32, seed=5)[0], IMAGENET)
+    assert q.bit_flip_rate(q.logits(quantized.net, held), q.logits(folded, held)) == quantized.flips["int8"]
+    images = q.normalize(v3.images, IMAGENET)
+    assert q.bit_flip_rate(q.logits(quantized.net, images), torch.from_numpy(v3.logits)) < 0.03
 
 
 def test_what_is_shipped_says_what_was_simulated(quantized: q.QuantizationResult, v3: Student) -> None:
-    images = q.normalised(v3.images, IMAGENET)
+    images = q.normalize(v3.images, IMAGENET)
     expected = q.logits(quantized.net, images)
     for stored, signed in ((True, False), (True, True), (False, True)):
-        found = q.logits(shipped(quantized.net, stored, signed), images)
-        assert q.flipped(found, expected) < 0.005
+        found = q.logits(convert_qdq(quantized.net, stored, signed), images)
+        assert q.bit_flip_rate(found, expected) < 0.005
         assert float((found - expected).abs().mean()) < 0.02
 
 
@@ -169,5 +179,5 @@ def test_a_layer_with_one_huge_channel_is_found_and_taken_back(folded: nn.Module
 def test_without_pictures_there_is_nothing_to_go_by(folded: nn.Module, missing: int) -> None:
     given_ = [pictures(4, seed=0)[0], pictures(4, seed=0)[0]]
     given_[missing] = given_[missing][:0]
-    with pytest.raises(InputError, match="pictures to take the ranges from"):
+    with pytest.raises(InputError, match="images to take the ranges from"):
         q.quantize(folded, IMAGENET, *given_)

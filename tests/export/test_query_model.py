@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.models.hash_net import build
 from export import query_model
 from export.fold_bn import fold_batch_norm
-from export.query_model import QueryModel, deployable
+from export.query_model import QueryModel, inference_copy
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError
@@ -54,7 +54,7 @@ def both(before: nn.Module, after: nn.Module, size: int = SIZE) -> tuple[Tensor,
 def test_every_batch_norm_of_a_mobile_backbone_is_folded(name: str) -> None:
     net = lived_in(build(name, SIZE, 16, seed=0))
     assert norms(net) > 20
-    folded = deployable(net, SIZE)
+    folded = inference_copy(net, SIZE)
     expected, found = both(net, folded)
     assert norms(folded) == 0
     assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
@@ -65,7 +65,7 @@ def test_the_callers_module_is_left_alone() -> None:
     net = lived_in(build("mobilenetv3_small_100", SIZE, 16, seed=0)).train()
     before = copy.deepcopy(net.state_dict())
     structure = str(net)
-    folded = deployable(net, SIZE)
+    folded = inference_copy(net, SIZE)
     assert net.training
     assert not folded.training
     assert str(net) == structure
@@ -76,7 +76,7 @@ def test_the_callers_module_is_left_alone() -> None:
 
 def test_a_half_precision_network_is_deployed_in_float32() -> None:
     net = lived_in(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    folded = deployable(net.bfloat16(), SIZE)
+    folded = inference_copy(net.bfloat16(), SIZE)
     assert {parameter.dtype for parameter in folded.parameters()} == {torch.float32}
 
 
@@ -113,7 +113,7 @@ class Untraceable(nn.Sequential):
 
 def test_a_network_that_cannot_be_traced_keeps_its_norms_and_its_numbers() -> None:
     net = lived_in(Untraceable(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    kept = deployable(net, SIZE)
+    kept = inference_copy(net, SIZE)
     assert norms(kept) == 1
     assert torch.equal(*both(net, kept))
 
@@ -124,18 +124,18 @@ def test_a_copy_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(query_model, "fold_batch_norm", fold_wrongly)
     with pytest.raises(InputError, match="difference of"):
-        deployable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), SIZE)
+        inference_copy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), SIZE)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net[0].weight.data[0] = torch.nan
     with pytest.raises(InputError):
-        deployable(net, SIZE)
+        inference_copy(net, SIZE)
 
 
 def test_the_query_model_is_preprocessing_network_and_packing(v3: Student) -> None:
-    model = QueryModel(deployable(v3.net, SIZE), IMAGENET)
+    model = QueryModel(inference_copy(v3.net, SIZE), IMAGENET)
     with torch.no_grad():
         codes, logits = model(torch.from_numpy(v3.images))
     assert codes.dtype == torch.uint8
@@ -153,8 +153,8 @@ def test_packing_is_exact_in_half_precision_too(bytes_: int, seed: int) -> None:
     model = QueryModel(net, Preprocessing(4, (0.5,) * 3, (0.25,) * 3))
     logits = np.random.default_rng(seed).choice([-1.0, -0.0, 0.0, 1e-30, 2.0], (5, 8 * bytes_)).astype(np.float32)
     expected = pack(logits)
-    assert np.array_equal(model.packed(torch.from_numpy(logits)).numpy(), expected)
-    assert np.array_equal(model.half().packed(torch.from_numpy(logits)).half().numpy(), expected)
+    assert np.array_equal(model.pack(torch.from_numpy(logits)).numpy(), expected)
+    assert np.array_equal(model.half().pack(torch.from_numpy(logits)).half().numpy(), expected)
 
 
 def test_code_lengths_that_fill_no_bytes_are_refused() -> None:

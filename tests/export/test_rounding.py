@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.fake_quant import LARGEST, FakeQuantConv2d, layers, simulated, unwrapped
-from export.gptq import DAMP, gram, round_weights, rounded
+from export.fake_quant import LARGEST, FakeQuantConv2d, insert_fake_quant, layers, strip_fake_quant
+from export.gptq import DAMP, gptq_, gptq_weight, input_hessian
 
 
 def made(groups: int, each: int, outputs: int, side: int, seed: int) -> tuple[FakeQuantConv2d, Tensor]:
@@ -42,8 +42,8 @@ def solved(weight: Tensor, step: Tensor, sums: Tensor) -> Tensor:
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 3]), st.integers(0, 99))
 def test_it_is_what_solving_for_each_weight_gives(groups: int, each: int, outputs: int, side: int, seed: int) -> None:
     layer, pictures = made(groups, each, outputs, side, seed)
-    sums = gram(layer, layer, [pictures])
-    found, steps = rounded(layer, sums).flatten(1), layer.scales()
+    sums = input_hessian(layer, layer, [pictures])
+    found, steps = gptq_weight(layer, sums).flatten(1), layer.scales()
     for output, row in enumerate(layer.conv.weight.flatten(1)):
         expected = solved(row, steps[output], sums[output // outputs])
         wrong = (found[output] - expected).abs() > 1e-4 * steps[output]
@@ -58,7 +58,7 @@ def near_a_tie(weight: Tensor, step: Tensor, sums: Tensor) -> bool:
 
 def test_the_sums_are_those_of_the_convolution() -> None:
     layer, pictures = made(2, 3, 2, 3, 0)
-    sums = gram(layer, layer, [pictures])
+    sums = input_hessian(layer, layer, [pictures])
     outputs = F.conv2d(pictures, layer.conv.weight, None, padding=1, groups=2)
     power = outputs.square().sum(dim=(0, 2, 3))
     rows = layer.conv.weight.flatten(1)
@@ -72,7 +72,7 @@ def test_outputs_come_closer_than_with_the_nearest_weights(groups: int, each: in
     layer.mode = "weights"
     exact = layer.conv(pictures)
     nearest = (layer(pictures) - exact).square().mean()
-    round_weights(nn.Sequential(layer), [pictures], ["0"])
+    gptq_(nn.Sequential(layer), [pictures], ["0"])
     assert (layer(pictures) - exact).square().mean() < 0.6 * nearest
 
 
@@ -80,8 +80,8 @@ def test_exporters_find_the_same_grid_again() -> None:
     layer, pictures = made(2, 6, 5, 3, 2)
     before = layer.conv.weight.clone()
     net = nn.Sequential(layer)
-    round_weights(net, [pictures], ["0"])
-    stored = unwrapped(net)[0].weight
+    gptq_(net, [pictures], ["0"])
+    stored = strip_fake_quant(net)[0].weight
     steps = stored.abs().amax(dim=(1, 2, 3), keepdim=True) / LARGEST
     whole = stored / steps
     assert torch.allclose(whole, whole.round(), atol=1e-3)
@@ -92,17 +92,17 @@ def test_exporters_find_the_same_grid_again() -> None:
 def test_an_input_that_is_always_zero_leaves_its_weights_where_they_are_nearest() -> None:
     layer, pictures = made(1, 4, 3, 1, 3)
     pictures[:, 2] = 0
-    layer.rounded = rounded(layer, gram(layer, layer, [pictures]))
+    layer.rounded = gptq_weight(layer, input_hessian(layer, layer, [pictures]))
     nearest = (layer.conv.weight / layer.scales()[:, None, None, None]).round() * layer.scales()[:, None, None, None]
     torch.testing.assert_close(layer.rounded[:, 2], nearest[:, 2])
 
 
 def test_later_layers_make_up_for_the_earlier_ones() -> None:
     torch.manual_seed(0)
-    net = simulated(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).requires_grad_(False))
+    net = insert_fake_quant(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).requires_grad_(False))
     pictures = [torch.rand(8, 3, 12, 12)]
-    round_weights(net, pictures, ["0", "2"])
+    gptq_(net, pictures, ["0", "2"])
     own = layers(net)
-    alone = rounded(own["2"], gram(nn.Sequential(own["0"].conv, nn.ReLU(), own["2"]), own["2"], pictures))
+    alone = gptq_weight(own["2"], input_hessian(nn.Sequential(own["0"].conv, nn.ReLU(), own["2"]), own["2"], pictures))
     assert not torch.equal(own["2"].rounded, alone)
     assert {layer.mode for layer in own.values()} == {"weights"}

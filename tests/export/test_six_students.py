@@ -18,11 +18,11 @@ from torch import nn
 from distill.models.hash_net import build
 from export.artifact import SMALL_WEIGHTS, ExportedModel
 from export.exporter import export_all
-from export.query_model import QueryModel, deployable
+from export.query_model import QueryModel, inference_copy
 from export.to_coreai import _halved
 from gallery.codes import pack
 from mobile_eval.runtimes import open_model
-from tests.export.factories import BITS, IMAGENET
+from tests.export.factories import BITS, IMAGENET, request_of
 
 SIZES = {"mobilenetv3_large_100": 32, "mobilenetv2_100": 32, "mobilenetv4_conv_small": 32,
          "tf_efficientnet_lite0": 32, "fastvit_t8": 64}  # fmt: skip
@@ -64,13 +64,13 @@ def test_a_student_keeps_its_codes_in_every_format(name: str, tmp_path: Path) ->
     size = SIZES[name]
     images = np.random.default_rng(0).integers(0, 256, (24, size, size, 3), np.uint8)
     pre, net = dataclasses.replace(IMAGENET, size=size), settled(name, images)
-    folded = deployable(net, size)
+    folded = inference_copy(net, size)
     model, integers = QueryModel(folded, pre), QueryModel(rounded(folded), pre)
     exact = said(model, images)
     assert 0.5 < exact.std() < 1.5
     half, whole = said(_halved(model), images), said(integers, images)  # what float16, and int8, explain
     assert np.abs(whole - exact).mean() > 4 * np.abs(half - exact).mean() > 0
-    for row in export_all(net, pre, "s" * 16, name, FORMS, tmp_path):
+    for row in export_all(request_of(net, name, pre), FORMS, tmp_path):
         assert isinstance(row, ExportedModel), row
         found = open_model(row.path).run(images)
         assert np.array_equal(found.codes, pack(found.logits))
@@ -105,7 +105,7 @@ def check_half_and_rounded(found: Logits, exact: Logits, whole: Logits) -> None:
 def test_fastvit_is_shipped_without_the_branches_it_was_trained_with() -> None:
     images = np.random.default_rng(1).integers(0, 256, (24, 64, 64, 3), np.uint8)
     net = settled("fastvit_t8", images)
-    folded, pixels = deployable(net, 64), torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    folded, pixels = inference_copy(net, 64), torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before, after = (sum(isinstance(m, nn.Conv2d) for m in one.modules()) for one in (net, folded))
     assert after < 0.8 * before
     with torch.no_grad():

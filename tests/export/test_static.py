@@ -7,12 +7,13 @@ import pytest
 
 from export import quantize as q
 from export.artifact import SMALL_WEIGHTS, ExportedModel, ExportFailure
-from export.exporter import export_all
+from export.exporter import export_all, prepare_quantized
 from export.fake_quant import layers
 from gallery.codes import pack
+from gallery.errors import InputError
 from gallery.files import size_of
 from mobile_eval.runtimes import open_model
-from tests.export.factories import IMAGENET, Student, pictures
+from tests.export.factories import IMAGENET, Student, pictures, request_for
 
 FORMATS = ("onnx", "litert", "coreml")
 
@@ -24,12 +25,10 @@ def made(
     forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "w8a8")]
     forms += ["litert-w8a32", "litert-w8a16"]
     seen, held = pictures(64, seed=4)[0], pictures(32, seed=5)[0]
-    quantized, simulated = q.simulate(v3.net, IMAGENET, seen, held, forms)
+    request = request_for(v3, calibration=(seen, held))
+    quantized = prepare_quantized(request, forms)
     assert quantized is not None
-    rows = export_all(
-        v3.net, IMAGENET, v3.space.id, v3.name, forms, tmp_path_factory.mktemp("static"),
-        quantized.float_layers, simulated, quantized.calibration,
-    )  # fmt: skip
+    rows = export_all(request, forms, tmp_path_factory.mktemp("static"), quantized)
     files = {row.variant: row for row in rows if isinstance(row, ExportedModel)}
     assert set(files) == set(forms), rows
     return quantized, files
@@ -40,7 +39,7 @@ def test_the_file_says_what_was_simulated(
     made: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student, format: str
 ) -> None:
     quantized, files = made
-    expected = q.logits(quantized.net, q.normalised(v3.images, IMAGENET)).numpy()
+    expected = q.logits(quantized.net, q.normalize(v3.images, IMAGENET)).numpy()
     found = open_model(files[f"{format}-w8a8"].path).run(v3.images)
     assert np.array_equal(found.codes, pack(found.logits))
     assert ((found.logits > 0) != (expected > 0)).mean() < 0.01
@@ -54,7 +53,7 @@ def test_metadata_says_how_and_the_file_is_smaller(
 ) -> None:
     quantized, files = made
     metadata = files[f"{format}-w8a8"].metadata
-    assert metadata.calibration == quantized.calibration == "ranges of 64 pictures, layers chosen on 32"
+    assert metadata.calibration == quantized.calibration == "ranges of 64 images, layers chosen on 32"
     assert metadata.float_layers == quantized.float_layers
     assert files[f"{format}-fp16"].metadata.calibration == ""
     assert size_of(files[f"{format}-w8a8"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
@@ -106,13 +105,17 @@ def tflite_integer_convolutions(file: ExportedModel, kind: str = "INT8") -> int:
 def test_without_a_simulated_network_the_row_says_so(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("none")
     forms = ["onnx-w8a8", "litert-w8a16"]
-    rows = export_all(v3.net, IMAGENET, v3.space.id, v3.name, forms, folder)
-    assert rows == [ExportFailure(form, "ValueError: no pictures to calibrate it by") for form in forms]
+    rows = export_all(request_for(v3), forms, folder)
+    assert rows == [ExportFailure(form, "ValueError: no images to calibrate by") for form in forms]
 
 
 def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:
     seen, held = pictures(8, seed=4)[0], pictures(8, seed=5)[0]
-    assert q.simulate(v3.net, IMAGENET, seen[:0], held[:0], ["onnx-fp32", "coreml-fp16"]) == (None, {})
-    quantized, nets = q.simulate(v3.net, IMAGENET, seen, held, ["litert-w8a8", "onnx-fp32"])
-    assert quantized is not None
-    assert set(nets) == {"w8a32", "w8a8"}
+    assert prepare_quantized(request_for(v3), ["onnx-fp32", "coreml-fp16"]) is None
+    request = request_for(v3, calibration=(seen, held))
+    weights, both = (prepare_quantized(request, [f"litert-{p}", "onnx-fp32"]) for p in ("w8a32", "w8a8"))
+    assert weights is not None
+    assert both is not None
+    assert (weights.activations, both.activations) == (False, True)
+    with pytest.raises(InputError, match="images"):
+        prepare_quantized(request_for(v3), ["onnx-w8a32"])

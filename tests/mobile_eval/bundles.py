@@ -20,6 +20,7 @@ from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.files import sha256_of, size_of, write_json
 from gallery.index import create_gallery
+from tests.export.factories import request_of
 
 torch.set_num_threads(1)
 Call = Callable[..., tuple[int, str]]  # the command line: its words to exit code and log
@@ -88,7 +89,7 @@ def bundle_of(
     net: nn.Module, seen: Preprocessing, forms: tuple[str, ...], folder: Path,
     golden: NDArray[np.uint8], logits: NDArray[np.float32],
 ) -> Manifest:  # fmt: skip
-    made = export_all(net, seen, SPACE.id, "tiny", forms, folder / "made")
+    made = export_all(request_of(net, "tiny", seen, space=SPACE), forms, folder / "made")
     return write_bundle(folder / "bundle", made, SPACE, CENTERS, Golden(golden, pack(logits), logits))
 
 

@@ -24,6 +24,7 @@ from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
 from mobile_eval.runtimes import Runtime, open_model
+from tests.export.factories import SPACE, request_of
 
 SIZE, BITS = 24, 16
 FORMS = ("onnx-fp32", "litert-fp32", "coreml-fp16")
@@ -51,7 +52,7 @@ def net() -> nn.Module:
 @pytest.fixture(scope="module")
 def files(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
+    made = export_all(request_of(net, "tiny", preprocessing), FORMS, tmp_path_factory.mktemp("files"))
     return {one.variant.split("-")[0]: one.path for one in made if isinstance(one, ExportedModel)}
 
 
@@ -131,7 +132,7 @@ def test_threads_change_nothing(path: Path, runtime: Runtime) -> None:
 
 
 def test_metadata_and_engine_name(path: Path, runtime: Runtime) -> None:
-    assert runtime.metadata.code_space == "c" * 16
+    assert runtime.metadata.code_space == SPACE.id
     assert (runtime.metadata.bits, runtime.metadata.size, runtime.metadata.student) == (BITS, SIZE, "tiny")
     engine = {".onnx": "ONNX Runtime 1.", ".tflite": "LiteRT 2.", ".mlpackage": "Core ML"}[path.suffix]
     assert runtime.engine.startswith(engine)

@@ -15,6 +15,7 @@ from distill.models.hash_net import build
 from export.artifact import ExportedModel
 from export.exporter import export_all
 from gallery.codespace import Preprocessing
+from tests.export.factories import request_of
 
 torch.set_num_threads(1)
 SIZE, BITS, TOLERANCE = 96, 64, 1e-3
@@ -44,7 +45,7 @@ def exported(folder: Path) -> Handset:
         net.head[1].weight.mul_(36)  # logits of about 1
         net.eval()
         logits = net(inputs[:6]).numpy()
-    made = export_all(net, HALF, "c" * 16, "mobilenetv3_small_100", FORMS, folder)
+    made = export_all(request_of(net, "mobilenetv3_small_100", HALF), FORMS, folder)
     files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
     assert set(files) == set(FORMS), made
     return Handset(files, images[:6], logits)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.apps import run_on_mac
-from export.apps.run_on_mac import UNITS, Answer, Picture, Run
+from export.apps.run_on_mac import UNITS, Answer, Pixels, Run
 from export.artifact import ExportedModel
 from export.bundle import Golden, open_bundle, write_bundle
 from export.exporter import export_all
@@ -31,6 +31,7 @@ from gallery.results import ModelResult
 from mobile_eval import external_results
 from mobile_eval.devices.apple import Apple
 from mobile_eval.runtimes import open_model
+from tests.export.factories import request_of
 
 SIZE, BITS = 24, 16
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
@@ -55,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     centers = np.random.default_rng(1).choice([-1, 1], (2, BITS)).astype(np.int8)
     space = CodeSpace(BITS, ("a", "b"), "t", "0" * 64, hash_centers(centers), PREPROCESSING)
     folder = tmp_path_factory.mktemp("apple")
-    made = export_all(net, PREPROCESSING, space.id, "tiny", ("coreml-fp32", "coreml-fp16"), folder)
+    made = export_all(request_of(net, "tiny", PREPROCESSING, space=space), ("coreml-fp32", "coreml-fp16"), folder)
     with torch.no_grad():
         logits = net(torch.from_numpy((IMAGES / 255 - 0.5) / 0.25).float().permute(0, 3, 1, 2)).numpy()
     write_bundle(folder / "bundle", made, space, centers, Golden(IMAGES, pack(logits), logits))
@@ -74,7 +75,7 @@ def by_reference(path: Path, unit: str) -> Run:
         raise RuntimeError("no Neural Engine here")
     runtime = open_model(path)
 
-    def run(picture: Picture) -> Answer:
+    def run(picture: Pixels) -> Answer:
         found = runtime.run(picture[None])
         return found.codes[0], found.logits[0]
 

@@ -33,6 +33,7 @@ from mobile_eval.devices.install import step
 from mobile_eval.devices.subprocess_device import WorkerFailed
 from mobile_eval.devices.web_server import WebServer
 from mobile_eval.runtimes import open_model
+from tests.export.factories import request_of
 
 SIZE, BITS, TOLERANCE = 24, 16, 1e-3
 FORMS = ("onnx-fp32", "litert-fp32", "onnx-fp16", "onnx-w8a32")
@@ -57,7 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportedModel]:
         torch.manual_seed(3)
         net = Tiny().eval()
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    made = export_all(net, preprocessing, "c" * 16, "tiny", FORMS, tmp_path_factory.mktemp("files"))
+    made = export_all(request_of(net, "tiny", preprocessing), FORMS, tmp_path_factory.mktemp("files"))
     return {one.variant: one for one in made if isinstance(one, ExportedModel)}
 
 
