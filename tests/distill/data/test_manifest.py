@@ -106,7 +106,7 @@ def test_blank_rows_count_but_are_passed_over_and_a_field_may_be_long(make_folde
         opened(root / "m.csv")
 
 
-REFUSED = [
+INVALID = [
     ({"path": "x/000.png", "name": "a"}, "columns path, label .* found path, name"),
     ({"file": "x/000.png", "label": "a"}, "columns path, label .* found file, label|found label"),
     ({"path": "x/000.png", "label": "a", "labels": "b"}, "not both"),
@@ -129,8 +129,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize(("row", "message"), REFUSED)
-def test_refused(make_folder: MakeFolder, tmp_path: Path, suffix: str, row: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("row", "message"), INVALID)
+def test_invalid_rows(make_folder: MakeFolder, tmp_path: Path, suffix: str, row: dict[str, Any], message: str) -> None:
     root = make_folder({"x": 4})
     noise(0).save(tmp_path / "secret.png")
     (root / "away").symlink_to(tmp_path)

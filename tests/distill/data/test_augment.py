@@ -1,4 +1,4 @@
-"""Views: stored crops, and the pixels they select."""
+"""Augmentation: stored crops, and the pixels they select."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_crops_stay_inside_the_picture_and_have_the_areas_asked_for() -> None:
+def test_crops_stay_inside_the_image_and_have_the_areas_asked_for() -> None:
     crops = random_resized_crops(5000, 0.3, generator())
-    half, centre = crops[:, :2].abs(), crops[:, 2:]
-    assert ((centre.abs() + half) <= 1 + 1e-5).all()
+    half, center = crops[:, :2].abs(), crops[:, 2:]
+    assert ((center.abs() + half) <= 1 + 1e-5).all()
     area = half.prod(1)
     assert 0.29 <= area.min() < 0.35
     assert area.max() > 0.95
@@ -27,7 +27,7 @@ def test_a_crop_of_all_only_mirrors() -> None:
     assert torch.equal(crops[:, 2:], torch.zeros(100, 2))
 
 
-def test_the_first_stored_view_is_the_whole_picture_and_the_seed_decides_the_rest() -> None:
+def test_the_first_stored_view_is_the_whole_image_and_the_seed_decides_the_rest() -> None:
     views = fixed_crops(7, 3, 0.5, seed=4)
     assert views.shape == (3, 7, 4)
     assert torch.equal(views[0], torch.tensor([1.0, 1, 0, 0]).expand(7, 4))
@@ -67,7 +67,7 @@ def test_a_quarter_crop_shows_that_quarter(loader: ImageLoader) -> None:
     assert torch.allclose(seen[:, :, 1:-1, 1:-1], big[:, :, 1:-1, 1:-1], atol=1e-4)  # its border sees neighbours
 
 
-def test_tints_change_each_channel_of_each_picture_as_a_whole() -> None:
+def test_tints_change_each_channel_of_each_image_as_a_whole() -> None:
     images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     made = color_jitter(images, 0.2, torch.Generator().manual_seed(1))
     for one, other in zip(images.flatten(0, 1), made.flatten(0, 1), strict=True):

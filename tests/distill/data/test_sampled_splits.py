@@ -28,7 +28,7 @@ def opened(name: str, root: Path, seed: int = 1, **options: Any) -> Dataset:
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 20), min_size=1), st.integers(0, 9), st.integers(0, 9))
-def test_draw(sizes: dict[str, int], queries: int, train: int) -> None:
+def test_sample_splits(sizes: dict[str, int], queries: int, train: int) -> None:
     groups = [group for group, size in sizes.items() for _ in range(size)]
     parts = sample_splits(groups, 5, queries, train, frozenset({"train"}))
     for group, size in sizes.items():

@@ -19,7 +19,7 @@ HOLD = "import sys,time; from pathlib import Path; from distill.run_dir import o
        "with open_run(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"  # fmt: skip
 
 
-def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_second_process_fails_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=root)
     try:
@@ -46,7 +46,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_finished_stages_are_remembered_and_broken_ones_are_not(tmp_path: Path) -> None:
+def test_finished_stages_are_remembered_and_failed_ones_are_not(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         with run.stage("a", "one"):
             pass
@@ -61,7 +61,7 @@ def test_finished_stages_are_remembered_and_broken_ones_are_not(tmp_path: Path) 
         assert not run.is_done("a")
 
 
-def test_other_settings_are_refused_by_name_and_permitted_ones_taken(tmp_path: Path) -> None:
+def test_other_settings_are_an_error_by_name_and_permitted_ones_are_saved(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         assert not run.check_config("config", TrainConfig())
         assert not run.check_config("config", TrainConfig())
@@ -71,13 +71,13 @@ def test_other_settings_are_refused_by_name_and_permitted_ones_taken(tmp_path: P
         assert not run.check_config("config", TrainConfig(strict=True))
 
 
-def test_what_was_settled_stays(tmp_path: Path) -> None:
+def test_what_was_saved_stays(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         assert run.load_or_save("plan", TrainConfig, lambda: TrainConfig(seed=1)).seed == 1
         assert run.load_or_save("plan", TrainConfig, lambda: TrainConfig(seed=2)).seed == 1
 
 
-def test_all_that_is_said_is_in_the_log(tmp_path: Path) -> None:
+def test_all_messages_are_in_the_log(tmp_path: Path) -> None:
     with open_run(tmp_path) as run, run.stage("a", "doing one thing"):
         log.warning("beware")
     text = (tmp_path / "log.txt").read_text()

@@ -1,4 +1,4 @@
-"""Images without labels, classes held out of train, and the file that says who was what."""
+"""Images without labels, classes held out of train, and the saved split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill.data.decode import to_square
 from gallery.errors import InputError
 from tests.distill.data.factories import MakeFolder, encoded, photo
 
-LABELLED = {"a": 20, "b": 20, "c": 20}
+LABELED = {"a": 20, "b": 20, "c": 20}
 PARTS = ("train", "validation", "gallery", "query")
 
 
@@ -25,8 +25,8 @@ def opened(root: Path, **options: Any) -> Dataset:
     return load(str(root), [8], root.parent / "cache", DataConfig(seed=4, **options))
 
 
-def test_they_come_after_the_labelled_ones_and_change_no_split(make_folder: MakeFolder) -> None:
-    root, more = make_folder(LABELLED), make_folder({"": 3, "deep/down": 4}, "more", width=30)
+def test_they_come_after_the_labeled_ones_and_change_no_split(make_folder: MakeFolder) -> None:
+    root, more = make_folder(LABELED), make_folder({"": 3, "deep/down": 4}, "more", width=30)
     alone, both = opened(root), opened(root, unlabeled_data=[more])
     assert (len(alone.unlabeled), alone.unlabeled.dtype) == (0, np.int64)
     assert both.names[:60] == alone.names
@@ -41,7 +41,7 @@ def test_they_come_after_the_labelled_ones_and_change_no_split(make_folder: Make
 
 
 def test_their_contents_are_in_the_fingerprint(make_folder: MakeFolder) -> None:
-    root, more = make_folder(LABELLED), make_folder({"": 3}, "more", width=30)
+    root, more = make_folder(LABELED), make_folder({"": 3}, "more", width=30)
     first = opened(root, unlabeled_data=[str(more)])
     (more / "001.png").write_bytes(encoded(5))
     assert opened(root, unlabeled_data=[more]).fingerprint != first.fingerprint != opened(root).fingerprint
@@ -49,7 +49,7 @@ def test_their_contents_are_in_the_fingerprint(make_folder: MakeFolder) -> None:
 
 
 def test_a_file_is_taken_once(make_folder: MakeFolder, caplog: pytest.LogCaptureFixture) -> None:
-    root, more = make_folder(LABELLED), make_folder({"x": 3}, "more", width=30)
+    root, more = make_folder(LABELED), make_folder({"x": 3}, "more", width=30)
     os.link(root / "a" / "000.png", more / "hard.png")
     (more / "soft.png").symlink_to(root / "b" / "000.png")
     (more / "self.png").symlink_to(more / "x" / "000.png")
@@ -61,7 +61,7 @@ def test_a_file_is_taken_once(make_folder: MakeFolder, caplog: pytest.LogCapture
 
 
 def test_copies_of_queries_are_left_out(make_folder: MakeFolder, caplog: pytest.LogCaptureFixture) -> None:
-    root, more = make_folder(LABELLED), make_folder({"": 2}, "more", width=30)
+    root, more = make_folder(LABELED), make_folder({"": 2}, "more", width=30)
     plain = opened(root)
     asked, learned = plain.names[plain.query[0]], plain.names[plain.train[0]]
     shutil.copy(root / asked, more / "leak.png")
@@ -72,7 +72,7 @@ def test_copies_of_queries_are_left_out(make_folder: MakeFolder, caplog: pytest.
 
 
 def test_multi_label_sets_get_empty_rows(make_folder: MakeFolder) -> None:
-    root, more = make_folder(LABELLED), make_folder({"": 3}, "more", width=30)
+    root, more = make_folder(LABELED), make_folder({"": 3}, "more", width=30)
     rows = [f"{s}/{i:03d}.png,{s};{'abc'[i % 3]}" for s in "abc" for i in range(20)]
     (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
     both = opened(root / "m.csv", unlabeled_data=[more])
@@ -83,8 +83,8 @@ def test_multi_label_sets_get_empty_rows(make_folder: MakeFolder) -> None:
     assert not np.isin(both.unlabeled, np.concatenate([getattr(both, part) for part in PARTS])).any()
 
 
-def test_broken_ones_are_on_record(make_folder: MakeFolder) -> None:
-    root, more = make_folder(LABELLED), make_folder({"": 3}, "more", width=30)
+def test_broken_ones_are_skipped(make_folder: MakeFolder) -> None:
+    root, more = make_folder(LABELED), make_folder({"": 3}, "more", width=30)
     (more / "001.png").write_bytes(b"x")
     (more / "gone.png").symlink_to("nowhere")
     (more / "lost.png").symlink_to("nowhere")
@@ -97,7 +97,7 @@ def test_broken_ones_are_on_record(make_folder: MakeFolder) -> None:
 
 def test_what_is_no_folder(make_folder: MakeFolder) -> None:
     with pytest.raises(InputError, match="a folder of unlabeled images at nowhere"):
-        opened(make_folder(LABELLED), unlabeled_data=["nowhere"])
+        opened(make_folder(LABELED), unlabeled_data=["nowhere"])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -143,7 +143,7 @@ def test_unseen_classes_of_multi_label_images(make_folder: MakeFolder) -> None:
 @pytest.mark.parametrize("unseen", [-1, 2, 3])
 def test_too_many_unseen_classes(make_folder: MakeFolder, unseen: int) -> None:
     with pytest.raises(InputError, match=rf"two are left to learn; found {unseen} of the 3 in train"):
-        opened(make_folder(LABELLED), num_unseen_classes=unseen)
+        opened(make_folder(LABELED), num_unseen_classes=unseen)
 
 
 def test_a_saved_split_is_read_back(make_folder: MakeFolder) -> None:
@@ -164,7 +164,7 @@ def test_a_saved_split_is_read_back(make_folder: MakeFolder) -> None:
 
 
 def test_a_slash_at_the_end_changes_nothing(make_folder: MakeFolder) -> None:
-    root = make_folder(LABELLED)
+    root = make_folder(LABELED)
     assert load(f"{root}/", [8], root.parent / "cache", DataConfig(seed=4)).fingerprint == opened(root).fingerprint
     assert TrainConfig(data="some/DIR/").data == TrainConfig(data="some/DIR").data == "some/DIR"
 

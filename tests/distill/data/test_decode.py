@@ -110,15 +110,15 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(got, np.round(values[..., None] / 257).astype(np.uint8).repeat(3, -1))
 
 
-def png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+def png(width: int, height: int, depth: int, color: int, data: bytes) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
-def test_16_bit_colour_is_scaled(tmp_path: Path) -> None:
+def test_16_bit_color_is_scaled(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(">u2")
     (tmp_path / "a.png").write_bytes(png(8, 8, 16, 2, b"".join(b"\0" + row.tobytes() for row in values)))
     assert np.abs(np.asarray(decode(tmp_path / "a.png")) - values / 257).max() <= 1
@@ -129,7 +129,7 @@ def test_one_bit_grey_and_animations(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(decode(write(tmp_path / "a.png", bits)))[..., 1], np.eye(8) * 255)
     grey = decode(write(tmp_path / "b.png", Image.new("L", (8, 8), 77)))
     assert (grey.mode, grey.getpixel((3, 3))) == ("RGB", (77, 77, 77))
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     for suffix, more in (("gif", {}), ("png", {}), ("webp", {"lossless": True})):
         path = write(tmp_path / f"c.{suffix}", frames[0], save_all=True, append_images=frames[1:], **more)
         assert decode(path).getpixel((0, 0)) == (255, 0, 0)
@@ -140,7 +140,7 @@ def test_icc_profiles_are_ignored(tmp_path: Path) -> None:
     assert np.array_equal(decode(write(tmp_path / "a.png", Image.fromarray(UPRIGHT), icc_profile=profile)), UPRIGHT)
 
 
-def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
+def test_pixels_of_unknown_range_are_rejected(tmp_path: Path) -> None:
     assert "floating-point" in reason(write(tmp_path / "a.tiff", Image.fromarray(np.ones((8, 8), np.float32))))
     assert "32-bit" in reason(write(tmp_path / "b.tiff", Image.fromarray(np.full((8, 8), 70_000, np.int32))))
     assert "32-bit" in reason(write(tmp_path / "c.tiff", Image.fromarray(np.full((8, 8), -1, np.int32))))
@@ -163,7 +163,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert "not an image" in reason(tmp_path / "eps.jpg")  # which Pillow would hand to Ghostscript
 
 
-def test_a_sparse_giant_is_refused_unread(tmp_path: Path) -> None:
+def test_a_sparse_giant_is_rejected_unread(tmp_path: Path) -> None:
     with (tmp_path / "a.jpg").open("wb") as stream:
         stream.truncate(1 << 40)
     assert "1024 MiB" in reason(tmp_path / "a.jpg")
@@ -173,7 +173,7 @@ def test_the_extension_does_not_matter(tmp_path: Path) -> None:
     assert np.array_equal(decode(write(tmp_path / "a.jpg", Image.fromarray(UPRIGHT), format="PNG")), UPRIGHT)
 
 
-@pytest.mark.parametrize("side", [9_600, 20_000])  # Pillow warns of the first, refuses the second
+@pytest.mark.parametrize("side", [9_600, 20_000])  # Pillow warns of the first, raises at the second
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bombs(tmp_path: Path, side: int) -> None:
     (tmp_path / "a.png").write_bytes(png(side, side, 8, 0, b"\0" * 1000))

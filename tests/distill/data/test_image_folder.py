@@ -1,4 +1,4 @@
-"""Image folders: what is taken, what is passed over, what is put on record, what is refused."""
+"""Image folders: what is listed, ignored, skipped and rejected."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_foreign_split_is_not_taken_for_classes(make_folder: MakeFolder, tmp_p
 
 
 def spoil(root: Path) -> dict[str, str]:
-    """Puts what is no image into class a; returns the names that belong into the ledger, with words of the reason."""
+    """Put what is no image into class a; return the names to be skipped, each with a part of its reason."""
     buffer = io.BytesIO()
     noise(0).save(buffer, "JPEG")
     (root / "a" / "cut.jpg").write_bytes(buffer.getvalue()[:400])
@@ -93,7 +93,7 @@ def spoil(root: Path) -> dict[str, str]:
     }
 
 
-def test_the_ledger(make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_skipped(make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = make_folder({"a": 5, "b": 5})
     expected = spoil(root)
     noise(77).save(root / "a" / "no_suffix", "PNG")

@@ -1,4 +1,4 @@
-"""Who is train, validation, gallery and query, for any set of labels."""
+"""Train, validation, gallery and query, for any set of labels."""
 
 from __future__ import annotations
 

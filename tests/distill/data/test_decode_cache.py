@@ -75,15 +75,15 @@ def test_a_new_seed_or_label_does_not_decode_again(make_folder: MakeFolder) -> N
     rows = [f"a/{i:03d}.png,{'xy'[i % 2]}" for i in range(6)]
     (root / "m.csv").write_text("\n".join(["path,label", *rows]))
     first = opened(root, 8)
-    labelled = load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0))
+    labeled = load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0))
     swap_contents(root)
     other = load(str(root), [8], root.parent / "cache", DataConfig(seed=1))
     assert np.array_equal(first.pixels[8], other.pixels[8])
     assert first.fingerprint != other.fingerprint
     (root / "m.csv").write_text("\n".join(["path,label", *rows[:-1], "a/005.png,x"]))
-    relabelled = load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0))
-    assert np.array_equal(labelled.pixels[8], relabelled.pixels[8])
-    assert labelled.fingerprint != relabelled.fingerprint
+    relabeled = load(str(root / "m.csv"), [8], root.parent / "cache", DataConfig(seed=0))
+    assert np.array_equal(labeled.pixels[8], relabeled.pixels[8])
+    assert labeled.fingerprint != relabeled.fingerprint
 
 
 def test_a_changed_image_is_decoded_again(make_folder: MakeFolder) -> None:
@@ -232,7 +232,7 @@ def test_a_cache_that_cannot_be_written(make_folder: MakeFolder) -> None:
         opened(root, 8, cache="file")
 
 
-def test_pillows_remarks_stay_out_of_the_terminal(make_folder: MakeFolder, recwarn: pytest.WarningsRecorder) -> None:
+def test_pillows_warnings_stay_out_of_the_terminal(make_folder: MakeFolder, recwarn: pytest.WarningsRecorder) -> None:
     root = make_folder({"a": 6, "b": 6})
     noise(5).save(root / "a" / "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\3\1\x12\0\x09\xff\xff\xff\xff\0\0\0\1")
     assert "a/odd.jpg" in opened(root, 8).names
