@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.trial import Trial, data_source, trained, write_results
-from distill.config import StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
+from benchmarks.trial import Benchmark, Trial, data_source, table
+from distill.config import StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from export.artifact import ExportedModel, ExportFailure
 from export.metadata import read_metadata
 from gallery.console import log
-from gallery.files import write_json
 from gallery.results import ModelResult
 from mobile_eval.devices.host import Host
 
@@ -25,11 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distill.context import RunContext
-    from distill.trained_models import TrainedModels
     from export.exporter import ExportRequest
     from mobile_eval.compare import FloatReference
 
-RECORD, FILES = "export.json", "files"
+FILES = "files"
 VARIANTS = (
     *(f"onnx-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8")),
     *(f"litert-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8-dynamic", "w8a8", "w8a16")),
@@ -39,7 +37,7 @@ TIMED = ("onnx", "litert")  # Core ML models are only emulated on this host
 CALIBRATED = "w8a8"
 COLUMNS = (
     ("MB", "bytes", ".2f"),
-    ("bit flip rate", "flip_rate", ".3%"),
+    ("bit flip rate", "bit_flip_rate", ".3%"),
     ("mAP", "map", ".4f"),
     ("mAP drop", "map_drop", "+z.4f"),
     ("p50 ms", "p50_ms", ".2f"),
@@ -70,80 +68,78 @@ class ExportTrial(Trial):
     models: tuple[ModelResult, ...]
 
 
-class ExportBenchmark(StrictModel):
+class ExportBenchmark(Benchmark):
     """Every exported model of two students on two data sets: size, bit flips, mAP, latency, memory."""
 
+    name: str = "export"
     data: tuple[str, ...] = ("imagenet20", "ucmerced")
     students: tuple[str, ...] = ("mobilenetv3_small", "mobilenetv3_large")
     teacher: str = "efficientnet_lite2"
     bits: int = 64
     seed: int = 0
-    runs: Path = Path("runs/bench")
-    """Run folders of the students; finished trials are read."""
 
-    def run(self) -> None:
-        """Measure what is not yet measured, time all models, one after the other, and write the table."""
-        pairs = itertools.product(self.data, self.students)
-        folders = {self.runs / f"export-{data}-{student}": (data, student) for data, student in pairs}
-        trials = [self.trial(folder, *names) for folder, names in folders.items()]
-        self.write([timed(trial, folder) for trial, folder in zip(trials, folders, strict=True)])
+    def trials(self) -> Iterator[ExportTrial]:
+        """Measure what is not yet measured, then time all models, one after the other."""
+        measured = [self.trial(*key) for key in itertools.product(self.data, self.students)]
+        yield from itertools.starmap(timed, measured)
 
-    def write(self, trials: Sequence[ExportTrial]) -> None:
-        """Write `export.json` and `export.md` to `benchmarks/results`."""
-        options = self.model_dump(mode="json", exclude={"runs"})
-        write_results("export", options, trials, "\n\n".join("\n".join(markdown(trial)) for trial in trials))
-
-    def trial(self, folder: Path, data: str, student: str) -> ExportTrial:
-        """Train a student and compare its exported models with it, or read that; the files stay in `folder`."""
+    def trial(self, data: str, student: str) -> tuple[ExportTrial, Path]:
+        """Train a student and compare its exported models with it, or read that; the files stay in the folder."""
         log.info("[%s, %s]", data, student)
-        first = self.runs / f"export-{data}-{self.students[0]}"
+        folder, first = (self.runs / f"export-{data}-{name}" for name in (student, self.students[0]))
         learning = TrainConfig(
             data=data_source(data), teacher=self.teacher, student=student, bits=self.bits, seed=self.seed,
             reuse_gallery=None if folder == first else first, teacher_train=TEACHERS.get(data, TeacherTrainConfig()),
             student_train=StudentTrainConfig(epochs=EPOCHS.get((data, student), "auto")),
         )  # fmt: skip
-        if (folder / RECORD).exists():
-            return ExportTrial.model_validate_json((folder / RECORD).read_text())
-        with trained(learning, folder, self.runs / "cache") as (context, models):
-            shutil.rmtree(folder / FILES, ignore_errors=True)
-            trial = _measure(context, models, folder / FILES)
-            write_json(folder / RECORD, trial.model_dump(mode="json"))
-        return trial
+        return self.measured(ExportTrial, learning, folder, score), folder / FILES
+
+    def text(self, trials: Sequence[ExportTrial]) -> str:
+        """Return a table for each student, with a row for each exported model."""
+        return "\n\n".join(
+            f"### {trial.student} on {trial.data}\n\n{trial.size} px, {trial.weights}; {trial.queries} queries; "
+            f"the float student's mAP against the gallery is {trial.map:.4f}.\n\n"
+            + table(["variant", *(name for name, _, _ in COLUMNS)], map(_row, trial.models))
+            for trial in trials
+        )
 
 
 def timed(trial: ExportTrial, folder: Path) -> ExportTrial:
     """Return the trial with the latency of its models on this host, each in its own process."""
     log.info("[%s, %s] timing", trial.data, trial.student)
+    models = []
     with Host() as host:
         host.push((), np.random.default_rng(0).integers(0, 256, (1, trial.size, trial.size, 3), np.uint8))
-        models = tuple(_timed(model, host, folder / FILES) for model in trial.models)
-    return trial.model_copy(update={"models": models})
+        for model in trial.models:
+            if model.format in TIMED and model.status == "ran":
+                path = folder / model.path
+                figures = host.run(ExportedModel.of(path, model.format, read_metadata(path))).figures
+                log.info("  %s: %.2f ms", model.variant, figures["p50_ms"])
+                model = model.model_copy(update=figures)
+            models.append(model)
+    return trial.model_copy(update={"models": tuple(models)})
 
 
-def _timed(model: ModelResult, host: Host, folder: Path) -> ModelResult:
-    if model.format not in TIMED or model.status != "ran":
-        return model
-    path = folder / model.path
-    figures = host.run(ExportedModel.of(path, model.format, read_metadata(path))).figures
-    log.info("  %s: %.2f ms", model.variant, figures["p50_ms"])
-    return model.model_copy(update=figures)
-
-
-def _measure(context: RunContext, models: TrainedModels, folder: Path) -> ExportTrial:
+def score(context: RunContext) -> ExportTrial:
+    """Train the student of a trial, and compare its exported models with it."""
     from distill.export_samples import export_request
+    from distill.pipeline import train_all
     from distill.summary import pair_logits
     from export.exporter import ExportRequest
     from mobile_eval.compare import make_reference
 
-    data, logits = context.data, pair_logits(context, models)
-    pixels, labels = context.data.pixels[context.resolved.student_img_size][data.query], data.labels[data.query]
-    reference = make_reference(pixels, logits.student_queries, labels, models.gallery, data.top_k)
-    request, start = ExportRequest(**export_request(context, models.student, models.space)), context.resolved.student
+    data, config, resolved = context.data, context.config, context.resolved
+    models, folder = train_all(context), context.run_dir.folder / FILES
+    shutil.rmtree(folder, ignore_errors=True)
+    queries, pixels = data.query, data.pixels[resolved.student_img_size]
+    logits = pair_logits(context, models).student_queries
+    reference = make_reference(pixels[queries], logits, data.labels[queries], models.gallery, data.top_k)
+    request = ExportRequest(**export_request(context, models.student, models.space))
     exported, quantization = _export(request, folder)
     return ExportTrial(
-        data=data.name, bits=context.config.bits, seed=context.config.seed, student=start.name, weights=start.source,
-        size=context.resolved.student_img_size, map=reference.map, queries=len(data.query), quantization=quantization,
-        models=tuple(_evaluate(exported, reference, folder)),
+        data=data.name, bits=config.bits, seed=config.seed, student=resolved.student.name,
+        weights=resolved.student.source, size=resolved.student_img_size, map=reference.map, queries=len(queries),
+        quantization=quantization, models=tuple(_evaluate(exported, reference, folder)),
     )  # fmt: skip
 
 
@@ -186,18 +182,8 @@ def _evaluate(
         yield row.model_copy(update={"variant": variant, "path": model.path.relative_to(folder).as_posix()})
 
 
-def markdown(trial: ExportTrial) -> Iterator[str]:
-    """Yield a row for each exported model."""
-    yield (
-        f"### {trial.student} on {trial.data}\n\n{trial.size} px, {trial.weights}; {trial.queries} queries; "
-        f"the float student's mAP against the gallery is {trial.map:.4f}.\n"
-    )
-    yield f"| variant | {' | '.join(name for name, _, _ in COLUMNS)} |"
-    yield "|---" * (len(COLUMNS) + 1) + "|"
-    for model in trial.models:
-        if model.status != "ran":
-            yield f"| {model.variant} | {model.status}: {model.reason} |"
-            continue
-        values = model.model_dump() | {"bytes": model.bytes / 1e6}
-        figures = ("" if values[key] is None else format(values[key], spec) for _, key, spec in COLUMNS)
-        yield f"| {model.variant} | {' | '.join(figures)} |"
+def _row(model: ModelResult) -> list[str]:
+    if model.status != "ran":
+        return [model.variant, f"{model.status}: {model.reason}"]
+    values = model.model_dump() | {"bytes": model.bytes / 1e6}
+    return [model.variant, *("" if values[key] is None else format(values[key], spec) for _, key, spec in COLUMNS)]

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.trial import Trial, mean_and_half_range, write_results
-from distill.config import StrictModel
+from benchmarks.trial import Benchmark, Trial, mean_and_half_range, table
 from gallery.console import log
 from gallery.errors import InputError
 
@@ -38,9 +37,10 @@ class CenterTrial(Trial):
     seconds: float
 
 
-class MultilabelCenters(StrictModel):
+class MultilabelCenters(Benchmark):
     """mAP of multi-label target codes, before and after optimising the hash centers."""
 
+    name: str = "multilabel_centers"
     data: tuple[str, ...] = ("ucmerced_multi", "voc2012", "nuswide_21", "mirflickr", "coco")
     """Multi-label protocols; all but ucmerced_multi need the published lists only, no images."""
     bits: tuple[int, ...] = (32, 64)
@@ -48,14 +48,10 @@ class MultilabelCenters(StrictModel):
     """Number of seeds, from 0."""
     root: Path | None = None
     """Folder of the data sets (default: TWINHASH_DATA)."""
-    runs: Path = Path("runs/bench")
-    """Folder of the cache of decoded images."""
 
-    def run(self) -> None:
-        """Write `multilabel_centers.json` and `.md` to `benchmarks/results`."""
-        trials = [self.trial(*key) for key in itertools.product(self.data, self.bits, range(self.seeds))]
-        options = self.model_dump(mode="json", exclude={"root", "runs"})
-        write_results("multilabel_centers", options, trials, "\n".join(markdown(trials)))
+    def trials(self) -> Iterator[CenterTrial]:
+        """Build and measure the centers of all data sets, code lengths and seeds; nothing is kept between runs."""
+        return itertools.starmap(self.trial, itertools.product(self.data, self.bits, range(self.seeds)))
 
     def trial(self, data: str, bits: int, seed: int) -> CenterTrial:
         """Build and optimise one set of centers, and measure both."""
@@ -92,6 +88,23 @@ class MultilabelCenters(StrictModel):
             raise InputError("multi-label data", f"{name}, with one label an image", "Choose another --data.")
         return images.labels[images.train], images.labels[images.query]
 
+    def text(self, trials: Sequence[CenterTrial]) -> str:
+        """Return a table with a row for each data set and length of code."""
+        rows = []
+        for (data, bits), group in itertools.groupby(trials, lambda trial: (trial.data, trial.bits)):
+            own = list(group)
+            scores = (mean_and_half_range([getattr(trial, key) for trial in own]) for key in ("separated", "optimised"))
+            least = " to ".join(str(min(trial.distances[i] for trial in own)) for i in (0, 1))
+            sizes, seconds = f"{own[0].queries:,} x {own[0].train:,}", np.mean([trial.seconds for trial in own])
+            rows.append([data, own[0].classes, sizes, bits, *scores, least, f"{seconds:.1f}"])
+        columns = "data", "classes", "queries x train", "bits", "separated", "optimised", "min. distance", "seconds"
+        return (
+            "mAP of the queries' target codes against those of the training images: what a network that gives every "
+            "image its target code reaches. Centers as far apart as they can be, and the same optimised for the "
+            "training images' labels. Means over seeds, and half of the distance between the largest and the smallest."
+            f"\n\n{table(columns, rows)}"
+        )
+
 
 def target_code_map(centers: NDArray[np.int8], query: Flags, gallery: Flags) -> float:
     """Return the mAP of the queries' target codes against those of the gallery."""
@@ -101,22 +114,3 @@ def target_code_map(centers: NDArray[np.int8], query: Flags, gallery: Flags) -> 
 
     codes = [pack(target_codes(labels, centers).astype(np.float32)) for labels in (query, gallery)]
     return mean_average_precision(codes[0], codes[1], query, gallery).map
-
-
-def markdown(trials: Sequence[CenterTrial]) -> Iterator[str]:
-    """Yield a row for each data set and length of code."""
-    yield (
-        "mAP of the queries' target codes against those of the training images: what a network that gives every image "
-        "its target code reaches. Centers as far apart as they can be, and the same optimised for the training "
-        "images' labels. Means over seeds, and half of the distance between the largest and the smallest.\n"
-    )
-    yield "| data | classes | queries x train | bits | separated | optimised | min. distance | seconds |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for (data, bits), group in itertools.groupby(trials, lambda trial: (trial.data, trial.bits)):
-        own = list(group)
-        scores = (mean_and_half_range([getattr(trial, key) for trial in own]) for key in ("separated", "optimised"))
-        least = " to ".join(str(min(trial.distances[i] for trial in own)) for i in (0, 1))
-        yield (
-            f"| {data} | {own[0].classes} | {own[0].queries:,} x {own[0].train:,} | {bits} | {' | '.join(scores)} "
-            f"| {least} | {np.mean([trial.seconds for trial in own]):.1f} |"
-        )

@@ -15,17 +15,10 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.losses import OURS, LossTrial, by_loss
-from benchmarks.trial import RESULTS, mean_and_half_range
+from benchmarks.trial import RESULTS, mean_and_half_range, table
 from gallery import results
 from gallery.files import atomic_write
-from gallery.results import (
-    STUDENT_GALLERY,
-    STUDENT_STUDENT,
-    TEACHER_TEACHER,
-    EvaluationResults,
-    ModelResult,
-    RunResults,
-)
+from gallery.results import EvaluationResults, ModelResult, RunResults
 from mobile_eval import formatting
 
 README = Path(__file__).parents[1] / "README.md"
@@ -58,53 +51,60 @@ def with_block(readme: str) -> str:
 
 def _runs(runs: Sequence[RunResults]) -> str:
     """One row a run: data, models, their pretrained weights, mAP of the retrieval pairs, quality gate, time."""
+    pairs = results.TEACHER_TEACHER, results.STUDENT_GALLERY, results.STUDENT_STUDENT
+    rows = []
+    for r in runs:
+        maps = {pair.name: f"{pair.map:.3f}" for pair in r.pairs}
+        maps[results.STUDENT_GALLERY] = f"**{maps[results.STUDENT_GALLERY]}**"
+        rows.append([
+            f"{r.protocol.dataset}: {r.protocol.gallery:,} gallery, {r.protocol.query:,} queries",
+            *(f"{m.name}, {m.size} px" for m in r.model_summaries),
+            "none (random)" if all(m.random for m in r.model_summaries) else "ImageNet", *map(maps.get, pairs),
+            "passed" if r.gate.passed else "failed", f"{formatting.duration(sum(r.seconds.values()))} on {_host(r)}",
+        ])  # fmt: skip
+    names = [f"**{pair}**" if pair == results.STUDENT_GALLERY else pair for pair in pairs]
+    columns = "data", "teacher", "student", "pretrained weights", *names, "quality gate", "time"
     return (
         "**The student finds what the teacher finds.** Tie-aware mAP over the whole gallery, one seed; details in "
-        "`benchmarks/results/run-*.json`.\n\n"
-        "| data | teacher | student | pretrained weights | teacher->teacher | **student->gallery** | student->student "
-        "| quality gate | time |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(map(_run, runs))
+        f"`benchmarks/results/run-*.json`.\n\n{table(columns, rows)}"
     )
-
-
-def _run(r: RunResults) -> str:
-    maps = {pair.name: f"{pair.map:.3f}" for pair in r.pairs}
-    models = [f"{m.name}, {m.size} px" for m in r.model_summaries]
-    weights = "none (random)" if all(m.random for m in r.model_summaries) else "ImageNet"
-    figures = maps[TEACHER_TEACHER], f"**{maps[STUDENT_GALLERY]}**", maps[STUDENT_STUDENT]
-    time = f"{formatting.duration(sum(r.seconds.values()))} on {r.system.cores} cores of {r.system.cpu}"
-    data = f"{r.protocol.dataset}: {r.protocol.gallery:,} gallery, {r.protocol.query:,} queries"
-    return f"| {' | '.join([data, *models, weights, *figures, 'passed' if r.gate.passed else 'failed', time])} |"
 
 
 def _models(r: RunResults) -> str:
     """The exported models of one run."""
-    rows = "\n".join(_model(row) for row in r.models)
-    return f"""**The exported models keep it.** `{r.command}`; latency on {r.system.cores} cores of {r.system.cpu}, \
-batch size 1, one thread.
-
-| model | size | bit flip rate | mAP in the gallery | p50 latency |
-|---|---|---|---|---|
-{rows}"""
+    rows = []
+    for row in r.models:
+        time = "not timed" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
+        flips, score = formatting.percent(row.bit_flip_rate), formatting.number(row.map, 4)
+        failed = ["", "", f"{row.status}: {row.reason}", ""]
+        rows.append(
+            [row.variant, *([formatting.size(row.bytes), flips, score, time] if row.status == "ran" else failed)]
+        )
+    columns = "model", "size", "bit flip rate", "mAP in the gallery", "p50 latency"
+    return (
+        f"**The exported models keep it.** `{r.command}`; latency on {_host(r)}, batch size 1, one thread."
+        f"\n\n{table(columns, rows)}"
+    )
 
 
 def _evaluation(e: EvaluationResults) -> str:
     """Model by device: latency where time means something, instructions where they were counted."""
     devices, variants = (list(dict.fromkeys(getattr(row, key) for row in e.models)) for key in ("device", "variant"))
-    rows = {(row.variant, row.device): row for row in e.models}
-    lines = [f"| {one} | {' | '.join(_cost(rows.get((one, device))) for device in devices)} |" for one in variants]
+    cost = {(row.variant, row.device): _cost(row) for row in e.models}
+    rows = ([variant, *(cost.get((variant, device), "") for device in devices)] for variant in variants)
     beyond = sum(row.host_flips_beyond or 0 for row in e.models)
-    return f"""**And on other devices.** {e.student}, latency on {e.system.cores} cores of {e.system.cpu}, millions of \
-executed instructions of the emulated ARM cores. Bit flips against the host where its |logit| exceeds \
-{e.thresholds.logit_tolerance:g}: {beyond}. Details: `benchmarks/results/README.md`.
-
-| model | {" | ".join(devices)} |
-|{"---|" * (len(devices) + 1)}
-""" + "\n".join(lines)
+    return (
+        f"**And on other devices.** {e.student}, latency on {_host(e)}, millions of executed instructions of the "
+        f"emulated ARM cores. Bit flips against the host where its |logit| exceeds {e.thresholds.logit_tolerance:g}: "
+        f"{beyond}. Details: `benchmarks/results/README.md`.\n\n{table(['model', *devices], rows)}"
+    )
 
 
-def _cost(row: ModelResult | None) -> str:
-    if row is None or row.status != "ran":
-        return ""
+def _host(e: EvaluationResults) -> str:
+    return f"{e.system.cores} cores of {e.system.cpu}"
+
+
+def _cost(row: ModelResult) -> str:
     if row.instructions is not None:
         return f"{row.instructions / 1e6:.1f} M"
     return "" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
@@ -112,42 +112,36 @@ def _cost(row: ModelResult | None) -> str:
 
 def _csch(c: dict[str, Any]) -> str:
     """Student->gallery of every row, by data and length of code: the mean over seeds, and half the range."""
-    values: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for trial in c["trials"]:
-        own = values.setdefault((trial["data"], trial["bits"]), {})
-        own.setdefault(trial["row"], []).append(trial["student_gallery"])
-    rows = c["options"]["rows"]
-    table = [f"| {data}, {bits} bits | " + " | ".join(mean_and_half_range(own[row]) for row in rows) + " |"
-             for (data, bits), own in sorted(values.items())]  # fmt: skip
-    o = c["options"]
-    return f"""**Better than CSCH as its authors released it** (`{c["command"]}`): {o["teacher"]} and {o["student"]} \
-at {o["size"]} px from pretrained weights, {o["epochs"]} epochs each, the same steps in every row, \
-{len(o["seeds"])} seeds; tie-aware mAP of student->gallery. All figures, seconds and protocols: \
-`benchmarks/results/csch.md` and `.json`.
-
-| | {" | ".join(rows)} |
-|{"---|" * (len(rows) + 1)}
-""" + "\n".join(table)
+    o, trials = c["options"], c["trials"]
+    rows = []
+    for key in sorted({(trial["data"], trial["bits"]) for trial in trials}):
+        own = [trial for trial in trials if (trial["data"], trial["bits"]) == key]
+        values = ([trial["student_gallery"] for trial in own if trial["row"] == row] for row in o["rows"])
+        rows.append([f"{key[0]}, {key[1]} bits", *map(mean_and_half_range, values)])
+    return (
+        f"**Better than CSCH as its authors released it** (`{c['command']}`): {o['teacher']} and {o['student']} at "
+        f"{o['size']} px from pretrained weights, {o['epochs']} epochs each, the same steps in every row, "
+        f"{len(o['seeds'])} seeds; tie-aware mAP of student->gallery. All figures, seconds and protocols: "
+        f"`benchmarks/results/csch.md` and `.json`.\n\n{table(['', *o['rows']], rows)}"
+    )
 
 
-def _losses(o: dict[str, Any]) -> str:
+def _losses(c: dict[str, Any]) -> str:
     """CSCH and the best of the other inductive losses, by data and length of code."""
-    trials = [trial for trial in map(LossTrial.model_validate, o["trials"]) if not trial.transductive]
-    lines = []
-    for data, bits in sorted({(trial.data, trial.bits) for trial in trials}):
-        own = by_loss([trial for trial in trials if (trial.data, trial.bits) == (data, bits)])
+    trials = [trial for trial in map(LossTrial.model_validate, c["trials"]) if not trial.transductive]
+    rows = []
+    for key in sorted({(trial.data, trial.bits) for trial in trials}):
+        own = by_loss([trial for trial in trials if (trial.data, trial.bits) == key])
         scores = {name: mean_and_half_range([trial.map for trial in several]) for name, several in own.items()}
         best = next(name for name in scores if name != OURS)
-        lines.append(f"| {data}, {bits} bits | {scores[OURS]} | {scores[best]}, {best} |")
-    names, p = {trial.loss for trial in trials}, o["options"]
-    return f"""**Losses compared.** Teachers by all {len(names)} losses that do not use the gallery's labels \
-(`{o["command"]}`): {p["teacher"]} at {p["size"]} px, {p["seeds"]} seeds, learning rates chosen on validation \
-images; tie-aware mAP. All of them, precision and recall by radius, seconds, and published figures: \
-`benchmarks/results/losses.md`.
-
-| | {OURS} | best other |
-|---|---|---|
-""" + "\n".join(lines)
+        rows.append([f"{key[0]}, {key[1]} bits", scores[OURS], f"{scores[best]}, {best}"])
+    o = c["options"]
+    return (
+        f"**Losses compared.** Teachers by all {len({trial.loss for trial in trials})} losses that do not use the "
+        f"gallery's labels (`{c['command']}`): {o['teacher']} at {o['size']} px, {o['seeds']} seeds, learning rates "
+        "chosen on validation images; tie-aware mAP. All of them, precision and recall by radius, seconds, and "
+        f"published figures: `benchmarks/results/losses.md`.\n\n{table(['', OURS, 'best other'], rows)}"
+    )
 
 
 def _metric(m: dict[str, Any]) -> str:
@@ -161,14 +155,6 @@ def _metric(m: dict[str, Any]) -> str:
         f"{worst['peak_extra_mb']:.0f} MB beyond its inputs at most, and within "
         f"{worst['difference_to_random_orders']:.0e} of the mean over random tie orders (`{m['command']}`)."
     )
-
-
-def _model(row: ModelResult) -> str:
-    if row.status != "ran":
-        return f"| {row.variant} | | | {row.status}: {row.reason} | |"
-    time = "not timed" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
-    flips = formatting.percent(row.bit_flip_rate)
-    return f"| {row.variant} | {formatting.size(row.bytes)} | {flips} | {formatting.number(row.map, 4)} | {time} |"
 
 
 def main(arguments: list[str]) -> int:

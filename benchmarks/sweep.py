@@ -6,14 +6,17 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from benchmarks import trial as results
-from benchmarks.trial import SweepTrial, data_source, mean_and_half_range, measure, write_results
-from distill.config import StrictModel, StudentTrainConfig, TeacherTrainConfig, TrainConfig
+from benchmarks.trial import Benchmark, Trial, data_source, mean_and_half_range, panels, table
+from distill.config import StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from gallery.console import log
+from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER
+
+if TYPE_CHECKING:
+    from distill.context import RunContext
 
 COLUMNS = {
     "student_gallery": "student->gallery", "teacher_teacher": "teacher->teacher", "student_student": "student->student",
@@ -21,10 +24,34 @@ COLUMNS = {
     "student_gallery_seen": "student->gallery, seen classes", "bit_agreement": "bit agreement",
     "low_margin_bits": "low-margin bits",
 }  # fmt: skip
-Key = tuple[str, int, str]
 
 
-class Sweep(StrictModel):
+class SweepTrial(Trial):
+    """A teacher and a student.  mAP is tie-aware, over the whole gallery.
+
+    Figures that end in `unseen` are of queries and gallery images of the unseen classes alone.
+    """
+
+    row: str
+    center_distance: int
+    teacher_teacher: float
+    student_gallery: float
+    student_student: float
+    student_gallery_retrieved: float
+    """With the literature's denominator."""
+    teacher_teacher_unseen: float | None = None
+    student_gallery_unseen: float | None = None
+    student_gallery_seen: float | None = None
+    bit_agreement: float
+    """Share of bits that are equal between student and teacher on the queries."""
+    low_margin_bits: float
+    """Share of the student's query logits within 0.1 standard deviations of their bit from zero."""
+    student_steps: int
+    seconds: dict[str, float]
+    protocol: str
+
+
+class Sweep(Benchmark):
     """A table of rows by data, bits and seeds; each row is one configuration."""
 
     grid: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -35,8 +62,6 @@ class Sweep(StrictModel):
     bits: tuple[int, ...]
     rows: tuple[str, ...]
     """Names in the grid."""
-    name: str
-    """Of the files in benchmarks/results."""
     figure: str = "student_gallery"
     """The figure that is plotted and compared."""
     reference: str
@@ -52,36 +77,21 @@ class Sweep(StrictModel):
     """Input size of both networks, pixels."""
     epochs: int = 8
     """Of the teacher, of the student, and of both at once."""
-    runs: Path = Path("runs/bench")
-    """Run folders of the trials, shared by all sweeps."""
 
-    def run(self) -> None:
-        """Measure all trials, reading finished ones, and write the results, the table and the plot."""
-        trials = []
+    def trials(self) -> Iterator[SweepTrial]:
+        """Yield the trials by seed, bits, data and row, and with each the base row whose teacher it shares."""
         for seed, bits, data, row in itertools.product(self.seeds, self.bits, self.data, self.rows):
             log.info("[%s, %d bits, seed %d] %s", data, bits, seed, row)
             if self.shares_teacher(row):
-                self.measure(data, bits, seed, self.base)
-            trial = self.measure(data, bits, seed, row)
+                self.trial(data, bits, seed, self.base)
+            trial = self.trial(data, bits, seed, row)
             log.info("  student->gallery %.4f, teacher->teacher %.4f", trial.student_gallery, trial.teacher_teacher)
-            trials.append(trial)
-            self.write(trials)
+            yield trial
 
-    def write(self, trials: Sequence[SweepTrial]) -> None:
-        """Write `<name>.json`, `<name>.md` and `<name>.svg` to `benchmarks/results`."""
-        table, sentences = ("\n".join(lines) for lines in (
-            markdown(trials), compare_to_reference(trials, self.figure, self.reference),
-        ))  # fmt: skip
-        text = "\n\n".join(
-            filter(None, (table, "Seconds are wall-clock time on a shared machine.", self.note, sentences))
-        )
-        write_results(self.name, self.model_dump(mode="json", exclude={"runs"}), trials, text)
-        plot(trials, self.figure, results.RESULTS / f"{self.name}.svg")
-
-    def measure(self, data: str, bits: int, seed: int, row: str) -> SweepTrial:
-        """Train and measure one trial."""
+    def trial(self, data: str, bits: int, seed: int, row: str) -> SweepTrial:
+        """Train and measure one trial, or read it."""
         key = data, bits, seed, row
-        return measure(row, self.learning(*key), self.folder(*key), self.runs / "cache")
+        return self.measured(SweepTrial, self.learning(*key), self.folder(*key), lambda context: score(row, context))
 
     def folder(self, data: str, bits: int, seed: int, row: str) -> Path:
         """Return the run folder of one trial."""
@@ -106,24 +116,100 @@ class Sweep(StrictModel):
             teacher_train=TeacherTrainConfig(**teaching), student_train=StudentTrainConfig(**terms), **changes,
         )  # fmt: skip
 
+    def text(self, trials: Sequence[SweepTrial]) -> str:
+        """Return the table of means over seeds, how to read it, and the comparison with the reference row."""
+        sentences = "\n".join(compare_to_reference(trials, self.figure, self.reference))
+        parts = markdown(trials), "Seconds are wall-clock time on a shared machine.", self.note, sentences
+        return "\n\n".join(filter(None, parts))
 
-def group(trials: Sequence[SweepTrial]) -> dict[Key, list[SweepTrial]]:
+    def plot(self, trials: Sequence[SweepTrial], path: Path) -> None:
+        """Plot rows from top to bottom, one mark for each length of code: the mean, and the range over seeds."""
+        groups = group(trials)
+        datasets, lengths = ([*dict.fromkeys(getattr(trial, name) for trial in trials)] for name in ("data", "bits"))
+        rows = [*dict.fromkeys(trial.row for trial in trials)][::-1]
+        with panels(path, datasets, (1.5 + 4.5 * len(datasets), 1.2 + 0.35 * len(rows))) as (_, axes):
+            for axis, data in zip(axes, datasets, strict=True):
+                for bits in sorted(lengths):
+                    own = [[getattr(t, self.figure) for t in groups.get((data, bits, row), ())] for row in rows]
+                    heights = [height for height, values in enumerate(own) if values]
+                    means = [float(np.mean(values)) for values in own if values]
+                    errors = [[mean - min(v), max(v) - mean] for mean, v in zip(means, filter(None, own), strict=True)]
+                    ranges = np.reshape(errors, (-1, 2)).T
+                    axis.errorbar(means, heights, xerr=ranges, fmt="o", capsize=3, label=f"{bits} bits")
+                axis.set_xlabel(COLUMNS[self.figure] + " mAP")
+                axis.set_yticks(range(len(rows)), rows)
+            axes[0].legend(fontsize=8)
+
+
+def score(row: str, context: RunContext) -> SweepTrial:
+    """Train both networks of a trial and measure them."""
+    from distill.codebook import hash_centers_of
+    from distill.hash_centers.constructions import min_distance
+    from distill.metrics_log import read_metrics
+    from distill.pipeline import train_all
+    from distill.summary import pair_logits
+    from gallery.codes import pack
+    from mobile_eval.retrieval_pairs import retrieval_pairs
+
+    models = train_all(context)
+    pairs, gallery, data = pair_logits(context, models), models.gallery, context.data
+    assert pairs.teacher_queries is not None  # every trial trains or reuses a teacher with its weights
+    teacher, student, logits = pack(pairs.teacher_queries), pack(pairs.student_queries), pairs.student_queries
+    scores = retrieval_pairs(teacher, student, pack(pairs.student_gallery), gallery, data.labels[data.query])
+    points = read_metrics(context.run_dir.folder / "train.jsonl")
+    return SweepTrial(
+        row=row, data=data.name, bits=context.config.bits, seed=context.config.seed,
+        center_distance=min_distance(hash_centers_of(context)),
+        teacher_teacher=scores[TEACHER_TEACHER].map, student_gallery=scores[STUDENT_GALLERY].map,
+        student_student=scores[STUDENT_STUDENT].map,
+        student_gallery_retrieved=scores[STUDENT_GALLERY].map_retrieved,
+        **by_novelty(context, teacher, student, gallery.codes()),
+        bit_agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
+        low_margin_bits=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
+        student_steps=max(point.step for point in points if point.stage in ("student", "pair")),
+        seconds=context.run_dir.seconds, protocol=context.protocol,
+    )  # fmt: skip
+
+
+def by_novelty(context: RunContext, teacher: Any, student: Any, gallery: Any) -> dict[str, float]:
+    """Return the mAP within the unseen classes and within the seen ones, where there are unseen ones."""
+    from gallery.metrics import mean_average_precision
+
+    data = context.data
+    unseen = np.setdiff1d(np.arange(len(data.classes)), data.seen)
+    query_labels, gallery_labels = data.labels[data.query], data.labels[data.gallery]
+
+    def score_within(classes: Any, queries: Any) -> float:
+        q, g = np.isin(query_labels, classes), np.isin(gallery_labels, classes)
+        return mean_average_precision(queries[q], gallery[g], query_labels[q], gallery_labels[g]).map
+
+    if not len(unseen):
+        return {}
+    return {
+        "teacher_teacher_unseen": score_within(unseen, teacher),
+        "student_gallery_unseen": score_within(unseen, student),
+        "student_gallery_seen": score_within(data.seen, student),
+    }
+
+
+def group(trials: Sequence[SweepTrial]) -> dict[tuple[str, int, str], list[SweepTrial]]:
     """Group trials by (data, bits, row): sorted by data and bits, rows in the order of the trials."""
-    groups: dict[Key, list[SweepTrial]] = {}
+    groups: dict[tuple[str, int, str], list[SweepTrial]] = {}
     for trial in sorted(trials, key=lambda trial: (trial.data, trial.bits)):
         groups.setdefault((trial.data, trial.bits, trial.row), []).append(trial)
     return groups
 
 
-def markdown(trials: Sequence[SweepTrial]) -> Iterator[str]:
-    """Yield a table: means, and half of the distance between the largest and the smallest, over seeds."""
+def markdown(trials: Sequence[SweepTrial]) -> str:
+    """Return a table: means, and half of the distance between the largest and the smallest, over seeds."""
     columns = [name for name in COLUMNS if all(getattr(trial, name) is not None for trial in trials)]
-    yield f"| data | bits | row | {' | '.join(COLUMNS[name] for name in columns)} | seeds | steps | seconds |"
-    yield "|---" * (len(columns) + 6) + "|"
-    for (data, bits, row), own in group(trials).items():
-        figures = " | ".join(mean_and_half_range([getattr(trial, name) for trial in own]) for name in columns)
+    rows = []
+    for key, own in group(trials).items():
+        figures = (mean_and_half_range([getattr(trial, name) for trial in own]) for name in columns)
         seconds = np.mean([sum(trial.seconds.values()) for trial in own])
-        yield f"| {data} | {bits} | {row} | {figures} | {len(own)} | {own[0].student_steps} | {seconds:.0f} |"
+        rows.append([*key, *figures, len(own), own[0].student_steps, f"{seconds:.0f}"])
+    names = [COLUMNS[name] for name in columns]
+    return table(["data", "bits", "row", *names, "seeds", "steps", "seconds"], rows)
 
 
 def compare_to_reference(trials: Sequence[SweepTrial], figure: str, reference: str) -> Iterator[str]:
@@ -137,31 +223,3 @@ def compare_to_reference(trials: Sequence[SweepTrial], figure: str, reference: s
         difference, seeds = np.mean(values) - np.mean(other), max(np.ptp(values), np.ptp(other)) / 2
         result = f"more than the spread over seeds ({seeds:.3f})" if abs(difference) > seeds else "within the spread"
         yield f"- {data}, {bits} bits: {row} is {difference:+.3f} from {reference} in {COLUMNS[figure]}: {result}."
-
-
-def plot(trials: Sequence[SweepTrial], figure: str, path: Path) -> None:
-    """Plot rows from top to bottom, one mark for each length of code: the mean, and the range over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": path.stem, "svg.fonttype": "none"}  # the same figures give the same file
-    import matplotlib.pyplot as plt
-
-    groups = group(trials)
-    datasets, lengths = ([*dict.fromkeys(getattr(trial, name) for trial in trials)] for name in ("data", "bits"))
-    rows = [*dict.fromkeys(trial.row for trial in trials)][::-1]
-    size = (1.5 + 4.5 * len(datasets), 1.2 + 0.35 * len(rows))
-    page, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False, sharey=True, layout="constrained")
-    for axis, data in zip(axes[0], datasets, strict=True):
-        for bits in sorted(lengths):
-            own = [[getattr(trial, figure) for trial in groups.get((data, bits, row), ())] for row in rows]
-            heights = [height for height, values in enumerate(own) if values]
-            means = [float(np.mean(values)) for values in own if values]
-            errors = [[mean - min(v), max(v) - mean] for mean, v in zip(means, filter(None, own), strict=True)]
-            axis.errorbar(means, heights, xerr=np.reshape(errors, (-1, 2)).T, fmt="o", capsize=3, label=f"{bits} bits")
-        axis.set(title=data, xlabel=COLUMNS[figure] + " mAP")
-        axis.set_yticks(range(len(rows)), rows)
-        axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
-    page.savefig(path, metadata={"Date": None})
-    plt.close(page)

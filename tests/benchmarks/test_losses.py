@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from benchmarks import losses
 from benchmarks import trial as results
-from benchmarks.losses import OURS, LossBenchmark, LossTrial, by_loss, compare_to_ours, markdown
+from benchmarks.losses import OURS, LossBenchmark, LossTrial, by_loss, compare_to_ours
 from benchmarks.published import PUBLISHED
 from distill.data import DataConfig, load
 from distill.losses import LOSSES
@@ -37,12 +37,12 @@ def test_losses_better_than_ours_are_reported_with_the_spread_over_seeds() -> No
 
 
 def test_the_table_is_by_data_and_length_and_names_the_transductive() -> None:
-    trials = [trial(OURS, 0.5, protocol="Drawn."), trial("adsh", 0.9, transductive=True, protocol="Drawn. Adsh's own."),
+    trials = [trial(OURS, 0.5, protocol="Sampled."), trial("adsh", 0.9, transductive=True, protocol="Sampled. By adsh"),
              trial("greedyhash", 0, skipped="several classes")]  # fmt: skip
-    page = "\n".join(markdown(LossBenchmark(), [*trials, trial(OURS, 0.25, bits=64)]))
+    page = LossBenchmark().text([*trials, trial(OURS, 0.25, bits=64)])
     assert page.index("### d, 32 bits") < page.index("| adsh (transductive") < page.index("| **csch** | 0.500")
-    assert "### d, 32 bits\n\nDrawn.\n" in page
-    assert "Adsh's own" not in page
+    assert "### d, 32 bits\n\nSampled.\n" in page
+    assert "By adsh" not in page
     assert "- greedyhash: skipped: several classes." in page
     assert "| greedyhash" not in page.partition("### Published")[0]
     assert page.index("### d, 64 bits") < page.index("| **csch** | 0.250")
@@ -81,7 +81,7 @@ def test_losses_are_trained_written_and_read_back(tmp_path: Path, options: dict[
     assert [one.transductive for one in trials[:2]] == [False, True]
     assert all(len(one.recall) == 17 and one.recall[-1] == 1 for one in trials)
     assert {one.factor for one in trials if one.loss == "dsh"} in ({0.5}, {1.0})  # that of seed 0, for all
-    records = list((tmp_path / "runs").rglob("loss.json"))
+    records = list((tmp_path / "runs").rglob("trial.json"))
     tried = [LossTrial.model_validate_json(path.read_text()) for path in records if "-16-0-dsh" in str(path)]
     best = max(sorted(tried, key=lambda one: one.factor), key=lambda one: one.validation or 0)
     assert best.validation
