@@ -7,19 +7,37 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from gallery.errors import InputError
 
 Class = TypeVar("Class", bound=type)
 
 
-class MethodArgs(BaseModel):
-    """Typed options of a method; an unknown one is an error."""
+class MethodOptions(BaseModel):
+    """The options of a method; an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method:
+    """A loss or a distiller: its options are the annotated attributes of its class that have a value."""
+
+    options_type: ClassVar[type[MethodOptions]] = MethodOptions
+    options: MethodOptions
+
+    def __init_subclass__(cls) -> None:
+        hints: dict[str, Any] = {**inspect.get_annotations(cls, eval_str=True)}
+        own = [key for key, hint in hints.items() if key in vars(cls) and get_origin(hint) is not ClassVar]
+        fields: dict[str, Any] = {key: (hints[key], vars(cls)[key]) for key in own}
+        cls.options_type = create_model(cls.__name__, __base__=cls.options_type, **fields)
+
+    def set_options(self, given: Mapping[str, Any]) -> None:
+        """Validate options and make them attributes of the object."""
+        self.options = self.options_type(**given)
+        vars(self).update(self.options)
 
 
 class Registry:
@@ -47,22 +65,17 @@ class Registry:
         found = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
         return tuple(module.name for module in found if module.name not in self.helpers)
 
-    def check(self, name: str) -> None:
-        """Raises `InputError`, with close matches, for a name that is no method's."""
-        if name in (names := self.names()):
-            return
-        hint = did_you_mean(name, names, f"Choose one of {', '.join(names)}.")
-        raise InputError(f"{self.what} for {self.option}", repr(name), hint)
-
     def find(self, name: str) -> Any:
-        """The class of a method."""
-        self.check(name)
+        """The class of a method; raises `InputError`, with close matches, for a name that is no method's."""
+        if name not in (names := self.names()):
+            hint = did_you_mean(name, names, f"Choose one of {', '.join(names)}.")
+            raise InputError(f"{self.what} for {self.option}", repr(name), hint)
         importlib.import_module(f"{self.package}.{name}")
         return self._classes[name]
 
     def parse(self, name: str, args: Mapping[str, Any]) -> Any:
         """The options of a method parsed; raises `InputError` for an unknown or ill-typed one."""
-        known: type[MethodArgs] = args_type(self.find(name))
+        known: type[MethodOptions] = self.find(name).options_type
         try:
             return known(**args)
         except ValidationError as error:
@@ -80,9 +93,3 @@ def did_you_mean(name: str, names: Collection[str], otherwise: str) -> str:
     """A hint with the closest of `names`, or `otherwise`."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"Did you mean {', '.join(close)}?" if close else otherwise
-
-
-def args_type(method: type) -> Any:
-    """The type of a method's options: the annotation of its attribute `args`."""
-    owner = next(cls for cls in method.__mro__ if "args" in inspect.get_annotations(cls))
-    return inspect.get_annotations(owner, eval_str=True)["args"]

@@ -15,7 +15,7 @@ from distill.losses import LOSSES
 from gallery.errors import InputError
 
 if TYPE_CHECKING:
-    from distill.distillers.base import DistillerArgs
+    from distill.distillers.base import Distiller
 
 MAX_SIZE, MAX_CPU_SIZE = 224, 128  # input sizes that "auto" chooses at most, pixels
 MIN_SIZE, SIZE_STEP = 64, 16  # of convolutional networks, whose strides of 32 leave a 2 x 2 feature map then
@@ -78,15 +78,16 @@ def resolve(
 def check(config: TrainConfig) -> None:
     """Raise `InputError`, which names the fix, for options that contradict each other."""
     LOSSES.parse(config.loss, config.loss_args)
-    distiller: DistillerArgs = DISTILLERS.parse(config.distiller, config.distiller_args)
-    if not distiller.fixes_rotation and not config.student_train.center_loss_weight:
+    distiller: type[Distiller] = DISTILLERS.find(config.distiller)
+    options = DISTILLERS.parse(config.distiller, config.distiller_args)
+    if not distiller.fixes_rotation(options) and not config.student_train.center_loss_weight:
         raise InputError(
             "a loss that ties the student to the teacher's space",
             "only losses that a rotation of the space does not change: its codes would not fit the gallery's",
             "Give center_loss_weight of --student-train, or another weight of --distiller-args, a value above 0.",
         )
     online, finetune = config.distillation == "online", config.teacher_train.finetune
-    if distiller.trains_teacher and not online:
+    if distiller.trains_teacher(options) and not online:
         found = "the joint one, whose gradient reaches the teacher, while --distillation offline freezes it"
         raise InputError("an instance loss that fits the distillation", found, "Add --distillation online.")
     if online and (config.reuse_gallery or finetune in ("linear_probe", "lp_ft")):
@@ -127,7 +128,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if finetune == "linear_probe":
         names = "epochs", "lr", "model_ema_decay", "early_stopping_patience"
         yield from ((f"teacher_train.{name}", "--teacher-train.finetune linear_probe") for name in names)
-    if not DISTILLERS.parse(config.distiller, config.distiller_args).uses_teacher:
+    options = DISTILLERS.parse(config.distiller, config.distiller_args)
+    if not DISTILLERS.find(config.distiller).uses_teacher(options):
         unlabeled = "unlabeled_data", "student_train.unlabeled_ratio"
         yield from ((name, "a distiller that does not use the teacher") for name in unlabeled)
     if LOSSES.find(config.loss).centers is None:

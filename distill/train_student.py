@@ -65,7 +65,7 @@ class StudentLoss(nn.Module):
     @property
     def uses_teacher(self) -> bool:
         """Whether the distiller uses the teacher's logits."""
-        return self.distiller.args.uses_teacher
+        return self.distiller.uses_teacher(self.distiller.options)
 
     def forward(self, data: TrainingSet, student: Tensor, teacher: Tensor, index: Indices) -> Tensor:
         """Return the loss of a batch, a scalar.
@@ -112,7 +112,7 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
 def build_student_loss(context: RunContext, data: TrainingSet, gallery_logits: Logits) -> StudentLoss:
     """Return the student's loss at the start of its training; gallery_logits: the teacher's of the gallery's images."""
     config = context.config
-    task = DistillContext(data.centers, torch.from_numpy(gallery_logits).to(device()), config.seed)
+    task = DistillContext(data.centers, torch.from_numpy(gallery_logits).to(device()))
     distiller: Distiller = DISTILLERS.build(config.distiller, task, config.distiller_args)
     return StudentLoss(config.student_train.center_loss_weight, distiller).to(device())
 

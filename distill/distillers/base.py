@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.losses.base import cosines
-from distill.losses.csch import sign
-from distill.registry import MethodArgs, args_type
+from distill.losses.base import cosines, sign
+from distill.registry import Method
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,6 @@ class DistillContext:
 
     centers: Tensor
     gallery: Tensor
-    seed: int
 
 
 class DistillBatch(NamedTuple):
@@ -40,45 +38,32 @@ class DistillBatch(NamedTuple):
     positive: Tensor
 
 
-class DistillerArgs(MethodArgs):
-    """Options of a distiller, and what they need from a run."""
+class Distiller(Method, nn.Module, ABC):
+    """A loss over batches, beside the center term that every student has (`center_loss_weight`).
 
-    @property
-    def uses_teacher(self) -> bool:
+    A term that is invariant to a rotation of the student's space does not tie it to the gallery's codes: a method needs
+    another one too.
+    """
+
+    def __init__(self, context: DistillContext, **options: Any) -> None:
+        super().__init__()
+        self.context = context
+        self.set_options(options)
+
+    @staticmethod
+    def uses_teacher(options: Any) -> bool:
         """Whether any term uses the teacher's logits; otherwise the teacher is not run."""
         return True
 
-    @property
-    def fixes_rotation(self) -> bool:
+    @staticmethod
+    def fixes_rotation(options: Any) -> bool:
         """Whether a rotation of the student's space changes the loss: otherwise its codes need not fit the gallery."""
         return True
 
-    @property
-    def trains_teacher(self) -> bool:
+    @staticmethod
+    def trains_teacher(options: Any) -> bool:
         """Whether its gradient reaches the teacher."""
         return False
-
-
-class NeighborArgs(DistillerArgs):
-    """k: how many neighbors; signs: whether the teacher's side is codes, each counted once, or logits."""
-
-    k: int = Field(256, ge=1)
-    signs: bool = True
-
-
-class Distiller(nn.Module, ABC):
-    """A loss over batches, beside the center term that every student has (`center_loss_weight`).
-
-    The fields of `args` are the constructor's keywords.  A term that is invariant to a rotation of the student's space
-    does not tie it to the gallery's codes: a method needs another one too.
-    """
-
-    args: DistillerArgs
-
-    def __init__(self, context: DistillContext, **args: Any) -> None:
-        super().__init__()
-        self.context = context
-        self.args = args_type(type(self)).model_validate(args)
 
     @abstractmethod
     def forward(self, batch: DistillBatch) -> Tensor:
@@ -86,20 +71,24 @@ class Distiller(nn.Module, ABC):
 
 
 class NeighborDistiller(Distiller):
-    """A distiller that compares student and teacher by the gallery's embeddings nearest to the teacher's."""
+    """A distiller that compares student and teacher by the gallery's embeddings nearest to the teacher's.
 
-    args: NeighborArgs
+    k: how many neighbors; signs: whether the teacher's side is codes, each counted once, or logits
+    """
+
+    k: int = Field(256, ge=1)
+    signs: bool = True
     known: Tensor
 
-    def __init__(self, context: DistillContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        stored = teacher_targets(context.gallery, self.args.signs)
-        self.register_buffer("known", stored.unique(dim=0) if self.args.signs else stored, persistent=False)
+    def __init__(self, context: DistillContext, **options: Any) -> None:
+        super().__init__(context, **options)
+        stored = teacher_targets(context.gallery, self.signs)
+        self.register_buffer("known", stored.unique(dim=0) if self.signs else stored, persistent=False)
 
     def compare(self, batch: DistillBatch) -> tuple[Tensor, Tensor]:
         """Similarities to the nearest, nearest first: the teacher's, and the student's to the same, both `[B, k]`."""
-        similarities = cosines(teacher_targets(batch.teacher, self.args.signs), self.known)
-        near, which = similarities.topk(min(self.args.k, len(self.known)), dim=1)
+        similarities = cosines(teacher_targets(batch.teacher, self.signs), self.known)
+        near, which = similarities.topk(min(self.k, len(self.known)), dim=1)
         student = F.normalize(batch.student, dim=1)[:, None] * F.normalize(self.known[which], dim=2)
         return near, student.sum(2)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +10,17 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.distillers import register_distiller
-from distill.distillers.base import DistillBatch, Distiller, DistillerArgs
-from distill.losses.csch import SCALE, sign
+from distill.distillers.base import DistillBatch, Distiller
+from distill.losses.base import sign, weighted_mean
+from distill.losses.csch import SCALE
 
 InstanceLoss = Literal["sign", "raw", "cosine", "joint"]
 MARGIN_ROOM = 0.5  # from zero, in units of a bit's spread
 
 
-class CSCHDistillerArgs(DistillerArgs):
-    """The weight of each term, 0 for none; `instance_loss` is the variant of the first, see `instance_consistency`.
+@register_distiller("csch")
+class CSCHDistiller(Distiller):
+    """The sum of the terms that have a weight; `instance_loss` is the variant of the first.
 
     instance_weight: to the teacher's own code of the image; center_similarity_weight: to its similarities to all
     centers; ranking_weight: to the order in which it ranks a batch; rkd_weight: to its similarities within a batch,
@@ -32,38 +34,31 @@ class CSCHDistillerArgs(DistillerArgs):
     rkd_weight: float = Field(0.0, ge=0)
     bit_margin_weight: float = Field(0.0, ge=0)
 
-    @property
-    def uses_teacher(self) -> bool:
-        return self.fixes_rotation or self.rkd_weight > 0
+    @staticmethod
+    def uses_teacher(options: Any) -> bool:
+        return CSCHDistiller.fixes_rotation(options) or options.rkd_weight > 0
 
-    @property
-    def fixes_rotation(self) -> bool:
-        return self.instance_weight + self.center_similarity_weight + self.ranking_weight > 0
+    @staticmethod
+    def fixes_rotation(options: Any) -> bool:
+        return options.instance_weight + options.center_similarity_weight + options.ranking_weight > 0
 
-    @property
-    def trains_teacher(self) -> bool:
-        return self.instance_loss == "joint"
-
-
-@register_distiller("csch")
-class CSCHDistiller(Distiller):
-    """The sum of the terms that have a weight."""
-
-    args: CSCHDistillerArgs
+    @staticmethod
+    def trains_teacher(options: Any) -> bool:
+        return options.instance_loss == "joint"
 
     def forward(self, batch: DistillBatch) -> Tensor:
-        args, student, teacher = self.args, batch.student, batch.teacher
+        student, teacher = batch.student, batch.teacher
         loss = student.new_zeros(())
-        if args.instance_weight:
-            loss = loss + args.instance_weight * instance_consistency(student, teacher, args.instance_loss)
-        if args.center_similarity_weight:
-            loss = loss + args.center_similarity_weight * similarity_consistency(student, teacher, self.context.centers)
-        if args.ranking_weight:
-            loss = loss + args.ranking_weight * rank_consistency(student, teacher)
-        if args.rkd_weight:
-            loss = loss + args.rkd_weight * relation_consistency(student, teacher)
-        if args.bit_margin_weight:
-            loss = loss + args.bit_margin_weight * bit_margin_loss(student)
+        if self.instance_weight:
+            loss = loss + self.instance_weight * instance_consistency(student, teacher, self.instance_loss)
+        if self.center_similarity_weight:
+            loss = loss + self.center_similarity_weight * similarity_consistency(student, teacher, self.context.centers)
+        if self.ranking_weight:
+            loss = loss + self.ranking_weight * rank_consistency(student, teacher)
+        if self.rkd_weight:
+            loss = loss + self.rkd_weight * relation_consistency(student, teacher)
+        if self.bit_margin_weight:
+            loss = loss + self.bit_margin_weight * bit_margin_loss(student)
         return loss
 
 
@@ -103,8 +98,7 @@ def rank_consistency(student: Tensor, teacher: Tensor) -> Tensor:
     own, queries = codes @ codes.T, F.normalize(student, dim=1) @ codes.T
     wanted = own[:, :, None] - own[:, None, :]
     behind = F.relu(wanted - (queries[:, :, None] - queries[:, None, :]))
-    ordered = wanted > 0
-    return (behind * ordered).sum() / ordered.sum().clamp(min=1)
+    return weighted_mean(behind, wanted > 0)
 
 
 def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,14 +9,11 @@ gallery; N_i: the k images of the whole gallery nearest to f_g_i, as in the pape
 batch).  k 256, tau_q 1, tau_g .01, weight 20 as in D3still's settings.  No labels: all rows of a batch take part.
 
 f_g and g are signs, of unit length, as the gallery stores them (signs = 0: logits).  Images of equal code are one
-g_j: no query can distinguish them, and with a teacher whose classes have collapsed, the 256 nearest images would all
-be copies of one code, equally similar to any student, without gradient.  k codes, or all of a smaller gallery;
-which of the equally distant ones are the last is left to `topk`.
+g_j: with a teacher whose classes have collapsed, the 256 nearest images would all be copies of one code, equally
+similar to any student, without gradient.  Which of the equally distant codes are the last is left to `topk`.
 
-What all of N_i agree in cancels in the softmax: the term says how the student differs from its neighborhood, and
-leaves where that is to the center term.  tau_q over tau_g is no mistake: with a student that flat the term never
-reaches 0, and goes on pulling to the nearest codes and away from the mean of the others.
-
+What all of N_i agree in cancels in the softmax: where the neighborhood is, is left to the center term.  With tau_q over
+tau_g the term never reaches 0, and goes on pulling to the nearest codes and away from the mean of the others.
 Memory: B G floats without gradient (15 MB for 64 images and a gallery of 60,000), and B k bits with.
 """
 
@@ -26,24 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.distillers import register_distiller
-from distill.distillers.base import DistillBatch, NeighborArgs, NeighborDistiller
-
-
-class CSDDistillerArgs(NeighborArgs):
-    """weight: of the whole; k: neighbors; tau_q, tau_g: temperatures of student and teacher; signs: see above."""
-
-    weight: float = 20.0
-    tau_q: float = 1.0
-    tau_g: float = 0.01
+from distill.distillers.base import DistillBatch, NeighborDistiller
 
 
 @register_distiller("csd")
 class CSDDistiller(NeighborDistiller):
     """KL divergence of the similarities to the teacher's nearest gallery embeddings."""
 
-    args: CSDDistillerArgs
+    weight: float = 20.0
+    tau_q: float = 1.0
+    tau_g: float = 0.01
 
     def forward(self, batch: DistillBatch) -> Tensor:
         near, student = self.compare(batch)
-        wanted, found = (near / self.args.tau_g).log_softmax(1), (student / self.args.tau_q).log_softmax(1)
-        return self.args.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        wanted, found = (near / self.tau_g).log_softmax(1), (student / self.tau_q).log_softmax(1)
+        return self.weight * F.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -8,10 +8,8 @@
 S_qg_ij = f_q_i . f_g_j, and so on: cosines of the images of a batch, q the student's, g the teacher's.  cross .7482,
 own .6778: D3still's code reads the first for both.  The paper has the absolute term with weight 1; 20 before the whole
 is what D3still sets beside a classification loss.  No labels: all rows of a batch take part; one row has no pairs.
-
-g is signs, as the gallery stores them (signs = 0: logits): S_qg is what retrieval will compute, and S_gg the gallery's
-similarities to itself.  S_qq stays of real-valued students on both sides, so that it has a gradient.  Its
-term alone would be blind to a rotation; the first two are not.
+g is signs, as the gallery stores them (signs = 0: logits).  S_qq stays of real-valued students on both sides, so that
+it has a gradient; its term alone would be blind to a rotation.
 """
 
 from __future__ import annotations
@@ -20,29 +18,22 @@ import torch
 from torch import Tensor
 
 from distill.distillers import register_distiller
-from distill.distillers.base import DistillBatch, Distiller, DistillerArgs, teacher_targets
-from distill.losses.base import cosines
-
-
-class RAMLDistillerArgs(DistillerArgs):
-    """weight: of the whole; cross, own: of student-teacher and student-student similarities; signs: see above."""
-
-    weight: float = 20.0
-    cross: float = 0.7482
-    own: float = 0.6778
-    signs: bool = True
+from distill.distillers.base import DistillBatch, Distiller, teacher_targets
+from distill.losses.base import cosines, weighted_mean
 
 
 @register_distiller("raml")
 class RAMLDistiller(Distiller):
     """Asymmetric and symmetric similarities of a batch."""
 
-    args: RAMLDistillerArgs
+    weight: float = 20.0
+    cross: float = 0.7482
+    own: float = 0.6778
+    signs: bool = True
 
     def forward(self, batch: DistillBatch) -> Tensor:
-        q, g = batch.student, teacher_targets(batch.teacher, self.args.signs)
+        q, g = batch.student, teacher_targets(batch.teacher, self.signs)
         across, wanted = cosines(q, g), cosines(g, g)
-        gaps = self.args.cross * (across - wanted).square() + self.args.own * (cosines(q, q) - wanted).square()
+        gaps = self.cross * (across - wanted).square() + self.own * (cosines(q, q) - wanted).square()
         off = ~torch.eye(len(q), dtype=torch.bool, device=q.device)
-        pairs = (gaps * off).sum() / off.sum().clamp(min=1)
-        return self.args.weight * ((1 - across.diagonal()).square().mean() + pairs)
+        return self.weight * ((1 - across.diagonal()).square().mean() + weighted_mean(gaps, off))

@@ -17,36 +17,28 @@ At the end of a round each bit of V in turn is flipped wherever that lowers the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.asymmetric import ENTRIES, AsymmetricHashLoss, AsymmetricHashLossArgs
-from distill.losses.base import LossContext, share_class
-
-
-class ADMHLossArgs(AsymmetricHashLossArgs):
-    """margin: a."""
-
-    margin: float = 0.8
+from distill.losses.asymmetric import ENTRIES, AsymmetricHashLoss
+from distill.losses.base import share_class
 
 
 @register_loss("admh")
 class ADMHLoss(AsymmetricHashLoss):
-    """A margin for each pair of a training and a gallery image."""
+    """A margin a for each pair of a training and a gallery image."""
 
-    args: ADMHLossArgs
+    margin: float = 0.8
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
+    def setup(self) -> None:
+        super().setup()
         self.weights = [0.5 / share if share else 0.0 for share in (self.share, 1 - self.share)]
 
     def pair_loss(self, product: Tensor, near: Tensor) -> Tensor:
         own, other = self.weights
-        inside, outside = F.relu(self.args.margin - product).square(), F.relu(self.args.margin + product).square()
+        inside, outside = F.relu(self.margin - product).square(), F.relu(self.margin + product).square()
         return torch.where(near > 0, own * inside, other * outside)
 
     def update_codes(self) -> Tensor:

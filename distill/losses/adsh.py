@@ -18,23 +18,20 @@ the gallery must not be compared with those of methods that hash unseen images.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.asymmetric import AsymmetricHashLoss
-from distill.losses.base import LossContext
-from distill.losses.csch import sign
+from distill.losses.base import sign
 
 
 @register_loss("adsh")
 class ADSHLoss(AsymmetricHashLoss):
     """Inner products with the gallery's codes regress on similarities."""
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
+    def setup(self) -> None:
+        super().setup()
         self.ratio = self.share / (1 - self.share) if self.share < 1 else 0.0
 
     def pair_loss(self, product: Tensor, near: Tensor) -> Tensor:

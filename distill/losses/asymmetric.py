@@ -7,59 +7,56 @@ the bank U, the network's latest output for each training image.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class
-from distill.losses.csch import sign
-from distill.registry import MethodArgs
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, share_class, sign
 
 ENTRIES = 1 << 22  # of training x gallery pairs in one block: 16 MiB
-
-
-class AsymmetricHashLossArgs(MethodArgs):
-    """gamma: weight of the quantization term, as published; update_every: epochs between updates of V."""
-
-    gamma: float = 200.0
-    update_every: float = 3.0
 
 
 class AsymmetricHashLoss(HashLoss):
     """A loss of u = tanh(h) against V, and a step that improves V.
 
-    learned: V, `[G, bits]` of +-1, initially random; bank: its values are U, `[N, bits]`, zeros (no
-    effect) for images not seen yet
+    gamma: weight of the quantization term, as published; update_every: epochs between updates of V; learned: V,
+    `[G, bits]` of +-1, initially random; bank: its values are U, `[N, bits]`, zeros (no effect) for images not seen
+    yet; share: of pairs, a training image and one of the gallery, that share a class
     """
 
-    args: AsymmetricHashLossArgs
-
     learns_gallery_codes = True
+    gamma: float = 200.0
+    update_every: float = 3.0
     learned: Tensor
     step: Tensor
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        self.round = max(1, round(self.args.update_every * context.steps_per_epoch))
+    def setup(self) -> None:
+        context = self.context
+        self.round = max(1, round(self.update_every * context.steps_per_epoch))
         initial = torch.randint(2, (len(context.gallery), context.bits), generator=context.generator())
         self.bank = CodeMemory(context)
         self.register_buffer("learned", 2.0 * initial - 1)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         ones = torch.ones(len(context.positive), 1, device=context.positive.device)
         self.share = self.sum_over_similar(ones).double().mean().item() / len(context.positive)
-        """Of pairs, a training image and one of the gallery, that share a class."""
 
     def forward(self, batch: LossBatch) -> Tensor:
         u = torch.tanh(batch.logits)
         if self.training:
-            self._remember(u.detach(), batch.index)
+            self.bank.update(batch.index, u)
+            self.step += 1
+            if int(self.step) % self.round == 0:
+                self.learned.copy_(self.codes())
         return self.query_loss(u, batch.index)
 
     def query_loss(self, u: Tensor, rows: Tensor) -> Tensor:
-        """The loss of outputs u `[B, bits]` of the training images `rows`."""
+        """The loss of outputs u `[B, bits]` of the training images `rows`.
+
+        The quantization term has the scale that a mean over pairs of (u.v / K)^2 gives to gamma.
+        """
         near = share_class(self.context.positive[rows], self.context.gallery)
-        return self.pair_loss(u @ self.learned.T / self.context.bits, near).mean() + self.quantization(u)
+        pairs = self.pair_loss(u @ self.learned.T / self.context.bits, near).mean()
+        return pairs + self.gamma / self.learned.numel() * (sign(u.detach()) - u).square().mean()
 
     @abstractmethod
     def pair_loss(self, product: Tensor, near: Tensor) -> Tensor:
@@ -68,10 +65,6 @@ class AsymmetricHashLoss(HashLoss):
     @abstractmethod
     def update_codes(self) -> Tensor:
         """V after a step that lowers the loss of its pairs with the bank, `[G, bits]`."""
-
-    def quantization(self, u: Tensor) -> Tensor:
-        """gamma / (G K) mean (sign(u) - u)^2, in the scale that a mean over pairs of (u.v / K)^2 gives to gamma."""
-        return self.args.gamma / self.learned.numel() * (sign(u.detach()) - u).square().mean()
 
     @torch.no_grad()
     def codes(self) -> Tensor:
@@ -85,10 +78,3 @@ class AsymmetricHashLoss(HashLoss):
             return gallery.float() @ (positive.float().T @ values)
         blocks = gallery.split(max(1, ENTRIES // len(positive)))
         return torch.cat([share_class(block, positive) @ values for block in blocks])
-
-    @torch.no_grad()
-    def _remember(self, u: Tensor, rows: Tensor) -> None:
-        self.bank.update(rows, u)
-        self.step += 1
-        if int(self.step) % self.round == 0:
-            self.learned.copy_(self.update_codes())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.hash_centers.constructions import Construction
-from distill.registry import MethodArgs, args_type
+from distill.registry import Method
 from gallery.errors import InputError
 
 
@@ -70,29 +70,31 @@ class LossBatch:
     second_view_logits: Tensor | None = None
 
 
-class HashLoss(nn.Module, ABC):
-    """A loss over batches; the fields of its `args` are its constructor's keywords."""
+class HashLoss(Method, nn.Module, ABC):
+    """A loss over batches.
+
+    centers: what `--hash-centers auto` stands for; None: it has no centers, and each class gets the majority of its
+    training images' codes afterwards.  multilabel: whether it is defined for multi-label images; n_views: augmented
+    views of each image in a batch; learns_gallery_codes: from labels, instead of hashing the gallery's images
+    """
 
     centers: ClassVar[Construction | None] = None
-    """What `--hash-centers auto` stands for; None: it has no centers, and each class gets the majority of its
-    training images' codes afterwards."""
     multilabel: ClassVar[bool] = True
-    """Whether it is defined for multi-label images."""
     n_views: ClassVar[int] = 1
-    """Augmented views of each image in a batch."""
     learns_gallery_codes: ClassVar[bool] = False
-    """Whether it learns the gallery's codes from labels instead of hashing its images."""
 
-    args: MethodArgs
-
-    def __init__(self, context: LossContext, **args: Any) -> None:
+    def __init__(self, context: LossContext, **options: Any) -> None:
         super().__init__()
         self.context = context
-        self.args = args_type(type(self)).model_validate(args)
+        self.set_options(options)
         if context.multilabel and not self.multilabel:
             name = type(self).__module__.rpartition(".")[2]
             found = "multi-label images, for which it is not defined"
             raise UnsupportedLabels(f"one class an image for --loss {name}", found, "Choose another loss.")
+        self.setup()
+
+    def setup(self) -> None:
+        """Create parameters and buffers, for `context`."""
 
     @abstractmethod
     def forward(self, batch: LossBatch) -> Tensor:
@@ -101,21 +103,6 @@ class HashLoss(nn.Module, ABC):
     def codes(self) -> Tensor | None:
         """The learned codes of the gallery, `[G, bits]` of +-1, where the method `learns_gallery_codes`."""
         return None
-
-
-def share_class(left: Tensor, right: Tensor) -> Tensor:
-    """Pairs that share a class: bool `[L, C]` and `[R, C]` to float `[L, R]` of 0 and 1."""
-    return ((left.float() @ right.float().T) > 0).float()
-
-
-def class_index(positive: Tensor) -> Tensor:
-    """The class of each image of one class: bool `[N, C]` to int `[N]`."""
-    return positive.int().argmax(1)
-
-
-def soft_labels(positive: Tensor) -> Tensor:
-    """y / |y|: bool `[B, C]` to float; a row sums to one, or to zero where an image has no class."""
-    return positive / positive.sum(1, keepdim=True).clamp(min=1)
 
 
 class CodeMemory(nn.Module):
@@ -143,30 +130,47 @@ class CodeMemory(nn.Module):
         self.values[rows] = torch.where(self.filled[rows, None], average, values)
         self.filled[rows] = True
 
+    def pairs(self, rows: Tensor) -> Tensor:
+        """Which images those of a batch are compared with, float `[B, N]`: all with a value, but not itself."""
+        return self.filled.float().repeat(len(rows), 1).scatter(1, rows[:, None], 0.0)
+
+
+class MemoryLoss(HashLoss):
+    """A loss of pairs of an image of the batch and the latest output for each training image, a constant."""
+
+    def setup(self) -> None:
+        self.bank = CodeMemory(self.context)
+
+    def update_bank(self, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Put outputs u of the images `rows` into the bank; which pairs share a class and which count, `[B, N]`."""
+        self.bank.update(rows, u)
+        return share_class(self.context.positive[rows], self.context.positive), self.bank.pairs(rows)
+
+
+def share_class(left: Tensor, right: Tensor) -> Tensor:
+    """Pairs that share a class: bool `[L, C]` and `[R, C]` to float `[L, R]` of 0 and 1."""
+    return ((left.float() @ right.float().T) > 0).float()
+
+
+def class_index(positive: Tensor) -> Tensor:
+    """The class of each image of one class: bool `[N, C]` to int `[N]`."""
+    return positive.int().argmax(1)
+
+
+def soft_labels(positive: Tensor) -> Tensor:
+    """y / |y|: bool `[B, C]` to float; a row sums to one, or to zero where an image has no class."""
+    return positive / positive.sum(1, keepdim=True).clamp(min=1)
+
+
+def sign(logits: Tensor) -> Tensor:
+    """The code as +-1 floats; a logit of zero is a bit that is not set."""
+    return torch.where(logits > 0, 1.0, -1.0).to(logits.dtype)
+
 
 def cosines(left: Tensor, right: Tensor) -> Tensor:
     """cos(l_i, r_j), `[L, D]` and `[R, D]` to `[L, R]`; exact ties of +-1 rows stay ties, whatever D is."""
     lengths = left.norm(dim=1, keepdim=True) * right.norm(dim=1)
     return (left @ right.T) / lengths.clamp(min=1e-12)
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean; 0 where all weights are."""
-    return (values * weights).sum() / weights.sum().clamp(min=1)
-
-
-def balanced_mean(losses: Tensor, similar: Tensor) -> Tensor:
-    """The mean over pairs of a batch weighted by |S|/|S1| where `similar` is 1 and by |S|/|S0| where it is 0, `[B, B]`:
-    the mean over the S1 similar pairs and that over the S0 others, added.  A image and itself are no pair."""
-    pairs = 1 - torch.eye(len(similar), device=similar.device)
-    return weighted_mean(losses, similar * pairs) + weighted_mean(losses, (1 - similar) * pairs)
-
-
-def triplets(positive: Tensor) -> Tensor:
-    """Which (i, j, k) of a batch have i and j, two images, share a class and i and k none: float `[B, B, B]`."""
-    similar = share_class(positive, positive)
-    others = 1 - torch.eye(len(similar), device=similar.device)
-    return (similar * others)[:, :, None] * ((1 - similar) * others)[:, None, :]
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:
@@ -175,6 +179,23 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
     return (squares - 2 * left @ right.T).clamp(min=0)
 
 
-def valid_pairs(bank: CodeMemory, rows: Tensor) -> Tensor:
-    """Which images of a bank those of a batch are compared with, float `[B, N]`: the known ones, but not itself."""
-    return bank.filled.float().repeat(len(rows), 1).scatter(1, rows[:, None], 0.0)
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean; 0 where all weights are."""
+    return (values * weights).sum() / weights.sum().clamp(min=1)
+
+
+def balanced_mean(losses: Tensor, similar: Tensor, pairs: Tensor | None = None) -> Tensor:
+    """The mean over the S1 similar pairs and that over the S0 others, added: weights |S|/|S1| and |S|/|S0|.
+
+    similar, pairs: 0 or 1 as floats, in the shape of `losses`; pairs: those that count, of a batch all but the diagonal
+    """
+    if pairs is None:
+        pairs = 1 - torch.eye(len(similar), device=similar.device)
+    return weighted_mean(losses, similar * pairs) + weighted_mean(losses, (1 - similar) * pairs)
+
+
+def triplets(positive: Tensor) -> Tensor:
+    """Which (i, j, k) of a batch have i and j, two images, share a class and i and k none: float `[B, B, B]`."""
+    similar = share_class(positive, positive)
+    others = 1 - torch.eye(len(similar), device=similar.device)
+    return (similar * others)[:, :, None] * ((1 - similar) * others)[:, None, :]

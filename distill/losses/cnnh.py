@@ -17,39 +17,27 @@ which however reads labels and codes in different orders.  CNNH+, with a class s
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, share_class
-from distill.losses.csch import sign
-from distill.registry import MethodArgs
+from distill.losses.base import HashLoss, LossBatch, share_class, sign
 
 GROUPS = 128  # of label sets: 64 bits take about 3 s on one core; steps at once by more than a few classes overshoot
 
 
-class CNNHLossArgs(MethodArgs):
-    """sweeps: over all coordinates, in the first stage."""
-
-    sweeps: int = 10
-
-
 @register_loss("cnnh")
 class CNNHLoss(HashLoss):
-    """Regression on codes found from the labels alone."""
+    """Regression on codes found from the labels alone, by `sweeps` over all coordinates."""
 
-    args: CNNHLossArgs
-
+    sweeps: int = 10
     target_codes: Tensor
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        sets, which, count = context.positive.cpu().int().unique(dim=0, return_inverse=True, return_counts=True)
-        similar = 2 * share_class(sets, sets) - 1
-        codes = relaxed_codes(similar, count.float(), context.bits, int(self.args.sweeps), context.generator())
+    def setup(self) -> None:
+        sets, which, count = self.context.positive.cpu().int().unique(dim=0, return_inverse=True, return_counts=True)
+        similar, generator = 2 * share_class(sets, sets) - 1, self.context.generator()
+        codes = relaxed_codes(similar, count.float(), self.context.bits, self.sweeps, generator)
         self.register_buffer("target_codes", sign(codes)[which])
 
     def forward(self, batch: LossBatch) -> Tensor:

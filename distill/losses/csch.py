@@ -15,7 +15,6 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch
-from distill.registry import MethodArgs
 
 SCALE, MARGIN = 8.0, 0.2
 
@@ -36,26 +35,14 @@ def center_consistency(
     return (torch.logsumexp(torch.cat([own, others], 1), 1) - own[:, 0]).mean()
 
 
-def sign(logits: Tensor) -> Tensor:
-    """The code as +-1 floats; a logit of zero is a bit that is not set."""
-    return torch.where(logits > 0, 1.0, -1.0).to(logits.dtype)
+@register_loss("csch")
+class CSCHLoss(HashLoss):
+    """The central similarity loss, the teacher's side of CSCH; scale: s; margin: m, a cosine."""
 
-
-class CSCHLossArgs(MethodArgs):
-    """scale: s; margin: m, a cosine."""
-
+    centers = "auto"
     scale: float = SCALE
     margin: float = MARGIN
 
-
-@register_loss("csch")
-class CSCHLoss(HashLoss):
-    """The central similarity loss: the teacher's side of CSCH."""
-
-    args: CSCHLossArgs
-
-    centers = "auto"
-
     def forward(self, batch: LossBatch) -> Tensor:
         own, positive = self.context.target_codes[batch.index], self.context.positive[batch.index]
-        return center_consistency(batch.logits, own, self.context.centers, positive, self.args.scale, self.args.margin)
+        return center_consistency(batch.logits, own, self.context.centers, positive, self.scale, self.margin)

@@ -23,24 +23,16 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch
-from distill.registry import MethodArgs
-
-
-class CSQLossArgs(MethodArgs):
-    """quantization: weight lambda of the term that pulls bits toward +-1."""
-
-    quantization: float = 0.05
 
 
 @register_loss("csq")
 class CSQLoss(HashLoss):
-    """Binary cross-entropy of each bit against the target code."""
-
-    args: CSQLossArgs
+    """Binary cross-entropy of each bit against the target code; quantization: lambda."""
 
     centers = "auto"
+    quantization: float = 0.05
 
     def forward(self, batch: LossBatch) -> Tensor:
         h = batch.logits
         central = F.softplus(-2 * h * self.context.target_codes[batch.index]).mean()
-        return central + self.args.quantization * (h.tanh().abs() - 1).square().mean()
+        return central + self.quantization * (h.tanh().abs() - 1).square().mean()

@@ -19,31 +19,24 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, balanced_mean, share_class
-from distill.registry import MethodArgs
 
 LEAST = 1e-3  # bits
 
 
-class DCHLossArgs(MethodArgs):
-    """gamma: scale of the Cauchy distribution, bits; quantization: weight of the second term."""
+@register_loss("dch")
+class DCHLoss(HashLoss):
+    """Cauchy cross-entropy of the pairs of a batch; gamma: scale of the distribution, bits."""
 
     gamma: float = 20.0
     quantization: float = 0.1
 
-
-@register_loss("dch")
-class DCHLoss(HashLoss):
-    """Cauchy cross-entropy of the pairs of a batch."""
-
-    args: DCHLossArgs
-
     def forward(self, batch: LossBatch) -> Tensor:
         u, own = F.normalize(torch.tanh(batch.logits), dim=1), self.context.positive[batch.index]
         d, s = self._distance(u, u), share_class(own, own)
-        losses = s * torch.log1p(d / self.args.gamma) + (1 - s) * torch.log1p(self.args.gamma / d.clamp(min=LEAST))
+        losses = s * torch.log1p(d / self.gamma) + (1 - s) * torch.log1p(self.gamma / d.clamp(min=LEAST))
         corner = F.normalize(torch.ones_like(u[:1]), dim=1)
-        rounding = torch.log1p(self._distance(u.abs(), corner) / self.args.gamma).mean()
-        return balanced_mean(losses, s) + self.args.quantization * rounding
+        rounding = torch.log1p(self._distance(u.abs(), corner) / self.gamma).mean()
+        return balanced_mean(losses, s) + self.quantization * rounding
 
     def _distance(self, left: Tensor, right: Tensor) -> Tensor:
         """The relaxed Hamming distance of rows of unit length, `[L, R]`, in bits."""

@@ -15,51 +15,39 @@ The paper's head ends in layer norm, ours in batch norm; the tanh is here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, soft_labels
-from distill.registry import MethodArgs
+from distill.losses.base import HashLoss, LossBatch, soft_labels
 
 
-class DHDLossArgs(MethodArgs):
-    """temperature: tau; distillation and quantization: weights lambda1, lambda2; spread: sigma of the bumps."""
+@register_loss("dhd")
+class DHDLoss(HashLoss):
+    """Proxy loss, self-distillation between two views, and quantization.
 
+    temperature: tau; distillation and quantization: weights lambda1, lambda2; spread: sigma of the bumps
+    """
+
+    n_views = 2
     temperature: float = 0.2
     distillation: float = 0.1
     quantization: float = 0.1
     spread: float = 0.5
 
-
-@register_loss("dhd")
-class DHDLoss(HashLoss):
-    """Proxy loss, self-distillation between two views, and quantization."""
-
-    args: DHDLossArgs
-
-    n_views = 2
-
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        start = torch.empty(context.classes, context.bits)
-        self.proxies = nn.Parameter(nn.init.xavier_uniform_(start, nn.init.calculate_gain("tanh"), context.generator()))
+    def setup(self) -> None:
+        start, gain = torch.empty(self.context.classes, self.context.bits), nn.init.calculate_gain("tanh")
+        self.proxies = nn.Parameter(nn.init.xavier_uniform_(start, gain, self.context.generator()))
 
     def forward(self, batch: LossBatch) -> Tensor:
         if batch.second_view_logits is None:
             raise ValueError("DHD compares two views of each image, and was given one")
         u, harder = batch.logits.tanh(), batch.second_view_logits.tanh()
         apart = (1 - F.cosine_similarity(harder, u.detach(), dim=1)).mean()
-        proxy = self._proxy(u, self.context.positive[batch.index])
-        return proxy + self.args.distillation * apart + self.args.quantization * self._bumps(u.abs())
-
-    def _proxy(self, u: Tensor, positive: Tensor) -> Tensor:
-        cosines = F.normalize(u, dim=1) @ F.normalize(self.proxies, dim=1).T
-        return -(soft_labels(positive) * (cosines / self.args.temperature).log_softmax(1)).sum(1).mean()
-
-    def _bumps(self, size: Tensor) -> Tensor:
-        near, far = ((size + at).square() / (2 * self.args.spread**2) for at in (-1, 1))
-        return (near - torch.log1p(-torch.exp(-far))).mean()
+        cosines, labels = F.normalize(u, dim=1) @ F.normalize(self.proxies, dim=1).T, self.context.positive[batch.index]
+        proxy = -(soft_labels(labels) * (cosines / self.temperature).log_softmax(1)).sum(1).mean()
+        size = u.abs()
+        near, far = ((size + at).square() / (2 * self.spread**2) for at in (-1, 1))
+        bumps = (near - torch.log1p(-torch.exp(-far))).mean()
+        return proxy + self.distillation * apart + self.quantization * bumps

@@ -17,23 +17,16 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, squared_distances, triplets, weighted_mean
-from distill.registry import MethodArgs
-
-
-class DNNHLossArgs(MethodArgs):
-    """margin: by how much a dissimilar image is to be farther, in bits."""
-
-    margin: float = 1.0
 
 
 @register_loss("dnnh")
 class DNNHLoss(HashLoss):
-    """A hinge on the triplets of a batch."""
+    """A hinge on the triplets of a batch; margin: by how much a dissimilar image must be farther, in bits."""
 
-    args: DNNHLossArgs
+    margin: float = 1.0
 
     def forward(self, batch: LossBatch) -> Tensor:
         u = torch.sigmoid(batch.logits)
         distance = squared_distances(u, u)
-        losses = F.relu(distance[:, :, None] - distance[:, None, :] + self.args.margin)
+        losses = F.relu(distance[:, :, None] - distance[:, None, :] + self.margin)
         return weighted_mean(losses, triplets(self.context.positive[batch.index]))

@@ -17,22 +17,14 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch
-from distill.registry import MethodArgs
-
-
-class DPNLossArgs(MethodArgs):
-    """margin: that a bit must pass, in units of its spread, for the head ends in batch norm."""
-
-    margin: float = 1.0
 
 
 @register_loss("dpn")
 class DPNLoss(HashLoss):
-    """A hinge on each bit against the target code."""
-
-    args: DPNLossArgs
+    """A hinge on each bit against the target code; margin: in units of its spread, for the head ends in batch norm."""
 
     centers = "bernoulli"
+    margin: float = 1.0
 
     def forward(self, batch: LossBatch) -> Tensor:
-        return F.relu(self.args.margin - batch.logits * self.context.target_codes[batch.index]).mean()
+        return F.relu(self.margin - batch.logits * self.context.target_codes[batch.index]).mean()

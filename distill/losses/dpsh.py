@@ -12,37 +12,22 @@ compared with itself (that rewards its length alone), nor with those that were n
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class, valid_pairs, weighted_mean
-from distill.losses.csch import sign
-from distill.registry import MethodArgs
-
-
-class DPSHLossArgs(MethodArgs):
-    """quantization: weight of the squared distance of logits to their signs."""
-
-    quantization: float = 0.1
+from distill.losses.base import LossBatch, MemoryLoss, sign, weighted_mean
 
 
 @register_loss("dpsh")
-class DPSHLoss(HashLoss):
+class DPSHLoss(MemoryLoss):
     """Likelihood of the pairs of a batch and all known training codes."""
 
-    args: DPSHLossArgs
-
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        self.bank = CodeMemory(context)
+    quantization: float = 0.1
 
     def forward(self, batch: LossBatch) -> Tensor:
-        u, positive = batch.logits, self.context.positive
-        self.bank.update(batch.index, u)
+        u = batch.logits
+        similar, pairs = self.update_bank(batch.index, u)
         theta = 0.5 * u @ self.bank.values.T
-        losses = F.softplus(theta) - share_class(positive[batch.index], positive) * theta
-        rounding = F.mse_loss(u, sign(u.detach()))
-        return weighted_mean(losses, valid_pairs(self.bank, batch.index)) + self.args.quantization * rounding
+        likelihood = weighted_mean(F.softplus(theta) - similar * theta, pairs)
+        return likelihood + self.quantization * F.mse_loss(u, sign(u.detach()))

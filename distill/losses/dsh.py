@@ -12,48 +12,23 @@ those never seen, whose all-zero codes the released bank lets count.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import (
-    CodeMemory,
-    HashLoss,
-    LossBatch,
-    LossContext,
-    share_class,
-    squared_distances,
-    valid_pairs,
-    weighted_mean,
-)
-from distill.registry import MethodArgs
+from distill.losses.base import LossBatch, MemoryLoss, squared_distances, weighted_mean
 
 
-class DSHLossArgs(MethodArgs):
-    """margin: in units of the code's length; quantization: weight of the term that pulls logits toward +-1."""
+@register_loss("dsh")
+class DSHLoss(MemoryLoss):
+    """Contrastive loss over the pairs of a batch and all known training codes; margin: m / K."""
 
     margin: float = 2.0
     quantization: float = 0.1
 
-
-@register_loss("dsh")
-class DSHLoss(HashLoss):
-    """Contrastive loss over the pairs of a batch and all known training codes."""
-
-    args: DSHLossArgs
-
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        self.bank = CodeMemory(context)
-
     def forward(self, batch: LossBatch) -> Tensor:
-        u, positive = batch.logits, self.context.positive
-        self.bank.update(batch.index, u)
-        s, distance = share_class(positive[batch.index], positive), squared_distances(u, self.bank.values)
-        losses = 0.5 * (s * distance + (1 - s) * F.relu(self.args.margin * self.context.bits - distance))
-        return (
-            weighted_mean(losses, valid_pairs(self.bank, batch.index))
-            + self.args.quantization * (u.abs() - 1).abs().mean()
-        )
+        u = batch.logits
+        s, pairs = self.update_bank(batch.index, u)
+        distance = squared_distances(u, self.bank.values)
+        losses = 0.5 * (s * distance + (1 - s) * F.relu(self.margin * self.context.bits - distance))
+        return weighted_mean(losses, pairs) + self.quantization * (u.abs() - 1).abs().mean()

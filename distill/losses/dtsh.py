@@ -15,27 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, triplets, weighted_mean
-from distill.losses.csch import sign
-from distill.registry import MethodArgs
-
-
-class DTSHLossArgs(MethodArgs):
-    """alpha: margin between inner products; quantization: weight of the squared distance of logits to their signs."""
-
-    alpha: float = 5.0
-    quantization: float = 1.0
+from distill.losses.base import HashLoss, LossBatch, sign, triplets, weighted_mean
 
 
 @register_loss("dtsh")
 class DTSHLoss(HashLoss):
-    """Likelihood of the triplets of a batch."""
+    """Likelihood of the triplets of a batch; alpha: margin between inner products."""
 
-    args: DTSHLossArgs
+    alpha: float = 5.0
+    quantization: float = 1.0
 
     def forward(self, batch: LossBatch) -> Tensor:
         u = batch.logits
         theta = u @ u.T
-        losses = F.softplus(theta[:, None, :] - theta[:, :, None] + self.args.alpha)
+        losses = F.softplus(theta[:, None, :] - theta[:, :, None] + self.alpha)
         ranked = weighted_mean(losses, triplets(self.context.positive[batch.index]))
-        return ranked + self.args.quantization * F.mse_loss(u, sign(u.detach()))
+        return ranked + self.quantization * F.mse_loss(u, sign(u.detach()))

@@ -11,40 +11,29 @@ The released code takes the first class of an image that has several; here that 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, class_index
-from distill.losses.csch import sign
-from distill.registry import MethodArgs
-
-
-class GreedyHashLossArgs(MethodArgs):
-    """alpha: weight of the penalty that keeps logits near +-1."""
-
-    alpha: float = 0.1
+from distill.losses.base import HashLoss, LossBatch, class_index, sign
 
 
 @register_loss("greedyhash")
 class GreedyHashLoss(HashLoss):
     """Classification of the codes themselves, whose gradient passes the sign."""
 
-    args: GreedyHashLossArgs
-
     multilabel = False
+    alpha: float = 0.1
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        bound = context.bits ** (-0.5)
-        start = torch.empty(context.classes, context.bits).uniform_(-bound, bound, generator=context.generator())
+    def setup(self) -> None:
+        classes, bits = self.context.classes, self.context.bits
+        bound = bits ** (-0.5)
+        start = torch.empty(classes, bits).uniform_(-bound, bound, generator=self.context.generator())
         self.classifier = nn.Parameter(start)
 
     def forward(self, batch: LossBatch) -> Tensor:
         h = batch.logits
         code = sign(h) + (h - h.detach())  # the bracket is exactly zero, so that the code is exactly +-1
         guess = F.cross_entropy(code @ self.classifier.T, class_index(self.context.positive[batch.index]))
-        return guess + self.args.alpha * (h.abs() - 1).abs().pow(3).mean()
+        return guess + self.alpha * (h.abs() - 1).abs().pow(3).mean()

@@ -12,44 +12,36 @@ the paper's factor c_ij (the share of common labels, 0 for dissimilar pairs) is 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, balanced_mean, share_class
-from distill.registry import MethodArgs
-
-
-class HashNetLossArgs(MethodArgs):
-    """alpha: of the inner product; every: share of the training after which beta grows."""
-
-    alpha: float = 0.1
-    every: float = 20 / 150
+from distill.losses.base import HashLoss, LossBatch, balanced_mean, share_class
 
 
 @register_loss("hashnet")
 class HashNetLoss(HashLoss):
-    """Weighted likelihood of the pairs of a batch, with a tanh that steepens."""
+    """Weighted likelihood of the pairs of a batch, with a tanh that steepens.
 
-    args: HashNetLossArgs
+    every: share of the training after which beta grows
+    """
 
+    alpha: float = 0.1
+    every: float = 20 / 150
     step: Tensor
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
+    def setup(self) -> None:
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def beta(self) -> Tensor:
         """The present steepness of tanh, a scalar."""
-        stage = self.context.steps_per_epoch * self.context.epochs * self.args.every
+        stage = self.context.steps_per_epoch * self.context.epochs * self.every
         return (self.step / stage).floor().add(1).sqrt()
 
     def forward(self, batch: LossBatch) -> Tensor:
         u, own = torch.tanh(self.beta() * batch.logits), self.context.positive[batch.index]
         if self.training:
             self.step += 1
-        theta, s = self.args.alpha * u @ u.T, share_class(own, own)
+        theta, s = self.alpha * u @ u.T, share_class(own, own)
         return balanced_mean(F.softplus(theta) - s * theta, s)

@@ -15,36 +15,21 @@ in single.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class, valid_pairs, weighted_mean
-from distill.registry import MethodArgs
-
-
-class HybridHashLossArgs(MethodArgs):
-    """alpha: scale of the inner products."""
-
-    alpha: float = 0.5
+from distill.losses.base import LossBatch, MemoryLoss, balanced_mean
 
 
 @register_loss("hybridhash")
-class HybridHashLoss(HashLoss):
+class HybridHashLoss(MemoryLoss):
     """HashNet's likelihood against a memory of all training codes."""
 
-    args: HybridHashLossArgs
-
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        self.bank = CodeMemory(context)
+    alpha: float = 0.5
 
     def forward(self, batch: LossBatch) -> Tensor:
-        u, positive = batch.logits.tanh(), self.context.positive
-        self.bank.update(batch.index, u)
-        theta, pairs = self.args.alpha * u @ self.bank.values.T, valid_pairs(self.bank, batch.index)
-        same = share_class(positive[batch.index], positive)
-        losses = F.softplus(theta) - same * theta
-        return weighted_mean(losses, same * pairs) + weighted_mean(losses, (1 - same) * pairs)
+        u = batch.logits.tanh()
+        similar, pairs = self.update_bank(batch.index, u)
+        theta = self.alpha * u @ self.bank.values.T
+        return balanced_mean(F.softplus(theta) - similar * theta, similar, pairs)

@@ -12,47 +12,32 @@ over them, takes the place of CE.  V is improved as ADSH does it: neither added 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses import register_loss
 from distill.losses.adsh import ADSHLoss
-from distill.losses.asymmetric import AsymmetricHashLossArgs
-from distill.losses.base import LossContext, class_index
-
-
-class JLDSHLossArgs(AsymmetricHashLossArgs):
-    """class_weight: lambda; balance_weight: mu."""
-
-    class_weight: float = 0.1
-    balance_weight: float = 0.1
+from distill.losses.base import class_index
 
 
 @register_loss("jldsh")
 class JLDSHLoss(ADSHLoss):
-    """ADSH's loss with classification and bit balance."""
+    """ADSH's loss with classification and bit balance; class_weight: lambda; balance_weight: mu."""
 
-    args: JLDSHLossArgs
+    class_weight: float = 0.1
+    balance_weight: float = 0.1
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        initial = torch.randn(context.classes, context.bits, generator=context.generator())
-        self.classifier = nn.Parameter(initial / context.bits**0.5)
+    def setup(self) -> None:
+        super().setup()
+        initial = torch.randn(self.context.classes, self.context.bits, generator=self.context.generator())
+        self.classifier = nn.Parameter(initial / self.context.bits**0.5)
 
     def query_loss(self, u: Tensor, rows: Tensor) -> Tensor:
-        balance = u.mean(0).square().mean()
-        return (
-            super().query_loss(u, rows)
-            + self.args.class_weight * self.classification_loss(u, rows)
-            + self.args.balance_weight * balance
-        )
-
-    def classification_loss(self, u: Tensor, rows: Tensor) -> Tensor:
-        """The cross-entropy of a linear classifier on u, a mean over images."""
+        balance, similarity = u.mean(0).square().mean(), super().query_loss(u, rows)
         logits, positive = u @ self.classifier.T, self.context.positive[rows]
         if self.context.multilabel:
-            return F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype))
-        return F.cross_entropy(logits, class_index(positive))
+            classification = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype))
+        else:
+            classification = F.cross_entropy(logits, class_index(positive))
+        return similarity + self.class_weight * classification + self.balance_weight * balance

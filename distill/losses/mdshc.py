@@ -20,47 +20,40 @@ codes of random labels; here an image counts from its first code on, and it is n
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import register_loss
-from distill.losses.base import CodeMemory, HashLoss, LossBatch, LossContext, share_class, valid_pairs, weighted_mean
-from distill.registry import MethodArgs
-
-
-class MDSHCLossArgs(MethodArgs):
-    """beta: weight of the pairs; quantization: weight lambda of L_Q; warmup: epochs without pairs; momentum: of U."""
-
-    beta: float = 1.0
-    quantization: float = 0.0001
-    warmup: float = 9.0
-    momentum: float = 0.9
+from distill.losses.base import CodeMemory, HashLoss, LossBatch, share_class, weighted_mean
 
 
 @register_loss("mdshc")
 class MDSHCLoss(HashLoss):
-    """Central loss on distant centers, and pairs after a warm-up."""
+    """Central loss on distant centers, and pairs after a warm-up.
 
-    args: MDSHCLossArgs
+    quantization: lambda; warmup: epochs without pairs; momentum: of U
+    """
 
     centers = "mdshc"
+    beta: float = 1.0
+    quantization: float = 0.0001
+    warmup: float = 9.0
+    momentum: float = 0.9
     steps: Tensor
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        self.bank = CodeMemory(context, self.args.momentum)
+    def setup(self) -> None:
+        self.bank = CodeMemory(self.context, self.momentum)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, batch: LossBatch) -> Tensor:
         u, y = batch.logits.tanh(), self.context.positive[batch.index]
-        warm = bool(self.steps >= self.args.warmup * self.context.steps_per_epoch)
+        warm = bool(self.steps >= self.warmup * self.context.steps_per_epoch)
         self.bank.update(batch.index, u)
         self.steps += int(self.training)
-        loss = self._central(u, y.float()) + self.args.quantization * (u.abs() - 1).square().mean()
-        return loss + self.args.beta * self._pairs(u, batch.index) if warm else loss
+        loss = self._central(u, y.float()) + self.quantization * (u.abs() - 1).square().mean()
+        return loss + self.beta * self._pairs(u, batch.index) if warm else loss
 
     def _central(self, u: Tensor, y: Tensor) -> Tensor:
         similarity = sqrt(self.context.bits) * F.normalize(u, dim=1) @ F.normalize(self.context.centers, dim=1).T
@@ -69,7 +62,7 @@ class MDSHCLoss(HashLoss):
     def _pairs(self, u: Tensor, rows: Tensor) -> Tensor:
         cosines = F.normalize(u, dim=1) @ F.normalize(self.bank.values, dim=1).T
         same = share_class(self.context.positive[rows], self.context.positive)
-        return weighted_mean(F.softplus((1 - cosines) / 2), same * valid_pairs(self.bank, rows))
+        return weighted_mean(F.softplus((1 - cosines) / 2), same * self.bank.pairs(rows))
 
 
 def log_others(logits: Tensor) -> Tensor:

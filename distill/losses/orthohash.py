@@ -18,26 +18,18 @@ from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch, soft_labels
-from distill.registry import MethodArgs
-
-
-class OrthoHashLossArgs(MethodArgs):
-    """scale: of the cosines; margin: by which the own class must win, a cosine."""
-
-    scale: float = 8.0
-    margin: float = 0.2
 
 
 @register_loss("orthohash")
 class OrthoHashLoss(HashLoss):
     """CosFace over fixed centers."""
 
-    args: OrthoHashLossArgs
-
     centers = "csch"
+    scale: float = 8.0
+    margin: float = 0.2
 
     def forward(self, batch: LossBatch) -> Tensor:
         positive = self.context.positive[batch.index]
         cosines = F.normalize(batch.logits, dim=1) @ F.normalize(self.context.centers, dim=1).T
-        guess = (self.args.scale * (cosines - self.args.margin * positive)).log_softmax(1)
+        guess = (self.scale * (cosines - self.margin * positive)).log_softmax(1)
         return -(soft_labels(positive) * guess).sum(1).mean()

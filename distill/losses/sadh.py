@@ -25,63 +25,55 @@ The released class layer knows 21 classes; ours, those there are.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses import register_loss
-from distill.losses.base import HashLoss, LossBatch, LossContext, cosines, share_class
-from distill.losses.csch import sign
-from distill.registry import MethodArgs
+from distill.losses.base import HashLoss, LossBatch, cosines, share_class, sign
 
 RATE, DECAY, BATCH, EPOCHS, STEPS = 5e-3, 5e-4, 64, 15, 300  # of the label network; at least so many steps
 SLOWER = (0.65, 0.85)  # shares of its training after which its rate falls to a tenth
 MARGIN, SPREAD = 0.2, 0.01  # its margin, and the standard deviation of its initial weights
 
 
-class SADHLossArgs(MethodArgs):
-    """code_weight: lambda; feature_weight: alpha; quantization_weight: beta; class_weight: eta; width: w."""
+@register_loss("sadh")
+class SADHLoss(HashLoss):
+    """Agreement with the features and codes of a trained label network.
+
+    code_weight: lambda; feature_weight: alpha; quantization_weight: beta; class_weight: eta; width: w
+    """
 
     code_weight: float = 1.0
     feature_weight: float = 1.0
     quantization_weight: float = 0.01
     class_weight: float = 0.1
     width: int = 2048
-
-
-@register_loss("sadh")
-class SADHLoss(HashLoss):
-    """Agreement with the features and codes of a trained label network."""
-
-    args: SADHLossArgs
-
     sets: Tensor
     semantic_features: Tensor
     semantic_codes: Tensor
 
-    def __init__(self, context: LossContext, **args: Any) -> None:
-        super().__init__(context, **args)
-        generator = context.generator()
+    def setup(self) -> None:
+        context, generator = self.context, self.context.generator()
         sets, self.own = torch.unique(context.positive, dim=0, return_inverse=True)
-        label_net = label_network(context.positive.float(), context.bits, int(self.args.width), generator)
+        label_net = label_network(context.positive.float(), context.bits, self.width, generator)
         with torch.no_grad():
             features, codes, _ = label_net(sets.float())
         self.register_buffer("sets", sets)
         self.register_buffer("semantic_features", features)
         self.register_buffer("semantic_codes", codes)
-        self.embedding = _linear(context.features, int(self.args.width), context.features**-0.5, generator)
-        self.classifier = _linear(int(self.args.width), context.classes, self.args.width**-0.5, generator)
+        self.embedding = _linear(context.features, self.width, context.features**-0.5, generator)
+        self.classifier = _linear(self.width, context.classes, self.width**-0.5, generator)
 
     def forward(self, batch: LossBatch) -> Tensor:
         own, positive = self.own[batch.index], self.context.positive[batch.index]
         f, u = self.embedding(batch.features), torch.tanh(batch.logits)
         return (
-            self.args.code_weight * self.constraint(u, self.semantic_codes, own)
-            + self.args.feature_weight * self.constraint(f, self.semantic_features, own)
-            + self.args.quantization_weight * quantization(u)
-            + self.args.class_weight * F.binary_cross_entropy_with_logits(self.classifier(f), positive.to(f.dtype))
+            self.code_weight * self.constraint(u, self.semantic_codes, own)
+            + self.feature_weight * self.constraint(f, self.semantic_features, own)
+            + self.quantization_weight * quantization(u)
+            + self.class_weight * F.binary_cross_entropy_with_logits(self.classifier(f), positive.to(f.dtype))
         )
 
     def constraint(self, x: Tensor, dictionary: Tensor, own: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from distill.distillers import DISTILLERS
 from distill.distillers.base import Distiller
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss
-from distill.registry import args_type
 from gallery.errors import InputError
 from tests.distill.losses.factories import make_context
 
@@ -22,7 +21,7 @@ def test_every_file_is_a_method() -> None:
 def test_options_are_typed_with_a_default() -> None:
     for registry in (LOSSES, DISTILLERS):
         for name in registry.names():
-            options = args_type(registry.find(name))().model_dump().values()
+            options = registry.find(name).options_type().model_dump().values()
             assert all(isinstance(option, float | int | str) for option in options), name
             assert all((registry.find(name).__doc__, inspect.getmodule(registry.find(name)).__doc__)), name
 
@@ -37,7 +36,7 @@ def test_a_name_that_is_none_gets_close_ones() -> None:
 def test_an_option_that_is_none_gets_those_there_are() -> None:
     with pytest.raises(InputError, match=r"options of csch in --loss-args; found margins 0.3.*scale \(float\), margin"):
         LOSSES.build("csch", make_context(), {"margins": 0.3})
-    assert LOSSES.build("csch", make_context(), {"margin": "0.3"}).args.margin == 0.3
+    assert LOSSES.build("csch", make_context(), {"margin": "0.3"}).margin == 0.3
 
 
 @pytest.mark.parametrize(("key", "value"), [("k", "2.5"), ("k", "0"), ("signs", "maybe"), ("tau", "cold")])

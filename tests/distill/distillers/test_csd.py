@@ -39,10 +39,10 @@ def test_the_rules() -> None:
 def test_neighbours_are_codes_each_once_of_the_whole_gallery() -> None:
     context = factories.make_context(of_codes=True)
     batch = factories.make_batch(context)
-    copies = type(context)(context.centers, torch.cat([context.gallery, context.gallery[:1].expand(300, -1)]), 0)
+    copies = type(context)(context.centers, torch.cat([context.gallery, context.gallery[:1].expand(300, -1)]))
     assert len(CSDDistiller(context).known) == len(factories.distinct(context.gallery.numpy())) < 40
     assert CSDDistiller(copies)(batch).item() == pytest.approx(CSDDistiller(context)(batch).item())
-    fewer = type(context)(context.centers, context.gallery[:20], 0)
+    fewer = type(context)(context.centers, context.gallery[:20])
     assert CSDDistiller(fewer)(batch).item() != pytest.approx(CSDDistiller(context)(batch).item(), rel=1e-3)
     near, asked = CSDDistiller(context, k=5).compare(batch)
     assert near.shape == asked.shape == (6, 5)

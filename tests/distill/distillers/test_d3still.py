@@ -53,7 +53,7 @@ def test_the_rules() -> None:
 
 def test_a_tie_of_the_teachers_has_no_order_to_lose() -> None:
     codes = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, 1]], dtype=torch.float64)
-    context = DistillContext(codes, codes, 0)
+    context = DistillContext(codes, codes)
     student = torch.tensor([[1.0, 1, 0.2, 0.9]], dtype=torch.float64)  # nearer to the third than to the second
     alone = D3stillDistiller(context, alpha=0)
     others = alone(DistillBatch(codes, codes, torch.zeros(0, 3, dtype=torch.bool))).item()

@@ -44,7 +44,7 @@ def test_beta_grows_with_the_epochs() -> None:
     for step in range(14):
         beta = math.sqrt(step // 3 // 2 + 1)
         assert hashnet(batch).item() == pytest.approx(slow(context, [0, 1, 4], logits, beta), rel=1e-5), step
-    assert HashNetLoss(context).args.every == pytest.approx(20 / 150)
+    assert HashNetLoss(context).every == pytest.approx(20 / 150)
 
 
 def test_learns() -> None:
