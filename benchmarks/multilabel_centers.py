@@ -76,8 +76,8 @@ class MultilabelCenters(Benchmark):
         from distill import data
         from distill.data.dataset import QUERY, TRAIN
         from distill.data.list_files import listed_labels
+        from distill.data.load import VARIABLE
         from distill.data.protocol_specs import PUBLISHED
-        from distill.data.protocols import VARIABLE
 
         root = self.root or os.environ.get(VARIABLE)
         if name in PUBLISHED and root:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import BackboneInfo, ResolvedConfig, StudentTrainConfig, TeacherTrainConfig, TrainConfig, load_yaml
 from distill.data.fashion_mnist import SOURCES
-from distill.data.protocols import PROTOCOLS
+from distill.data.load import PROTOCOLS
 from distill.distillers import DISTILLERS
 from distill.losses import LOSSES
 from gallery.errors import InputError

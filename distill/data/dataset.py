@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from gallery.results import Skipped
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Indices = NDArray[np.int64]
 TRAIN, GALLERY, QUERY = SPLITS = ("train", "gallery", "query")
 VALIDATION, UNLABELED = "validation", "unlabeled"
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """N decoded images with labels and splits.
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Sorted indices into N images; a few may be in no split, such as the training images of an unseen class.
 
-    protocol:    one sentence: where train, gallery and query come from, who made the split, by which seed
-    labels:      int64 `[N]` into `classes`, or multi-hot bool `[N, C]`; -1 or an empty row where there is none
-    names:       a relative path, or another name of each image
-    train, validation, gallery, query: indices into N; validation is held out of train but stays in the gallery
-    pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
-    fingerprint: SHA-256 over classes, names, labels, splits and the contents of the image files
-    unlabeled:   indices into N of images to learn from without a label, in no other split
-    unseen:      classes of which no image is in train or validation, by choice
-    top_k:       R of the mAP@R in which results on this protocol are published; None for the whole gallery
-
-    A few of the N may be in no split, such as the training images of an unseen class.
+    protocol:   one sentence: where train, gallery and query come from, who made the split, by which seed
+    validation: held out of train, but stays in the gallery
+    unlabeled:  images to learn from without a label, in no other split
+    unseen:     classes of which no image is in train or validation, by choice
     """
 
-    name: str
-    classes: tuple[str, ...]
     protocol: str
-    labels: NDArray[Any]
-    names: tuple[str, ...]
     train: Indices
     validation: Indices
     gallery: Indices
     query: Indices
+    unlabeled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Split):
+    """N decoded images with labels and splits.
+
+    labels:      int64 `[N]` into `classes`, or multi-hot bool `[N, C]`; -1 or an empty row where there is none
+    names:       a relative path, or another name of each image
+    pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
+    fingerprint: SHA-256 over classes, names, labels, splits and the contents of the image files
+    top_k:       R of the mAP@R in which results on this protocol are published; None for the whole gallery
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: NDArray[Any]
+    names: tuple[str, ...]
     pixels: Mapping[int, NDArray[np.uint8]]
     skipped: tuple[Skipped, ...]
     fingerprint: str
-    unlabeled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
-    unseen: tuple[str, ...] = ()
     top_k: int | None = None
 
     @cached_property
@@ -104,29 +105,3 @@ class ImageList:
     skipped: tuple[Skipped, ...] = ()
     published_sizes: tuple[int | None, ...] = ()
     top_k: int | None = None
-
-
-class ConcatSource:
-    """The images of several lists, one after another."""
-
-    def __init__(self, lists: Sequence[ImageList]) -> None:
-        self.sources = [images.source for images in lists]
-        self.starts = [0, *accumulate(len(images.names) for images in lists)]
-
-    def stamp(self) -> str:
-        return hashlib.sha256("".join(source.stamp() for source in self.sources).encode()).hexdigest()
-
-    def read(self, index: int) -> tuple[Image, str]:
-        which = bisect(self.starts, index) - 1
-        return self.sources[which].read(index - self.starts[which])
-
-    def shorter_side(self, index: int) -> int:
-        which = bisect(self.starts, index) - 1
-        return self.sources[which].shorter_side(index - self.starts[which])
-
-
-def join(*lists: ImageList) -> ImageList:
-    """Return the first list with the images of all."""
-    columns = ("names", "labels", "splits", "skipped")
-    joined: dict[str, Any] = {c: tuple(chain.from_iterable(getattr(one, c) for one in lists)) for c in columns}
-    return replace(lists[0], **joined, source=ConcatSource(lists))

@@ -13,12 +13,12 @@ import os
 import shutil
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
@@ -34,7 +34,6 @@ from gallery.files import acquire_lock, atomic_path, remove_partial, write_json
 from gallery.results import Skipped
 
 BYTES = hashlib.sha256().digest_size
-T = TypeVar("T")
 Record = dict[str, Any]
 DecodeResult = tuple[str, list[NDArray[np.uint8]]] | str  # an image's SHA-256 and squares, or why there are none
 
@@ -66,10 +65,15 @@ def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], 
         record = _load_or_decode(folder, source, len(names), sizes)
     reasons = dict(record["skipped"])
     kept = np.array([i for i in range(len(names)) if i not in reasons], np.int64)
+    pixels: dict[int, NDArray[np.uint8]] = {}
+    for size in sizes:
+        pixels[size] = array = np.load(folder / f"{size}.npy", mmap_mode="r", allow_pickle=False)
+        if array.shape != (len(kept), size, size, 3) or array.dtype != np.uint8:
+            expected = f"{len(kept)} images of {size} px in {folder}"
+            raise CorruptFile(expected, f"{array.dtype} {array.shape}", f"Delete {folder}.")
     skipped = tuple(Skipped(path=names[i], reason=reason) for i, reason in reasons.items())
     digests = bytes.fromhex(record["digests"])
-    each = tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES))
-    return DecodedImages(kept, skipped, each, {size: _open(folder, size, len(kept)) for size in sizes})
+    return DecodedImages(kept, skipped, tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES)), pixels)
 
 
 def _load_or_decode(folder: Path, source: ImageSource, count: int, sizes: Sequence[int]) -> Record:
@@ -102,20 +106,14 @@ def _state(folder: Path, size: int) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _open(folder: Path, size: int, count: int) -> NDArray[np.uint8]:
-    path = folder / f"{size}.npy"
-    array: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != (count, size, size, 3) or array.dtype != np.uint8:
-        raise CorruptFile(f"{count} images of {size} px in {path}", str(array.shape), f"Delete {folder}.")
-    return array
-
-
 def _decode_sizes(folder: Path, source: ImageSource, count: int, sizes: Sequence[int]) -> Record:
     """Decode every image once, write its squares at all `sizes`, and return the arrays' common record."""
     remove_partial(folder)
     need, free = sum(count * size * size * 3 for size in sizes), shutil.disk_usage(folder).free
+    expected = f"room for {need:,} bytes of decoded images in {folder}"
+    fix = "Free some space, choose another cache folder, or ask for smaller inputs."
     if need > free:
-        raise _no_room(folder, need, f"{free:,} free")
+        raise InputError(expected, f"{free:,} free", fix)
     skipped: list[list[Any]] = []
     digests: list[str] = []
     try:
@@ -132,13 +130,8 @@ def _decode_sizes(folder: Path, source: ImageSource, count: int, sizes: Sequence
         for size in sizes:
             write_json(folder / f"{size}.json", {**record, "array": _state(folder, size)})
     except OSError as error:  # of writing: those of reading are in `skipped`
-        raise _no_room(folder, need, str(error)) from error
+        raise InputError(expected, str(error), fix) from error
     return record
-
-
-def _no_room(folder: Path, need: int, found: str) -> InputError:
-    fix = "Free some space, choose another cache folder, or ask for smaller inputs."
-    return InputError(f"room for {need:,} bytes of decoded images in {folder}", found, fix)
 
 
 @contextmanager
@@ -147,21 +140,19 @@ def _open_growing_npy(path: Path, size: int) -> Iterator[BinaryIO]:
 
     numpy pads the header so that the first axis may grow.  Appending, unlike a memory map, reports a full disk.
     """
+    header = {"descr": "|u1", "fortran_order": False, "shape": (0, size, size, 3)}
     with atomic_path(path) as draft, draft.open("wb") as stream:
-        _write_header(stream, 0, size)
+        np.lib.format.write_array_header_1_0(stream, header)
         start = stream.tell()
         yield stream
         count = (stream.tell() - start) // (size * size * 3)
         stream.seek(0)
-        _write_header(stream, count, size)
-
-
-def _write_header(stream: BinaryIO, count: int, size: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
-    np.lib.format.write_array_header_1_0(stream, header)
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count, size, size, 3)})
 
 
 def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Iterator[DecodeResult]:
+    """Decode by threads (Pillow decodes without the GIL), a few images ahead of the consumer."""
+
     def work(index: int) -> DecodeResult:
         try:
             image, digest = source.read(index)
@@ -169,18 +160,11 @@ def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Itera
             return error.found
         return digest, [to_square(image, size) for size in sizes]
 
-    with warnings.catch_warnings():  # Pillow's remarks on odd metadata; what matters is in `skipped`
-        warnings.filterwarnings("ignore", module="PIL")
-        yield from _parallel_map(work, count, os.cpu_count() or 1)
-
-
-def _parallel_map(work: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
-    """Yield `work(0), work(1), ...` by threads (Pillow decodes without the GIL), a few ahead of the consumer."""
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[T]] = deque()
+    workers, ahead = os.cpu_count() or 1, deque[Future[DecodeResult]]()
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is in `skipped`
         for i in range(count):
             ahead.append(pool.submit(work, i))
             if len(ahead) > 4 * workers:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        yield from (future.result() for future in ahead)

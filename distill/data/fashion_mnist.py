@@ -28,7 +28,7 @@ FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }  # and their MD5
-EDGE, TRAIN_PER_CLASS, QUERIES_PER_CLASS, SEED = 28, 600, 100, 0
+EDGE = 28
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 FIX = "Install Debian's package dataset-fashion-mnist, put its files into {}, or use --data embedded."
 
@@ -54,8 +54,8 @@ def list_subset(_: Path) -> ImageList:
     """List the 7,000 images that come with Twinhash."""
     with np.load(SUBSET, allow_pickle=False) as file:
         images, labels, rows = (file[name] for name in ("images", "labels", "rows"))
-    of = f"{TRAIN_PER_CLASS} images a class of Fashion-MNIST's train set, and {QUERIES_PER_CLASS} of its test set "
-    return _list(SUBSET.stem, images, labels, rows, f"{of}as queries, sampled by seed {SEED}")
+    of = "600 images a class of Fashion-MNIST's train set, and 100 of its test set as queries, sampled by seed 0"
+    return _list(SUBSET.stem, images, labels, rows, of)
 
 
 def list_full(cache_dir: Path) -> ImageList:
@@ -102,24 +102,24 @@ def _download(folder: Path) -> Path:
 
 def read_idx(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read the images `[n, EDGE, EDGE]` and labels `[n]` of "train" or "t10k"; raises `CorruptFile`."""
-    images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)
-    labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz", 1)
-    if images.shape != (len(labels), EDGE, EDGE) or labels.max(initial=0) >= len(CLASSES):
-        found = f"{images.shape}, and {len(labels)} labels up to {labels.max(initial=0)}"
+    images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", EDGE, EDGE)
+    labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    if len(images) != len(labels) or labels.max(initial=0) >= len(CLASSES):
+        found = f"{len(images)} images, and {len(labels)} labels up to {labels.max(initial=0)}"
         raise CorruptFile(f"images and labels of Fashion-MNIST in {folder}", found, "Install it again.")
     return images, labels
 
 
-def _read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
-    """Read a gzipped IDX array of uint8: bytes 0, 0, 8 and the number of axes; their big-endian lengths; the data."""
-    start, limit = 4 + 4 * axes, 16 + 70_000 * EDGE * EDGE
+def _read_idx(path: Path, *shape: int) -> NDArray[np.uint8]:
+    """Read a gzipped IDX array of uint8 `[n, *shape]`: bytes 0, 0, 8, number of axes; big-endian lengths; the data."""
     try:
         with gzip.open(path) as stream:
-            raw = stream.read(limit + 1)
-        magic, *shape = struct.unpack(f">4s{axes}I", raw[:start])
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+            raw = stream.read(16 + 70_000 * EDGE * EDGE + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise CorruptFile(f"a gzipped IDX file at {path}", str(error), "Install it again.") from error
-    if magic != bytes((0, 0, 8, axes)) or len(raw) != start + math.prod(shape):
-        found = f"{magic!r}, {shape}, {len(raw)} bytes"
+    start, axes = 8 + 4 * len(shape), 1 + len(shape)
+    n, rest = divmod(max(0, len(raw) - start), math.prod(shape))
+    if not n or rest or raw[:start] != struct.pack(f">4B{axes}I", 0, 0, 8, axes, n, *shape):
+        found = f"{raw[:start]!r}, {len(raw)} bytes"
         raise CorruptFile(f"{axes} axes of uint8 in {path}", found, "Install it again.")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(n, *shape)

@@ -47,21 +47,23 @@ def list_published(protocol: str, root: Path, seed: int) -> ImageList:
     if not folder.is_dir():
         raise spec.dataset.missing_error(root)
     classes, entries = _merge(spec, {split: _read_list(protocol, split, root) for split in FILES})
-    files = sorted(entries)
-    labels = [tuple(c for c, bit in zip(classes, entries[f].bits, strict=True) if bit == "1") for f in files]
-    names = [_find_image(folder, spec, entries[f].fields, own) for f, own in zip(files, labels, strict=True)]
+    names, labels, splits, twice = [], [], [], 0
+    for _, entry in sorted(entries.items()):
+        own = tuple(c for c, bit in zip(classes, entry.bits, strict=True) if bit == "1")
+        places = [layout.format(**entry.fields, label="".join(own[:1])) for layout in spec.layouts]
+        names.append(next((place for place in places if os.path.exists(f"{folder}/{place}")), places[0]))
+        labels.append(own)
+        twice += {QUERY, GALLERY} <= entry.splits
+        added = {GALLERY} if spec.train_in_gallery and TRAIN in entry.splits else set()
+        splits.append(frozenset((entry.splits | added) - ({GALLERY} if QUERY in entry.splits else set())))
     if not any(os.path.exists(f"{folder}/{name}") for name in names):
         raise spec.dataset.missing_error(root, "none of its images")
-    twice = sum({QUERY, GALLERY} <= entry.splits for entry in entries.values())
     less = f", less {twice} queries in its database" if twice else ""
-    for entry in entries.values():
-        entry.splits |= {GALLERY} if spec.train_in_gallery and TRAIN in entry.splits else set()
-        entry.splits -= {GALLERY} if QUERY in entry.splits else set()
     return ImageList(
         name=protocol,
         names=tuple(names),
         labels=tuple(labels),
-        splits=tuple(frozenset(entries[f].splits) for f in files),
+        splits=tuple(splits),
         source=ImageFiles(folder, [folder / name for name in names]),
         split_source=f"{spec.split_source}{less} (mAP@{spec.top_k or 'all'})",
         multi=bool(spec.classes),
@@ -83,29 +85,22 @@ def _merge(spec: PublishedSplit, lists: dict[str, Lines]) -> tuple[tuple[str, ..
     classes, entries = tuple(spec.classes.split(",") if spec.classes else sorted(named)), dict[str, _ListEntry]()
     pattern = re.compile(PREFIX + spec.path, re.ASCII)
     for split, where, line in ((split, *row) for split, lines in lists.items() for row in lines):
-        new = _parse_line(spec, pattern, len(classes), where, line)
-        entry = entries.setdefault(new.fields["file"], new)
-        if entry.bits != new.bits:
+        text, *bits = line.split()
+        match, ones = pattern.fullmatch(text), bits.count("1")
+        sound = len(bits) == len(classes) == ones + bits.count("0") and (spec.classes or ones == 1)
+        if not match or not sound:
+            kind = f"{len(classes)} labels, each 0 or 1" + ("" if spec.classes else " and one of them 1")
+            found, fix = (
+                f"{text[:80]!r} and {len(bits)} labels, {ones} of them 1",
+                f"Take it anew from {spec.lists_url}.",
+            )
+            raise InputError(f"a path like {spec.path} and {kind}, in {where}", found, fix)
+        entry = entries.setdefault(match["file"], _ListEntry(match.groupdict(), bits))
+        if entry.bits != bits:
             fix = f"Take all lists from one place, {spec.lists_url}."
-            raise InputError(f"the same labels wherever an image is listed ({where})", new.fields["file"], fix)
+            raise InputError(f"the same labels wherever an image is listed ({where})", match["file"], fix)
         entry.splits.add(split)
     return classes, entries
-
-
-def _parse_line(spec: PublishedSplit, pattern: re.Pattern[str], columns: int, where: str, line: str) -> _ListEntry:
-    text, *bits = line.split()
-    match, ones = pattern.fullmatch(text), bits.count("1")
-    if match and len(bits) == columns == ones + bits.count("0") and (spec.classes or ones == 1):
-        return _ListEntry(match.groupdict(), bits)
-    kind = f"{columns} labels, each 0 or 1" + ("" if spec.classes else " and one of them 1")
-    found = f"{text[:80]!r} and {len(bits)} labels, {ones} of them 1"
-    raise InputError(f"a path like {spec.path} and {kind}, in {where}", found, f"Take it anew from {spec.lists_url}.")
-
-
-def _find_image(folder: Path, spec: PublishedSplit, fields: dict[str, str], labels: Sequence[str]) -> str:
-    """Return where an image lies below `folder`: by the first layout that leads to one."""
-    places = [layout.format(**fields, label="".join(labels[:1])) for layout in spec.layouts]
-    return next((place for place in places if os.path.exists(f"{folder}/{place}")), places[0])
 
 
 def _read_list(name: str, split: str, root: Path) -> Lines:

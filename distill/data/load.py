@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distill.data import fashion_mnist
-from distill.data.dataset import Dataset, ImageList, Indices
+from distill.data.dataset import Dataset, ImageList
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
+from distill.data.list_files import list_published
 from distill.data.manifest import list_manifest
-from distill.data.protocols import PROTOCOLS, list_protocol
-from distill.data.splits import Split, SplitConfig, encode_labels, split
+from distill.data.protocol_specs import CIFAR10, PUBLISHED, UCMERCED, DatasetSource
+from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
+from distill.data.splits import SplitConfig, encode_labels, split
 from distill.data.unlabeled import join_unlabeled
 from gallery.console import log
 from gallery.errors import InputError
 from gallery.results import Skipped
 
+VARIABLE = "TWINHASH_DATA"  # names the data root
+PROTOCOLS: dict[str, tuple[DatasetSource, Callable[[str, Path, int], ImageList]]] = {
+    **dict.fromkeys(CIFAR_PROTOCOLS, (CIFAR10, list_cifar10)),
+    **{name: (spec.dataset, list_published) for name, spec in PUBLISHED.items()},
+    **dict.fromkeys(("ucmerced", "ucmerced_multi"), (UCMERCED, list_ucmerced)),
+}
 MANIFESTS = (".csv", ".parquet", ".pq")
 SAMPLE = 200
 LARGEST = 2048
@@ -58,22 +68,27 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     decoded = decode_all(images.source, images.names, wanted, cache_dir)
     skipped = images.skipped + decoded.skipped
     _report_skipped(images, skipped, options.strict)
-    names = tuple(images.names[i] for i in decoded.kept)
-    rows, splits = [images.labels[i] for i in decoded.kept], [images.splits[i] for i in decoded.kept]
-    images = replace(images, names=names, labels=tuple(rows), splits=tuple(splits))
+    kept: dict[str, Any] = {
+        c: tuple(getattr(images, c)[i] for i in decoded.kept) for c in ("names", "labels", "splits")
+    }
+    images = replace(images, **kept)
     classes, labels = encode_labels(images)
     own = split(images, (classes, labels), options)
-    own = own._replace(unlabeled=_drop_query_copies(own, decoded.digests))
+    queries = {decoded.digests[i] for i in own.query}
+    copies = np.array([decoded.digests[i] in queries for i in own.unlabeled], bool)
+    if copies.any():  # training must not see what a query is to find
+        log.warning("left out %d unlabeled images that are copies of queries", copies.sum())
+    own = replace(own, unlabeled=own.unlabeled[~copies])
     content = hashlib.sha256(b"".join(decoded.digests)).hexdigest()
-    fingerprint = hashlib.sha256(json.dumps([classes, names, content]).encode())
+    fingerprint = hashlib.sha256(json.dumps([classes, images.names, content]).encode())
     for array in (labels, own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabeled])):
         fingerprint.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return Dataset(
+        **vars(own),
         name=images.name,
         classes=classes,
         labels=labels,
-        names=names,
-        **own._asdict(),
+        names=images.names,
         pixels=decoded.pixels,
         skipped=skipped,
         fingerprint=fingerprint.hexdigest(),
@@ -101,7 +116,10 @@ def _list_images(source: str, cache_dir: Path, data_root: Path | None, seed: int
     if list_source := fashion_mnist.SOURCES.get(source):
         return list_source(cache_dir)
     if source in PROTOCOLS:
-        return list_protocol(source, data_root, seed)
+        dataset, list_images = PROTOCOLS[source]
+        if folder := data_root or os.environ.get(VARIABLE):
+            return list_images(source, Path(folder), seed)
+        raise dataset.missing_error("<data root>", f"no data root: neither --data-root nor {VARIABLE} is given")
     path, mode, found = Path(source), 0, f"{source}, which is neither"
     try:
         mode = path.stat().st_mode
@@ -123,12 +141,3 @@ def _report_skipped(images: ImageList, skipped: Sequence[Skipped], strict: bool)
         raise InputError(f"readable images in {images.name}", found, "Repair or remove these, or add others.")
     if skipped:
         log.warning("skipped %s", found)
-
-
-def _drop_query_copies(own: Split, digests: Sequence[bytes]) -> Indices:
-    """Return the unlabeled images, less copies of queries: training must not see what a query is to find."""
-    queries = {digests[i] for i in own.query}
-    copies = np.array([digests[i] in queries for i in own.unlabeled], bool)
-    if copies.any():
-        log.warning("left out %d unlabeled images that are copies of queries", copies.sum())
-    return own.unlabeled[~copies]

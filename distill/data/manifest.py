@@ -8,59 +8,87 @@ a manifest is a text that may come from anywhere, and must not point at the rest
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import GALLERY, SPLITS, VALIDATION, ImageList
+import numpy as np
+
+from distill.data.dataset import GALLERY, QUERY, SPLITS, TRAIN, VALIDATION, Dataset, ImageList
 from distill.data.image_folder import ImageFiles
 from gallery.errors import InputError
+from gallery.files import atomic_write
 
 COLUMNS = ("path", "label", "labels", "split")
 BLOCK = 1 << 26  # bytes of a CSV parsed at once, more than its longest row
-Rows = tuple[int, list[dict[str, Any]]]  # number of the first row, and values by column
-
-
-@dataclass
-class _ManifestEntry:
-    labels: tuple[str, ...]
-    splits: set[str] = field(default_factory=set)
+Row = dict[str, Any]  # values by column
+real_folder = lru_cache(4096)(os.path.realpath)
 
 
 def list_manifest(path: Path) -> ImageList:
     """Read a manifest, sorted by path.  Raises `InputError` that names the row and what is wrong."""
     first, rows = _read_rows(path)
-    root, entries = Path(os.path.realpath(path.parent)), dict[str, _ManifestEntry]()
+    root = Path(os.path.realpath(path.parent))
+    labels, splits = dict[str, tuple[str, ...]](), defaultdict[str, set[str]](set)
     for number, row in enumerate(rows, first):
-        if any(value is not None and value != "" for value in row.values()):
-            _add(entries, root, row, f"row {number} of {path.name}")
-    names = tuple(sorted(entries))
+        if all(value in (None, "") for value in row.values()):
+            continue
+        where = f"row {number} of {path.name}"
+        name = _inside(root, _text(row["path"]), where)
+        own, own_splits = _parse(row, where)
+        if labels.setdefault(name, own) != own:
+            found = f"{'; '.join(labels[name])} and {'; '.join(own)} for {name}"
+            raise InputError(f"the same labels in every row of an image ({where})", found, "Use a `labels` column.")
+        splits[name] |= own_splits
+    names = tuple(sorted(labels))
     return ImageList(
         name=path.stem if path.stem != "manifest" else root.name,
         names=names,
-        labels=tuple(entries[name].labels for name in names),
-        splits=tuple(frozenset(entries[name].splits) for name in names),
+        labels=tuple(labels[name] for name in names),
+        splits=tuple(frozenset(splits[name]) for name in names),
         source=ImageFiles(root, [root / name for name in names]),
         split_source="split given by the manifest",
         multi=any("labels" in row for row in rows[:1]),
     )
 
 
-def _read_rows(path: Path) -> Rows:
-    import pyarrow
-    from pyarrow import csv, parquet
+def save_split(data: Dataset, path: Path) -> Path:
+    """Write the split as a manifest, which `--data` reads back from the folder that the paths are relative to.
+
+    Unlabeled images, and those in no split, are left out.
+    """
+    splits: list[list[str]] = [[] for _ in data.names]
+    for own in (TRAIN, VALIDATION, GALLERY, QUERY):
+        for i in getattr(data, own):
+            splits[i].append(own)
+    text, multi = io.StringIO(), data.labels.ndim == 2
+    table = csv.writer(text)
+    table.writerow(["path", "labels" if multi else "label", "split"])
+    for name, label, row in zip(data.names, data.labels, splits, strict=True):
+        if row:
+            chosen = np.flatnonzero(label) if multi else [label]
+            table.writerow([name, ";".join(data.classes[c] for c in chosen), ";".join(row)])
+    return atomic_write(path, text.getvalue())
+
+
+def _read_rows(path: Path) -> tuple[int, list[Row]]:
+    """Return the number of the first row, and the rows."""
+    import pyarrow.csv
+    from pyarrow import parquet
 
     is_csv = path.suffix.lower() == ".csv"
     try:
         if is_csv:
-            table = csv.read_csv(
+            table = pyarrow.csv.read_csv(
                 path,
-                csv.ReadOptions(use_threads=False, block_size=BLOCK),  # without threads, errors name the row
-                csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-                csv.ConvertOptions(default_column_type=pyarrow.string()),
+                pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK),  # without threads, errors name the row
+                pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+                pyarrow.csv.ConvertOptions(default_column_type=pyarrow.string()),
             )
             columns = _known_columns(table.schema.names, path)
         else:
@@ -77,29 +105,22 @@ def _read_rows(path: Path) -> Rows:
 def _known_columns(header: Sequence[str], path: Path) -> dict[str, str]:
     """Map the columns' own names to those of a manifest; raises `InputError` where they are others."""
     names = [name.strip().lower() for name in header]
-    known = [name for name in names if name in COLUMNS]
-    if len(known) != len(set(known)) or "path" not in known or ("label" in known) == ("labels" in known):
-        raise InputError(
-            f"columns path, label (or labels; not both) and optionally split in {path}",
-            ", ".join(names) or "none",
-            "Rename the columns, and separate CSV fields by commas.",
-        )
+    count = Counter(names)
+    if count["path"] != 1 or count["label"] + count["labels"] != 1 or count["split"] > 1:
+        expected = f"columns path, label (or labels; not both) and optionally split in {path}"
+        raise InputError(expected, ", ".join(names) or "none", "Rename the columns, and separate CSV fields by commas.")
     return {own: name for own, name in zip(header, names, strict=True) if name in COLUMNS}
 
 
-def _add(entries: dict[str, _ManifestEntry], root: Path, row: dict[str, Any], where: str) -> None:
-    name = _inside(root, _text(row["path"]), where)
-    labels = _texts(row["labels"]) if "labels" in row else tuple(filter(None, [_text(row["label"])]))
-    splits = {own.lower() for own in _texts(row["split"])} if "split" in row else set()
-    if not labels and not ("labels" in row and splits == {GALLERY}):
+def _parse(row: Row, where: str) -> tuple[tuple[str, ...], set[str]]:
+    """Return the labels and splits of a row."""
+    multi, splits = "labels" in row, {own.lower() for own in _texts(row.get("split"))}
+    labels = _texts(row["labels"]) if multi else tuple(filter(None, [_text(row["label"])]))
+    if not labels and not (multi and splits == {GALLERY}):
         raise InputError(f"a label in {where}", "none", "Fill it in, or remove the row.")
-    entry = entries.setdefault(name, _ManifestEntry(labels))
-    if entry.labels != labels:
-        found = f"{'; '.join(entry.labels)} and {'; '.join(labels)} for {name}"
-        raise InputError(f"the same labels in every row of an image ({where})", found, "Use a `labels` column.")
     if ("split" in row and not splits) or not splits <= {*SPLITS, VALIDATION}:
         raise InputError(f"train, validation, gallery or query as split in {where}", repr(row["split"]), "Correct it.")
-    entry.splits |= splits
+    return labels, splits
 
 
 def _text(value: Any) -> str:
@@ -114,17 +135,9 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _inside(root: Path, text: str, where: str) -> str:
     """Return the name below `root` of what `text` points at; raises `InputError` if that is not below `root`."""
     path = os.path.normpath(os.path.join(root, text)).replace("\0", "")
-    path = os.path.join(_real(os.path.dirname(path)), os.path.basename(path))
+    path = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
     real = os.path.realpath(path) if os.path.islink(path) else path
     if not text or "\0" in text or os.path.commonpath([root, real]) != str(root) or real == str(root):
-        raise InputError(
-            f"a path inside {root} in {where}",
-            repr(text),
-            "Put the manifest in a folder above its images; copy linked ones into it with `cp -rL`.",
-        )
+        fix = "Put the manifest in a folder above its images; copy linked ones into it with `cp -rL`."
+        raise InputError(f"a path inside {root} in {where}", repr(text), fix)
     return os.path.relpath(path, root)
-
-
-@lru_cache(4096)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)

@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from distill.data.dataset import GALLERY, QUERY, TRAIN, ImageList, join
+from distill.data.dataset import GALLERY, QUERY, TRAIN, ImageList
 from distill.data.fashion_mnist import ImageArrays
 from distill.data.image_folder import list_folder
 from distill.data.protocol_specs import CIFAR10, UCMERCED
@@ -56,45 +57,41 @@ def list_cifar10(name: str, root: Path, seed: int) -> ImageList:
     folder = root / CIFAR10.folder / "cifar-10-batches-bin"
     if not folder.is_dir():
         raise CIFAR10.missing_error(root)
-    images = join(*(_read_batch(folder / f"{batch}.bin") for batch in CIFAR_BATCHES))
-    return replace(
-        images,
+    batches = {batch: _read_batch(folder / f"{batch}.bin") for batch in CIFAR_BATCHES}
+    records = np.concatenate(list(batches.values()))
+    labels = [CIFAR_CLASSES[label] for label in records[:, 0]]
+    return ImageList(
         name=name,
-        splits=sample_splits([own[0] for own in images.labels], seed, queries, train, train_splits),
+        names=tuple(f"{batch}/{i:05d}" for batch, own in batches.items() for i in range(len(own))),
+        labels=tuple((label,) for label in labels),
+        splits=sample_splits(labels, seed, queries, train, train_splits),
+        source=ImageArrays(records[:, 1:].reshape(-1, 3, CIFAR_EDGE, CIFAR_EDGE).transpose(0, 2, 3, 1)),
         split_source=f"CIFAR-10, {queries} queries and {train} of train a class sampled here by seed {seed} ({ALL})",
+        classes=CIFAR_CLASSES,
         published_sizes=sizes,
     )
 
 
-def _read_batch(path: Path) -> ImageList:
-    """List the records of a batch: a label and 3 x 32 x 32 bytes each."""
+def _read_batch(path: Path) -> NDArray[np.uint8]:
+    """Return the records of a batch: a label and 3 x 32 x 32 bytes each."""
     try:
         record = 1 + 3 * CIFAR_EDGE**2
-        rows = np.fromfile(path, np.uint8, 10_000 * record + 1).reshape(-1, record)
+        records = np.fromfile(path, np.uint8, 10_000 * record + 1).reshape(-1, record)
     except (OSError, ValueError) as error:
         raise CorruptFile(f"a batch of CIFAR-10's binary version at {path}", str(error), "Unpack it again.") from error
-    labels, edge = rows[:, 0], CIFAR_EDGE
-    if labels.max(initial=0) >= len(CIFAR_CLASSES):
-        raise CorruptFile(f"labels below {len(CIFAR_CLASSES)} in {path}", str(labels.max()), "Unpack it again.")
-    return ImageList(
-        name=path.stem,
-        names=tuple(f"{path.stem}/{i:05d}" for i in range(len(rows))),
-        labels=tuple((CIFAR_CLASSES[label],) for label in labels),
-        splits=(),
-        source=ImageArrays(rows[:, 1:].reshape(-1, 3, edge, edge).transpose(0, 2, 3, 1)),
-        classes=CIFAR_CLASSES,
-    )
+    if records[:, 0].max(initial=0) >= len(CIFAR_CLASSES):
+        raise CorruptFile(f"labels below {len(CIFAR_CLASSES)} in {path}", str(records[:, 0].max()), "Unpack it again.")
+    return records
 
 
 def list_ucmerced(name: str, root: Path, seed: int) -> ImageList:
     """List UC Merced as it unpacks; both names have the same split.  Raises `InputError`."""
-    folder = root / UCMERCED.folder
-    if not (folder / "UCMerced_LandUse" / "Images").is_dir():
+    folder = root / UCMERCED.folder / "UCMerced_LandUse" / "Images"
+    if not folder.is_dir():
         raise UCMERCED.missing_error(root)
-    scenes = list_folder(folder / "UCMerced_LandUse" / "Images")
-    multi = name == "ucmerced_multi"
+    scenes = list_folder(folder)
     return replace(
-        _with_multi_labels(scenes, folder / "LandUse_Multilabeled.txt", root) if multi else scenes,
+        _with_multi_labels(scenes, root) if name == "ucmerced_multi" else scenes,
         name=name,
         splits=sample_splits([own[0] for own in scenes.labels], seed, 20, None),
         split_source=f"UC Merced, 20 queries a scene class sampled here by seed {seed} ({ALL})",
@@ -102,8 +99,9 @@ def list_ucmerced(name: str, root: Path, seed: int) -> ImageList:
     )
 
 
-def _with_multi_labels(scenes: ImageList, path: Path, root: Path) -> ImageList:
+def _with_multi_labels(scenes: ImageList, root: Path) -> ImageList:
     """Return the images with the labels of the published table: a header with the classes; names without suffix."""
+    path = root / UCMERCED.folder / "LandUse_Multilabeled.txt"
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:

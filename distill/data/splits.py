@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.dataset import (
-    GALLERY,
-    QUERY,
-    SPLITS,
-    TRAIN,
-    UNLABELED,
-    VALIDATION,
-    Dataset,
-    ImageList,
-    Indices,
-    present,
-)  # fmt: skip
+from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList, Indices, Split, present
 from gallery.console import log
 from gallery.errors import InputError
-from gallery.files import atomic_write
 
 Labels = tuple[tuple[str, ...], NDArray[Any]]  # classes; int64 `[N]` (-1 for none), or multi-hot bool `[N, C]`
 
@@ -52,18 +36,6 @@ class SplitConfig:
             raise InputError("shares of queries and validation between 0 and 1", found, "Choose others.")
 
 
-class Split(NamedTuple):
-    """Sorted indices into the images, the classes held out, and the protocol in words, as in `Dataset`."""
-
-    train: Indices
-    validation: Indices
-    gallery: Indices
-    query: Indices
-    unlabeled: Indices
-    unseen: tuple[str, ...]
-    protocol: str
-
-
 def encode_labels(images: ImageList) -> Labels:
     """Return the classes that occur, sorted by name unless the source orders them, and the labels of the images.
 
@@ -74,12 +46,12 @@ def encode_labels(images: ImageList) -> Labels:
     if len(classes) < 2 or labeled < len(classes):
         found = f"{len(classes)} classes, {labeled} images in {images.name}"
         raise InputError("at least two classes and as many images", found, "Point --data at images sorted by class.")
-    place = {name: i for i, name in enumerate(classes)}
+    column = {name: c for c, name in enumerate(classes)}
     if not images.multi:
-        return classes, np.array([place[row[0]] if row else -1 for row in images.labels], np.int64)
+        return classes, np.array([column[row[0]] if row else -1 for row in images.labels], np.int64)
     hot = np.zeros((len(images.labels), len(classes)), bool)
-    pairs = [(i, place[name]) for i, row in enumerate(images.labels) for name in row]
-    hot[tuple(np.array(pairs, np.int64).reshape(-1, 2).T)] = True
+    for i, row in enumerate(images.labels):
+        hot[i, [column[name] for name in row]] = True
     return classes, hot
 
 
@@ -91,52 +63,34 @@ def split(images: ImageList, labels: Labels, options: SplitConfig) -> Split:
     """
     (classes, values), seed, unseen = labels, options.seed, options.num_unseen_classes
     train, gallery, query, description = _assign_splits(images, labels, options)
-    _warn_if_unpublished_sizes(images, {TRAIN: len(train), GALLERY: len(gallery), QUERY: len(query)})
+    found = {TRAIN: len(train), GALLERY: len(gallery), QUERY: len(query)}
+    published = {own: size for own, size in zip(found, images.published_sizes, strict=False) if size is not None}
+    if wrong := [f"{found[own]} {own} images here, {n} published" for own, n in published.items() if found[own] != n]:
+        log.warning("%s is not as published: %s", images.name, ", ".join(wrong))
     if images.multi:  # without a label there is nothing to learn, and nothing to find
         labeled = [own[values[own].any(1)] for own in (query, train)]
         fewer = [len(own) - len(left) for own, left in zip((query, train), labeled, strict=True)]
         description += f", less {fewer[0]} queries and {fewer[1]} of train without a label" if any(fewer) else ""
         query, train = labeled
-    hidden = _sample_unseen(present(values[train], len(classes)), unseen, seed)
+    hidden = _sample_unseen(np.flatnonzero(present(values[train], len(classes))), unseen, seed)
     if unseen:
         description += f", {unseen} classes held out of train by seed {seed}"
         train = train[~(values[train][:, hidden].any(1) if images.multi else np.isin(values[train], hidden))]
     _check_splits(images.name, labels, train, gallery, query)
-    validation = np.intersect1d(train, _members(images, VALIDATION))
-    sampled = not len(validation)
-    if sampled:
-        validation = _sample(_groups(train, labels), options.validation_fraction, seed + 1, True)
+    marked = np.intersect1d(train, _members(images, VALIDATION))
+    validation = marked if len(marked) else _sample(train, labels, options.validation_fraction, seed + 1, True)
     sizes = f"{len(train)} train" + (" = gallery" if np.array_equal(train, gallery) else f", {len(gallery)} gallery")
-    by = f" by seed {seed}" if sampled else ""
+    by = "" if len(marked) else f" by seed {seed}"
     description += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
     return Split(
-        np.setdiff1d(train, validation),
-        validation,
-        gallery,
-        query,
-        _members(images, UNLABELED),
-        tuple(classes[c] for c in hidden),
-        description,
+        protocol=description,
+        train=np.setdiff1d(train, validation),
+        validation=validation,
+        gallery=gallery,
+        query=query,
+        unlabeled=_members(images, UNLABELED),
+        unseen=tuple(classes[c] for c in hidden),
     )
-
-
-def save_split(data: Dataset, path: Path) -> Path:
-    """Write the split as a manifest, which `--data` reads back from the folder that the paths are relative to.
-
-    Unlabeled images, and those in no split, are left out.
-    """
-    splits: list[list[str]] = [[] for _ in data.names]
-    for own in (TRAIN, VALIDATION, GALLERY, QUERY):
-        for i in getattr(data, own):
-            splits[i].append(own)
-    text, multi = io.StringIO(), data.labels.ndim == 2
-    table = csv.writer(text)
-    table.writerow(["path", "labels" if multi else "label", "split"])
-    for name, label, row in zip(data.names, data.labels, splits, strict=True):
-        if row:
-            chosen = np.flatnonzero(label) if multi else [label]
-            table.writerow([name, ";".join(data.classes[c] for c in chosen), ";".join(row)])
-    return atomic_write(path, text.getvalue())
 
 
 def _members(images: ImageList, own: str) -> Indices:
@@ -150,48 +104,35 @@ def _assign_splits(images: ImageList, labels: Labels, options: SplitConfig) -> t
             if QUERY in splits and len(splits) > 1:
                 found = f"{name} in {', '.join(sorted(splits))}"
                 raise InputError("queries that are in no other split", found, "It would find itself.")
-        train, gallery, query = (_members(images, own) for own in SPLITS)
+        train, gallery, query = (_members(images, own) for own in (TRAIN, GALLERY, QUERY))
         train = np.union1d(train, _members(images, VALIDATION))
         return train, (gallery if len(gallery) else train), query, images.split_source
     labeled = np.flatnonzero([not splits for splits in images.splits])
-    query = _sample(_groups(labeled, labels), options.query_fraction, options.seed)
+    query = _sample(labeled, labels, options.query_fraction, options.seed)
     train = np.setdiff1d(labeled, query)
     of = "all images" if images.multi else "each class"
     return train, train, query, f"{options.query_fraction:.0%} of {of} sampled as queries by seed {options.seed}"
 
 
-def _warn_if_unpublished_sizes(images: ImageList, found: Mapping[str, int]) -> None:
-    published = dict(zip(SPLITS, images.published_sizes, strict=False))
-    if wrong := [own for own in published if published[own] not in (None, found[own])]:
-        differ = ", ".join(f"{found[own]} {own} images here, {published[own]} published" for own in wrong)
-        log.warning("%s is not as published: %s", images.name, differ)
-
-
-def _sample_unseen(in_train: NDArray[np.bool_], count: int, seed: int) -> Indices:
-    """Return `count` of the classes present, in order; raises `InputError` where fewer than two would be left."""
-    there = np.flatnonzero(in_train)
-    if count and not 0 < count <= len(there) - 2:
-        found = f"{count} of the {len(there)} in train"
+def _sample_unseen(classes: Indices, count: int, seed: int) -> Indices:
+    """Sample `count` of the classes in train, in order; raises `InputError` where fewer than two would be left."""
+    if count and not 0 < count <= len(classes) - 2:
+        found = f"{count} of the {len(classes)} in train"
         raise InputError("so few unseen classes that two are left to learn", found, "Hold out fewer.")
-    return np.sort(np.random.default_rng([seed, zlib.crc32(b"unseen")]).permutation(there)[:count])
+    return np.sort(np.random.default_rng([seed, zlib.crc32(b"unseen")]).permutation(classes)[:count])
 
 
-def _groups(chosen: Indices, labels: Labels) -> dict[str, Indices]:
-    classes, values = labels
-    if values.ndim == 2:
-        return {"": chosen}
-    own = values[chosen]
-    ends = np.cumsum(np.bincount(own, minlength=len(classes)))[:-1]
-    return dict(zip(classes, np.split(chosen[np.argsort(own, kind="stable")], ends), strict=True))
+def _sample(chosen: Indices, labels: Labels, fraction: float, seed: int, dither: bool = False) -> Indices:
+    """Sample a share of each class, or of all where images have several labels, but never the whole.
 
-
-def _sample(groups: Mapping[str, Indices], fraction: float, seed: int, dither: bool = False) -> Indices:
-    """Sample a share of each group, never all of it.
-
-    Rounded to the nearest, and at least one of a group of two; with `dither`, rounded up or down by chance, so that
-    a small share of many small groups comes out right, and at least one in all.
+    Rounded to the nearest, and at least one of a class of two; with `dither`, rounded up or down by chance, so that
+    a small share of many small classes comes out right, and at least one in all.
     """
-    sampled = []
+    (classes, values), groups, sampled = labels, {"": chosen}, list[Indices]()
+    if values.ndim == 1:
+        own = values[chosen]
+        ends = np.cumsum(np.bincount(own, minlength=len(classes)))[:-1]
+        groups = dict(zip(classes, np.split(chosen[np.argsort(own, kind="stable")], ends), strict=True))
     for name, members in groups.items():
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         wanted = int(len(members) * fraction + random.random()) if dither else max(1, round(len(members) * fraction))
@@ -208,9 +149,9 @@ def _check_splits(name: str, labels: Labels, train: Indices, gallery: Indices, q
         if not len(members):
             fix = "Mark some, or leave the split out to have one sampled (which takes two images of a class)."
             raise InputError(f"{own} images in {name}", "none", fix)
-    if present(values[train], len(classes)).sum() < 2:
+    learned, there, queried = (present(values[members], len(classes)) for members in (train, gallery, query))
+    if learned.sum() < 2:
         raise InputError(f"at least two classes among the train images of {name}", "one", "Add images of others.")
-    lost = present(values[query], len(classes)) & ~present(values[gallery], len(classes))
-    if lost.any():
-        few = ", ".join(classes[c] for c in np.flatnonzero(lost)[:5])
-        log.warning("%d classes are queried but not in the gallery (%s): they cannot be found", lost.sum(), few)
+    if lost := [classes[c] for c in np.flatnonzero(queried & ~there)]:
+        few = ", ".join(lost[:5])
+        log.warning("%d classes are queried but not in the gallery (%s): they cannot be found", len(lost), few)

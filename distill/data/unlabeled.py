@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from distill.data.dataset import UNLABELED, ImageList, join
+from PIL.Image import Image
+
+from distill.data.dataset import UNLABELED, ImageList
 from distill.data.image_folder import ImageFiles, name_of, walk
 from gallery.console import log
 from gallery.errors import InputError
@@ -14,10 +20,34 @@ from gallery.results import Skipped
 FileId = tuple[int, int]  # device and inode: the same for every name and link of a file
 
 
+class ConcatSource:
+    """The images of several lists, one after another."""
+
+    def __init__(self, lists: Sequence[ImageList]) -> None:
+        self.sources = [images.source for images in lists]
+        self.items = [(images.source, i) for images in lists for i in range(len(images.names))]
+
+    def stamp(self) -> str:
+        return hashlib.sha256("".join(source.stamp() for source in self.sources).encode()).hexdigest()
+
+    def read(self, index: int) -> tuple[Image, str]:
+        source, own = self.items[index]
+        return source.read(own)
+
+    def shorter_side(self, index: int) -> int:
+        source, own = self.items[index]
+        return source.shorter_side(own)
+
+
 def join_unlabeled(images: ImageList, folders: Sequence[str | Path]) -> ImageList:
     """Return `images`, then those anywhere below `folders`, each file once and none that is listed already."""
+    if not folders:
+        return images
     known = set(_file_ids(images.source.paths)) if isinstance(images.source, ImageFiles) else set()
-    return join(images, *(_list_folder(Path(folder), known) for folder in folders)) if folders else images
+    lists = [images, *(_list_folder(Path(folder), known) for folder in folders)]
+    columns = ("names", "labels", "splits", "skipped")
+    joined: dict[str, Any] = {c: tuple(chain.from_iterable(getattr(one, c) for one in lists)) for c in columns}
+    return replace(images, **joined, source=ConcatSource(lists))
 
 
 def _list_folder(root: Path, known: set[FileId | None]) -> ImageList:

@@ -62,8 +62,8 @@ def test_file_and_licence() -> None:
 
 def make_subset() -> dict[str, np.ndarray]:
     """The embedded subset, sampled again from the full set: `np.savez_compressed(SUBSET, **make_subset())` wrote it."""
-    random, parts = np.random.default_rng(fashion_mnist.SEED), []
-    for part, share in (("train", fashion_mnist.TRAIN_PER_CLASS), ("t10k", fashion_mnist.QUERIES_PER_CLASS)):
+    random, parts = np.random.default_rng(0), []
+    for part, share in (("train", 600), ("t10k", 100)):
         images, labels = fashion_mnist.read_idx(fashion_mnist.DEBIAN, part)
         each = [random.choice(np.flatnonzero(labels == c), share, replace=False) for c in range(10)]
         rows = np.sort(np.concatenate(each))
@@ -133,7 +133,7 @@ def test_an_idx_bomb_is_not_unpacked(tmp_path: Path) -> None:
         for _ in range(64):
             stream.write(bytes(1 << 20))
     with pytest.raises(CorruptFile, match=f"{16 + 70_000 * 784 + 1} bytes"):
-        fashion_mnist._read_idx(tmp_path / "a.gz", 3)
+        fashion_mnist._read_idx(tmp_path / "a.gz", 28, 28)
 
 
 @pytest.fixture

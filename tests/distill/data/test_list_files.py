@@ -14,8 +14,8 @@ import pytest
 from distill.data import DataConfig, Dataset, list_files, load, median_image_size
 from distill.data.decode import decode, to_square
 from distill.data.list_files import list_published
+from distill.data.load import PROTOCOLS
 from distill.data.protocol_specs import PUBLISHED
-from distill.data.protocols import PROTOCOLS
 from gallery.errors import InputError
 from tests.distill.data.factories import encoded
 
