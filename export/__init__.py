@@ -1,1 +1,1 @@
-"""SHIP: one deployable graph, quantized, in three formats, and the bundle that carries them."""
+"""Export: one deployable graph, quantized, in three formats, and the bundle that carries them."""

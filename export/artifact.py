@@ -94,8 +94,12 @@ class ExportFailure:
 def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
     """Raise `InputError` unless every layer to keep in float is one of the network's."""
     if wrong := sorted(set(float_layers) - set(known)):
-        raise InputError(
-            "names of the network's convolutions and linear layers to keep in float",
-            ", ".join(wrong),
-            f"Take them from the network's named_modules(), e.g. {next(iter(known), 'none')}.",
-        )
+        fix = f"Take them from the network's named_modules(), e.g. {next(iter(known), 'none')}."
+        expected = "names of the network's convolutions and linear layers to keep in float"
+        raise InputError(expected, ", ".join(wrong), fix)
+
+
+def first_line(error: Exception) -> str:
+    """Return the error's class and the first line of its message that is not empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"

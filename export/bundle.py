@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from export.artifact import ExportedModel, ExportFailure, ModelMetadata
 from export.metadata import read_metadata
@@ -24,29 +25,15 @@ from gallery.errors import CorruptFile, InputError
 from gallery.files import atomic_path, sha256_of, size_of, write_json
 
 MANIFEST, GOLDEN, README, VERSION = "manifest.json", "golden.json", "README.md", 1
+IMAGE = "golden/{:03}.png"
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
-APPS = (  # format, file, and what the bundle's README says of each is what tests/export/test_apps.py did with it
-    (
-        "onnx",
-        "queryEncoder.ts",
-        "TypeScript for ONNX Runtime Web: type-checked (TypeScript 7.0.2, strict), and run under Node with "
-        "onnxruntime-web 1.30.0 (WebAssembly). `pixelsOf`, which needs a browser, was only type-checked",
-    ),
-    (
-        "litert",
-        "QueryEncoder.kt",
-        "Kotlin for LiteRT on Android: compiled with Kotlin 2.4.20, and run on a desktop JVM with stand-ins for "
-        "Android's classes and for LiteRT, which repeated its recorded answers. Not run on a device",
-    ),
-    ("coreml", "QueryEncoder.swift", "Swift for Core ML: parsed, but not compiled here: **untested**"),
-    (
-        "coreml",
-        "run_on_mac.py",
-        "Python for a Mac with coremltools: the golden codes and the latency of each compute unit, as a JSON that "
-        "`mobile_eval/run.py import-results` reads. All but the prediction itself was run, off macOS",
-    ),
-)
+APPS = {
+    "queryEncoder.ts": "onnx",
+    "QueryEncoder.kt": "litert",
+    "QueryEncoder.swift": "coreml",
+    "run_on_mac.py": "coreml",
+}
 _FAILURE = {"variant": str, "reason": str}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
 
@@ -86,18 +73,21 @@ def write_bundle(
     Raises `InputError` when the parts do not fit together, `CodeSpaceMismatch` for a model of another code space,
     `CorruptFile` when a model changed after its export.
     """
-    artifacts = [one for one in exported if isinstance(one, ExportedModel)]
+    models = [one for one in exported if isinstance(one, ExportedModel)]
     failures = [one for one in exported if isinstance(one, ExportFailure)]
-    _check_parts(artifacts, failures, space, golden)
+    _check_parts(models, failures, space, golden)
+    apps = [name for name, format in APPS.items() if format in {model.format for model in models}]
     with atomic_path(folder) as draft:
-        draft.mkdir()
-        for artifact in artifacts:
-            (shutil.copytree if artifact.path.is_dir() else shutil.copy)(artifact.path, draft / artifact.path.name)
+        for name in ("golden", "apps"):
+            (draft / name).mkdir(parents=True)
+        for model in models:
+            (shutil.copytree if model.path.is_dir() else shutil.copy)(model.path, draft / model.path.name)
+        for name in apps:
+            shutil.copyfile(Path(__file__).parent / "apps" / name, draft / "apps" / name)
         codespace.save(draft, space, centers)
         _write_golden(draft, golden)
-        _write_apps(draft, artifacts)
-        (draft / README).write_text(_readme(artifacts, space), "utf-8")
-        write_json(draft / MANIFEST, _record(draft, artifacts, failures, space))
+        (draft / README).write_text(_readme(models, space, apps), "utf-8")
+        write_json(draft / MANIFEST, _record(draft, models, failures, space))
         open_bundle(draft)
     return open_bundle(folder)
 
@@ -114,19 +104,23 @@ def open_bundle(folder: Path) -> Manifest:
         _check_bytes(folder / name, name, entry)
     if codespace.load(folder)[0] != space:
         raise CorruptFile(f"the manifest's code space in {codespace.FILE}", "another one", "Restore the bundle.")
-    models = {name: _model(folder / name, entry) for name, entry in files.items() if "metadata" in entry}
-    for name, model in models.items():
-        _check_metadata(model.metadata, space, name)
-    return Manifest(space, tuple(models.values()), tuple(ExportFailure(**one) for one in record["failures"]))
+    models = []
+    for name, entry in files.items():
+        if "metadata" not in entry:
+            continue
+        metadata = read_metadata(folder / name)
+        if json.loads(metadata.to_json()) != entry["metadata"]:
+            raise CorruptFile(f"the manifest's metadata in {name}", metadata.to_json(), "Restore the bundle.")
+        _check_metadata(metadata, space, name)
+        models.append(ExportedModel(folder / name, entry["format"], metadata, entry["sha256"], entry["bytes"]))
+    return Manifest(space, tuple(models), tuple(ExportFailure(**one) for one in record["failures"]))
 
 
 def read_golden(folder: Path) -> Golden:
     """Read the golden inputs of a bundle; raises `CorruptFile` if they cannot be read."""
-    from PIL import Image
-
     try:
         rows = json.loads((folder / GOLDEN).read_text("utf-8"))
-        images = np.stack([np.asarray(Image.open(folder / _image_name(i)).convert("RGB")) for i in range(len(rows))])
+        images = np.stack([np.asarray(Image.open(folder / IMAGE.format(i)).convert("RGB")) for i in range(len(rows))])
         codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
         return Golden(images, codes, np.array([row["logits"] for row in rows], np.float32))
     except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
@@ -134,19 +128,18 @@ def read_golden(folder: Path) -> Golden:
 
 
 def _check_parts(
-    artifacts: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace, golden: Golden
+    models: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace, golden: Golden
 ) -> None:
-    names = [artifact.path.name for artifact in artifacts]
+    names = [model.path.name for model in models]
     if not names or len(set(names)) < len(names):
         found = ", ".join(names) or "; ".join(f"{one.variant}: {one.reason}" for one in failures) or "none"
-        raise InputError(
-            "exported files with names of their own", found, "Export at least one variant that can be exported."
-        )
-    for artifact in artifacts:
-        _check_metadata(artifact.metadata, space, artifact.path.name)
-        if sha256_of(artifact.path) != artifact.sha256:
-            raise CorruptFile(f"{artifact.path.name} as it was exported", "other bytes", "Export it again.")
-    size, count = artifacts[0].metadata.size, len(golden.images)
+        fix = "Export at least one variant that can be exported."
+        raise InputError("exported files with names of their own", found, fix)
+    for model in models:
+        _check_metadata(model.metadata, space, model.path.name)
+        if sha256_of(model.path) != model.sha256:
+            raise CorruptFile(f"{model.path.name} as it was exported", "other bytes", "Export it again.")
+    size, count = models[0].metadata.size, len(golden.images)
     fits = golden.images.shape == (count, size, size, 3) and golden.logits.shape == (count, space.bits)
     if not (fits and count and np.array_equal(pack(golden.logits), golden.codes)):
         found = f"{list(golden.images.shape)} with logits {list(golden.logits.shape)}"
@@ -162,55 +155,37 @@ def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> Non
 
 
 def _write_golden(folder: Path, golden: Golden) -> None:
-    from PIL import Image
-
-    (folder / "golden").mkdir()
     rows = []
     for i, (image, code, logits) in enumerate(zip(golden.images, golden.codes, golden.logits, strict=True)):
-        Image.fromarray(image).save(folder / _image_name(i))
+        Image.fromarray(image).save(folder / IMAGE.format(i))
         nine_digits = [float(f"{value:.9g}") for value in logits]  # enough to restore a float32 exactly
-        rows.append({"file": _image_name(i), "code": code.tobytes().hex(), "logits": nine_digits})
+        rows.append({"file": IMAGE.format(i), "code": code.tobytes().hex(), "logits": nine_digits})
     write_json(folder / GOLDEN, rows)
 
 
-def _image_name(number: int) -> str:
-    return f"golden/{number:03}.png"
-
-
-def _write_apps(folder: Path, artifacts: Sequence[ExportedModel]) -> None:
-    (folder / "apps").mkdir()
-    for name, _ in _apps(artifacts):
-        shutil.copyfile(Path(__file__).parent / "apps" / name, folder / "apps" / name)
-
-
-def _apps(artifacts: Sequence[ExportedModel]) -> list[tuple[str, str]]:
-    """List the app code for the exported formats: its name, and how it was tested."""
-    formats = {artifact.format for artifact in artifacts}
-    return [(name, checked) for format, name, checked in APPS if format in formats]
-
-
-def _readme(artifacts: Sequence[ExportedModel], space: CodeSpace) -> str:
-    rows = [f"| `{a.path.name}` | {a.format} | {a.metadata.precision} | {a.bytes / 1e6:.1f} MB |" for a in artifacts]
-    apps = [f"- `apps/{name}`, {checked}." for name, checked in _apps(artifacts)]
-    onnx = next((a.path.name for a in artifacts if a.format == "onnx"), "query-fp32.onnx")
-    metadata = artifacts[0].metadata
-    text = Template(Path(__file__).with_name("bundle_readme.md").read_text("utf-8"))
-    return text.substitute(
+def _readme(models: Sequence[ExportedModel], space: CodeSpace, apps: Sequence[str]) -> str:
+    """Fill in the template; of the lines on app code, those of the apps in the bundle."""
+    rows = [f"| `{a.path.name}` | {a.format} | {a.metadata.precision} | {a.bytes / 1e6:.1f} MB |" for a in models]
+    onnx = next((a.path.name for a in models if a.format == "onnx"), "query-fp32.onnx")
+    metadata, text = models[0].metadata, Path(__file__).with_name("bundle_readme.md").read_text("utf-8")
+    for name in set(APPS) - set(apps):
+        text = re.sub(rf"- `apps/{name}`.*\n", "", text)
+    return Template(text).substitute(
         files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=metadata.size,
-        resize=metadata.resize, student=metadata.student, onnx=onnx, apps="\n".join(apps),
+        resize=metadata.resize, student=metadata.student, onnx=onnx,
     )  # fmt: skip
 
 
 def _record(
-    folder: Path, artifacts: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace
+    folder: Path, models: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace
 ) -> dict[str, Any]:
-    models = {a.path.name: {"format": a.format, "metadata": dataclasses.asdict(a.metadata)} for a in artifacts}
-    others = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-    others = [name for name in others if name.split("/")[0] not in models]
-    files = {
-        name: {"sha256": sha256_of(folder / name), "bytes": size_of(folder / name), **models.get(name, {})}
-        for name in [*models, *sorted(others)]
+    files: dict[str, dict[str, Any]] = {
+        model.path.name: {"format": model.format, "metadata": dataclasses.asdict(model.metadata)} for model in models
     }
+    others = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files |= {name: {} for name in sorted(path.as_posix() for path in others if path.parts[0] not in files)}
+    for name, entry in files.items():
+        files[name] = {"sha256": sha256_of(folder / name), "bytes": size_of(folder / name), **entry}
     rows = [dataclasses.asdict(one) for one in failures]
     return {"version": VERSION, "code_space": space.to_dict(), "files": files, "failures": rows}
 
@@ -266,10 +241,3 @@ def _check_bytes(path: Path, name: str, entry: dict[str, Any]) -> None:
     if digest != entry["sha256"]:
         expected, found = f"{entry['bytes']} bytes, sha256 {entry['sha256'][:16]}", f"{size} bytes, {digest[:16]}"
         raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")
-
-
-def _model(path: Path, entry: dict[str, Any]) -> ExportedModel:
-    metadata = read_metadata(path)
-    if ModelMetadata.from_json(json.dumps(entry["metadata"]), MANIFEST) != metadata:
-        raise CorruptFile(f"the manifest's metadata in {path.name}", metadata.to_json(), "Restore the bundle.")
-    return ExportedModel(path, entry["format"], metadata, entry["sha256"], entry["bytes"])

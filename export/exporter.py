@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export import to_coreai, to_coreml, to_litert, to_onnx
-from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ModelMetadata, check_layers
+from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ModelMetadata, check_layers, first_line
 from export.bundle import Golden, Manifest, write_bundle
 from export.capture_output import quiet
 from export.fake_quant import convert_qdq, ranges_only
@@ -106,12 +106,14 @@ def export_all(
     A variant whose converter raises is an `ExportFailure` with the reason; an unknown variant or layer, or a network
     that cannot be folded, is an `InputError`; a full disk stays an `OSError`.
     """
-    check_variants(variants)
-    rule = Preprocessing.resize
-    if request.dynamic_image_size and request.preprocessing.resize != rule:
-        raise InputError(
-            f"the resize rule {rule!r} for --dynamic-image-size", request.preprocessing.resize, "Leave it out."
-        )
+    known = [f"{name}-{precision}" for name, format in FORMATS.items() for precision in format.PRECISIONS]
+    wrong = sorted({one for one in variants if one not in known or variants.count(one) > 1})
+    if wrong or not variants:
+        fix = f"Choose from {', '.join(known)}."
+        raise InputError("variants that can be exported, each once", ", ".join(wrong) or "none", fix)
+    rule, found = Preprocessing.resize, request.preprocessing.resize
+    if request.dynamic_image_size and found != rule:
+        raise InputError(f"the resize rule {rule!r} for --dynamic-image-size", found, "Leave it out.")
     exporter = _Exporter(request, folder, quantized)
     return [exporter.export(variant) for variant in track(variants, "export", len(variants))]
 
@@ -123,8 +125,7 @@ def select_variants(formats: Sequence[str], precisions: Sequence[str] = ()) -> l
     Raises `InputError` for an unknown format, or for a precision that none of the formats has.
     """
     if not formats or not set(formats) <= set(FORMATS):
-        found = ", ".join(formats) or "none"
-        raise InputError(f"formats among {', '.join(FORMATS)}", found, "Choose from these.")
+        raise InputError(f"formats among {', '.join(FORMATS)}", ", ".join(formats) or "none", "Choose from these.")
     known = {name: FORMATS[name].PRECISIONS for name in dict.fromkeys(formats)}
     if unknown := sorted(set(precisions) - {precision for each in known.values() for precision in each}):
         choices = "; ".join(f"{name}: {', '.join(each)}" for name, each in known.items())
@@ -132,16 +133,6 @@ def select_variants(formats: Sequence[str], precisions: Sequence[str] = ()) -> l
     wanted = dict.fromkeys(precisions or DEFAULT_PRECISIONS)
     variants = [f"{name}-{precision}" for name, each in known.items() for precision in wanted if precision in each]
     return [variant for variant in variants if precisions or variant != "coreml-fp32"]
-
-
-def check_variants(variants: Sequence[str]) -> None:
-    """Raise `InputError` unless every variant, e.g. "onnx-w8a32", exists and is named once."""
-    known = [f"{name}-{precision}" for name, format in FORMATS.items() for precision in format.PRECISIONS]
-    wrong = sorted({one for one in variants if one not in known or list(variants).count(one) > 1})
-    if wrong or not variants:
-        raise InputError(
-            "variants that can be exported, each once", ", ".join(wrong) or "none", f"Choose from {', '.join(known)}."
-        )
 
 
 class _Exporter:
@@ -170,44 +161,33 @@ class _Exporter:
 
     def convert(self, format: ExportFormat, precision: str) -> Any:
         """Convert the network that the precision is made of, once; a conversion that failed raises again."""
-        key = format.FORMAT, precision if self.quantized and precision in ("w8a32", *CALIBRATED) else ""
+        quantized = self.quantized if precision in ("w8a32", *CALIBRATED) else None
+        key = format.FORMAT, precision if quantized else ""
         if key not in self.converted:
             try:
-                self.converted[key] = format.convert(self.network(format, precision))
+                self.converted[key] = format.convert(self.network(format, precision, quantized))
             except Exception as error:  # noqa: BLE001
                 self.converted[key] = error
         if isinstance(self.converted[key], Exception):
             raise self.converted[key]
         return self.converted[key]
 
-    def network(self, format: ExportFormat, precision: str) -> QueryModel:
-        if precision in CALIBRATED and (self.quantized is None or not self.quantized.activations):
+    def network(self, format: ExportFormat, precision: str, quantized: QuantizationResult | None) -> QueryModel:
+        if precision in CALIBRATED and not (quantized and quantized.activations):
             raise ValueError("no images to calibrate by")
-        if self.quantized is None or precision not in ("w8a32", *CALIBRATED):
+        if quantized is None:
             return self.model
-        net = self.quantized.stored
+        net = quantized.stored
         if precision in CALIBRATED:
-            net = self.quantized.net
-            net = convert_qdq(net, **format.QDQ_STYLE) if precision == "w8a8" else ranges_only(net)
+            net = convert_qdq(quantized.net, **format.QDQ_STYLE) if precision == "w8a8" else ranges_only(quantized.net)
         return QueryModel(net, self.request.preprocessing)
 
     def metadata(self, format: ExportFormat, precision: str) -> ModelMetadata:
         request = self.request
         dynamic = request.dynamic_image_size and format.FORMAT == "onnx"
         return ModelMetadata(
-            code_space=request.space.id,
-            bits=self.model.bits,
-            student=request.name,
-            precision=precision,
-            size=self.model.size,
-            resize=request.preprocessing.resize,
+            request.space.id, self.model.bits, request.name, precision, self.model.size, request.preprocessing.resize,
             layout=ANY_SIZE if dynamic else format.LAYOUT,
             float_layers=() if precision in FLOAT else self.float_layers,
             calibration=self.quantized.calibration if self.quantized and precision in CALIBRATED else "",
-        )
-
-
-def first_line(error: Exception) -> str:
-    """Return the error's class and the first line of its message that is not empty."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fake-quantized convolutions: what a phone's integer units compute, in torch; and their Q/DQ form for converters."""
+"""Fake-quantized convolutions: what a phone's integer units compute, in torch; and the same as Q/DQ for converters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from export.artifact import SMALL_WEIGHTS
 
@@ -56,38 +56,19 @@ class ActivationRange:
         return min(max(round(-self.low / self.scale), 0), LEVELS)
 
 
-@dataclass(frozen=True)
-class ConvGeometry:
-    """Geometry of a convolution; same: it pads as TensorFlow does (timm's), by the size of the input."""
+def pad_same(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Pad as timm's TensorFlow-like convolutions do, by the size of the input; others pad by themselves."""
+    if "Same" not in type(conv).__name__:
+        return x
+    from timm.layers.padding import pad_same
 
-    stride: tuple[int, ...]
-    padding: Any
-    dilation: tuple[int, ...]
-    kernel: tuple[int, ...]
-    groups: int
-    same: bool
+    padded: Tensor = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation))
+    return padded
 
-    @staticmethod
-    def of(conv: nn.Conv2d) -> ConvGeometry:
-        """Read it from `conv`."""
-        same = "Same" in type(conv).__name__
-        return ConvGeometry(
-            conv.stride, 0 if same else conv.padding, conv.dilation, conv.kernel_size, conv.groups, same
-        )
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = F.pad(x, self.sides(x)) if self.same else x
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def sides(self, x: Tensor) -> list[int]:
-        """Return the padding of "same": what the last step needs, the odd pixel at the end; width before height."""
-        sides: list[int] = []
-        for axis in (1, 0):
-            size, step = x.shape[2 + axis], self.stride[axis]
-            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            spare = max((-(-size // step) - 1) * step + reach - size, 0)
-            sides += [spare // 2, spare - spare // 2]
-        return sides
+def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `conv` with other parameters."""
+    return conv._conv_forward(pad_same(conv, x), weight, bias)
 
 
 class FakeQuantConv2d(nn.Module):
@@ -102,7 +83,7 @@ class FakeQuantConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv, self.geometry, self.pixels = conv, ConvGeometry.of(conv), 0
+        self.conv, self.pixels = conv, 0
         self.mode: Mode = "float"
         self.input, self.output = ActivationRange(), ActivationRange()
         self.register_buffer("rounded", None)
@@ -111,7 +92,7 @@ class FakeQuantConv2d(nn.Module):
         if self.mode == "observe":
             self.input.observe(x)
         weight = self.conv.weight if self.mode in ("float", "observe") else self.quantized_weight()
-        y = self.geometry(self._quantize(self.input, x), weight, self.conv.bias)
+        y = convolve(self.conv, self._quantize(self.input, x), weight, self.conv.bias)
         if self.mode == "observe":
             self.output.observe(y)
             self.pixels = y.shape[2] * y.shape[3]
@@ -140,7 +121,7 @@ class FakeQuantConv2d(nn.Module):
 
 
 class QDQConv2d(nn.Module):
-    """The Q/DQ form of `FakeQuantConv2d` that the converters expect: the same numbers.
+    """`FakeQuantConv2d` as the quantize and dequantize operations that converters expect: the same numbers.
 
     stored: weights as int8 in the graph; else as floats that are rounded there, which LiteRT's converter wants
     signed: activations as int8, which LiteRT and Core ML want; ONNX Runtime is four times faster with uint8
@@ -150,13 +131,14 @@ class QDQConv2d(nn.Module):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, made: FakeQuantConv2d, stored: bool, signed: bool) -> None:
+    def __init__(self, layer: FakeQuantConv2d, stored: bool, signed: bool) -> None:
         super().__init__()
         import torch.ao.quantization.fx._decomposed  # declares torch.ops.quantized_decomposed
 
-        self.geometry, self.bias, self.stored, self.shift = made.geometry, made.conv.bias, stored, 128 if signed else 0
-        self.ranges = [(grid.scale, grid.zero_point - self.shift) for grid in (made.input, made.output)]
-        weight, scales = made.quantized_weight().detach(), made.scales()
+        self.bias, self.stored, self.shift = layer.conv.bias, stored, 128 if signed else 0
+        self.convolve = partial(convolve, layer.conv)  # in no module: its float weights are not exported
+        self.ranges = [(grid.scale, grid.zero_point - self.shift) for grid in (layer.input, layer.output)]
+        weight, scales = layer.quantized_weight().detach(), layer.scales()
         whole = torch.round(weight / scales.view(-1, 1, 1, 1)).clamp(-LARGEST, LARGEST).to(torch.int8)
         self.register_buffer("weight", whole if stored else weight)
         self.register_buffer("scales", scales)
@@ -167,7 +149,7 @@ class QDQConv2d(nn.Module):
         grid = self.scales, self.zeros, 0, -LARGEST, LARGEST, torch.int8
         whole = self.weight if self.stored else ops.quantize_per_channel(self.weight, *grid)
         weight = ops.dequantize_per_channel(whole, *grid)
-        return self._quantize(1, self.geometry(self._quantize(0, x), weight, self.bias))
+        return self._quantize(1, self.convolve(self._quantize(0, x), weight, self.bias))
 
     def _quantize(self, place: int, x: Tensor) -> Tensor:
         ops: Any = torch.ops.quantized_decomposed
@@ -179,11 +161,11 @@ class QDQConv2d(nn.Module):
 
 def insert_fake_quant(net: nn.Module) -> nn.Module:
     """Copy `net` with fake-quantized convolutions, but for those of the hash head."""
-    made = copy.deepcopy(net)
-    for name, conv in list(made.named_modules()):
+    copied = copy.deepcopy(net)
+    for name, conv in list(copied.named_modules()):
         if isinstance(conv, nn.Conv2d) and not name.startswith("head"):
-            made.set_submodule(name, FakeQuantConv2d(conv))
-    return made
+            copied.set_submodule(name, FakeQuantConv2d(conv))
+    return copied
 
 
 def layers(net: nn.Module) -> dict[str, FakeQuantConv2d]:
@@ -199,31 +181,31 @@ def set_mode(net: nn.Module, mode: Mode) -> None:
 
 def convert_qdq(net: nn.Module, stored: bool, signed: bool) -> nn.Module:
     """Copy a fake-quantized network with Q/DQ convolutions for layers in mode "int8", plain ones for the others."""
-    made = copy.deepcopy(net)
-    for name, layer in layers(made).items():
+    copied = copy.deepcopy(net)
+    for name, layer in layers(copied).items():
         if layer.mode == "int8":
-            made.set_submodule(name, QDQConv2d(layer, stored, signed))
-    return strip_fake_quant(made)
+            copied.set_submodule(name, QDQConv2d(layer, stored, signed))
+    return strip_fake_quant(copied)
 
 
 def strip_fake_quant(net: nn.Module) -> nn.Module:
     """Copy a fake-quantized network with plain convolutions, their weights quantized unless in mode "float"."""
-    made = copy.deepcopy(net)
-    for name, layer in layers(made).items():
+    copied = copy.deepcopy(net)
+    for name, layer in layers(copied).items():
         if layer.mode != "float":
             layer.conv.weight = nn.Parameter(layer.quantized_weight().detach(), requires_grad=False)
-        made.set_submodule(name, layer.conv)
-    return made.eval()
+        copied.set_submodule(name, layer.conv)
+    return copied.eval()
 
 
 def ranges_only(net: nn.Module) -> nn.Module:
     """Copy a fake-quantized network in mode "float" with its ranges; large weights are quantized."""
-    made = copy.deepcopy(net)
-    for layer in layers(made).values():
+    copied = copy.deepcopy(net)
+    for layer in layers(copied).values():
         if layer.mode != "float" and layer.conv.weight.numel() >= SMALL_WEIGHTS:
             layer.conv.weight = nn.Parameter(layer.quantized_weight().detach(), requires_grad=False)
         layer.mode = "float"
-    return made.eval()
+    return copied.eval()
 
 
 @contextmanager

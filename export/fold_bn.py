@@ -39,7 +39,9 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     found = []
     for node in graph.nodes:
-        if not _calls(net, node, _BatchNorm) or calls[node.target] > 1 or not _is_frozen(net, node.target):
+        if not _calls(net, node, _BatchNorm) or calls[node.target] > 1:
+            continue
+        if net.get_submodule(node.target).running_var is None:  # without running statistics it is no constant
             continue
         source = node.args[0]
         if _calls(net, source, (nn.Conv2d, nn.Linear)) and calls[source.target] == 1 and len(source.users) == 1:
@@ -50,10 +52,6 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
 def _calls(net: nn.Module, node: Any, kind: Any) -> bool:
     is_call = isinstance(node, fx.Node) and node.op == "call_module"
     return is_call and isinstance(net.get_submodule(node.target), kind)
-
-
-def _is_frozen(net: nn.Module, name: str) -> bool:
-    return net.get_submodule(name).running_var is not None  # without running statistics it is no constant
 
 
 def _activation_of(norm: nn.Module) -> nn.Module:

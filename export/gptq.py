@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.fake_quant import LARGEST, FakeQuantConv2d, layers
+from export.fake_quant import LARGEST, FakeQuantConv2d, layers, pad_same
 
 DAMP = 0.01  # of the mean square of the inputs, added to each: images are few and their directions fewer
 PATCHES = 4096  # of a chunk of images that a layer's inputs are taken from
@@ -58,10 +59,10 @@ def input_hessian(net: nn.Module, layer: FakeQuantConv2d, images: Sequence[Tenso
 
 def _patches(layer: FakeQuantConv2d, x: Tensor) -> Tensor:
     """What the convolution's outputs are sums of, `[groups, D, patches]`, evenly spaced where there are many."""
-    steps = layer.geometry
-    x = F.pad(x, steps.sides(x)) if steps.same else x
-    columns = F.unfold(x, steps.kernel, steps.dilation, steps.padding, steps.stride)  # [B, groups * D, places]
-    grouped = columns.unflatten(1, (steps.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    conv: Any = layer.conv
+    x = pad_same(conv, x)
+    columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # [B, groups * D, places]
+    grouped = columns.unflatten(1, (conv.groups, -1)).permute(1, 2, 0, 3).flatten(2)
     return grouped[:, :, :: max(1, grouped.shape[2] // PATCHES)]
 
 
@@ -71,7 +72,7 @@ def gptq_weight(layer: FakeQuantConv2d, gram: Tensor) -> Tensor:
     One input after the other, the largest first; what its rounding adds to the sums, the inputs still to come take
     away, by the inverse of `gram`.  An output's largest weight stays the end of the grid, as exporters find it.
     """
-    weight, groups = layer.conv.weight.detach(), layer.geometry.groups
+    weight, groups = layer.conv.weight.detach(), layer.conv.groups
     left = weight.reshape(groups, len(weight) // groups, -1).clone()
     scales = layer.scales().reshape(groups, -1)
     order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export.artifact import KEY, ModelMetadata
+from export.artifact import KEY, ModelMetadata, first_line
 from export.capture_output import quiet
 from gallery.errors import CorruptFile, InputError, MissingBackend
 
@@ -82,11 +82,8 @@ def coreml_spec(path: Path) -> Any:
 
 def corrupt_file(path: Path, error: Exception) -> CorruptFile:
     """Build the error for a file that its own format's reader does not accept."""
-    return CorruptFile(
-        f"a readable {path.suffix[1:]} file in {path.name}",
-        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}",
-        "Copy it again, or export it again.",
-    )
+    expected = f"a readable {path.suffix[1:]} file in {path.name}"
+    return CorruptFile(expected, first_line(error), "Copy it again, or export it again.")
 
 
 def import_backend(name: str, package: str = "") -> Any:

@@ -11,16 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export import fake_quant
 from export.artifact import SMALL_WEIGHTS
-from export.fake_quant import (
-    ANYTHING,
-    FakeQuantConv2d,
-    insert_fake_quant,
-    layers,
-    set_mode,
-    strip_fake_quant,
-    track_activations,
-)
+from export.fake_quant import ANYTHING, layers, set_mode
 from export.gptq import gptq_
 from gallery.codespace import Preprocessing
 from gallery.console import log
@@ -47,9 +40,8 @@ class QuantizationError(NamedTuple):
     @staticmethod
     def of(found: Tensor, expected: Tensor) -> QuantizationError:
         """Compare logits `[n, bits]` with those of the float network."""
-        return QuantizationError(
-            bit_flip_rate(found, expected), float((found - expected).square().mean() / expected.var())
-        )
+        noise = float((found - expected).square().mean() / expected.var())
+        return QuantizationError(bit_flip_rate(found, expected), noise)
 
     def within(self, most: QuantizationError) -> bool:
         """Whether both figures are within `most`."""
@@ -108,19 +100,23 @@ def quantize(
     """
     if not len(seen) or not len(held):
         raise InputError("images to take the ranges from", "none", "Give some like the app's queries.")
-    made, familiar, images = insert_fake_quant(net), normalize(seen, preprocessing), normalize(held, preprocessing)
-    spatial = _calibrate(made, familiar)
-    expected = logits(made, images)
-    large = [name for name, layer in layers(made).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
-    gptq_layers(made, familiar, large)
-    found, flips = choose_layers(made, images, expected, large, "weights")
-    stored, calibration = strip_fake_quant(made), f"ranges of {len(seen)} images, layers chosen on {len(held)}"
-    if not activations:
-        return QuantizationResult(made, stored, tuple(found), {"weights": flips}, calibration)
-    gptq_layers(made, familiar, [name for name in spatial if name not in large])
-    left = {one.layer for one in found if one.kept}
-    others, turned = choose_layers(made, images, expected, [name for name in spatial if name not in left], "int8")
-    return QuantizationResult(made, stored, (*found, *others), {"weights": flips, "int8": turned}, calibration)
+    net = fake_quant.insert_fake_quant(net)
+    images, held_out = normalize(seen, preprocessing), normalize(held, preprocessing)
+    spatial = _calibrate(net, images)
+    expected = logits(net, held_out)
+    large = [name for name, layer in layers(net).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
+    gptq_layers(net, images, large)
+    flips: dict[QuantMode, float] = {}
+    sensitivities, flips["weights"] = choose_layers(net, held_out, expected, large, "weights")
+    stored = fake_quant.strip_fake_quant(net)
+    if activations:
+        gptq_layers(net, images, [name for name in spatial if name not in large])
+        left = {one.layer for one in sensitivities if one.kept}
+        names = [name for name in spatial if name not in left]
+        of_activations, flips["int8"] = choose_layers(net, held_out, expected, names, "int8")
+        sensitivities += of_activations
+    calibration = f"ranges of {len(seen)} images, layers chosen on {len(held)}"
+    return QuantizationResult(net, stored, tuple(sensitivities), flips, calibration)
 
 
 def gptq_layers(net: nn.Module, images: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -164,7 +160,7 @@ def _calibrate(net: nn.Module, images: Sequence[Tensor]) -> list[str]:
     """Set all ranges; return the layers whose output has more than one pixel."""
     own = layers(net)
     set_mode(net, "observe")
-    with track_activations(net) as curved:
+    with fake_quant.track_activations(net) as curved:
         logits(net, images)
     for name, layer in own.items():
         layer.input.freeze(ANYTHING)
@@ -196,7 +192,7 @@ def exclude_worst(
     net: nn.Module, images: Sequence[Tensor], expected: Tensor, ranked: Sequence[str], mode: QuantMode
 ) -> tuple[int, float]:
     """Quantize all layers, then keep the worst in float until the error is allowed: their number, the bit flip rate."""
-    own: dict[str, FakeQuantConv2d] = layers(net)
+    own = layers(net)
     before = {name: own[name].mode for name in ranked}
     for name in ranked:
         own[name].mode = mode

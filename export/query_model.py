@@ -25,7 +25,11 @@ def inference_copy(net: nn.Module, size: int) -> nn.Module:
     before = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     for parameter in before.parameters():
         parameter.data = parameter.data.contiguous()  # or channels_last training would show in the exported bytes
-    after = _reparameterised(copy.deepcopy(before))
+    after = copy.deepcopy(before)
+    if "timm" in sys.modules:  # only its networks have training-time branches: FastViT, MobileOne, RepGhost
+        from timm.utils.model import reparameterize_model
+
+        after = reparameterize_model(after)
     fold_batch_norm(after)
     for module in after.modules():
         if hasattr(module, "inplace"):
@@ -41,16 +45,6 @@ def inference_copy(net: nn.Module, size: int) -> nn.Module:
             "Look for a batch norm with a vanishing running variance, or weights that are not finite.",
         )
     return after
-
-
-def _reparameterised(net: nn.Module) -> nn.Module:
-    """Merge training-time branches (FastViT, MobileOne, RepGhost).  Only timm's networks have them."""
-    if "timm" not in sys.modules:
-        return net
-    from timm.utils.model import reparameterize_model
-
-    merged: nn.Module = reparameterize_model(net)
-    return merged
 
 
 class QueryModel(nn.Module):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,22 +27,13 @@ import tyro
 from distill.config import StrictModel
 from export.artifact import FLOAT
 from gallery.console import log, run_cli
-from gallery.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_GATE_FAILED,
-    EXIT_PASSED,
-    CorruptFile,
-    InputError,
-    TwinhashError,
-)
+from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, CorruptFile, InputError, TwinhashError
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from export.exporter import ExportRequest
 
 NEEDED = "student_weights", "code_space", "images", "out"  # for a custom model
-OWN = {*NEEDED, "student", "img_size", "mean", "std"} - {"out"}
+CUSTOM = "code_space", "images", "img_size", "mean", "std", "student", "student_weights"
 
 
 class ExportCommand(StrictModel):
@@ -106,12 +98,11 @@ def export(command: ExportCommand) -> int:
     from distill.system import limit_threads
     from export.exporter import select_variants
 
-    own = sorted(name for name, value in command if name in OWN and value is not None)
-    if command.run and own:
-        found = f"a run and {_flags(own)}"
+    given = [name for name in CUSTOM if getattr(command, name) is not None]
+    if command.run and given:
+        found = f"a run and {_flags(given)}"
         raise InputError("either a run folder or a network of your own", found, "Leave one out.")
-    missing = [] if command.run else [name for name in NEEDED if getattr(command, name) is None]
-    if missing:
+    if missing := [name for name in NEEDED if not command.run and getattr(command, name) is None]:
         expected = f"a run folder, or a network of your own with {_flags(NEEDED)}"
         raise InputError(expected, f"neither: no {_flags(missing)}", "Give these, or a run folder.")
     limit_threads()
@@ -122,7 +113,7 @@ def export(command: ExportCommand) -> int:
     return EXIT_PASSED
 
 
-def _flags(names: Any) -> str:
+def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 

@@ -66,9 +66,8 @@ class ExportedPrograms:
         if not precision.startswith("palettize"):
             rule = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALL_WEIGHTS)
             return optimize.linear_quantize_weights(self.fp16, optimize.OptimizationConfig(rule, op_name_configs=kept))
-        table = optimize.OpPalettizerConfig(
-            mode="kmeans", nbits=int(precision.removeprefix("palettize")), weight_threshold=SMALL_WEIGHTS
-        )
+        bits = int(precision.removeprefix("palettize"))
+        table = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=SMALL_WEIGHTS)
         return optimize.palettize_weights(self.fp16, optimize.OptimizationConfig(table, op_name_configs=kept))
 
     def _converted(self, precision: str) -> Any:

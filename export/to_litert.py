@@ -62,10 +62,14 @@ def convert(model: QueryModel) -> ConvertedModel:
     """
     import litert_torch
 
-    integers = any(isinstance(module, QDQConv2d) for module in model.modules())
-    edge = litert_torch.convert(
-        _Named(model).eval(), sample_kwargs={"image": model.example()}, quant_config=_folding() if integers else None
-    )
+    folding = None
+    if any(isinstance(module, QDQConv2d) for module in model.modules()):
+        from litert_torch.quantize import pt2e_quantizer
+        from litert_torch.quantize.quant_config import QuantConfig
+
+        static = pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+        folding = QuantConfig(pt2e_quantizer.PT2EQuantizer().set_global(static))  # fuses layers with their Q/DQ
+    edge = litert_torch.convert(_Named(model).eval(), sample_kwargs={"image": model.example()}, quant_config=folding)
     with tempfile.TemporaryDirectory() as folder:
         edge.export(f"{folder}/float.tflite")
         return ConvertedModel(Path(folder, "float.tflite").read_bytes(), _ranges(model))
@@ -79,15 +83,6 @@ def _ranges(model: QueryModel) -> dict[str, tuple[ActivationRange, ActivationRan
     """
     large = {n: m for n, m in layers(model.net).items() if m.pixels > 1 and m.conv.weight.numel() >= SMALL_WEIGHTS}
     return {name: (layer.input, layer.output) for name, layer in large.items()}
-
-
-def _folding() -> Any:
-    """Tell the converter to fuse a layer with the quantize and dequantize operations around it."""
-    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-    from litert_torch.quantize.quant_config import QuantConfig
-
-    static = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
-    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(static))
 
 
 def write(converted: ConvertedModel, metadata: ModelMetadata, path: Path) -> ExportedModel:

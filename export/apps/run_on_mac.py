@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs this bundle's Core ML files on this Mac, by compute unit: do they give the golden codes, and how fast are they?
+"""Run this bundle's Core ML files on this Mac, by compute unit: compare them with the golden codes, and time them.
 
     pip install coremltools numpy pillow
     python apps/run_on_mac.py
@@ -30,8 +30,9 @@ UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 WARM_UPS, SAMPLES, MAX_SECONDS = 10, 200, 10.0
 TOLERANCE = 1e-3  # |golden logit| above which a bit that differs is counted apart
 Pixels = NDArray[np.uint8]
-Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
-Run = Callable[[Pixels], Answer]
+Output = tuple[NDArray[np.uint8], NDArray[np.float32]]
+Predict = Callable[[Pixels], Output]
+Open = Callable[[Path, str], Predict]
 Golden = list[tuple[Pixels, NDArray[np.uint8], NDArray[np.float32]]]
 
 
@@ -43,14 +44,14 @@ class CoreMl:
 
         self._model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[unit])
 
-    def __call__(self, image: Pixels) -> Answer:
-        """uint8 `[S, S, 3]` to codes uint8 `[bits/8]` and logits float32 `[bits]`."""
+    def __call__(self, image: Pixels) -> Output:
+        """Turn an image uint8 `[S, S, 3]` into its code uint8 `[bits/8]` and logits float32 `[bits]`."""
         found = self._model.predict({"image": Image.fromarray(image)})
         return np.ravel(found["codes"]).astype(np.uint8), np.ravel(found["logits"]).astype(np.float32)
 
 
-def main(arguments: Sequence[str] | None = None, open_file: Callable[[Path, str], Run] = CoreMl) -> int:
-    """Exit code 0, 1 when a file broke, 2 when there is nothing to run or nothing to run it on."""
+def main(arguments: Sequence[str] | None = None, open_file: Open = CoreMl) -> int:
+    """Return the exit code: 0, 1 when a model failed, 2 without a model or without Core ML."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="?", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--out", type=Path, default=Path("mac.json"))
@@ -58,31 +59,25 @@ def main(arguments: Sequence[str] | None = None, open_file: Callable[[Path, str]
     parser.add_argument("--samples", type=int, default=SAMPLES)
     options = parser.parse_args(arguments)
     if open_file is CoreMl and platform.system() != "Darwin":
-        return _refused(f"Core ML runs on macOS; this is {platform.system()}.")
+        return _bad_input(f"Core ML runs on macOS; this is {platform.system()}.")
     if find_spec("coremltools") is None:
-        return _refused("coremltools is missing: pip install coremltools")
+        return _bad_input("coremltools is missing: pip install coremltools")
     try:
         files, golden = read_bundle(options.bundle)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return _refused(f"{options.bundle} is no Twinhash bundle with Core ML files: {error}")
+        return _bad_input(f"{options.bundle} is no Twinhash bundle with Core ML files: {error}")
     rows = []
     for path, sha256 in files.items():
         for unit in options.units:
-            rows.append(
-                {
-                    "file": path.name,
-                    "sha256": sha256,
-                    "unit": unit,
-                    **check(path, unit, golden, open_file, options.samples),
-                }
-            )
+            result = check(path, unit, golden, open_file, options.samples)
+            rows.append({"file": path.name, "sha256": sha256, "unit": unit, **result})
             print(_line(rows[-1]), flush=True)
     options.out.write_text(json.dumps({"run_on_mac": 1, "machine": machine(), "rows": rows}, indent=1) + "\n")
     return int(any("error" in row for row in rows))
 
 
 def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
-    """The Core ML files with their checksums, and the golden inputs with codes and logits."""
+    """Return the Core ML files with their checksums, and the golden inputs with codes and logits."""
     listed = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
     files = {folder / name: entry["sha256"] for name, entry in listed.items() if entry.get("format") == "coreml"}
     if not files:
@@ -90,19 +85,15 @@ def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
     for path, sha256 in files.items():
         if digest(path) != sha256:
             raise ValueError(f"{path.name} is not what manifest.json says")
-    golden = [
-        (
-            np.asarray(Image.open(folder / row["file"]).convert("RGB")),
-            np.frombuffer(bytes.fromhex(row["code"]), np.uint8),
-            np.array(row["logits"], np.float32),
-        )
-        for row in json.loads((folder / "golden.json").read_text("utf-8"))
-    ]
+    golden = []
+    for row in json.loads((folder / "golden.json").read_text("utf-8")):
+        image, code = np.asarray(Image.open(folder / row["file"]).convert("RGB")), bytes.fromhex(row["code"])
+        golden.append((image, np.frombuffer(code, np.uint8), np.array(row["logits"], np.float32)))
     return files, golden
 
 
 def digest(folder: Path) -> str:
-    """The manifest's checksum of a package: SHA-256 over the sorted names of its files and their SHA-256."""
+    """Return the manifest's checksum of a package: SHA-256 over the sorted names of its files and their SHA-256."""
     total = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         line = f"{file.relative_to(folder).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
@@ -110,34 +101,33 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def check(path: Path, unit: str, golden: Golden, open_file: Callable[[Path, str], Run], samples: int) -> dict[str, Any]:
-    """What one file does on one compute unit, or the error it broke with."""
+def check(path: Path, unit: str, golden: Golden, open_file: Open, samples: int) -> dict[str, Any]:
+    """Compare and time one model on one compute unit, or return the error that it failed with."""
     try:
         start = time.perf_counter()
-        run = open_file(path, unit)
+        predict = open_file(path, unit)
         load_ms = 1e3 * (time.perf_counter() - start)
-        first, taken = timed(lambda: run(golden[0][0]), samples)
-        return {"load_ms": load_ms, "first_ms": first, "samples_ms": taken, **compared(run, golden)}
+        first_ms, samples_ms = timed(lambda: predict(golden[0][0]), samples)
+        return {"load_ms": load_ms, "first_ms": first_ms, "samples_ms": samples_ms, **compare(predict, golden)}
     except Exception as error:  # noqa: BLE001 - Core ML raises whatever it likes; the other rows must still be made
         return {"error": f"{type(error).__name__}: {error}"[:1000]}
 
 
-def compared(run: Run, golden: Golden) -> dict[str, Any]:
-    """The bits of the golden codes that differ, those beyond the tolerance among them, and the largest logit error."""
-    answers = [run(image) for image, _, _ in golden]
-    codes, logits = np.stack([code for code, _ in answers]), np.stack([row for _, row in answers])
-    right, sure = np.stack([code for _, code, _ in golden]), np.stack([row for _, _, row in golden])
-    flipped = np.unpackbits(codes ^ right, axis=1, bitorder="little").astype(bool)
+def compare(predict: Predict, golden: Golden) -> dict[str, Any]:
+    """Count the bit flips against the golden codes, those beyond the tolerance among them; the largest logit error."""
+    images, codes, logits = (np.stack(part) for part in zip(*golden, strict=True))
+    found_codes, found_logits = (np.stack(part) for part in zip(*map(predict, images), strict=True))
+    flipped = np.unpackbits(found_codes ^ codes, axis=1, bitorder="little").astype(bool)
     return {
         "bits_compared": flipped.size,
         "bits_flipped": int(flipped.sum()),
-        "flips_beyond_tolerance": int((flipped & (np.abs(sure) > TOLERANCE)).sum()),
-        "largest_logit_error": float(np.abs(logits - sure).max()),
+        "flips_beyond_tolerance": int((flipped & (np.abs(logits) > TOLERANCE)).sum()),
+        "largest_logit_error": float(np.abs(found_logits - logits).max()),
     }
 
 
 def timed(call: Callable[[], Any], samples: int) -> tuple[float, list[float]]:
-    """Milliseconds of the very first call, and of those after the warm-up."""
+    """Return the milliseconds of the very first call, and of those after the warm-up."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -147,24 +137,24 @@ def timed(call: Callable[[], Any], samples: int) -> tuple[float, list[float]]:
     first = once()
     for _ in range(WARM_UPS):
         once()
-    taken, end = [once()], time.perf_counter() + MAX_SECONDS
-    while len(taken) < samples and time.perf_counter() < end:
-        taken.append(once())
-    return first, taken
+    samples_ms, end = [once()], time.perf_counter() + MAX_SECONDS
+    while len(samples_ms) < samples and time.perf_counter() < end:
+        samples_ms.append(once())
+    return first, samples_ms
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were taken on."""
+    """Describe this Mac."""
     return {
-        "name": _said("sysctl", "-n", "hw.model") or platform.machine(),
-        "chip": _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor(),
+        "name": _output("sysctl", "-n", "hw.model") or platform.machine(),
+        "chip": _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor(),
         "macos": platform.mac_ver()[0],
         "coremltools": version("coremltools"),
-        "thermal": _said("pmset", "-g", "therm"),
+        "thermal": _output("pmset", "-g", "therm"),
     }
 
 
-def _said(*command: str) -> str:
+def _output(*command: str) -> str:
     try:
         return " ".join(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split())[:200]
     except (OSError, subprocess.TimeoutExpired):
@@ -180,7 +170,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{name} {flips}, {beyond}; median {np.median(row['samples_ms']):.2f} ms"
 
 
-def _refused(reason: str) -> int:
+def _bad_input(reason: str) -> int:
     print(reason, file=sys.stderr)
     return 2
 

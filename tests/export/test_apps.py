@@ -185,10 +185,10 @@ def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, shipp
         made = [shipped.files[f"{name}-w8a32"] for name in formats]
         folder = tmp_path / "-".join(formats)
         write_bundle(folder, made, student.space, student.centers, Golden(student.images[:1], pack(logits), logits))
-        names = {name for format, name, _ in APPS if format in formats}
+        names = {name for name, format in APPS.items() if format in formats}
         assert {path.name for path in (folder / "apps").iterdir()} == names
         readme = (folder / "README.md").read_text()
-        assert {name for _, name, _ in APPS if f"apps/{name}" in readme} == names
+        assert {name for name in APPS if f"apps/{name}" in readme} == names
         listed = json.loads((folder / "manifest.json").read_text())["files"]
         for name in names:
             assert listed[f"apps/{name}"]["sha256"] == sha256_of(folder / "apps" / name)

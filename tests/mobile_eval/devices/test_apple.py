@@ -1,6 +1,6 @@
-"""The Core ML device off macOS, and the runner for a Mac with the reference evaluator in the place of Core ML.
+"""The Core ML device off macOS, and the Mac's script with the reference evaluator in place of Core ML.
 
-`CoreMl`, the few lines that ask macOS itself, is what was not run.
+`CoreMl`, the few lines that call macOS, was not run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.apps import run_on_mac
-from export.apps.run_on_mac import UNITS, Answer, Pixels, Run
+from export.apps.run_on_mac import UNITS, Open, Output, Pixels, Predict
 from export.artifact import ExportedModel
 from export.bundle import Golden, open_bundle, write_bundle
 from export.exporter import export_all
@@ -56,10 +55,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     centers = np.random.default_rng(1).choice([-1, 1], (2, BITS)).astype(np.int8)
     space = CodeSpace(BITS, ("a", "b"), "t", "0" * 64, hash_centers(centers), PREPROCESSING)
     folder = tmp_path_factory.mktemp("apple")
-    made = export_all(request_of(net, "tiny", PREPROCESSING, space=space), ("coreml-fp32", "coreml-fp16"), folder)
+    exported = export_all(request_of(net, "tiny", PREPROCESSING, space=space), ("coreml-fp32", "coreml-fp16"), folder)
     with torch.no_grad():
         logits = net(torch.from_numpy((IMAGES / 255 - 0.5) / 0.25).float().permute(0, 3, 1, 2)).numpy()
-    write_bundle(folder / "bundle", made, space, centers, Golden(IMAGES, pack(logits), logits))
+    write_bundle(folder / "bundle", exported, space, centers, Golden(IMAGES, pack(logits), logits))
     return folder / "bundle"
 
 
@@ -69,25 +68,25 @@ def file(bundle: Path) -> ExportedModel:
     return ExportedModel.of(path, "coreml", open_model(path).metadata)
 
 
-def by_reference(path: Path, unit: str) -> Run:
+def by_reference(path: Path, unit: str) -> Predict:
     """Core ML's stand-in: the same program, evaluated exactly; one of the units does not take it."""
     if unit == "CPU_AND_NE":
         raise RuntimeError("no Neural Engine here")
     runtime = open_model(path)
 
-    def run(picture: Pixels) -> Answer:
-        found = runtime.run(picture[None])
+    def run(image: Pixels) -> Output:
+        found = runtime.run(image[None])
         return found.codes[0], found.logits[0]
 
     return run
 
 
-def ran(bundle: Path, out: Path, opener: Callable[[Path, str], Run] = by_reference) -> int:
+def ran(bundle: Path, out: Path, opener: Open = by_reference) -> int:
     return run_on_mac.main([str(bundle), "--out", str(out), "--samples", "4"], opener)
 
 
 @elsewhere
-def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: ExportedModel) -> None:
+def test_off_macos_the_reference_runs_and_nothing_is_timed(file: ExportedModel) -> None:
     with Apple() as device:
         device.push([file], IMAGES)
         output = device.run(file)
@@ -103,13 +102,13 @@ def test_elsewhere_the_reference_answers_and_no_clock_is_read(file: ExportedMode
 
 @elsewhere
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_compute_unit_takes_a_mac(unit: str) -> None:
+def test_a_compute_unit_needs_a_mac(unit: str) -> None:
     with pytest.raises(MissingBackend, match="apps/run_on_mac") as caught, Apple(unit):
         pass
     assert platform.system() in caught.value.found
 
 
-def test_what_no_mac_has_is_refused(file: ExportedModel) -> None:
+def test_an_unknown_unit_or_images_that_do_not_fit_are_an_error(file: ExportedModel) -> None:
     with pytest.raises(InputError, match="CPU_AND_NE"):
         Apple("TPU")
     with Apple() as device:
@@ -120,10 +119,10 @@ def test_what_no_mac_has_is_refused(file: ExportedModel) -> None:
             device.run(file)
 
 
-def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_taken_in(
+def test_the_script_checks_and_times_each_model_on_each_unit_and_its_report_is_imported(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ran(bundle, tmp_path / "mac.json") == 1  # the unit that broke
+    assert ran(bundle, tmp_path / "mac.json") == 1  # one unit failed
     report = json.loads((tmp_path / "mac.json").read_text())
     assert len(report["rows"]) == 2 * len(UNITS)
     exact = next(row for row in report["rows"] if row["file"] == "query-fp32.mlpackage")
@@ -142,23 +141,23 @@ def test_the_runner_checks_and_times_each_file_on_each_unit_and_its_report_is_ta
     assert len(merged) == 2 * len(UNITS)
     assert {row.device for row in merged} == {"apple-cpu-only", "apple-cpu-and-gpu", "apple-cpu-and-ne", "apple-all"}
     for row in merged:
-        broke = row.device == "apple-cpu-and-ne"
-        assert row.status == ("failed" if broke else "ran")
-        assert row.reason == ("RuntimeError: no Neural Engine here" if broke else "")
-        assert (row.p50_ms is None, row.bits_compared) == ((True, None) if broke else (False, 5 * BITS))
+        failed = row.device == "apple-cpu-and-ne"
+        assert row.status == ("failed" if failed else "ran")
+        assert row.reason == ("RuntimeError: no Neural Engine here" if failed else "")
+        assert (row.p50_ms is None, row.bits_compared) == ((True, None) if failed else (False, 5 * BITS))
 
 
-def test_flipped_bits_are_counted_and_those_of_clear_logits_apart(bundle: Path) -> None:
+def test_bit_flips_are_counted_and_those_of_clear_logits_apart(bundle: Path) -> None:
     _, golden = run_on_mac.read_bundle(bundle)
-    faint = [(picture, code, np.where(np.arange(BITS) < 3, 1e-4, logits)) for picture, code, logits in golden]
-    answers = {picture.tobytes(): (code.copy(), logits.astype(np.float32)) for picture, code, logits in faint}
-    answers[faint[1][0].tobytes()][0][0] ^= 0b0001_0001  # bit 0, whose logit is faint, and bit 4
-    found = run_on_mac.compared(lambda picture: answers[picture.tobytes()], faint)
+    near_zero = [(image, code, np.where(np.arange(BITS) < 3, 1e-4, logits)) for image, code, logits in golden]
+    outputs = {image.tobytes(): (code.copy(), logits.astype(np.float32)) for image, code, logits in near_zero}
+    outputs[near_zero[1][0].tobytes()][0][0] ^= 0b0001_0001  # bit 0, whose logit is near zero, and bit 4
+    found = run_on_mac.compare(lambda image: outputs[image.tobytes()], near_zero)
     assert (found["bits_compared"], found["bits_flipped"], found["flips_beyond_tolerance"]) == (5 * BITS, 2, 1)
 
 
 @elsewhere
-def test_the_runner_alone_says_that_it_needs_a_mac(bundle: Path, tmp_path: Path) -> None:
+def test_the_script_alone_says_that_it_needs_a_mac(bundle: Path, tmp_path: Path) -> None:
     shutil.copy(run_on_mac.__file__, tmp_path / "run_on_mac.py")
     command = [sys.executable, "run_on_mac.py", bundle]
     alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env={"PATH": ""})
@@ -167,9 +166,7 @@ def test_the_runner_alone_says_that_it_needs_a_mac(bundle: Path, tmp_path: Path)
     assert not (tmp_path / "mac.json").exists()
 
 
-def test_the_runner_refuses_a_bundle_that_was_changed(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_rejects_a_changed_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = shutil.copytree(bundle, tmp_path / "bundle")
     weights = next(changed.rglob("weight.bin"))
     data = bytearray(weights.read_bytes())
