@@ -83,12 +83,12 @@ class VerifyCommand(StrictModel):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
+    options = sys.argv[1:] if arguments is None else arguments
 
     def work() -> int:
-        if words[:1] == ["verify"]:
-            return verify(tyro.cli(VerifyCommand, args=words[1:], prog="run.py verify"))
-        return export(tyro.cli(ExportCommand, args=words, description=__doc__))
+        if options[:1] == ["verify"]:
+            return verify(tyro.cli(VerifyCommand, args=options[1:], prog="run.py verify"))
+        return export(tyro.cli(ExportCommand, args=options, description=__doc__))
 
     return run_cli(work, "Nothing was written: run the same command again.")
 

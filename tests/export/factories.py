@@ -1,4 +1,4 @@
-"""Students to export: briefly trained networks, the pictures they saw, and their exported files."""
+"""Students to export: briefly trained networks, their images, and their exported files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPACE = CodeSpace(BITS, tuple("abcdefgh"), "t", "0" * 64, hash_centers(CENTERS),
 
 @dataclass(frozen=True)
 class Student:
-    """A network and what it says about 96 pictures it was not trained on."""
+    """A network and its logits for 96 images it was not trained on."""
 
     name: str
     net: nn.Module
@@ -39,12 +39,12 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Shipped:
+class Exports:
     student: Student
     files: dict[str, ExportedModel]
 
 
-def pictures(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def synthetic_images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Coloured stripes, one direction and colour a class, with noise."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)
@@ -61,11 +61,11 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32))
 
 
-def taught(name: str) -> Student:
-    """Trained until most logits are clear of zero; the global random state is left as it was."""
+def train_student(name: str) -> Student:
+    """Train a student until most logits are clear of zero; the global random state is left as it was."""
     net = build(name, SIZE, BITS, seed=0)
     centers = np.random.default_rng(1).choice([-1, 1], (CLASSES, BITS)).astype(np.int8)
-    images, labels = pictures(256, seed=2)
+    images, labels = synthetic_images(256, seed=2)
     inputs, targets = normalised(images), torch.from_numpy(centers[labels].astype(np.float32))
     optimiser = torch.optim.Adam(net.parameters(), 2e-3)
     with torch.random.fork_rng():
@@ -77,7 +77,7 @@ def taught(name: str) -> Student:
             (net(inputs[batch]) - targets[batch]).square().mean().backward()
             optimiser.step()
     net.eval()
-    queries, _ = pictures(96, seed=3)
+    queries, _ = synthetic_images(96, seed=3)
     with torch.no_grad():
         logits = net(normalised(queries)).numpy()
     space = CodeSpace(BITS, tuple("abcdefgh"), "t", "0" * 64, hash_centers(centers), IMAGENET)
@@ -87,16 +87,16 @@ def taught(name: str) -> Student:
 def request_of(net: nn.Module, name: str, preprocessing: Preprocessing, **options: Any) -> ExportRequest:
     """An export request in the code space `SPACE` unless told otherwise, without images to calibrate by."""
     none, logits = np.empty((0, SIZE, SIZE, 3), np.uint8), np.empty((0, BITS), np.float32)
-    made = {"space": SPACE, "centers": CENTERS, "calibration": (none, none), "golden": (none, pack(logits), logits)}
-    return ExportRequest(net, name, preprocessing, **{**made, **options})
+    fields = {"space": SPACE, "centers": CENTERS, "calibration": (none, none), "golden": (none, pack(logits), logits)}
+    return ExportRequest(net, name, preprocessing, **{**fields, **options})
 
 
 def request_for(student: Student, **options: Any) -> ExportRequest:
     return request_of(student.net, student.name, IMAGENET, space=student.space, **options)
 
 
-def exported(student: Student, forms: tuple[str, ...], folder: Path) -> Shipped:
-    made = export_all(request_for(student), forms, folder)
-    files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
-    assert set(files) == set(forms), made
-    return Shipped(student, files)
+def export_student(student: Student, variants: tuple[str, ...], folder: Path) -> Exports:
+    exported = export_all(request_for(student), variants, folder)
+    files = {one.variant: one for one in exported if isinstance(one, ExportedModel)}
+    assert set(files) == set(variants), exported
+    return Exports(student, files)

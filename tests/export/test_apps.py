@@ -25,10 +25,10 @@ from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
 from gallery.files import sha256_of
 from mobile_eval.runtimes import ModelOutput, open_model
-from tests.export.factories import BITS, SIZE, Shipped
+from tests.export.factories import BITS, SIZE, Exports
 
 HERE = Path(__file__).with_name("apps")
-GOLDEN, ODD = 5, 25  # golden pictures; a side for squares that no model takes
+GOLDEN, ODD = 5, 25  # golden images; a side for squares that no model takes
 WEB = {"onnxruntime-web": "1.30.0", "typescript": "7.0.2"}
 KOTLIN = {"kotlin-compiler": "2.4.20"}
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "E403")
@@ -38,9 +38,9 @@ MODELS = ("onnx-fp32", "onnx-fp16", "onnx-w8a32", "litert-fp32", "litert-w8a32",
 
 @dataclass(frozen=True)
 class Case:
-    """A folder with a bundle, pictures as RGBA bytes, a gallery and three queries; and the pictures' squares.
+    """A folder with a bundle, images as RGBA bytes, a gallery and three queries; and the images' squares.
 
-    on_white: the square of a translucent picture, which is the last one, laid on white
+    on_white: the square of a translucent image, which is the last one, laid on white
     """
 
     folder: Path
@@ -58,14 +58,14 @@ Answers = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def case(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder, student = tmp_path_factory.mktemp("apps"), shipped.student
+def case(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder, student = tmp_path_factory.mktemp("apps"), exports.student
     logits = student.logits[:GOLDEN]
-    made = [shipped.files[form] for form in MODELS]
+    models = [exports.files[variant] for variant in MODELS]
     write_bundle(
-        folder / "bundle", made, student.space, student.centers, Golden(student.images[:GOLDEN], pack(logits), logits)
+        folder / "bundle", models, student.space, student.centers, Golden(student.images[:GOLDEN], pack(logits), logits)
     )
-    squares, on_white = write_pictures(folder / "pictures", student.images[:GOLDEN])
+    squares, on_white = write_images(folder / "images", student.images[:GOLDEN])
     rng = np.random.default_rng(5)
     queries, gallery = (rng.integers(0, 256, (rows, BITS // 8), np.uint8) for rows in (3, 400))
     gallery[100:160] = gallery[:60]  # ties: equal rows, and few distances for many rows
@@ -75,8 +75,8 @@ def case(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(folder, folder / "bundle", student.space.id, squares, on_white)
 
 
-def write_pictures(folder: Path, golden: NDArray[np.uint8]) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.uint8]]:
-    """`<number>-<width>-<height>-<size>.rgba`: golden pictures, noise of many shapes, and translucent noise."""
+def write_images(folder: Path, golden: NDArray[np.uint8]) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.uint8]]:
+    """`<number>-<width>-<height>-<size>.rgba`: golden images, noise of many shapes, and translucent noise."""
     folder.mkdir()
     rng = np.random.default_rng(4)
     noise = [(rng.integers(0, 256, (h, w, 4), np.uint8), size) for w, h in SIDES for size in (SIZE, ODD)]
@@ -157,14 +157,14 @@ def android(case: Case, pytestconfig: pytest.Config, tmp_path_factory: pytest.Te
 
 
 def record(file: Path, case: Case) -> None:
-    """What LiteRT says about the squares, asked by the names the app uses: picture, codes, logits, and the next."""
+    """Record LiteRT's outputs for the squares, by the names the app uses: image, codes, logits, and the next."""
     from ai_edge_litert.interpreter import Interpreter
 
     signature = Interpreter(str(file)).get_signature_runner()
     rows = b""
     for image in case.images():
-        said = signature(image=image[None])
-        rows += image.tobytes() + said["codes"].tobytes() + said["logits"].tobytes()
+        outputs = signature(image=image[None])
+        rows += image.tobytes() + outputs["codes"].tobytes() + outputs["logits"].tobytes()
     (case.folder / f"{file.name}.answers").write_bytes(rows)
 
 
@@ -179,12 +179,12 @@ def ran(language: str, request: pytest.FixtureRequest) -> Answers:
     return found
 
 
-def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, shipped: Shipped, tmp_path: Path) -> None:
-    student, logits = shipped.student, shipped.student.logits[:1]
+def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, exports: Exports, tmp_path: Path) -> None:
+    student, logits = exports.student, exports.student.logits[:1]
     for formats in (["onnx"], ["litert"], ["coreml"], ["coreml", "onnx"]):
-        made = [shipped.files[f"{name}-w8a32"] for name in formats]
+        models = [exports.files[f"{name}-w8a32"] for name in formats]
         folder = tmp_path / "-".join(formats)
-        write_bundle(folder, made, student.space, student.centers, Golden(student.images[:1], pack(logits), logits))
+        write_bundle(folder, models, student.space, student.centers, Golden(student.images[:1], pack(logits), logits))
         names = {name for name, format in APPS.items() if format in formats}
         assert {path.name for path in (folder / "apps").iterdir()} == names
         readme = (folder / "README.md").read_text()
@@ -203,30 +203,30 @@ def test_the_readme_claims_what_is_tested_here(case: Case) -> None:
     assert "`apps/QueryEncoder.swift`, Swift for Core ML: parsed, but not compiled here: **untested**" in text
 
 
-def said_by(ran: Answers, name: str) -> ModelOutput:
-    """The codes and logits of one model for every picture, in order."""
+def output_of(ran: Answers, name: str) -> ModelOutput:
+    """The codes and logits of one model for every image, in order."""
     numbers = sorted(int(key.split(":")[2]) for key in ran if key.startswith(f"code:{name}:"))
     codes = [np.frombuffer(bytes.fromhex(ran[f"code:{name}:{number}"]), np.uint8) for number in numbers]
     logits = [np.array(ran[f"logits:{name}:{number}"].split(","), np.float32) for number in numbers]
     return ModelOutput(np.stack(codes), np.stack(logits))
 
 
-def test_golden_pictures_give_their_codes(ran: Answers, language: str, case: Case) -> None:
+def test_golden_images_give_their_codes(ran: Answers, language: str, case: Case) -> None:
     golden = json.loads((case.bundle / "golden.json").read_text())
     logits = np.array([row["logits"] for row in golden])
-    codes = said_by(ran, "query-fp32" + {"web": ".onnx", "android": ".tflite"}[language]).codes[:GOLDEN]
+    codes = output_of(ran, "query-fp32" + {"web": ".onnx", "android": ".tflite"}[language]).codes[:GOLDEN]
     expected = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in golden])
     flipped = unpack(codes) != unpack(expected)
     assert not flipped[np.abs(logits) > 1e-3].any()
     assert (np.abs(logits) > 1e-3).mean() > 0.99
 
 
-def test_every_model_says_what_it_says_here(ran: Answers, language: str, case: Case) -> None:
+def test_every_model_returns_the_logits_it_returns_here(ran: Answers, language: str, case: Case) -> None:
     images, suffix, count = case.images(), *{"web": (".onnx", 3), "android": (".tflite", 2)}[language]
     files = [file.path for file in open_bundle(case.bundle).files if file.path.suffix == suffix]
     assert len(files) == count
     for file in files:
-        expected, found = open_model(file).run(images), said_by(ran, file.name)
+        expected, found = open_model(file).run(images), output_of(ran, file.name)
         assert np.allclose(found.logits, expected.logits, atol=0.02 if "fp16" in file.name else 2e-4)
         assert np.array_equal(found.codes, pack(found.logits))
 
@@ -256,40 +256,40 @@ def test_neighbours_come_by_distance_then_by_row(ran: Answers, case: Case) -> No
     assert ran["nearest:0:1000"].endswith("399:64")
 
 
-def test_what_does_not_fit_is_refused_with_both_sides(ran: Answers, case: Case) -> None:
-    assert case.space in ran["refused:foreign"]
-    assert "f" * 16 in ran["refused:foreign"]
-    assert Preprocessing.resize in ran["refused:rule"]
-    assert "metadata" in ran["refused:bare"]
-    assert "k = 0" in ran["refused:k"]
-    assert "8 bytes" in ran["refused:rows"]
-    assert all(message for key, message in ran.items() if key.startswith("refused:"))
+def test_what_does_not_fit_is_an_error_with_both_sides(ran: Answers, case: Case) -> None:
+    assert case.space in ran["error:foreign"]
+    assert "f" * 16 in ran["error:foreign"]
+    assert Preprocessing.resize in ran["error:rule"]
+    assert "metadata" in ran["error:bare"]
+    assert "k = 0" in ran["error:k"]
+    assert "8 bytes" in ran["error:rows"]
+    assert all(message for key, message in ran.items() if key.startswith("error:"))
 
 
 def test_metadata_of_the_web_counts_only_for_the_bytes_it_was_signed_for(web: Answers, case: Case) -> None:
     (name, *_) = sorted(path.name for path in case.bundle.glob("*.onnx"))
     for what in ("damaged", "sha256"):
-        assert name in web[f"refused:{what}"]
-        assert "SHA-256" in web[f"refused:{what}"]
-    assert "0" * 64 in web["refused:sha256"]
-    assert "other.onnx" in web["refused:stranger"]
-    assert "README.md" in web["refused:README.md"]
-    assert "12 bytes" in web["refused:pixels"]
+        assert name in web[f"error:{what}"]
+        assert "SHA-256" in web[f"error:{what}"]
+    assert "0" * 64 in web["error:sha256"]
+    assert "other.onnx" in web["error:stranger"]
+    assert "README.md" in web["error:README.md"]
+    assert "12 bytes" in web["error:pixels"]
 
 
-def test_what_is_no_tflite_file_is_refused_on_android(android: Answers) -> None:
-    assert "tflite" in android["refused:damaged"]
-    assert "tflite" in android["refused:noise"]
+def test_what_is_no_tflite_file_is_an_error_on_android(android: Answers) -> None:
+    assert "tflite" in android["error:damaged"]
+    assert "tflite" in android["error:noise"]
 
 
-def test_the_swift_parses_and_names_what_the_package_holds(case: Case, shipped: Shipped) -> None:
+def test_the_swift_parses_and_names_what_the_package_holds(case: Case, exports: Exports) -> None:
     parser = pytest.importorskip("tree_sitter")
     grammar = pytest.importorskip("tree_sitter_swift")
     source = (case.bundle / "apps" / "QueryEncoder.swift").read_bytes()
     swift = parser.Parser(parser.Language(grammar.language()))
     assert not swift.parse(source).root_node.has_error
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
-    metadata = shipped.files["coreml-w8a32"].metadata
+    metadata = exports.files["coreml-w8a32"].metadata
     rules = [metadata.resize, metadata.layout, metadata.colour_order, metadata.bit_order, str(metadata.version)]
-    for word in [KEY, *rules, "image", "codes", "logits"]:
-        assert f'"{word}"'.encode() in source, word
+    for name in [KEY, *rules, "image", "codes", "logits"]:
+        assert f'"{name}"'.encode() in source, name

@@ -21,10 +21,10 @@ from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
-from tests.export.factories import SIZE, Shipped, Student
+from tests.export.factories import SIZE, Exports, Student
 
-FORMS = ("onnx-w8a32", "litert-w8a32", "coreml-w8a32")
-REFUSED = ExportFailure("coreml-fp16", "ValueError: no such operation")
+VARIANTS = ("onnx-w8a32", "litert-w8a32", "coreml-w8a32")
+FAILURE = ExportFailure("coreml-fp16", "ValueError: no such operation")
 SPEC = "query-w8a32.mlpackage/Data/com.apple.CoreML/model.mlmodel"
 
 
@@ -33,10 +33,10 @@ def golden(student: Student, count: int = 5) -> Golden:
     return Golden(student.images[:count], pack(logits), logits)
 
 
-def write(folder: Path, shipped: Shipped, **changes: Any) -> Manifest:
-    student = shipped.student
+def write(folder: Path, exports: Exports, **changes: Any) -> Manifest:
+    student = exports.student
     parts: dict[str, Any] = {
-        "exported": [*(shipped.files[form] for form in FORMS), REFUSED],
+        "exported": [*(exports.files[variant] for variant in VARIANTS), FAILURE],
         "space": student.space,
         "centers": student.centers,
         "golden": golden(student),
@@ -45,9 +45,9 @@ def write(folder: Path, shipped: Shipped, **changes: Any) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def original(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    write(folder, shipped)
+    write(folder, exports)
     return folder
 
 
@@ -56,22 +56,22 @@ def bundle(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "bundle"))
 
 
-def test_what_is_written_is_what_is_opened(original: Path, shipped: Shipped) -> None:
+def test_open_bundle_returns_what_was_written(original: Path, exports: Exports) -> None:
     manifest = open_bundle(original)
-    assert manifest.space == shipped.student.space
-    assert manifest.failures == (REFUSED,)
-    assert [file.variant for file in manifest.files] == list(FORMS)
+    assert manifest.space == exports.student.space
+    assert manifest.failures == (FAILURE,)
+    assert [file.variant for file in manifest.files] == list(VARIANTS)
     for file in manifest.files:
-        exported = shipped.files[file.variant]
+        exported = exports.files[file.variant]
         assert (file.metadata, file.sha256, file.bytes) == (exported.metadata, exported.sha256, exported.bytes)
         assert file.path == original / exported.path.name
         assert sha256_of(file.path) == sha256_of(exported.path)
-        assert np.array_equal(open_model(file.path).encode(shipped.student.images[:2]),
-                              open_model(exported.path).encode(shipped.student.images[:2]))  # fmt: skip
+        assert np.array_equal(open_model(file.path).encode(exports.student.images[:2]),
+                              open_model(exported.path).encode(exports.student.images[:2]))  # fmt: skip
 
 
-def test_the_golden_pictures_come_back_to_the_last_bit(original: Path, shipped: Shipped) -> None:
-    good = golden(shipped.student)
+def test_golden_inputs_round_trip_exactly(original: Path, exports: Exports) -> None:
+    good = golden(exports.student)
     found = read_golden(original)
     assert np.array_equal(found.images, good.images)
     assert np.array_equal(found.codes, good.codes)
@@ -79,7 +79,7 @@ def test_the_golden_pictures_come_back_to_the_last_bit(original: Path, shipped: 
     assert np.array_equal(found.logits, good.logits)
 
 
-def test_the_readme_of_the_bundle_runs(original: Path, monkeypatch: pytest.MonkeyPatch, shipped: Shipped) -> None:
+def test_the_readme_of_the_bundle_runs(original: Path, monkeypatch: pytest.MonkeyPatch, exports: Exports) -> None:
     text = (original / "README.md").read_text()
     assert "$" not in text
     for file in open_bundle(original).files:
@@ -215,20 +215,20 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_manifest_is_refused(bundle: Path, edit: str) -> None:
+def test_an_edited_manifest_is_an_error(bundle: Path, edit: str) -> None:
     edited(bundle, EDITS[edit])
     with pytest.raises(TwinhashError):
         open_bundle(bundle)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 1}', "[" * 100_000, "\udcff"])
-def test_a_manifest_that_is_none_is_refused(bundle: Path, text: str) -> None:
+def test_an_unreadable_manifest_is_an_error(bundle: Path, text: str) -> None:
     (bundle / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CorruptFile, match="manifest"):
         open_bundle(bundle)
 
 
-def test_a_giant_manifest_is_refused_unread(bundle: Path) -> None:
+def test_a_giant_manifest_is_not_read(bundle: Path) -> None:
     with (bundle / MANIFEST).open("r+b") as stream:
         stream.truncate(1 << 40)  # a hole: reading it would need a terabyte
     with pytest.raises(CorruptFile, match="bytes"):
@@ -245,8 +245,8 @@ def resigned(bundle: Path) -> None:
     edited(bundle, sign)
 
 
-def test_permuted_centers_are_found_even_with_new_sums(bundle: Path, shipped: Shipped) -> None:
-    codespace.save(bundle, shipped.student.space, shipped.student.centers[::-1])
+def test_permuted_centers_are_found_even_with_new_sums(bundle: Path, exports: Exports) -> None:
+    codespace.save(bundle, exports.student.space, exports.student.centers[::-1])
     with pytest.raises(CorruptFile, match="centers"):
         open_bundle(bundle)
     resigned(bundle)
@@ -254,9 +254,9 @@ def test_permuted_centers_are_found_even_with_new_sums(bundle: Path, shipped: Sh
         open_bundle(bundle)
 
 
-def test_a_swapped_code_space_is_found_even_with_new_sums(bundle: Path, shipped: Shipped) -> None:
-    other = replace(shipped.student.space, teacher_sha256="1" * 64)
-    codespace.save(bundle, other, shipped.student.centers)
+def test_a_swapped_code_space_is_found_even_with_new_sums(bundle: Path, exports: Exports) -> None:
+    other = replace(exports.student.space, teacher_sha256="1" * 64)
+    codespace.save(bundle, other, exports.student.centers)
     resigned(bundle)
     with pytest.raises(CorruptFile, match="code space"):
         open_bundle(bundle)
@@ -279,7 +279,7 @@ def test_metadata_changed_inside_the_file_is_found_even_with_new_sums(bundle: Pa
         open_bundle(bundle)
 
 
-def test_damaged_golden_rows_are_refused(bundle: Path) -> None:
+def test_damaged_golden_inputs_are_an_error(bundle: Path) -> None:
     rows = json.loads((bundle / "golden.json").read_text())
     for damage in ([{**rows[0], "code": "xyz"}], [{"file": "golden/000.png"}], {}, [rows[0]] * 9):
         (bundle / "golden.json").write_text(json.dumps(damage))
@@ -287,53 +287,53 @@ def test_damaged_golden_rows_are_refused(bundle: Path) -> None:
             read_golden(bundle)
 
 
-def test_a_bundle_is_replaced_whole_or_left_alone(bundle: Path, shipped: Shipped) -> None:
+def test_a_bundle_is_replaced_whole_or_left_alone(bundle: Path, exports: Exports) -> None:
     before = sha256_of(bundle)
     with pytest.raises(InputError):
-        write(bundle, shipped, golden=replace(golden(shipped.student), images=shipped.student.images[:5, :8]))
+        write(bundle, exports, golden=replace(golden(exports.student), images=exports.student.images[:5, :8]))
     assert sha256_of(bundle) == before
-    write(bundle, shipped, exported=[shipped.files["onnx-fp32"]])
+    write(bundle, exports, exported=[exports.files["onnx-fp32"]])
     assert [file.variant for file in open_bundle(bundle).files] == ["onnx-fp32"]
     assert not (bundle / "query-w8a32.tflite").exists()
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
-def test_the_same_parts_make_the_same_bundle(original: Path, shipped: Shipped, tmp_path: Path) -> None:
-    write(tmp_path / "bundle", shipped)
+def test_the_same_parts_make_the_same_bundle(original: Path, exports: Exports, tmp_path: Path) -> None:
+    write(tmp_path / "bundle", exports)
     assert sha256_of(tmp_path / "bundle") == sha256_of(original)
 
 
-def test_parts_that_do_not_fit_are_refused(shipped: Shipped, tmp_path: Path) -> None:
-    good = golden(shipped.student)
-    onnx = shipped.files["onnx-fp32"]
+def test_parts_that_do_not_fit_are_an_error(exports: Exports, tmp_path: Path) -> None:
+    good = golden(exports.student)
+    onnx = exports.files["onnx-fp32"]
     for change in (
         {"exported": []},
         {"exported": [onnx, onnx]},
         {"golden": replace(good, codes=good.codes[::-1])},
         {"golden": replace(good, logits=good.logits[:4])},
-        {"golden": golden(shipped.student, 0)},
+        {"golden": golden(exports.student, 0)},
     ):
         with pytest.raises(InputError):
-            write(tmp_path / "bundle", shipped, **change)
+            write(tmp_path / "bundle", exports, **change)
     with pytest.raises(InputError, match="no such operation"):
-        write(tmp_path / "bundle", shipped, exported=[REFUSED])
+        write(tmp_path / "bundle", exports, exported=[FAILURE])
     stranger = replace(onnx, metadata=replace(onnx.metadata, code_space="f" * 16))
     with pytest.raises(CodeSpaceMismatch, match=r"query-fp32\.onnx"):
-        write(tmp_path / "bundle", shipped, exported=[stranger])
+        write(tmp_path / "bundle", exports, exported=[stranger])
     assert not (tmp_path / "bundle").exists()
 
 
-def test_an_artifact_that_changed_after_its_export_is_refused(shipped: Shipped, tmp_path: Path) -> None:
-    exported = shipped.files["litert-fp32"]
+def test_a_model_that_changed_after_its_export_is_an_error(exports: Exports, tmp_path: Path) -> None:
+    exported = exports.files["litert-fp32"]
     path = tmp_path / exported.path.name
     path.write_bytes(exported.path.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptFile, match=r"query-fp32\.tflite"):
         write(
             tmp_path / "bundle",
-            shipped,
+            exports,
             exported=[ExportedModel(path, "litert", exported.metadata, exported.sha256, exported.bytes)],
         )
 
 
-def test_the_golden_size_is_that_of_the_metadata(shipped: Shipped) -> None:
-    assert {file.metadata.size for file in shipped.files.values()} == {SIZE}
+def test_the_golden_size_is_that_of_the_metadata(exports: Exports) -> None:
+    assert {file.metadata.size for file in exports.files.values()} == {SIZE}

@@ -1,4 +1,4 @@
-"""Core AI files, made and executed; where the extra is missing, rows and errors that say how to get it."""
+"""Core AI files, exported and executed; where the extra is missing, rows and errors that say how to get it."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from gallery.codes import pack
 from gallery.errors import CorruptFile, MissingBackend
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
-from tests.export.factories import IMAGENET, Shipped, Student, exported, request_for
+from tests.export.factories import IMAGENET, Exports, Student, export_student, request_for
 
 needs_extra = pytest.mark.skipif(find_spec("coreai_torch") is None, reason="needs the extra: pip install .[coreai]")
-FORMS = ("coreai-fp32", "coreai-fp16")
+VARIANTS = ("coreai-fp32", "coreai-fp16")
 
 
 @pytest.fixture(scope="module")
-def assets(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
-    return exported(v3, FORMS, tmp_path_factory.mktemp("coreai"))
+def assets(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return export_student(v3, VARIANTS, tmp_path_factory.mktemp("coreai"))
 
 
 @needs_extra
-@pytest.mark.parametrize(("form", "largest"), zip(FORMS, (1e-4, 0.05), strict=True))
-def test_the_asset_keeps_the_codes_and_its_metadata(assets: Shipped, form: str, largest: float) -> None:
-    file, student = assets.files[form], assets.student
+@pytest.mark.parametrize(("variant", "largest"), zip(VARIANTS, (1e-4, 0.05), strict=True))
+def test_the_asset_keeps_the_codes_and_its_metadata(assets: Exports, variant: str, largest: float) -> None:
+    file, student = assets.files[variant], assets.student
     runtime = open_model(file.path)
     found = runtime.run(student.images[:24])
-    turned = (found.logits > 0) != (student.logits[:24] > 0)
+    flipped = (found.logits > 0) != (student.logits[:24] > 0)
     assert np.array_equal(found.codes, pack(found.logits))
     assert found.logits.dtype == np.float32
     assert np.abs(found.logits - student.logits[:24]).max() < largest
-    assert np.abs(student.logits[:24][turned]).max(initial=0) < (1e-3 if form.endswith("fp32") else largest)
+    assert np.abs(student.logits[:24][flipped]).max(initial=0) < (1e-3 if variant.endswith("fp32") else largest)
     assert runtime.metadata == read_metadata(file.path) == file.metadata
     assert runtime.engine.startswith("Core AI 1.")
     assert (file.sha256, file.bytes) == (sha256_of(file.path), size_of(file.path))
 
 
 @needs_extra
-def test_half_is_half_the_size(assets: Shipped) -> None:
-    full, half = (assets.files[form].bytes for form in FORMS)
+def test_half_is_half_the_size(assets: Exports) -> None:
+    full, half = (assets.files[variant].bytes for variant in VARIANTS)
     assert 0.49 < half / full < 0.54
 
 
 @needs_extra
-def test_it_runs_where_an_event_loop_runs_already(assets: Shipped) -> None:
+def test_it_runs_where_an_event_loop_runs_already(assets: Exports) -> None:
     async def inside() -> np.ndarray:
         return open_model(assets.files["coreai-fp32"].path).run(assets.student.images[:1]).logits
 
@@ -59,14 +59,14 @@ def test_it_runs_where_an_event_loop_runs_already(assets: Shipped) -> None:
 
 
 @needs_extra
-def test_nothing_of_this_machine_is_in_the_program(assets: Shipped) -> None:
+def test_nothing_of_this_machine_is_in_the_program(assets: Exports) -> None:
     program = (assets.files["coreai-fp32"].path / COREAI_PROGRAM).read_bytes()
     assert b"site-packages" not in program
     assert b".py" not in program
 
 
 @needs_extra
-def test_a_damaged_program_is_corrupt(assets: Shipped, tmp_path: Path) -> None:
+def test_a_damaged_program_is_corrupt(assets: Exports, tmp_path: Path) -> None:
     path = Path(shutil.copytree(assets.files["coreai-fp32"].path, tmp_path / "a.aimodel"))
     program = (path / COREAI_PROGRAM).read_bytes()
     (path / COREAI_PROGRAM).write_bytes(program[: len(program) // 2])

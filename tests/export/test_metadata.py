@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from export.artifact import KEY, ModelMetadata
 from export.metadata import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_metadata
 from gallery.errors import CodeSpaceMismatch, CorruptFile, MissingBackend
-from tests.export.factories import Shipped
+from tests.export.factories import Exports
 
 ROOT = Path(__file__).parents[2]
-FORMS = ("onnx-fp16", "litert-w8a32", "coreml-w8a32")
+VARIANTS = ("onnx-fp16", "litert-w8a32", "coreml-w8a32")
 BLOCKED = ("torch", "tensorflow", "jax", "onnxruntime", "ai_edge_litert.interpreter", "litert_torch", "coreai")
 LIBRARIES = ("onnx", "ai_edge_litert.schema_py_generated", "coremltools")  # that read them
 READER = """
@@ -72,27 +72,27 @@ def aimodel(folder: Path, metadata: str, program: bytes = b"program", hashed: by
     return path
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_metadata_survives_its_formats_own_tools(shipped: Shipped, form: str, tmp_path: Path) -> None:
-    artifact = shipped.files[form]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_metadata_survives_its_formats_own_tools(exports: Exports, variant: str, tmp_path: Path) -> None:
+    artifact = exports.files[variant]
     again = resaved(artifact.path, tmp_path)
     assert read_metadata(again) == read_metadata(artifact.path) == artifact.metadata
 
 
-def test_metadata_is_read_without_torch_or_a_converter(shipped: Shipped, tmp_path: Path) -> None:
-    onnx, litert, coreml = (shipped.files[form] for form in FORMS)
+def test_metadata_is_read_without_torch_or_a_converter(exports: Exports, tmp_path: Path) -> None:
+    onnx, litert, coreml = (exports.files[variant] for variant in VARIANTS)
     asset = aimodel(tmp_path, onnx.metadata.to_json())
     found = read_elsewhere(onnx.path, litert.path, coreml.path, asset)
     assert found == [onnx.metadata, litert.metadata, coreml.metadata, onnx.metadata]
 
 
-@pytest.mark.parametrize(("form", "library"), zip(FORMS, LIBRARIES, strict=True))
+@pytest.mark.parametrize(("variant", "library"), zip(VARIANTS, LIBRARIES, strict=True))
 def test_a_missing_library_says_what_to_install(
-    shipped: Shipped, form: str, library: str, monkeypatch: pytest.MonkeyPatch
+    exports: Exports, variant: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingBackend, match=f"pip install {library.split('.')[0].replace('_', '-')}"):
-        read_metadata(shipped.files[form].path)
+        read_metadata(exports.files[variant].path)
 
 
 def test_a_program_that_was_not_hashed_is_corrupt_and_one_without_metadata_is_not_trusted(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ fields = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Mod
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk, st.sampled_from([".onnx", ".tflite", ".mlpackage", ".aimodel"]))
-def test_junk_is_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:
+def test_junk_is_an_error_that_names_the_file(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"junk{suffix}"
     if suffix == ".mlpackage":
         (path / SPEC).parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +143,6 @@ def test_junk_is_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> No
 
 @settings(max_examples=200, deadline=None)
 @given(values | fields)
-def test_metadata_of_any_json_is_metadata_or_refused(value: object) -> None:
+def test_metadata_of_any_json_is_metadata_or_an_error(value: object) -> None:
     with contextlib.suppress(CorruptFile, CodeSpaceMismatch):
         assert isinstance(ModelMetadata.from_json(json.dumps(value), "here"), ModelMetadata)

@@ -19,7 +19,7 @@ from export.query_model import QueryModel, inference_copy
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError
-from tests.export.factories import IMAGENET, SIZE, Student, normalised, pictures
+from tests.export.factories import IMAGENET, SIZE, Student, normalised, synthetic_images
 
 
 def norms(net: nn.Module) -> int:
@@ -118,7 +118,7 @@ def test_a_network_that_cannot_be_traced_keeps_its_norms_and_its_numbers() -> No
     assert torch.equal(*both(net, kept))
 
 
-def test_a_copy_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_differs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fold_wrongly(net: nn.Module) -> None:
         net.get_submodule("0").bias.data += 0.01
 
@@ -127,7 +127,7 @@ def test_a_copy_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         inference_copy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), SIZE)
 
 
-def test_weights_that_are_not_finite_are_refused() -> None:
+def test_weights_that_are_not_finite_are_an_error() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net[0].weight.data[0] = torch.nan
     with pytest.raises(InputError):
@@ -157,7 +157,7 @@ def test_packing_is_exact_in_half_precision_too(bytes_: int, seed: int) -> None:
     assert np.array_equal(model.half().pack(torch.from_numpy(logits)).half().numpy(), expected)
 
 
-def test_code_lengths_that_fill_no_bytes_are_refused() -> None:
+def test_code_lengths_that_fill_no_bytes_are_an_error() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InputError, match="whole bytes"):
         QueryModel(net, IMAGENET)
@@ -168,7 +168,7 @@ def test_the_border_needs_the_mean_in_front_of_the_convolution() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1)
     folded = nn.Conv2d(3, 4, 3, padding=1)
     mean, std = (255 * torch.tensor(part).view(1, 3, 1, 1) for part in (IMAGENET.mean, IMAGENET.std))
-    images = torch.from_numpy(pictures(2, seed=0)[0])
+    images = torch.from_numpy(synthetic_images(2, seed=0)[0])
     pixels = images.permute(0, 3, 1, 2).float()
     with torch.no_grad():
         folded.weight.copy_(conv.weight / std)

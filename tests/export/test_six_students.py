@@ -1,6 +1,6 @@
 """Mobile networks in three formats, executed: float32 and float16 repeat torch, int8 repeats the rounded weights.
 
-The sixth, MobileNetV3-small, is trained and exported for all other tests: `test_forms` looks at its codes.
+The sixth, MobileNetV3-small, is trained and exported for all other tests: `test_exporter` compares its codes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.export.factories import BITS, IMAGENET, request_of
 
 SIZES = {"mobilenetv3_large_100": 32, "mobilenetv2_100": 32, "mobilenetv4_conv_small": 32,
          "tf_efficientnet_lite0": 32, "fastvit_t8": 64}  # fmt: skip
-FORMS = ("onnx-fp32", "onnx-w8a32", "litert-fp32", "litert-w8a32", "coreml-fp16", "coreml-w8a32")
+VARIANTS = ("onnx-fp32", "onnx-w8a32", "litert-fp32", "litert-w8a32", "coreml-fp16", "coreml-w8a32")
 Logits = NDArray[np.float32]
 
 
 def settled(name: str, images: NDArray[np.uint8]) -> nn.Module:
-    """An untrained network whose batch norms have seen the pictures: logits of mean 0 and deviation 1 on these."""
+    """An untrained network whose batch norms have seen the images: logits of mean 0 and deviation 1 on these."""
     net = build(name, SIZES[name], BITS, seed=0).train()
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -70,7 +70,7 @@ def test_a_student_keeps_its_codes_in_every_format(name: str, tmp_path: Path) ->
     assert 0.5 < exact.std() < 1.5
     half, whole = said(_halved(model), images), said(integers, images)  # what float16, and int8, explain
     assert np.abs(whole - exact).mean() > 4 * np.abs(half - exact).mean() > 0
-    for row in export_all(request_of(net, name, pre), FORMS, tmp_path):
+    for row in export_all(request_of(net, name, pre), VARIANTS, tmp_path):
         assert isinstance(row, ExportedModel), row
         found = open_model(row.path).run(images)
         assert np.array_equal(found.codes, pack(found.logits))
@@ -102,7 +102,7 @@ def check_half_and_rounded(found: Logits, exact: Logits, whole: Logits) -> None:
     assert np.abs(found - whole).mean() < 0.75 * explained
 
 
-def test_fastvit_is_shipped_without_the_branches_it_was_trained_with() -> None:
+def test_fastvit_is_exported_without_its_training_time_branches() -> None:
     images = np.random.default_rng(1).integers(0, 256, (24, 64, 64, 3), np.uint8)
     net = settled("fastvit_t8", images)
     folded, pixels = inference_copy(net, 64), torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -10,21 +10,21 @@ import twinhash.QueryEncoder
 import twinhash.nearest
 import twinhash.toSquare
 
-class Picture(val number: Int, val bitmap: Bitmap, val size: Int)
+class Image(val number: Int, val bitmap: Bitmap, val size: Int)
 
 fun say(key: String, value: String) = println("$key $value")
 fun hex(bytes: ByteArray) = bytes.joinToString("") { "%02x".format(it) }
 fun direct(bytes: ByteArray) = ByteBuffer.allocateDirect(bytes.size).put(bytes).rewind() as ByteBuffer
-fun refused(what: String, act: () -> Any) =
-    say("refused:$what", try { act(); "" } catch (error: IllegalArgumentException) { error.message!! })
+fun errorOf(what: String, act: () -> Any) =
+    say("error:$what", try { act(); "" } catch (error: IllegalArgumentException) { error.message!! })
 
-fun picture(file: File): Picture {
+fun image(file: File): Image {
     val (number, width, height, size) = file.name.split("-", ".").take(4).map { it.toInt() }
     val rgba = file.readBytes().map { it.toInt() and 0xff }
     val argb = IntArray(width * height) {
         (rgba[4 * it + 3] shl 24) or (rgba[4 * it] shl 16) or (rgba[4 * it + 1] shl 8) or rgba[4 * it + 2]
     }
-    return Picture(number, Bitmap(width, height, argb), size)
+    return Image(number, Bitmap(width, height, argb), size)
 }
 
 fun record(file: File, size: Int, bits: Int) {
@@ -38,20 +38,20 @@ fun record(file: File, size: Int, bits: Int) {
 
 fun main(arguments: Array<String>) {
     val (folder, bundle, space) = arguments
-    val pictures = File(folder, "pictures").listFiles()!!.map { picture(it) }
+    val images = File(folder, "images").listFiles()!!.map { image(it) }
     val models = File(bundle).listFiles()!!.filter { it.extension == "tflite" }
     for (file in models) {
         val model = FileInputStream(file).channel.use { it.map(FileChannel.MapMode.READ_ONLY, 0, it.size()) }
         QueryEncoder(model, space).use { encoder ->
             record(File(folder, "${file.name}.answers"), encoder.size, encoder.bits)
-            for (picture in pictures.filter { it.size == encoder.size }) {
-                val encoded = encoder.encode(picture.bitmap)
-                say("code:${file.name}:${picture.number}", hex(encoded.code))
-                say("logits:${file.name}:${picture.number}", encoded.logits.joinToString(","))
+            for (image in images.filter { it.size == encoder.size }) {
+                val encoded = encoder.encode(image.bitmap)
+                say("code:${file.name}:${image.number}", hex(encoded.code))
+                say("logits:${file.name}:${image.number}", encoded.logits.joinToString(","))
             }
         }
     }
-    for (picture in pictures) say("square:${picture.number}", hex(toSquare(picture.bitmap, picture.size)))
+    for (image in images) say("square:${image.number}", hex(toSquare(image.bitmap, image.size)))
 
     val (gallery, queries) = listOf("gallery", "queries").map { File(folder, "$it.bin").readBytes() }
     val width = queries.size / 3
@@ -63,11 +63,11 @@ fun main(arguments: Array<String>) {
     val bytes = models.first().readBytes()
     fun changed(from: String, to: String) =
         direct(bytes.toString(Charsets.ISO_8859_1).replace(from, to).toByteArray(Charsets.ISO_8859_1))
-    refused("foreign") { QueryEncoder(direct(bytes), "f".repeat(16)) }
-    refused("rule") { QueryEncoder(changed("centre crop", "centre burp"), space) }
-    refused("bare") { QueryEncoder(changed("twinhash.metadata", "twinhash.metadaty"), space) }
-    refused("damaged") { QueryEncoder(direct(bytes.copyOf(100)), space) }
-    refused("noise") { QueryEncoder(direct(ByteArray(100) { (it * 37).toByte() }), space) }
-    refused("k") { nearest(ByteArray(8), gallery, 0) }
-    refused("rows") { nearest(ByteArray(8), gallery.copyOf(9), 1) }
+    errorOf("foreign") { QueryEncoder(direct(bytes), "f".repeat(16)) }
+    errorOf("rule") { QueryEncoder(changed("centre crop", "centre burp"), space) }
+    errorOf("bare") { QueryEncoder(changed("twinhash.metadata", "twinhash.metadaty"), space) }
+    errorOf("damaged") { QueryEncoder(direct(bytes.copyOf(100)), space) }
+    errorOf("noise") { QueryEncoder(direct(ByteArray(100) { (it * 37).toByte() }), space) }
+    errorOf("k") { nearest(ByteArray(8), gallery, 0) }
+    errorOf("rows") { nearest(ByteArray(8), gallery.copyOf(9), 1) }
 }

@@ -2,7 +2,7 @@ package org.tensorflow.lite
 
 import java.nio.ByteBuffer
 
-/** Repeats what LiteRT itself answered: a picture that it was not shown is an error. */
+/** Repeats what LiteRT itself answered: an image that it was not shown is an error. */
 class Interpreter(model: ByteBuffer, options: Options) : AutoCloseable {
     class Options {
         fun setNumThreads(count: Int): Options = apply { require(count > 0) }

@@ -13,13 +13,13 @@ from export.fake_quant import LARGEST, FakeQuantConv2d, insert_fake_quant, layer
 from export.gptq import DAMP, gptq_, gptq_weight, input_hessian
 
 
-def made(groups: int, each: int, outputs: int, side: int, seed: int) -> tuple[FakeQuantConv2d, Tensor]:
+def random_layer(groups: int, each: int, outputs: int, side: int, seed: int) -> tuple[FakeQuantConv2d, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     conv = nn.Conv2d(groups * each, groups * outputs, side, padding=side // 2, groups=groups).requires_grad_(False)
     conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator))
     mixed = torch.randn(groups * each, groups * each, generator=generator)
-    pictures = torch.einsum("cd,bdhw->bchw", mixed, torch.rand(6, groups * each, 5, 5, generator=generator))
-    return FakeQuantConv2d(conv), pictures
+    images = torch.einsum("cd,bdhw->bchw", mixed, torch.rand(6, groups * each, 5, 5, generator=generator))
+    return FakeQuantConv2d(conv), images
 
 
 def solved(weight: Tensor, step: Tensor, sums: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ def solved(weight: Tensor, step: Tensor, sums: Tensor) -> Tensor:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 3]), st.integers(0, 99))
 def test_it_is_what_solving_for_each_weight_gives(groups: int, each: int, outputs: int, side: int, seed: int) -> None:
-    layer, pictures = made(groups, each, outputs, side, seed)
-    sums = input_hessian(layer, layer, [pictures])
+    layer, images = random_layer(groups, each, outputs, side, seed)
+    sums = input_hessian(layer, layer, [images])
     found, steps = gptq_weight(layer, sums).flatten(1), layer.scales()
     for output, row in enumerate(layer.conv.weight.flatten(1)):
         expected = solved(row, steps[output], sums[output // outputs])
@@ -57,9 +57,9 @@ def near_a_tie(weight: Tensor, step: Tensor, sums: Tensor) -> bool:
 
 
 def test_the_sums_are_those_of_the_convolution() -> None:
-    layer, pictures = made(2, 3, 2, 3, 0)
-    sums = input_hessian(layer, layer, [pictures])
-    outputs = F.conv2d(pictures, layer.conv.weight, None, padding=1, groups=2)
+    layer, images = random_layer(2, 3, 2, 3, 0)
+    sums = input_hessian(layer, layer, [images])
+    outputs = F.conv2d(images, layer.conv.weight, None, padding=1, groups=2)
     power = outputs.square().sum(dim=(0, 2, 3))
     rows = layer.conv.weight.flatten(1)
     expected = torch.stack([row @ sums[place // 2] @ row for place, row in enumerate(rows)])
@@ -68,19 +68,19 @@ def test_the_sums_are_those_of_the_convolution() -> None:
 
 @pytest.mark.parametrize(("groups", "each", "side"), [(1, 24, 1), (8, 1, 3)])
 def test_outputs_come_closer_than_with_the_nearest_weights(groups: int, each: int, side: int) -> None:
-    layer, pictures = made(groups, each, 4, side, 1)
+    layer, images = random_layer(groups, each, 4, side, 1)
     layer.mode = "weights"
-    exact = layer.conv(pictures)
-    nearest = (layer(pictures) - exact).square().mean()
-    gptq_(nn.Sequential(layer), [pictures], ["0"])
-    assert (layer(pictures) - exact).square().mean() < 0.6 * nearest
+    exact = layer.conv(images)
+    nearest = (layer(images) - exact).square().mean()
+    gptq_(nn.Sequential(layer), [images], ["0"])
+    assert (layer(images) - exact).square().mean() < 0.6 * nearest
 
 
 def test_exporters_find_the_same_grid_again() -> None:
-    layer, pictures = made(2, 6, 5, 3, 2)
+    layer, images = random_layer(2, 6, 5, 3, 2)
     before = layer.conv.weight.clone()
     net = nn.Sequential(layer)
-    gptq_(net, [pictures], ["0"])
+    gptq_(net, [images], ["0"])
     stored = strip_fake_quant(net)[0].weight
     steps = stored.abs().amax(dim=(1, 2, 3), keepdim=True) / LARGEST
     whole = stored / steps
@@ -90,9 +90,9 @@ def test_exporters_find_the_same_grid_again() -> None:
 
 
 def test_an_input_that_is_always_zero_leaves_its_weights_where_they_are_nearest() -> None:
-    layer, pictures = made(1, 4, 3, 1, 3)
-    pictures[:, 2] = 0
-    layer.rounded = gptq_weight(layer, input_hessian(layer, layer, [pictures]))
+    layer, images = random_layer(1, 4, 3, 1, 3)
+    images[:, 2] = 0
+    layer.rounded = gptq_weight(layer, input_hessian(layer, layer, [images]))
     nearest = (layer.conv.weight / layer.scales()[:, None, None, None]).round() * layer.scales()[:, None, None, None]
     torch.testing.assert_close(layer.rounded[:, 2], nearest[:, 2])
 
@@ -100,9 +100,9 @@ def test_an_input_that_is_always_zero_leaves_its_weights_where_they_are_nearest(
 def test_later_layers_make_up_for_the_earlier_ones() -> None:
     torch.manual_seed(0)
     net = insert_fake_quant(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).requires_grad_(False))
-    pictures = [torch.rand(8, 3, 12, 12)]
-    gptq_(net, pictures, ["0", "2"])
+    images = [torch.rand(8, 3, 12, 12)]
+    gptq_(net, images, ["0", "2"])
     own = layers(net)
-    alone = gptq_weight(own["2"], input_hessian(nn.Sequential(own["0"].conv, nn.ReLU(), own["2"]), own["2"], pictures))
+    alone = gptq_weight(own["2"], input_hessian(nn.Sequential(own["0"].conv, nn.ReLU(), own["2"]), own["2"], images))
     assert not torch.equal(own["2"].rounded, alone)
     assert {layer.mode for layer in own.values()} == {"weights"}

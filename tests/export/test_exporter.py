@@ -1,4 +1,4 @@
-"""Real files in real engines: codes, precisions, metadata, repeatability, and the forms that cannot be made."""
+"""Real files in real engines: codes, precisions, metadata, repeatability, and the variants that cannot be exported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import sha256_of, size_of
 from gallery.results import LayerSensitivity
 from mobile_eval.runtimes import open_model
-from tests.export.factories import IMAGENET, SIZE, Shipped, Student, pictures, request_for, request_of
+from tests.export.factories import IMAGENET, SIZE, Exports, Student, request_for, request_of, synthetic_images
 
 ROOT = Path(__file__).parents[2]
 DEFAULT_VARIANTS = select_variants(("onnx", "litert", "coreml"))
@@ -42,22 +42,22 @@ DEFAULT_VARIANTS = select_variants(("onnx", "litert", "coreml"))
 FLIPS = {"fp32": 0.0, "fp16": 0.003, "w8a32": 0.015, "w8a8-dynamic": 0.02}
 
 
-def compared(shipped: Shipped, form: str) -> tuple[np.ndarray, np.ndarray]:
+def compared(exports: Exports, variant: str) -> tuple[np.ndarray, np.ndarray]:
     """The file's logits and which of its bits differ from the float student's."""
-    found = open_model(shipped.files[form].path).run(shipped.student.images)
+    found = open_model(exports.files[variant].path).run(exports.student.images)
     assert np.array_equal(found.codes, pack(found.logits))
-    return found.logits, (found.logits > 0) != (shipped.student.logits > 0)
+    return found.logits, (found.logits > 0) != (exports.student.logits > 0)
 
 
-@pytest.mark.parametrize("form", [*DEFAULT_VARIANTS, "coreml-fp32"])
-def test_mobilenetv3_keeps_its_codes(shipped: Shipped, form: str) -> None:
-    check_codes(shipped, form)
+@pytest.mark.parametrize("variant", [*DEFAULT_VARIANTS, "coreml-fp32"])
+def test_mobilenetv3_keeps_its_codes(exports: Exports, variant: str) -> None:
+    check_codes(exports, variant)
 
 
-def check_codes(shipped: Shipped, form: str) -> None:
-    logits, flipped = compared(shipped, form)
-    expected = shipped.student.logits
-    precision = form.partition("-")[2]
+def check_codes(exports: Exports, variant: str) -> None:
+    logits, flipped = compared(exports, variant)
+    expected = exports.student.logits
+    precision = variant.partition("-")[2]
     if precision == "fp32":
         assert np.abs(logits - expected).max() < 1e-5
         assert not flipped[np.abs(expected) > 1e-3].any()
@@ -67,37 +67,37 @@ def check_codes(shipped: Shipped, form: str) -> None:
         assert np.abs(logits - expected).max() > 1e-5  # the precision did change something
 
 
-def test_every_file_is_what_its_artifact_says(shipped: Shipped) -> None:
-    for form, artifact in shipped.files.items():
+def test_every_file_matches_its_description(exports: Exports) -> None:
+    for variant, artifact in exports.files.items():
         metadata = artifact.metadata
-        assert artifact.variant == form
+        assert artifact.variant == variant
         assert artifact.path.name.startswith(f"query-{metadata.precision}.")
         assert (artifact.sha256, artifact.bytes) == (sha256_of(artifact.path), size_of(artifact.path))
         assert read_metadata(artifact.path) == metadata
-        assert (metadata.code_space, metadata.bits, metadata.size) == (shipped.student.space.id, 64, SIZE)
+        assert (metadata.code_space, metadata.bits, metadata.size) == (exports.student.space.id, 64, SIZE)
         assert (metadata.student, metadata.resize) == ("mobilenetv3_small_100", IMAGENET.resize)
         assert metadata.layout == ("image" if artifact.format == "coreml" else "NHWC uint8")
 
 
-def test_sizes_follow_the_precision(shipped: Shipped) -> None:
+def test_sizes_follow_the_precision(exports: Exports) -> None:
     for format in ("onnx", "litert", "coreml"):
-        size = {f.metadata.precision: f.bytes for f in shipped.files.values() if f.format == format}
+        size = {f.metadata.precision: f.bytes for f in exports.files.values() if f.format == format}
         assert 0.49 < size["fp16"] / size["fp32"] < 0.54
         assert 0.25 < size["w8a32"] / size["fp32"] < 0.31
 
 
-def test_the_three_int8_files_round_the_same_weights(shipped: Shipped) -> None:
+def test_the_three_int8_files_round_the_same_weights(exports: Exports) -> None:
     """One rule in three formats: independent code paths must flip nearly the same bits."""
-    onnx, litert, coreml = (compared(shipped, f"{name}-w8a32")[0] for name in ("onnx", "litert", "coreml"))
+    onnx, litert, coreml = (compared(exports, f"{name}-w8a32")[0] for name in ("onnx", "litert", "coreml"))
     assert np.abs(onnx - litert).max() < 1e-5
     assert np.abs(onnx - coreml).max() < 0.01
 
 
-def test_onnx_takes_any_batch(shipped: Shipped) -> None:
+def test_onnx_takes_any_batch(exports: Exports) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(shipped.files["onnx-fp32"].path), providers=["CPUExecutionProvider"])
-    images, logits = shipped.student.images, shipped.student.logits
+    session = onnxruntime.InferenceSession(str(exports.files["onnx-fp32"].path), providers=["CPUExecutionProvider"])
+    images, logits = exports.student.images, exports.student.logits
     for count in (1, 7):
         codes, found = session.run(None, {"image": images[:count]})
         assert codes.shape == (count, 8)
@@ -107,14 +107,14 @@ def test_onnx_takes_any_batch(shipped: Shipped) -> None:
     assert session.get_inputs()[0].shape == ["batch", SIZE, SIZE, 3]
 
 
-def test_onnx_int8_is_stored_per_channel_and_small_weights_stay(shipped: Shipped) -> None:
+def test_onnx_int8_is_stored_per_channel_and_small_weights_stay(exports: Exports) -> None:
     import onnx
 
     stored = {
-        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(shipped.files["onnx-w8a32"].path).graph.initializer
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(exports.files["onnx-w8a32"].path).graph.initializer
     }
     exact = {
-        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(shipped.files["onnx-fp32"].path).graph.initializer
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(exports.files["onnx-fp32"].path).graph.initializer
     }
     rounded = [name.removesuffix(".int8") for name in stored if name.endswith(".int8")]
     assert len(rounded) > 20
@@ -130,19 +130,19 @@ def test_onnx_int8_is_stored_per_channel_and_small_weights_stay(shipped: Shipped
             assert weights.size < SMALL_WEIGHTS
 
 
-def test_onnx_tells_nothing_about_the_machine_it_was_made_on(shipped: Shipped) -> None:
-    for form in ("onnx-fp32", "onnx-fp16", "onnx-w8a32"):
-        data = shipped.files[form].path.read_bytes()
+def test_onnx_holds_no_paths_of_the_machine(exports: Exports) -> None:
+    for variant in ("onnx-fp32", "onnx-fp16", "onnx-w8a32"):
+        data = exports.files[variant].path.read_bytes()
         assert b"site-packages" not in data
         assert b".py" not in data
 
 
-def test_litert_names_its_tensors_and_aligns_its_weights(shipped: Shipped) -> None:
+def test_litert_names_its_tensors_and_aligns_its_weights(exports: Exports) -> None:
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
 
     for precision in ("fp32", "fp16", "w8a32"):
-        path = shipped.files[f"litert-{precision}"].path
+        path = exports.files[f"litert-{precision}"].path
         signature = Interpreter(str(path)).get_signature_list()["serving_default"]
         assert signature == {"inputs": ["image"], "outputs": ["codes", "logits"]}
         model = schema.Model.GetRootAs(path.read_bytes(), 0)
@@ -153,10 +153,10 @@ def test_litert_names_its_tensors_and_aligns_its_weights(shipped: Shipped) -> No
         assert not any(buffer.Offset() for buffer in buffers)  # nothing hides behind the flatbuffer
 
 
-def test_litert_int8_really_holds_int8(shipped: Shipped) -> None:
+def test_litert_int8_really_holds_int8(exports: Exports) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
-    details = Interpreter(str(shipped.files["litert-w8a32"].path)).get_tensor_details()
+    details = Interpreter(str(exports.files["litert-w8a32"].path)).get_tensor_details()
     weights = [d for d in details if d["dtype"] == np.int8]
     assert sum(int(np.prod(d["shape"])) for d in weights) > 1_400_000
     assert min(int(np.prod(d["shape"])) for d in weights) >= SMALL_WEIGHTS
@@ -166,13 +166,13 @@ def test_litert_int8_really_holds_int8(shipped: Shipped) -> None:
         assert not rule["zero_points"].any()
 
 
-def test_core_ml_takes_an_image_and_its_numbers_have_the_declared_types(shipped: Shipped) -> None:
+def test_core_ml_takes_an_image_and_its_numbers_have_the_declared_types(exports: Exports) -> None:
     from coremltools.proto import FeatureTypes_pb2, Model_pb2
 
     for precision, storage in (("fp32", "conv"), ("fp16", "cast"), ("w8a32", "constexpr_affine_dequantize")):
         spec = Model_pb2.Model()
         spec.ParseFromString(
-            (shipped.files[f"coreml-{precision}"].path / "Data/com.apple.CoreML/model.mlmodel").read_bytes()
+            (exports.files[f"coreml-{precision}"].path / "Data/com.apple.CoreML/model.mlmodel").read_bytes()
         )
         image = spec.description.input[0].type.imageType
         assert (image.width, image.height, image.colorSpace) == (SIZE, SIZE, FeatureTypes_pb2.ImageFeatureType.RGB)
@@ -198,19 +198,19 @@ LEFT = ("backbone.blocks.3.0.conv_pwl", "backbone.conv_head", "head.0")
 
 
 @pytest.fixture(scope="module")
-def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+def partly(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Three layers left float, one of them the hash head; ONNX resizes inside."""
-    forms = [
+    variants = [
         "onnx-w8a32",
         "litert-w8a32",
         "litert-w8a8-dynamic",
         "coreml-w8a32",
     ]
     folder = tmp_path_factory.mktemp("partly")
-    made = export_all(request_for(v3, dynamic_image_size=True), forms, folder, kept_in_float(v3.net, LEFT))
-    files = {one.variant: one for one in made if isinstance(one, ExportedModel)}
-    assert set(files) == set(forms), made
-    return Shipped(v3, files)
+    exported = export_all(request_for(v3, dynamic_image_size=True), variants, folder, kept_in_float(v3.net, LEFT))
+    files = {one.variant: one for one in exported if isinstance(one, ExportedModel)}
+    assert set(files) == set(variants), exported
+    return Exports(v3, files)
 
 
 def float_weights(artifact: ExportedModel) -> list[NDArray[Any]]:
@@ -234,35 +234,35 @@ def float_weights(artifact: ExportedModel) -> list[NDArray[Any]]:
     return [a for a in arrays if a.dtype.kind == "f" and a.size >= SMALL_WEIGHTS]
 
 
-def test_layers_left_float_keep_their_weights_in_every_format(partly: Shipped) -> None:
+def test_float_layers_keep_their_weights_in_every_format(partly: Exports) -> None:
     """By value: of all the weights large enough to be quantized, exactly those layers' are in the file as floats."""
     net = inference_copy(partly.student.net, SIZE)
     expected = sorted((net.get_submodule(name).weight.numpy() for name in LEFT), key=np.size)
-    for form, artifact in partly.files.items():
+    for variant, artifact in partly.files.items():
         assert artifact.metadata.float_layers == LEFT
         assert read_metadata(artifact.path) == artifact.metadata
         found = sorted(float_weights(artifact), key=np.size)
-        assert [a.shape for a in found] == [a.shape for a in expected], form
+        assert [a.shape for a in found] == [a.shape for a in expected], variant
         for mine, original in zip(found, expected, strict=True):
             assert np.abs(mine - original).max() <= (1e-3 if artifact.format == "coreml" else 0)
 
 
-def test_what_is_left_float_changes_the_logits_alike_in_every_format(partly: Shipped, shipped: Shipped) -> None:
+def test_float_layers_change_the_logits_alike_in_every_format(partly: Exports, exports: Exports) -> None:
     onnx, litert, coreml = (compared(partly, f"{name}-w8a32")[0] for name in ("onnx", "litert", "coreml"))
     assert np.abs(onnx - litert).max() < 1e-5
     assert np.abs(onnx - coreml).max() < 0.01
-    assert np.abs(onnx - compared(shipped, "onnx-w8a32")[0]).max() > 1e-4
+    assert np.abs(onnx - compared(exports, "onnx-w8a32")[0]).max() > 1e-4
 
 
-def test_dynamic_integers_keep_most_bits(partly: Shipped) -> None:
+def test_dynamic_integers_keep_most_bits(partly: Exports) -> None:
     check_codes(partly, "litert-w8a8-dynamic")
 
 
-@pytest.mark.parametrize("form", ["onnx-w8a32", "litert-w8a32", "coreml-w8a32"])
-def test_a_layer_that_does_not_exist_is_refused(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["onnx-w8a32", "litert-w8a32", "coreml-w8a32"])
+def test_an_unknown_layer_is_an_error(variant: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"conv\b.*left|wrong\.name"):
-        export_all(request(small()), [form], tmp_path, kept_in_float(small(), ["conv", "wrong.name"]))
-    format = FORMATS[form.split("-")[0]]
+        export_all(request(small()), [variant], tmp_path, kept_in_float(small(), ["conv", "wrong.name"]))
+    format = FORMATS[variant.split("-")[0]]
     metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("wrong.name",))
     with quiet():
         program = format.convert(QueryModel(inference_copy(small(), SIZE), IMAGENET))
@@ -285,15 +285,15 @@ def photographs(count: int) -> list[Image.Image]:
     return [decode(path) for path in sorted(Path(folder, "coco256", "images").iterdir())[:count]]
 
 
-def test_the_dynamic_image_size_is_the_resize_outside(partly: Shipped) -> None:
+def test_the_dynamic_image_size_is_the_resize_outside(partly: Exports) -> None:
     """Real photographs, and strips of odd sizes: of the codes' bits at most 0.5 % differ."""
     runtime = open_model(partly.files["onnx-w8a32"].path)
     assert runtime.metadata.layout == ANY_SIZE
     whole = photographs(48)
     sizes = [(31, 77), (32, 32), (20, 25), (61, 35), (35, 61), (33, 32), (400, 39)]
-    whole += [picture.resize(size) for picture, size in zip(whole, sizes, strict=False)]
-    inside = np.concatenate([runtime.run(np.asarray(picture)[None]).logits for picture in whole])
-    outside = runtime.run(np.stack([to_square(picture, SIZE) for picture in whole])).logits
+    whole += [image.resize(size) for image, size in zip(whole, sizes, strict=False)]
+    inside = np.concatenate([runtime.run(np.asarray(image)[None]).logits for image in whole])
+    outside = runtime.run(np.stack([to_square(image, SIZE) for image in whole])).logits
     assert np.mean((inside > 0) != (outside > 0)) <= 0.005
     assert np.abs(inside - outside).max() < 0.1
     batch = np.stack([np.asarray(whole[0]), np.asarray(whole[0])[::-1]])
@@ -302,7 +302,7 @@ def test_the_dynamic_image_size_is_the_resize_outside(partly: Shipped) -> None:
         runtime.run(np.zeros((1, 0, 9, 3), np.uint8))
 
 
-def test_another_rule_is_not_resized_inside(tmp_path: Path) -> None:
+def test_a_dynamic_image_size_needs_the_default_resize(tmp_path: Path) -> None:
     other = dataclasses.replace(IMAGENET, resize="squashed")
     with pytest.raises(InputError, match="squashed"):
         export_all(request(small(), other, dynamic_image_size=True), ["onnx-fp32"], tmp_path)
@@ -337,12 +337,12 @@ class Deep(Small):
         return self.head(F.relu(self.depthwise(F.hardswish(self.norm(self.conv(x))))).mean((2, 3)))
 
 
-def test_a_palette_has_so_many_values_and_no_depthwise_layer(tmp_path: Path) -> None:
+def test_palettize_has_64_values_and_skips_depthwise_layers(tmp_path: Path) -> None:
     from mobile_eval.runtimes.mil import _load
 
-    net, images = small(Deep), pictures(4, seed=1)[0]
-    forms = ["coreml-fp16", "coreml-palettize6"]
-    exact, table = export_all(request(net), forms, tmp_path)
+    net, images = small(Deep), synthetic_images(4, seed=1)[0]
+    variants = ["coreml-fp16", "coreml-palettize6"]
+    exact, table = export_all(request(net), variants, tmp_path)
     assert isinstance(exact, ExportedModel)
     assert isinstance(table, ExportedModel), table
     stored = [op for op in _load(table.path).operations if op.op_type == "constexpr_lut_to_dense"]
@@ -356,9 +356,9 @@ def test_a_palette_has_so_many_values_and_no_depthwise_layer(tmp_path: Path) -> 
 
 
 def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
-    forms = [form for form in DEFAULT_VARIANTS if form.endswith("w8a32")]
+    variants = [variant for variant in DEFAULT_VARIANTS if variant.endswith("w8a32")]
     nets = {"one": small(), "two": small().to(memory_format=torch.channels_last)}
-    first, second = (export_all(request(nets[f]), forms, tmp_path / f) for f in nets)
+    first, second = (export_all(request(nets[f]), variants, tmp_path / f) for f in nets)
     assert [a.sha256 for a in first] == [b.sha256 for b in second]
     assert not list((tmp_path / "one").rglob("executorch*"))
 
@@ -366,15 +366,15 @@ def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
 def test_each_format_writes_a_file_on_its_own(tmp_path: Path) -> None:
     model = QueryModel(inference_copy(small(), SIZE), IMAGENET)
     metadata = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, "any")
-    images, _ = pictures(4, seed=1)
+    images, _ = synthetic_images(4, seed=1)
     with torch.no_grad():
         logits = model(torch.from_numpy(images))[1].numpy()
     with quiet():
-        made = [
+        exported = [
             format.write(format.convert(model), metadata, tmp_path / f"a{format.SUFFIX}")
             for format in (to_onnx, to_litert, to_coreml)
         ]
-    for artifact in made:
+    for artifact in exported:
         assert artifact.metadata == metadata
         assert np.abs(open_model(artifact.path).run(images).logits - logits).max() < 1e-3 * np.abs(logits).max()
 
@@ -386,20 +386,20 @@ class Antialiased(Small):
         return super().forward(F.interpolate(x, (24, 24), mode="bilinear", antialias=True))
 
 
-def test_what_a_converter_refuses_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    forms = ["litert-fp32", "onnx-fp32", "litert-w8a32"]
-    rows = export_all(request(small(Antialiased)), forms, tmp_path)
+def test_a_converter_error_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    variants = ["litert-fp32", "onnx-fp32", "litert-w8a32"]
+    rows = export_all(request(small(Antialiased)), variants, tmp_path)
     assert isinstance(rows[1], ExportedModel)
     assert rows[1].variant == "onnx-fp32"
-    for row, form in ((rows[0], forms[0]), (rows[2], forms[2])):
+    for row, variant in ((rows[0], variants[0]), (rows[2], variants[2])):
         assert isinstance(row, ExportFailure)
-        assert row.variant == form
+        assert row.variant == variant
         assert "_upsample_bilinear2d_aa" in row.reason
         assert "\n" not in row.reason
     assert [path.name for path in tmp_path.iterdir()] == ["query-fp32.onnx"]
 
 
-def test_a_full_disk_is_not_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -409,14 +409,14 @@ def test_a_full_disk_is_not_a_refusal(tmp_path: Path, monkeypatch: pytest.Monkey
         export_all(request(small()), ["onnx-fp32"], tmp_path)
 
 
-@pytest.mark.parametrize("forms", [[], ["onnx"], ["onnx-int3"], ["onnx-fp32", "onnx-fp32"], ["tflite-fp32"]])
-def test_forms_that_do_not_exist_are_refused_before_anything_is_done(forms: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("variants", [[], ["onnx"], ["onnx-int3"], ["onnx-fp32", "onnx-fp32"], ["tflite-fp32"]])
+def test_unknown_variants_are_an_error_before_any_export(variants: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="litert-w8a32"):
-        export_all(request(small()), forms, tmp_path)
+        export_all(request(small()), variants, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_quiet_moves_what_is_said_to_the_debug_log_and_lets_errors_pass() -> None:
+def test_quiet_captures_output_for_the_debug_log_and_lets_errors_pass() -> None:
     code = """
 import logging, os, sys, warnings
 logging.basicConfig(level=logging.DEBUG, stream=open(sys.argv[1], "w"))
@@ -442,14 +442,14 @@ except ZeroDivisionError:
     assert "from a library" not in said
 
 
-def test_a_file_without_metadata_is_never_trusted(tmp_path: Path, shipped: Shipped) -> None:
+def test_a_file_without_metadata_is_an_error(tmp_path: Path, exports: Exports) -> None:
     import onnx
 
-    model = onnx.load(shipped.files["onnx-fp32"].path)
+    model = onnx.load(exports.files["onnx-fp32"].path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "a.onnx")
     bare = tmp_path / "a.tflite"
-    bare.write_bytes(shipped.files["litert-fp32"].path.read_bytes().replace(KEY.encode(), b"twinhash.metadaty"))
+    bare.write_bytes(exports.files["litert-fp32"].path.read_bytes().replace(KEY.encode(), b"twinhash.metadaty"))
     for path in (tmp_path / "a.onnx", bare):
         with pytest.raises(CodeSpaceMismatch, match="metadata"):
             read_metadata(path)

@@ -1,4 +1,4 @@
-"""`export/run.py` on a real run: what it writes, what it refuses, and the broken bundles that `verify` finds."""
+"""`export/run.py` on a real run: what it writes, its errors, and the damaged bundles that `verify` finds."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def state(folder: Path) -> dict[str, str]:
 
 
 def stages(run: Path) -> dict[str, Any]:
-    """What is noted of each stage but the reading of the pictures."""
+    """What is recorded of each stage but that of the data."""
     return {k: v for k, v in json.loads((run / "stages.json").read_text()).items() if k != "data"}
 
 
@@ -96,7 +96,7 @@ def forgotten(run: Path, *stages: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["teacher", "gallery", "student"])
-def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(
+def test_an_unfinished_run_is_an_error_that_says_how_to_finish_it(
     run: Path, call: Call, tmp_path: Path, stage: str
 ) -> None:
     other = shutil.copytree(run, tmp_path / "runs" / "other")
@@ -107,9 +107,9 @@ def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(
     assert f"distill/run.py --output-dir {tmp_path / 'runs'} --name other" in said
 
 
-def test_what_is_no_run_is_refused_and_nothing_is_made_of_it(run: Path, call: Call, tmp_path: Path) -> None:
-    for words in ((tmp_path / "none",), (run / "bundle",)):
-        code, said = call(*words)
+def test_what_is_no_run_is_an_error_and_nothing_is_written(run: Path, call: Call, tmp_path: Path) -> None:
+    for arguments in ((tmp_path / "none",), (run / "bundle",)):
+        code, said = call(*arguments)
         assert code == 2
         assert "config.yaml" in said
     assert not list(tmp_path.iterdir())
@@ -147,7 +147,7 @@ def test_the_bundle_that_its_run_evaluated_stays(run: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (("--formats", "tf"), "onnx"),
         (("--precisions", "int5"), "palettize6"),
@@ -155,14 +155,12 @@ def test_the_bundle_that_its_run_evaluated_stays(run: Path, call: Call) -> None:
         (("--img-size", "64"), "--img-size"),
     ],
 )
-def test_a_wish_that_no_format_can_fulfil_is_a_sentence(
-    run: Path, call: Call, words: tuple[str, ...], says: str
-) -> None:
-    code, said = call(run, *words)
+def test_options_that_no_format_has_are_an_error(run: Path, call: Call, arguments: tuple[str, ...], says: str) -> None:
+    code, said = call(run, *arguments)
     assert (code, says in said) == (2, True)
 
 
-def test_each_format_makes_the_precisions_it_has(module: Any) -> None:
+def test_each_format_is_exported_in_the_precisions_it_has(module: Any) -> None:
     variants = select_variants(("onnx", "coreml"), ("w8a8", "palettize6"))
     assert variants == ["onnx-w8a8", "coreml-w8a8", "coreml-palettize6"]
     command = module.ExportCommand(run=Path("r"))
@@ -221,8 +219,8 @@ def test_a_timm_network_becomes_a_bundle_of_the_space(made: Path, run: Path, pla
     shown = Path(shutil.copytree(made / "in", tmp_path / "in"))
     (shown / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
     out, mean, std = tmp_path / "out", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    words = (*own(run, plain, *PLAIN, "--out", out, "--mean", *mean, "--std", *std), "--images", shown)
-    code, said = call(*words)
+    arguments = (*own(run, plain, *PLAIN, "--out", out, "--mean", *mean, "--std", *std), "--images", shown)
+    code, said = call(*arguments)
     assert code == 0, said
     assert "broken.jpg" in said
     assert "does it belong to this space" in said  # random weights speak no code
@@ -265,8 +263,8 @@ def test_tensors_that_do_not_fit_are_named(run: Path, call: Call, tmp_path: Path
     path = saved(tmp_path / "mine.safetensors", outputs, change)
     code, said = call(*own(run, path, *PLAIN, "--out", tmp_path / "out"))
     assert code == 2
-    for words in says:
-        assert words in said
+    for arguments in says:
+        assert arguments in said
     assert not (tmp_path / "out").exists()
 
 
@@ -276,16 +274,16 @@ def test_a_pickle_is_not_opened(run: Path, call: Call, tmp_path: Path) -> None:
     assert (code, "safetensors.torch.save_file" in said) == (2, True)
 
 
-def test_a_foreign_code_space_is_refused(run: Path, call: Call, tmp_path: Path) -> None:
+def test_a_foreign_code_space_is_an_error(run: Path, call: Call, tmp_path: Path) -> None:
     space, _ = codespace.load(run)
     other = np.random.default_rng(0).choice([-1, 1], (4, 64)).astype(np.int8)
     codespace.save(tmp_path, replace(space, bits=64, centers_sha256=codespace.hash_centers(other)), other)
     weights = run / "student.safetensors"
-    words = (*own(run, weights, "--out", tmp_path / "out"), "--code-space", tmp_path)
-    code, said = call(*words)
+    arguments = (*own(run, weights, "--out", tmp_path / "out"), "--code-space", tmp_path)
+    code, said = call(*arguments)
     assert (code, "64 bits" in said, "with 16" in said) == (2, True, True)
     np.save(tmp_path / "centers.npy", -other)
-    code, said = call(*words)
+    code, said = call(*arguments)
     assert (code, "centers" in said) == (2, True)
     assert not (tmp_path / "out").exists()
 
@@ -293,7 +291,7 @@ def test_a_foreign_code_space_is_refused(run: Path, call: Call, tmp_path: Path) 
 def test_what_a_network_needs_is_said(run: Path, plain: Path, call: Call, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    for words, says in (
+    for arguments, says in (
         (("--student-weights", plain), "no --code-space, --images, --out"),
         ((), "--student-weights, --code-space"),
         (own(run, plain, *out), "--student and --img-size"),
@@ -302,7 +300,7 @@ def test_what_a_network_needs_is_said(run: Path, plain: Path, call: Call, tmp_pa
         ((*own(run, plain, *PLAIN, *out), "--images", tmp_path / "empty"), "none among 0 files"),
         (own(run, tmp_path / "none", *PLAIN, *out), "none"),
     ):
-        code, said = call(*words)
+        code, said = call(*arguments)
         assert (code, says in said) == (2, True), said
     assert not (tmp_path / "out").exists()
 
@@ -380,44 +378,44 @@ def test_a_file_without_an_engine_is_a_row(bundle: Path, call: Call, monkeypatch
     assert call("verify", bundle, "--strict")[0] == 2
 
 
-def answers(turned: int, distance: float = 1.0) -> tuple[ModelOutput, Golden]:
-    """A file's answers to 8 pictures of 64 bits, `turned` of which are another's, from `distance` either side of 0."""
+def flipped_outputs(flips: int, distance: float = 1.0) -> tuple[ModelOutput, Golden]:
+    """A model's output for 8 images of 64 bits with bit flips, their logits `distance` on the other side of 0."""
     expected = np.random.default_rng(0).choice([-1.0, 1.0], (8, 64)).astype(np.float32)
-    expected.flat[:turned] *= distance
+    expected.flat[:flips] *= distance
     found = expected.copy()
-    found.flat[:turned] *= -1
+    found.flat[:flips] *= -1
     return ModelOutput(pack(found), found), Golden(np.zeros((8, 1, 1, 3), np.uint8), pack(expected), expected)
 
 
 @pytest.mark.parametrize(
-    ("precision", "turned", "distance", "end"),
+    ("precision", "flips", "distance", "end"),
     [
         ("fp32", 0, 1.0, "ok"), ("fp32", 512, 0.9e-3, "ok"), ("fp32", 1, 1.1e-3, "FAILED"),
         ("fp16", 1, 0.09, "ok"), ("fp16", 1, 0.11, "FAILED"),
         ("w8a8", 19, 1.0, "ok"), ("w8a8", 20, 1.0, "FAILED"),
     ],
 )  # fmt: skip
-def test_what_may_turn(module: Any, precision: str, turned: int, distance: float, end: str) -> None:
-    found, golden = answers(turned, distance)
+def test_allowed_bit_flips(module: Any, precision: str, flips: int, distance: float, end: str) -> None:
+    found, golden = flipped_outputs(flips, distance)
     assert compare_golden(precision, found, golden)[0] == end
 
 
 def test_golden_logits_of_zero_excuse_nothing(module: Any) -> None:
-    found, golden = answers(1)
+    found, golden = flipped_outputs(1)
     lying = Golden(golden.images, golden.codes, np.zeros_like(golden.logits))
     assert compare_golden("fp32", found, lying)[0] == "FAILED"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "w8a8"])
 def test_what_is_not_a_number_fails(module: Any, precision: str) -> None:
-    found, golden = answers(0)
+    found, golden = flipped_outputs(0)
     found.logits[3, 5] = np.nan
     assert compare_golden(precision, found, golden)[0] == "FAILED"
 
 
-@pytest.mark.parametrize(("words", "says"), [((), "--student-weights"), (("verify",), "--strict")])
-def test_help_answers_without_loading_torch(words: tuple[str, ...], says: str) -> None:
-    code = f"import runpy, sys; sys.argv = ['run.py', *{words!r}, '--help']\n" \
+@pytest.mark.parametrize(("arguments", "says"), [((), "--student-weights"), (("verify",), "--strict")])
+def test_help_answers_without_loading_torch(arguments: tuple[str, ...], says: str) -> None:
+    code = f"import runpy, sys; sys.argv = ['run.py', *{arguments!r}, '--help']\n" \
            "try: runpy.run_path('export/run.py', run_name='__main__')\n" \
            "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'scipy'} & set(sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,32 +13,32 @@ from gallery.codes import pack
 from gallery.errors import InputError
 from gallery.files import size_of
 from mobile_eval.runtimes import open_model
-from tests.export.factories import IMAGENET, Student, pictures, request_for
+from tests.export.factories import IMAGENET, Student, request_for, synthetic_images
 
 FORMATS = ("onnx", "litert", "coreml")
 
 
 @pytest.fixture(scope="module")
-def made(
+def simulated(
     v3: Student, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[q.QuantizationResult, dict[str, ExportedModel]]:
-    forms = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "w8a8")]
-    forms += ["litert-w8a32", "litert-w8a16"]
-    seen, held = pictures(64, seed=4)[0], pictures(32, seed=5)[0]
+    variants = [f"{format}-{precision}" for format in FORMATS for precision in ("fp16", "w8a8")]
+    variants += ["litert-w8a32", "litert-w8a16"]
+    seen, held = synthetic_images(64, seed=4)[0], synthetic_images(32, seed=5)[0]
     request = request_for(v3, calibration=(seen, held))
-    quantized = prepare_quantized(request, forms)
+    quantized = prepare_quantized(request, variants)
     assert quantized is not None
-    rows = export_all(request, forms, tmp_path_factory.mktemp("static"), quantized)
+    rows = export_all(request, variants, tmp_path_factory.mktemp("static"), quantized)
     files = {row.variant: row for row in rows if isinstance(row, ExportedModel)}
-    assert set(files) == set(forms), rows
+    assert set(files) == set(variants), rows
     return quantized, files
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_file_says_what_was_simulated(
-    made: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student, format: str
+def test_the_file_matches_the_simulation(
+    simulated: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student, format: str
 ) -> None:
-    quantized, files = made
+    quantized, files = simulated
     expected = q.logits(quantized.net, q.normalize(v3.images, IMAGENET)).numpy()
     found = open_model(files[f"{format}-w8a8"].path).run(v3.images)
     assert np.array_equal(found.codes, pack(found.logits))
@@ -49,9 +49,9 @@ def test_the_file_says_what_was_simulated(
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_metadata_says_how_and_the_file_is_smaller(
-    made: tuple[q.QuantizationResult, dict[str, ExportedModel]], format: str
+    simulated: tuple[q.QuantizationResult, dict[str, ExportedModel]], format: str
 ) -> None:
-    quantized, files = made
+    quantized, files = simulated
     metadata = files[f"{format}-w8a8"].metadata
     assert metadata.calibration == quantized.calibration == "ranges of 64 images, layers chosen on 32"
     assert metadata.float_layers == quantized.float_layers
@@ -59,10 +59,10 @@ def test_metadata_says_how_and_the_file_is_smaller(
     assert size_of(files[f"{format}-w8a8"].path) < 0.8 * size_of(files[f"{format}-fp16"].path)
 
 
-def test_integers_are_what_the_engines_get(made: tuple[q.QuantizationResult, dict[str, ExportedModel]]) -> None:
+def test_integers_are_what_the_engines_get(simulated: tuple[q.QuantizationResult, dict[str, ExportedModel]]) -> None:
     import onnx
 
-    quantized, files = made
+    quantized, files = simulated
     wanted = [layer.mode for layer in layers(quantized.net).values()].count("int8")
     assert wanted > 10
     graph = onnx.load(str(files["onnx-w8a8"].path)).graph
@@ -71,10 +71,10 @@ def test_integers_are_what_the_engines_get(made: tuple[q.QuantizationResult, dic
     assert tflite_integer_convolutions(files["litert-w8a8"]) == wanted
 
 
-def test_sixteen_bits_between_int8_weights_turn_no_bit_more(
-    made: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student
+def test_w8a16_flips_no_more_bits_than_w8a32(
+    simulated: tuple[q.QuantizationResult, dict[str, ExportedModel]], v3: Student
 ) -> None:
-    quantized, files = made
+    quantized, files = simulated
     own, left = layers(quantized.net), quantized.float_layers
     wide = [n for n, m in own.items() if m.pixels > 1 and m.conv.weight.numel() >= SMALL_WEIGHTS and n not in left]
     assert tflite_integer_convolutions(files["litert-w8a16"], "INT16") == len(wide) > 10
@@ -104,13 +104,13 @@ def tflite_integer_convolutions(file: ExportedModel, kind: str = "INT8") -> int:
 
 def test_without_a_simulated_network_the_row_says_so(v3: Student, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("none")
-    forms = ["onnx-w8a8", "litert-w8a16"]
-    rows = export_all(request_for(v3), forms, folder)
-    assert rows == [ExportFailure(form, "ValueError: no images to calibrate by") for form in forms]
+    variants = ["onnx-w8a8", "litert-w8a16"]
+    rows = export_all(request_for(v3), variants, folder)
+    assert rows == [ExportFailure(variant, "ValueError: no images to calibrate by") for variant in variants]
 
 
 def test_only_what_is_asked_for_is_simulated(v3: Student) -> None:
-    seen, held = pictures(8, seed=4)[0], pictures(8, seed=5)[0]
+    seen, held = synthetic_images(8, seed=4)[0], synthetic_images(8, seed=5)[0]
     assert prepare_quantized(request_for(v3), ["onnx-fp32", "coreml-fp16"]) is None
     request = request_for(v3, calibration=(seen, held))
     weights, both = (prepare_quantized(request, [f"litert-{p}", "onnx-fp32"]) for p in ("w8a32", "w8a8"))
