@@ -91,6 +91,9 @@ class ExportFailure:
     reason: str
 
 
+ExportResult = ExportedModel | ExportFailure
+
+
 def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
     """Raise `InputError` unless every layer to keep in float is one of the network's."""
     if wrong := sorted(set(float_layers) - set(known)):

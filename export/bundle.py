@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.artifact import ExportedModel, ExportFailure, ModelMetadata
+from export.artifact import ExportedModel, ExportFailure, ExportResult, ModelMetadata
 from export.metadata import read_metadata
 from gallery import codespace
 from gallery.codes import Codes, pack
@@ -61,11 +61,7 @@ class Golden:
 
 
 def write_bundle(
-    folder: Path,
-    exported: Sequence[ExportedModel | ExportFailure],
-    space: CodeSpace,
-    centers: NDArray[np.int8],
-    golden: Golden,
+    folder: Path, exported: Sequence[ExportResult], space: CodeSpace, centers: NDArray[np.int8], golden: Golden
 ) -> Manifest:
     """Copy the exported models into a new folder, whole or not at all, and verify it.
 
@@ -101,13 +97,15 @@ def open_bundle(folder: Path) -> Manifest:
     files = record["files"]
     _check_names(folder, set(files))
     for name, entry in files.items():
-        _check_bytes(folder / name, name, entry)
+        size = size_of(folder / name)
+        digest = sha256_of(folder / name) if size == entry["bytes"] else "not computed"
+        if digest != entry["sha256"]:
+            expected, found = f"{entry['bytes']} bytes, sha256 {entry['sha256'][:16]}", f"{size} bytes, {digest[:16]}"
+            raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")
     if codespace.load(folder)[0] != space:
         raise CorruptFile(f"the manifest's code space in {codespace.FILE}", "another one", "Restore the bundle.")
     models = []
-    for name, entry in files.items():
-        if "metadata" not in entry:
-            continue
+    for name, entry in ((name, entry) for name, entry in files.items() if "metadata" in entry):
         metadata = read_metadata(folder / name)
         if json.loads(metadata.to_json()) != entry["metadata"]:
             raise CorruptFile(f"the manifest's metadata in {name}", metadata.to_json(), "Restore the bundle.")
@@ -233,11 +231,3 @@ def _check_names(folder: Path, listed: set[str]) -> None:
     for what, names in (("nothing but the listed files", found - listed), ("every listed file", listed - found)):
         if names:
             raise CorruptFile(f"{what} in {folder}", ", ".join(sorted(names)[:5]), "Restore the bundle.")
-
-
-def _check_bytes(path: Path, name: str, entry: dict[str, Any]) -> None:
-    size = size_of(path)
-    digest = sha256_of(path) if size == entry["bytes"] else "not computed"
-    if digest != entry["sha256"]:
-        expected, found = f"{entry['bytes']} bytes, sha256 {entry['sha256'][:16]}", f"{size} bytes, {digest[:16]}"
-        raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")

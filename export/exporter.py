@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from export import to_coreai, to_coreml, to_litert, to_onnx
-from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ModelMetadata, check_layers, first_line
+from export import artifact, to_coreai, to_coreml, to_litert, to_onnx
+from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ExportResult, ModelMetadata
 from export.bundle import Golden, Manifest, write_bundle
 from export.capture_output import quiet
 from export.fake_quant import convert_qdq, ranges_only
@@ -98,7 +98,7 @@ def prepare_quantized(request: ExportRequest, variants: Sequence[str]) -> Quanti
 
 def export_all(
     request: ExportRequest, variants: Sequence[str], folder: Path, quantized: QuantizationResult | None = None
-) -> list[ExportedModel | ExportFailure]:
+) -> list[ExportResult]:
     """Write `folder/query-<precision>.<suffix>` for each variant, in the order given.
 
     quantized: of `prepare_quantized`: its layers kept in float are so in all quantized precisions; without it, w8a32
@@ -143,10 +143,12 @@ class _Exporter:
         net = inference_copy(request.net, request.preprocessing.size)
         self.model = QueryModel(net, request.preprocessing)
         self.float_layers = quantized.float_layers if quantized else ()
-        check_layers(self.float_layers, [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
+        artifact.check_layers(
+            self.float_layers, [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        )
         self.converted: dict[tuple[str, str], Any] = {}
 
-    def export(self, variant: str) -> ExportedModel | ExportFailure:
+    def export(self, variant: str) -> ExportResult:
         name, _, precision = variant.partition("-")
         format, path = FORMATS[name], self.folder / f"query-{precision}{FORMATS[name].SUFFIX}"
         try:
@@ -156,8 +158,8 @@ class _Exporter:
             raise
         except Exception as error:  # noqa: BLE001  (converters raise everything there is; the row says why)
             log.debug("export failed", exc_info=error)
-            log.warning("  %s failed: %s", variant, first_line(error))
-            return ExportFailure(variant, first_line(error))
+            log.warning("  %s failed: %s", variant, artifact.first_line(error))
+            return ExportFailure(variant, artifact.first_line(error))
 
     def convert(self, format: ExportFormat, precision: str) -> Any:
         """Convert the network that the precision is made of, once; a conversion that failed raises again."""

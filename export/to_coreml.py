@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.artifact import KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
 from export.fake_quant import QDQConv2d
-from export.metadata import SPEC
+from export.metadata import SPEC, coreml_spec
 from export.query_model import QueryModel
 from gallery.files import atomic_path
 
@@ -106,15 +106,9 @@ class _ImageGraph(nn.Module):
 
 
 def _make_reproducible(package: Path) -> None:
-    """Make two exports of one network equal, and readable by others.
-
-    Drops the debug map, the date, random item names, the order of protobuf maps, and owner-only permissions.
-    """
-    from coremltools.proto import Model_pb2
-
+    """Drop the debug map, the date, random item names, the order of protobuf maps, and owner-only permissions."""
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-    spec = Model_pb2.Model()
-    spec.ParseFromString((package / SPEC).read_bytes())
+    spec = coreml_spec(package)
     spec.description.metadata.userDefined.pop(_DATED, None)
     (package / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
     listing = (package / "Manifest.json").read_text()

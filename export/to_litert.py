@@ -35,10 +35,7 @@ class ConvertedModel:
 
 
 def _rule(algorithm: str, smallest: int, dynamic: bool = False, **weights: Any) -> dict[str, Any]:
-    """A rule for the quantizer: weights as described, dequantized on loading, activations float32.
-
-    dynamic: each layer's input is rounded to int8 as it comes, by its own range, and the products are of integers
-    """
+    """Build a rule for the quantizer: activations float32, or `dynamic`: int8 by the range of each input."""
     config = {
         "weight_tensor_config": {"symmetric": True, **weights}, "compute_precision": "INTEGER" if dynamic else "FLOAT",
         "explicit_dequantize": not dynamic, "skip_checks": False, "min_weight_elements": smallest,

@@ -73,9 +73,7 @@ def _cast_before_transpose(graph: GraphProto) -> None:
         pixels, between, floats = transpose.input[0], transpose.output[0], cast.output[0]
         cast.input[0], cast.output[0] = pixels, between
         transpose.input[0], transpose.output[0] = between, floats
-        nodes = [cast, transpose, *graph.node[2:]]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        _set_nodes(graph, [cast, transpose, *graph.node[2:]])
 
 
 def write(program: ModelProto, metadata: ModelMetadata, path: Path) -> ExportedModel:
@@ -137,9 +135,7 @@ def _quantize_weights(graph: GraphProto, float_layers: Sequence[str]) -> None:
             graph.initializer.remove(tensor)
             nodes.append(onnx.helper.make_node("Cast", [f"{name}.int8"], [cast], to=onnx.TensorProto.FLOAT))
             nodes.append(onnx.helper.make_node("Mul", [cast, f"{name}.scale"], [name]))
-    nodes += graph.node
-    del graph.node[:]
-    graph.node.extend(nodes)
+    _set_nodes(graph, [*nodes, *graph.node])
 
 
 def _quantized(weights: NDArray[np.float32], channels: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -158,28 +154,19 @@ def _embed_resize(graph: GraphProto, size: int) -> None:
     """
     import onnx
 
-    transpose = next(node for node in graph.node if node.input[:1] == ["image"])
-    square, transpose.output[0] = transpose.output[0], "resize.pixels"
-    for axis, name in ((1, "height"), (2, "width")):
-        graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
-    numbers = {"size": [size], "two": [2], "axes": [2, 3]}
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.array(value, np.int64), f"resize.{name}") for name, value in numbers.items()
-    )
-    nodes = list(graph.node)
-    place = nodes.index(transpose) + 1
-    del graph.node[:]
-    graph.node.extend([*nodes[:place], *_resize_nodes(square), *nodes[place:]])
-
-
-def _resize_nodes(square: str) -> list[NodeProto]:
-    import onnx
-
     def node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
         names = [f"resize.{name}" if name != "-" else "" for name in inputs.split()]
         return onnx.helper.make_node(kind, names, [output if output == square else f"resize.{output}"], **attributes)
 
-    return [
+    transpose = next(one for one in graph.node if one.input[:1] == ["image"])
+    square, transpose.output[0] = transpose.output[0], "resize.pixels"
+    for axis, name in ((1, "height"), (2, "width")):
+        graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    for name, value in {"size": [size], "two": [2], "axes": [2, 3]}.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), f"resize.{name}"))
+    nodes = list(graph.node)
+    place = nodes.index(transpose) + 1
+    nodes[place:place] = [
         node("Shape", "pixels", "sides", start=2, end=4),
         node("ReduceMin", "sides", "shorter", keepdims=1),
         node("Mul", "sides size", "products"),
@@ -196,3 +183,9 @@ def _resize_nodes(square: str) -> list[NodeProto]:
         node("Add", "start size", "end"),
         node("Slice", "whole start end axes", square),
     ]
+    _set_nodes(graph, nodes)
+
+
+def _set_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    del graph.node[:]
+    graph.node.extend(nodes)
