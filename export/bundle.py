@@ -24,7 +24,7 @@ from gallery.codespace import CodeSpace
 from gallery.errors import CorruptFile, InputError
 from gallery.files import atomic_path, sha256_of, size_of, write_json
 
-MANIFEST, GOLDEN, README, VERSION = "manifest.json", "golden.json", "README.md", 1
+MANIFEST, GOLDEN, VERSION = "manifest.json", "golden.json", 1
 IMAGE = "golden/{:03}.png"
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
@@ -82,7 +82,7 @@ def write_bundle(
             shutil.copyfile(Path(__file__).parent / "apps" / name, draft / "apps" / name)
         codespace.save(draft, space, centers)
         _write_golden(draft, golden)
-        (draft / README).write_text(_readme(models, space, apps), "utf-8")
+        (draft / "README.md").write_text(_readme(models, space, apps), "utf-8")
         write_json(draft / MANIFEST, _record(draft, models, failures, space))
         open_bundle(draft)
     return open_bundle(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,13 @@ class ExportedPrograms:
     """A query model as torch.export sees it, and its ML Programs: float32 and float16 are separate conversions."""
 
     def __init__(self, model: QueryModel) -> None:
-        self.size = model.size
+        self.size, self.converted = model.size, cache(self._convert)
         weighted = {n: m for n, m in model.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         self.layers = list(weighted)
         self.integers = any(isinstance(m, QDQConv2d) for m in model.modules())
         self.depthwise = [name for name, m in weighted.items() if isinstance(m, nn.Conv2d) and m.groups > 1]
         pixels = torch.zeros(1, 3, model.size, model.size)
         self.exported = torch.export.export(_ImageGraph(model).eval(), (pixels,)).run_decompositions({})
-
-    @cached_property
-    def fp32(self) -> Any:
-        return self._converted("FLOAT32")
-
-    @cached_property
-    def fp16(self) -> Any:
-        return self._converted("FLOAT16")
 
     def stored(self, precision: str, float_layers: Sequence[str]) -> Any:
         """Return the program of a precision; but for fp32 activations are fp16, and the larger weights are as it says.
@@ -57,27 +49,28 @@ class ExportedPrograms:
         layer, depthwise layers kept in float: of a trained MobileNetV3-small on imagenet20, 6 bits so flipped 2.7 % of
         the bits instead of 5.7 %.  A float head changed nothing.
         """
+        program = self.converted("fp32" if precision == "fp32" else "fp16")
         if precision in ("fp32", "fp16"):
-            return getattr(self, precision)
+            return program
         from coremltools.optimize import coreml as optimize
 
         left = [*float_layers, *(self.depthwise if precision.startswith("palettize") else [])]
         kept = {f"p_query_net_{layer.replace('.', '_')}_weight_to_fp16": None for layer in left}
         if not precision.startswith("palettize"):
             rule = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALL_WEIGHTS)
-            return optimize.linear_quantize_weights(self.fp16, optimize.OptimizationConfig(rule, op_name_configs=kept))
+            return optimize.linear_quantize_weights(program, optimize.OptimizationConfig(rule, op_name_configs=kept))
         bits = int(precision.removeprefix("palettize"))
         table = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=SMALL_WEIGHTS)
-        return optimize.palettize_weights(self.fp16, optimize.OptimizationConfig(table, op_name_configs=kept))
+        return optimize.palettize_weights(program, optimize.OptimizationConfig(table, op_name_configs=kept))
 
-    def _converted(self, precision: str) -> Any:
+    def _convert(self, precision: str) -> Any:
         import coremltools as ct
 
         image = ct.ImageType("image", (1, 3, self.size, self.size), color_layout=ct.colorlayout.RGB)
         return ct.convert(
             self.exported, convert_to="mlprogram", inputs=[image], skip_model_load=True,
             outputs=[ct.TensorType("codes", dtype=np.int32), ct.TensorType("logits", dtype=np.float32)],
-            compute_precision=ct.precision[precision],
+            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
             minimum_deployment_target=ct.target.iOS17 if self.integers else ct.target.iOS16,
         )  # fmt: skip
 
