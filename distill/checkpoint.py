@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.models.hash_net import HashNet, build
+from distill.system import device
 from gallery.errors import CorruptFile
 from gallery.files import atomic_path
 
+FIX = "Restore it, or delete it to make it again."
 Part = nn.Module | torch.optim.Optimizer
 
 
@@ -25,14 +27,14 @@ def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int) ->
 
 
 def load_network(path: Path) -> HashNet:
-    """The inverse of `save_network`, in eval mode on the CPU; raises `CorruptFile` when the file is damaged."""
+    """The inverse of `save_network`, in eval mode on the device; raises `CorruptFile` when the file is damaged."""
     tensors, header = read_checkpoint(path)
     try:
         net = build(header["name"], header["size"], header["bits"], seed=0)
         net.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         raise CorruptFile("a network saved by Twinhash", f"{path}: {error}", "Restore it from its run.") from error
-    return net.eval()
+    return net.eval().to(device())
 
 
 def save_state(path: Path, parts: Mapping[str, Part], step: int, key: str) -> None:
@@ -91,9 +93,7 @@ def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
         draft.chmod(mode)
 
 
-def read_checkpoint(
-    path: Path, fix: str = "Restore it, or delete it to make it again."
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(path: Path, fix: str = FIX) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, and the header that a run wrote, if any; raises `CorruptFile` with `fix`."""
     try:
         with safe_open(path, "pt") as file:

@@ -21,13 +21,8 @@ def hash_centers_of(context: RunContext) -> Centers:
     for folder in (context.config.reuse_gallery, context.run_dir.folder):
         if folder and (folder / codespace.FILE).exists():
             return codespace.load(folder)[1]
-    return initial_centers(context)
-
-
-def initial_centers(context: RunContext) -> Centers:
-    """Return the centers that a teacher is trained with."""
-    config, kind, how = context.config, center_construction(context), center_assignment(context)
-    centers = hash_centers(len(context.classes), config.bits, config.seed, kind)
+    config, how = context.config, center_assignment(context)
+    centers = hash_centers(len(context.classes), config.bits, config.seed, center_construction(context))
     positive = multi_hot(context.labels[context.data.train], len(context.classes))
     if how != "none":
         role: Role = "student" if how == "csch" else "teacher"
@@ -58,10 +53,8 @@ def center_assignment(context: RunContext) -> Assignment:
     config = context.config
     if config.center_assignment != "auto":
         return config.center_assignment
-    if config.loss != "csch":
-        return "none"
     worth_it = config.bits < len(context.classes) <= QUADRATIC_MOST and not context.resolved.teacher.random
-    return "quadratic" if worth_it else "none"
+    return "quadratic" if worth_it and config.loss == "csch" else "none"
 
 
 def center_construction(context: RunContext) -> Construction:
@@ -85,10 +78,7 @@ def pretrained_features(context: RunContext, role: Role) -> NDArray[np.float32]:
 def code_space(context: RunContext, teacher_sha256: str, centers: Centers) -> CodeSpace:
     """Return the code space of a teacher."""
     return CodeSpace(
-        bits=context.config.bits,
-        classes=context.classes,
-        teacher=context.resolved.teacher.name,
-        teacher_sha256=teacher_sha256,
-        centers_sha256=codespace.hash_centers(centers),
+        bits=context.config.bits, classes=context.classes, teacher=context.resolved.teacher.name,
+        teacher_sha256=teacher_sha256, centers_sha256=codespace.hash_centers(centers),
         preprocessing=context.preprocessing("teacher"),
-    )
+    )  # fmt: skip

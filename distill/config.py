@@ -188,10 +188,10 @@ class ResolvedConfig(StrictModel):
     student_epochs: int
     teacher_lr: float
     student_lr: float
-    teacher_crop: float
-    student_crop: float
+    teacher_crop_min_scale: float
+    student_crop_min_scale: float
     teacher_finetune: Finetune
-    cached_views: int
+    student_cached_views: int
     reasons: tuple[str, ...]
 
 
@@ -204,9 +204,8 @@ def load_yaml(path: Path, kind: type[StrictModel]) -> Any:
             f"a valid configuration in {path}", _message(error), "Correct or remove these keys."
         ) from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"a readable configuration in {path}", str(error), "Restore it, or use another run folder."
-        ) from error
+        fix = "Restore it, or use another run folder."
+        raise InputError(f"a readable configuration in {path}", str(error), fix) from error
 
 
 def _message(error: ValidationError) -> str:

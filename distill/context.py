@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill import data
+from distill.checkpoint import save_network
 from distill.config import BackboneInfo, OptimizerConfig, ResolvedConfig, StrictModel, TrainConfig
 from distill.data import Dataset
 from distill.data.augment import ImageLoader
 from distill.distributed import main_process_first
 from distill.engine import Checkpoint, TrainSpec
-from distill.infer import Indices, Logits, ModelFn, forward_logits, infer
+from distill.infer import ENCODE_BATCH, Indices, Logits, ModelFn, forward_logits
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss
 from distill.models import pretrained
@@ -29,7 +30,7 @@ from distill.system import device
 from gallery import codespace
 from gallery.codespace import Preprocessing
 from gallery.console import log
-from gallery.encode import ShardCache
+from gallery.encode import ShardCache, encode
 from gallery.errors import InputError
 
 Role = Literal["teacher", "student"]
@@ -49,15 +50,15 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
     """
 
     def make() -> ResolvedConfig:
-        student = pretrained.backbone_info(pretrained.find_pretrained(config.student, config.student_weights))
-        image_size, gpu = data.median_image_size(config.data, config.data_root), device().type == "cuda"
-        if not config.reuse_gallery:
+        image_size, gpu, asked = data.median_image_size(config.data, config.data_root), device().type == "cuda", config
+        if config.reuse_gallery:
+            space, _ = codespace.load(config.reuse_gallery)
+            teacher = pretrained.backbone_info_of(space, f"the run {config.reuse_gallery}")
+            asked = config.model_copy(update={"teacher_img_size": space.preprocessing.size})
+        else:
             teacher = pretrained.backbone_info(pretrained.find_pretrained(config.teacher, config.teacher_weights))
-            return resolve(config, teacher, student, image_size, gpu)
-        space, _ = codespace.load(config.reuse_gallery)
-        teacher = pretrained.backbone_info_of(space, f"the run {config.reuse_gallery}")
-        reused = config.model_copy(update={"teacher_img_size": space.preprocessing.size})
-        return resolve(reused, teacher, student, image_size, gpu)
+        student = pretrained.backbone_info(pretrained.find_pretrained(config.student, config.student_weights))
+        return resolve(asked, teacher, student, image_size, gpu)
 
     resolved = run_dir.load_or_save("resolved_config", ResolvedConfig, make)
     for reason in resolved.reasons:
@@ -120,10 +121,7 @@ class RunContext:
 
     def backbone(self, role: Role) -> tuple[BackboneInfo, int]:
         """Return the initialisation of a network, and the side of its input."""
-        resolved = self.resolved
-        if role == "teacher":
-            return resolved.teacher, resolved.teacher_img_size
-        return resolved.student, resolved.student_img_size
+        return getattr(self.resolved, role), getattr(self.resolved, f"{role}_img_size")
 
     def preprocessing(self, role: Role) -> Preprocessing:
         """Return how an image becomes a network's input."""
@@ -138,43 +136,29 @@ class RunContext:
     def build_model(self, role: Role) -> HashNet:
         """Return a network as its training starts, with pretrained weights where there are any."""
         config, (info, size) = self.config, self.backbone(role)
-        name, path = (config.teacher, config.teacher_weights)
-        if role == "student":
-            name, path = (config.student, config.student_weights)
-        found = pretrained.find_pretrained(name, path)
+        found = pretrained.find_pretrained(getattr(config, role), getattr(config, f"{role}_weights"))
         if (found.name, found.source) != (info.name, info.source):
-            raise InputError(
-                f"the weights this run started from ({info.name}, {info.source})",
-                f"{found.name}, {found.source}",
-                "Bring them back, or start a run under another --name.",
-            )
+            expected, fix = f"({info.name}, {info.source})", "Bring them back, or start a run under another --name."
+            raise InputError(f"the weights this run started from {expected}", f"{found.name}, {found.source}", fix)
         model = build(info.name, size, config.bits, config.seed)
         pretrained.load_pretrained(model.backbone, found)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub forgets this one
         return model.to(device())
 
+    def save_model(self, role: Role, model: HashNet) -> Path:
+        """Write a trained network, in the main process, and return its path."""
+        path, (info, size) = self.run_dir.folder / f"{role}.safetensors", self.backbone(role)
+        with main_process_first() as first:
+            if first:
+                save_network(path, model, info.name, size, self.config.bits)
+        return path
+
     def train_spec(self, role: Role, n_unlabeled: int = 0) -> TrainSpec:
         """Return how a network is trained; batches shrink to the number of images, and by `n_unlabeled` rows."""
-        resolved = self.resolved
-        if role == "teacher":
-            options: OptimizerConfig = self.config.teacher_train
-            epochs = resolved.teacher_epochs
-            lr, crop_min_scale = resolved.teacher_lr, resolved.teacher_crop
-        else:
-            options, epochs = self.config.student_train, resolved.student_epochs
-            lr, crop_min_scale = resolved.student_lr, resolved.student_crop
-        return TrainSpec(
-            epochs=epochs,
-            batch_size=min(options.batch_size, len(self.data.train)) - n_unlabeled,
-            lr=lr,
-            weight_decay=options.weight_decay,
-            warmup_ratio=options.warmup_ratio,
-            clip_grad=options.clip_grad,
-            crop_min_scale=crop_min_scale,
-            model_ema_decay=options.model_ema_decay,
-            early_stopping_patience=options.early_stopping_patience,
-            seed=self.config.seed,
-        )
+        options = getattr(self.config, f"{role}_train").model_dump(include=set(OptimizerConfig.model_fields))
+        options |= {name: getattr(self.resolved, f"{role}_{name}") for name in ("epochs", "lr", "crop_min_scale")}
+        options["batch_size"] = min(options["batch_size"], len(self.data.train)) - n_unlabeled
+        return TrainSpec(**options, seed=self.config.seed)
 
     def checkpoint(self, stage: str, key: str = "") -> Checkpoint:
         """Return where a stage keeps its state, which is valid for this data set and `key`."""
@@ -187,10 +171,16 @@ class RunContext:
 
         model_fn: a function of a network in eval mode, at the input size of `role`
         """
-        folder = self.run_dir.cache / label.replace(" ", "-")
-        cache = ShardCache(folder, label, f"{key} {self.data.fingerprint}")
+        loader = self.image_loader(role)
+        cache = ShardCache(self.run_dir.cache / label.replace(" ", "-"), label, f"{key} {self.data.fingerprint}")
+
+        def encoder(rows: Indices) -> Logits:
+            with torch.inference_mode():
+                out = model_fn(loader.load(index[rows], None if crops is None else crops[rows]))
+            return out.float().cpu().numpy()
+
         with main_process_first():
-            return infer(model_fn, self.image_loader(role), index, cache, crops)
+            return encode(encoder, np.arange(len(index)), ENCODE_BATCH, cache)
 
     def infer_logits(
         self, role: Role, model: HashNet, index: Indices, label: str, key: str, crops: Tensor | None = None

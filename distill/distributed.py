@@ -8,36 +8,32 @@ see the same run folder, in which only the main process writes.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather as differentiable_all_gather
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distill.models.hash_net import import_timm
 from gallery.console import log
 from gallery.errors import InputError
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    Rows = TypeVar("Rows", Tensor, NDArray[Any])
-
-_apart = False  # whether the process group was destroyed
+Rows = TypeVar("Rows", Tensor, NDArray[Any])
 PATIENCE = timedelta(hours=12)  # the main process works alone for whole stages while the others wait
 
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
     """Join the process group of torchrun for the length of the block; only the main process logs."""
-    if world_size() == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    import torch
-
     gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if gpus and local >= gpus:
         raise InputError("a GPU for each process", f"{gpus} GPUs", f"Give torchrun --nproc-per-node {gpus}.")
@@ -54,26 +50,18 @@ def init_distributed() -> Iterator[None]:
 
 def destroy() -> None:
     """Destroy the process group; from here on each process is alone."""
-    import torch
-
-    global _apart
-    _apart = True
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def rank() -> int:
     """This process's rank, 0 without torchrun."""
-    return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def world_size() -> int:
     """Number of processes that train together."""
-    return 1 if _apart else _started()
-
-
-def _started() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def is_main_process() -> bool:
@@ -84,20 +72,15 @@ def is_main_process() -> bool:
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
-        import torch
-
         torch.distributed.barrier()
 
 
-def broadcast_scalar(value: float | None) -> float | None:
-    """Broadcast the main process's `value`."""
-    if world_size() == 1:
-        return value
-    import torch
-
-    box = torch.tensor([math.nan if value is None else value], dtype=torch.float64, device=_device())
-    torch.distributed.broadcast(box, 0)
-    return None if box.isnan() else float(box)
+def broadcast(value: Any) -> Any:
+    """Return the main process's `value`, of any type that can be pickled."""
+    box = [value]
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(box)
+    return box[0]
 
 
 @contextmanager
@@ -110,10 +93,10 @@ def main_process_first() -> Iterator[bool]:
         try:
             yield True
         except Exception:  # whatever it was: the others must not wait for it
-            broadcast_scalar(0.0)
+            broadcast(False)
             raise
-        broadcast_scalar(1.0)
-    elif broadcast_scalar(None):
+        broadcast(True)
+    elif broadcast(None):
         yield False
     else:
         raise InputError("results of the main process", "its failure", "See its message.")
@@ -129,22 +112,11 @@ def shard(rows: Rows) -> Rows:
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, `[B, ...]` to `[B * world, ...]`, in the order of `shard`.
+    """The rows of all processes, `[B, ...]` to `[B * world, ...]`, in the order of `shard`; differentiable.
 
-    Differentiable, if every process computes the same loss from what it gets here and calls `average_gradients`: a
-    process takes the gradient of its own rows, times `world_size`, so that the mean over processes is that of one.
+    A process's rows get the sum of all processes' gradients, so that `average_gradients` gives those of one process.
     """
-    if world_size() == 1:
-        return rows
-    import torch
-
-    own = rows.contiguous().view_as(rows)
-    parts = [torch.empty_like(own) for _ in range(world_size())]
-    torch.distributed.all_gather(parts, own.detach())
-    if own.requires_grad:
-        own.register_hook(lambda gradient: gradient * world_size())
-    parts[rank()] = own
-    return torch.cat(parts)
+    return rows if world_size() == 1 else torch.cat(differentiable_all_gather(rows))
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -152,8 +124,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if world_size() == 1 or not gradients:
         return
-    import torch
-
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
     for gradient, part in zip(gradients, (flat / world_size()).split([g.numel() for g in gradients]), strict=True):
@@ -163,8 +133,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def broadcast_parameters(net: nn.Module) -> None:
     """Broadcast the main process's tensors of `net`."""
     if world_size() > 1:
-        import torch
-
         for tensor in net.state_dict().values():
             row = tensor.contiguous()  # channels_last cannot travel
             torch.distributed.broadcast(row, 0)
@@ -176,17 +144,7 @@ def convert_sync_batchnorm(net: nn.Module) -> None:
     backbone: Any = getattr(net, "backbone", None)
     if world_size() == 1 or backbone is None:
         return
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from distill.models.hash_net import import_timm
-
-    if _device() == "cuda":
+    if torch.distributed.get_backend() == "nccl":
         net.backbone = import_timm().layers.convert_sync_batchnorm(backbone)
     elif any(isinstance(module, _BatchNorm) for module in backbone.modules()):
         log.warning("  batch norms of the backbone are not synchronized on CPUs: each process uses its own images")
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

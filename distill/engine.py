@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,14 +37,7 @@ ValidateFn = Callable[[], float | None]
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How a network is trained.
-
-    lr: peak learning rate; warmup_ratio: share of the steps; clip_grad: largest norm of each module's gradient
-    crop_min_scale: smallest share of an image's area that a crop shows
-    model_ema_decay: a step, of the moving average of the weights that is validated and kept; 0: none
-    early_stopping_patience: epochs without a gain in validation after which training stops with the best weights; 0:
-    never
-    """
+    """How a network is trained: an `OptimizerConfig` whose "auto" is resolved; gradients are clipped by module."""
 
     epochs: int
     batch_size: int
@@ -85,109 +77,40 @@ class Batches(NamedTuple):
     load: BatchFn
 
 
-@dataclass(frozen=True)
 class OptimizedModule:
-    """A network in training, or a loss with parameters and buffers.
+    """A network in training, or a loss with parameters and buffers, with its optimizer.
 
-    lr: peak learning rate; head_lr: that of `module.head` where it differs; averaged: whether a moving average of its
-    weights is kept where the training has one
+    lr: peak learning rate; averaged: whether a moving average of its weights is kept where the training has one
     """
 
-    name: str
-    module: nn.Module
-    lr: float
-    weight_decay: float
-    head_lr: float | None = None
-    averaged: bool = True
+    def __init__(self, name: str, module: nn.Module, lr: float, weight_decay: float, averaged: bool = True) -> None:
+        self.name, self.module, self.lr, self.averaged = name, module, lr, averaged
+        self.parts: dict[str, Part] = {f"{name}.net": module}
+        decays: dict[float, list[nn.Parameter]] = {}
+        for p in module.parameters():
+            decays.setdefault(weight_decay if p.ndim > 1 else 0.0, []).append(p)  # none of norms and biases
+        groups = [{"params": own, "weight_decay": decay} for decay, own in decays.items()]  # a loss may have none
+        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True) if groups else None
+        self.average: AveragedModel | None = None
+        if self.optimizer:
+            self.parts[f"{name}.optimizer"] = self.optimizer
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return parameters by peak learning rate and weight decay; norms and biases have no decay."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, p in self.module.named_parameters():
-            peak = self.head_lr if self.head_lr is not None and name.startswith("head.") else self.lr
-            groups.setdefault((peak, self.weight_decay if p.ndim > 1 else 0.0), []).append(p)
-        return [{"params": own, "peak": peak, "weight_decay": decay} for (peak, decay), own in groups.items()]
-
-
-def fit(
-    modules: Sequence[OptimizedModule],
-    batches: Batches,
-    loss_fn: LossFn,
-    spec: TrainSpec,
-    checkpoint: Checkpoint,
-    validate: ValidateFn = lambda: None,
-) -> None:
-    """Train the modules in place by one loss, resuming from the checkpoint.
-
-    batches: loaded a step ahead, in a thread; among several processes `load` gets the rows of the whole batch in each,
-    and loads `distributed.shard` of them.  validate: sees the weights that would be kept; never called beside training.
-    Raises `InputError` where `spec.early_stopping_patience` has no validation images.
-    """
-    training = _FitState(modules, spec, checkpoint, spec.steps_per_epoch(batches.num_rows), validate)
-    samples = _epoch_batches(batches.num_rows, spec, training.first_step, training.steps)
-    gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # threads forget it
-    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:
-        loaded = _prefetch(pool, batches.load, samples, training.metrics)
-        for step in training.remaining_steps():
-            training.training_step(step, loss_fn, next(loaded))
-    training.finalize()
-
-
-def _epoch_batches(
-    num_rows: int, spec: TrainSpec, first_step: int, steps: int
-) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
-    """Yield the rows and the generator of each step."""
-    epoch_steps, order = spec.steps_per_epoch(num_rows), np.arange(num_rows)
-    for step in range(first_step, steps):
-        epoch, position = divmod(step, epoch_steps)
-        if step == first_step or position == 0:
-            order = np.random.default_rng((spec.seed, epoch)).permutation(num_rows)
-        generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + step)
-        yield order[position * spec.batch_size : (position + 1) * spec.batch_size], generator
-
-
-def _prefetch(
-    pool: ThreadPoolExecutor,
-    load: BatchFn,
-    samples: Iterator[tuple[NDArray[np.int64], torch.Generator]],
-    metrics: MetricsLogger,
-) -> Iterator[Batch]:
-    """Yield batches, loading the next one while one is used."""
-    futures = (pool.submit(load, *sample) for sample in samples)
-    coming = next(futures, None)
-    while coming:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # so that waiting is measured on an idle GPU; costs the lead of a few launches
-        start = time.monotonic()
-        batch = coming.result()
-        metrics.data_wait_s += time.monotonic() - start
-        coming = next(futures, None)
-        yield batch
-
-
-class _ModuleState:
-    """A module with its optimizer and, where there is one, the moving average of its weights."""
-
-    def __init__(self, optimized: OptimizedModule, spec: TrainSpec) -> None:
-        distributed.convert_sync_batchnorm(optimized.module)
-        self.module, self.clip_grad, self.average, self.optimizer = optimized.module, spec.clip_grad, None, None
-        self.parts: dict[str, Part] = {f"{optimized.name}.net": self.module}
-        if groups := optimized.parameter_groups():  # a loss may have none
-            self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
-            self.parts[f"{optimized.name}.optimizer"] = self.optimizer
-        if spec.model_ema_decay and optimized.averaged:
+    def start(self, spec: TrainSpec) -> None:
+        """Prepare the module for training by `spec`."""
+        distributed.convert_sync_batchnorm(self.module)
+        if spec.model_ema_decay and self.averaged:
             average = get_ema_multi_avg_fn(spec.model_ema_decay)
             self.average = AveragedModel(self.module, multi_avg_fn=average, use_buffers=True)
-            self.parts[f"{optimized.name}.average"] = self.average
+            self.parts[f"{self.name}.average"] = self.average
 
-    def update(self, lr_factor: float) -> None:
+    def update(self, lr_factor: float, clip_grad: float) -> None:
         """Take a step along the gradients, at a share of the peak learning rates."""
         if not self.optimizer:
             return
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * lr_factor
+            group["lr"] = self.lr * lr_factor
         distributed.average_gradients(self.module.parameters())
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
+        nn.utils.clip_grad_norm_(self.module.parameters(), clip_grad)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.module)
@@ -200,22 +123,64 @@ class _ModuleState:
             self.average.module.load_state_dict(own)
 
 
+def fit(
+    modules: Sequence[OptimizedModule], batches: Batches, loss_fn: LossFn, spec: TrainSpec, checkpoint: Checkpoint,
+    validate: ValidateFn = lambda: None,
+) -> None:  # fmt: skip
+    """Train the modules in place by one loss, resuming from the checkpoint.
+
+    batches: loaded a step ahead, in a thread; among several processes `load` gets the rows of the whole batch in each,
+    and loads `distributed.shard` of them.  validate: sees the weights that would be kept; never called beside training.
+    Raises `InputError` where `spec.early_stopping_patience` has no validation images.
+    """
+    training = _FitState(modules, spec, checkpoint, spec.steps_per_epoch(batches.num_rows), validate)
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # threads forget it
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:
+        futures = (pool.submit(batches.load, *sample) for sample in _sample_batches(batches.num_rows, training))
+        loaded = _prefetch(futures, training.metrics)
+        for step in training.remaining_steps():
+            training.training_step(step, loss_fn, next(loaded))
+    training.finalize()
+
+
+def _sample_batches(num_rows: int, training: _FitState) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
+    """Yield the rows and the generator of each step."""
+    size, seed, order = training.spec.batch_size, training.spec.seed, np.arange(num_rows)
+    for step in range(training.first_step, training.steps):
+        epoch, position = divmod(step, training.epoch_steps)
+        if step == training.first_step or position == 0:
+            order = np.random.default_rng((seed, epoch)).permutation(num_rows)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        yield order[position * size : (position + 1) * size], generator
+
+
+def _prefetch(futures: Iterator[Future[Batch]], metrics: MetricsLogger) -> Iterator[Batch]:
+    """Yield batches, loading the next one while one is used."""
+    coming = next(futures, None)
+    while coming:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # so that waiting is measured on an idle GPU; costs the lead of a few launches
+        start = time.monotonic()
+        batch = coming.result()
+        metrics.data_wait_s += time.monotonic() - start
+        coming = next(futures, None)
+        yield batch
+
+
 class _FitState:
-    """One call of `fit`: the modules' states, and the files from which another process resumes."""
+    """One call of `fit`, and the files from which another process resumes."""
 
     def __init__(
-        self,
-        modules: Sequence[OptimizedModule],
-        spec: TrainSpec,
-        checkpoint: Checkpoint,
-        epoch_steps: int,
+        self, modules: Sequence[OptimizedModule], spec: TrainSpec, checkpoint: Checkpoint, epoch_steps: int,
         validate: ValidateFn,
-    ) -> None:
+    ) -> None:  # fmt: skip
         folder, self.stage, self.key = checkpoint
         self.spec, self.validate_fn = spec, validate
         self.state, self.best = (folder / f"{self.stage}.{what}.safetensors" for what in ("checkpoint", "best"))
-        self.states = [_ModuleState(module, spec) for module in modules]
-        self.parts = {name: part for state in self.states for name, part in state.parts.items()}
+        self.optimized = modules
+        for module in modules:
+            module.start(spec)
+        self.parts = {name: part for module in modules for name, part in module.parts.items()}
         self.modules = {module.name: module.module for module in modules}
         self.epoch_steps, self.steps = epoch_steps, epoch_steps * spec.epochs
         with distributed.main_process_first():
@@ -239,14 +204,15 @@ class _FitState:
 
     def training_step(self, step: int, loss_fn: LossFn, batch: Batch) -> None:
         """Take one step, and write the metrics and checkpoints that are due after it."""
-        for state in self.states:
-            state.module.train()
-            state.module.zero_grad(set_to_none=True)
-        with self.seeded_step(step):
+        for module in self.modules.values():
+            module.train()
+            module.zero_grad(set_to_none=True)
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + distributed.rank())  # of dropout
             loss, accuracy = loss_fn(batch)
         loss.backward()
-        for state in self.states:
-            state.update(self.spec.lr_factor(step, self.steps))
+        for optimized in self.optimized:
+            optimized.update(self.spec.lr_factor(step, self.steps), self.spec.clip_grad)
         self.metrics.log_step(step + 1, loss, accuracy)
         ends = (step + 1) % self.epoch_steps == 0
         if ends:
@@ -254,13 +220,6 @@ class _FitState:
         if ends or time.monotonic() - self.saved > CHECKPOINT_EVERY_S:
             self.save(self.state, self.parts, step + 1)
             self.saved = time.monotonic()
-
-    @contextmanager
-    def seeded_step(self, step: int) -> Iterator[None]:
-        """Seed dropout by the step and the process alone; the global state stays as it was."""
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + distributed.rank())
-            yield
 
     def end_epoch(self, step: int) -> None:
         """Validate the weights that would be kept, and save the best."""
@@ -272,12 +231,13 @@ class _FitState:
 
     def swap(self) -> None:
         """Exchange the weights of all modules and their averages."""
-        for state in self.states:
-            state.swap()
+        for optimized in self.optimized:
+            optimized.swap()
 
     def validate(self) -> float | None:
         """Return the validation of the current weights by the first process."""
-        return distributed.broadcast_scalar(self.validate_fn() if distributed.is_main_process() else None)
+        value: float | None = distributed.broadcast(self.validate_fn() if distributed.is_main_process() else None)
+        return value
 
     def save(self, path: Path, parts: Mapping[str, Part], step: int) -> None:
         """Write a state, in the first process."""

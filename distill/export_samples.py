@@ -28,20 +28,15 @@ def export_request(context: RunContext, student: HashNet, space: CodeSpace) -> d
     }  # fmt: skip
 
 
-def holdout_indices(context: RunContext) -> Indices:
-    """Return images to choose quantized layers by: of validation, never queries.
-
-    Without a validation split, images of train, on which a quantized network looks better than it is.
-    """
-    data = context.data
-    return evenly_spaced(data.validation if len(data.validation) else data.train[1:], NUM_CALIBRATION)
-
-
 def calibration_images(context: RunContext) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return images to quantize by, uint8 `[n, S, S, 3]`: of train, and of `holdout_indices`."""
-    pixels = context.data.pixels[context.resolved.student_img_size]
-    train = evenly_spaced(context.data.train, NUM_CALIBRATION)
-    return np.asarray(pixels[train]), np.asarray(pixels[holdout_indices(context)])
+    """Return images to quantize by, uint8 `[n, S, S, 3]`: of train, and others to choose the layers by, never queries.
+
+    The others are of validation; without that split of train, on which a quantized network looks better than it is.
+    """
+    data, pixels = context.data, context.data.pixels[context.resolved.student_img_size]
+    others = data.validation if len(data.validation) else data.train[1:]
+    train, holdout = (evenly_spaced(index, NUM_CALIBRATION) for index in (data.train, others))
+    return np.asarray(pixels[train]), np.asarray(pixels[holdout])
 
 
 def golden_inputs(context: RunContext, student: HashNet) -> tuple[NDArray[np.uint8], Codes, Logits]:

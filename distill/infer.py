@@ -1,4 +1,4 @@
-"""Forward passes in bf16 or fp32, and resumable inference over a data set."""
+"""Forward passes in bf16 or fp32."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill import distributed
-from distill.data.augment import ImageLoader
 from distill.models.hash_net import HashNet
-from gallery.encode import ShardCache, encode
 
 ENCODE_BATCH = 128
 Logits = NDArray[np.float32]
@@ -58,19 +56,3 @@ def forward_logits(model: HashNet) -> ModelFn:
     """Return `model` as a function of normalized images to logits; see `features_and_logits`."""
     run = features_and_logits(model)
     return lambda images: run(images)[1]
-
-
-def infer(
-    model_fn: ModelFn, loader: ImageLoader, index: Indices, cache: ShardCache, crops: Tensor | None = None
-) -> Logits:
-    """Return the outputs for images, or for one crop `[len(index), 4]` of each; resumable.
-
-    model_fn: a function of a network in eval mode
-    """
-
-    def encoder(rows: Indices) -> Logits:
-        with torch.inference_mode():
-            out = model_fn(loader.load(index[rows], None if crops is None else crops[rows]))
-        return out.float().cpu().numpy()
-
-    return encode(encoder, np.arange(len(index)), ENCODE_BATCH, cache)

@@ -12,7 +12,6 @@ from distill.config import TrainConfig, load_yaml
 from distill.context import RunContext, open_context
 from distill.models.hash_net import HashNet
 from distill.run_dir import open_run
-from distill.system import device
 from gallery import codespace
 from gallery.codespace import CodeSpace
 from gallery.errors import InputError
@@ -48,6 +47,5 @@ def load_run(folder: str | Path) -> Iterator[FinishedRun]:
             fix = f"Finish it: distill/run.py --output-dir {path.parent} --name {path.name}, and its other flags."
             raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)
         context = open_context(run_dir, config, folder.resolve().parent / "cache")
-        student = load_network(folder / "student.safetensors").to(device())
-        gallery = str((config.reuse_gallery or folder) / "gallery")
-        yield FinishedRun(context, student, codespace.load(folder)[0], gallery)
+        student, (space, _) = load_network(folder / "student.safetensors"), codespace.load(folder)
+        yield FinishedRun(context, student, space, str((config.reuse_gallery or folder) / "gallery"))

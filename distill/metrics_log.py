@@ -81,23 +81,20 @@ class MetricsLogger:
 
     def end_epoch(self, step: int, validation: float | None) -> None:
         """Write the last line of an epoch."""
-        point = self._write(step, validation)
+        point, shown = self._write(step, validation), "none"
         if validation is not None:
             self.history.append(validation)
-        shown = "none" if validation is None else f"{validation:.3f}"
-        log.info(
-            "  %s epoch %g: loss %.3f, train accuracy %.3f, validation accuracy %s",
-            *(self.stage, point.epoch, point.loss, point.accuracy, shown),
-        )
+            shown = f"{validation:.3f}"
+        message = "  %s epoch %g: loss %.3f, train accuracy %.3f, validation accuracy %s"
+        log.info(message, self.stage, point.epoch, point.loss, point.accuracy, shown)
 
     def _write(self, step: int, validation: float | None) -> MetricsRecord:
         loss, accuracy = torch.stack(self.pending).mean(0).tolist()
         seconds, data_wait_s = round(time.monotonic() - self.start, 2), round(self.data_wait_s, 4)
         self.data_wait_s = 0.0
         self.pending.clear()
-        epoch = step / self.epoch_steps
-        means = round(loss, 5), round(accuracy, 4)
-        point = MetricsRecord(self.stage, step, epoch, *means, validation, seconds, data_wait_s)
+        means = step / self.epoch_steps, round(loss, 5), round(accuracy, 4)
+        point = MetricsRecord(self.stage, step, *means, validation, seconds, data_wait_s)
         if is_main_process():
             with self.path.open("a") as file:
                 file.write(_line(point))

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from distill.build_gallery import build_gallery, reuse_gallery
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.checkpoint import load_network
 from distill.context import RunContext
+from distill.distributed import main_process_first
 from distill.infer import Logits
 from distill.models.hash_net import HashNet
 from distill.train_joint import train_both
 from distill.train_student import distill_student
-from distill.train_teacher import train_teacher
-from distill.trained_models import TrainedModels
+from distill.train_teacher import LEARNED_CODES, train_teacher
+from gallery import codespace
+from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
-from gallery.index import GalleryIndex
+from gallery.errors import CodeSpaceMismatch, InputError
+from gallery.files import sha256_of
+from gallery.index import GalleryIndex, create_gallery, open_gallery
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """The networks of a run; `teacher` is None where only the codes of its gallery are known."""
+
+    teacher: HashNet | None
+    student: HashNet
+    space: CodeSpace
+    gallery: GalleryIndex
 
 
 def train_all(context: RunContext) -> TrainedModels:
@@ -29,3 +48,59 @@ def train_teacher_and_gallery(context: RunContext) -> tuple[HashNet, CodeSpace, 
     """Return the teacher, its code space and gallery, and what the codes are the signs of, `[len(gallery), bits]`."""
     teacher, space = train_teacher(context)
     return teacher, space, *build_gallery(context, teacher, space)
+
+
+def build_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> tuple[GalleryIndex, Logits]:
+    """Encode the gallery; return the index and what its codes are the signs of, `[len(gallery), bits]`: mostly logits.
+
+    A loss that learns the gallery's codes has no logits: they are +-1 then.
+    """
+    run_dir, data, uri = context.run_dir, context.data, str(context.run_dir.folder / "gallery")
+    learned = context.loss_class.learns_gallery_codes
+    if not run_dir.is_done("gallery"):
+        with run_dir.stage("gallery", f"hashing {len(data.gallery)} images into {space.bits} bits each"):
+            codes = run_dir.cache / LEARNED_CODES
+            logits = np.load(codes, allow_pickle=False) if learned else infer_gallery(context, teacher, space)
+            with main_process_first() as first:
+                if first:
+                    names = [data.names[i] for i in data.gallery]
+                    create_gallery(uri, space, pack(logits), data.labels[data.gallery], names)
+    index = open_gallery(uri, space)
+    return index, codes_as_signs(index) if learned else infer_gallery(context, teacher, space)
+
+
+def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpace, GalleryIndex, Logits]:
+    """Return an earlier run's gallery, which must hold exactly this run's images, and its teacher where it exists."""
+    space, centers = codespace.load(folder)
+    gallery = open_gallery(str(folder / "gallery"), space)
+    known, names = gallery.names(), [context.data.names[i] for i in context.data.gallery]
+    if known != names:
+        found = f"{len(names)} images, of which {len(set(known) & set(names))} are among its {len(known)}"
+        fix = "Use the --data and --seed it was made with."
+        raise InputError(f"the images of the gallery in {folder}", found, fix)
+    bits, classes = context.config.bits, context.classes
+    if (space.bits, space.classes) != (bits, classes):
+        expected, found = (f"{b} bits and {len(c)} classes" for b, c in ((space.bits, space.classes), (bits, classes)))
+        fix = f"Use --bits {space.bits} and the data it was made with."
+        raise InputError(f"{expected}, as in {folder}", f"{found}, or others", fix)
+    path = folder / "teacher.safetensors"
+    with main_process_first() as first:
+        if first:
+            codespace.save(context.run_dir.folder, space, centers)
+    if not path.exists():
+        return None, space, gallery, codes_as_signs(gallery)
+    if sha256_of(path) != space.teacher_sha256:
+        raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
+    teacher = load_network(path)
+    logits = infer_gallery(context, teacher, space)
+    return teacher, space, gallery, np.copysign(logits, codes_as_signs(gallery))  # where they differ, the codes hold
+
+
+def infer_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> Logits:
+    """Return the teacher's logits of the gallery, `[len(gallery), bits]`."""
+    return context.infer_logits("teacher", teacher, context.data.gallery, "gallery", space.id)
+
+
+def codes_as_signs(gallery: GalleryIndex) -> Logits:
+    """Return the codes of a gallery as +-1, `[N, bits]`."""
+    return np.where(unpack(gallery.codes()), np.float32(1), np.float32(-1))

@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 MAX_SIZE, MAX_CPU_SIZE = 224, 128  # input sizes that "auto" chooses at most, pixels
 MIN_SIZE, SIZE_STEP = 64, 16  # of convolutional networks, whose strides of 32 leave a 2 x 2 feature map then
-AUTO = {  # option -> what it became in ResolvedConfig
-    "teacher_img_size": "teacher_img_size", "student_img_size": "student_img_size",
-    "teacher_train.finetune": "teacher_finetune",
-    "teacher_train.epochs": "teacher_epochs", "student_train.epochs": "student_epochs",
-    "teacher_train.lr": "teacher_lr", "student_train.lr": "student_lr",
-    "teacher_train.crop_min_scale": "teacher_crop", "student_train.crop_min_scale": "student_crop",
-    "student_train.cached_views": "cached_views",
-}  # fmt: skip
+AUTO = (  # options that may be "auto"
+    "teacher_img_size", "student_img_size", "teacher_train.finetune", "student_train.cached_views",
+    *(f"{role}_train.{name}" for role in ("teacher", "student") for name in ("epochs", "lr", "crop_min_scale")),
+)  # fmt: skip
 TEACHER = "teacher", "teacher_weights", "teacher_img_size", "loss_args", "hash_centers", "center_assignment"
 PROBE = "teacher_train.linear_probe_epochs", "teacher_train.linear_probe_lr"
 ONLINE_STUDENT = {"lr", "weight_decay", "center_loss_weight"}  # the other options are those of the teacher
@@ -39,12 +35,17 @@ def resolve(
     check(config)
     finetune, options, distill = config.teacher_train.finetune, config.teacher_train, config.student_train
     if finetune == "linear_probe" and teacher.random:
-        raise InputError(
-            "pretrained weights for --teacher-train.finetune linear_probe",
-            "random ones, whose features are of no use",
-            "Choose --teacher-train.finetune full.",
-        )
-    auto = AutoResolver()
+        expected, found = "pretrained weights for --teacher-train.finetune linear_probe", "random ones"
+        raise InputError(expected, f"{found}, whose features are of no use", "Choose --teacher-train.finetune full.")
+    reasons: list[str] = []
+
+    def auto(name: str, asked: Any, value: Any, why: str) -> Any:
+        """Return the user's value, or `value` for "auto" with its reason recorded."""
+        if asked != "auto":
+            return asked
+        reasons.append(f"{name} {value if isinstance(value, str) else f'{value:g}'}: {why}")
+        return value
+
     why = f"the images have {image_size} px{'' if gpu else f', and a CPU can train on {MAX_CPU_SIZE}'}"
     sizes = [_size(info, image_size, gpu) for info in (teacher, student)]
     teacher_img_size = auto("teacher size", config.teacher_img_size, sizes[0], why)
@@ -59,20 +60,18 @@ def resolve(
     family = "a transformer" if teacher.transformer else "a convolutional network"
     student_start, cost = start[student.random], "much" if slow else "little"
     return ResolvedConfig(
-        teacher=teacher,
-        student=student,
-        teacher_img_size=teacher_img_size,
+        teacher=teacher, student=student, teacher_img_size=teacher_img_size, teacher_epochs=epochs,
         student_img_size=auto("student size", config.student_img_size, sizes[1], why),
-        teacher_epochs=epochs,
         student_epochs=auto("student epochs", distill.epochs, 15 if student.random else 10, student_start),
         teacher_lr=auto("teacher learning rate", options.lr, lr, f"{family}, {finetune}"),
         student_lr=auto("student learning rate", distill.lr, 2e-3 if student.random else 1e-3, student_start),
-        teacher_crop=auto("teacher crop", options.crop_min_scale, crop, f"{start[teacher.random]}, {epochs} epochs"),
-        student_crop=auto("student crop", distill.crop_min_scale, 0.3, "a default, not compared with others"),
-        teacher_finetune=finetune,
-        cached_views=auto("views", distill.cached_views, 2 if slow else 8, f"a teacher inference costs {cost}"),
-        reasons=tuple(auto.reasons),
-    )
+        teacher_crop_min_scale=auto(
+            "teacher crop", options.crop_min_scale, crop, f"{start[teacher.random]}, {epochs} epochs"
+        ),
+        student_crop_min_scale=auto("student crop", distill.crop_min_scale, 0.3, "a default, not compared with others"),
+        student_cached_views=auto("views", distill.cached_views, 2 if slow else 8, f"a teacher inference costs {cost}"),
+        teacher_finetune=finetune, reasons=tuple(reasons),
+    )  # fmt: skip
 
 
 def check(config: TrainConfig) -> None:
@@ -81,23 +80,19 @@ def check(config: TrainConfig) -> None:
     distiller: type[Distiller] = DISTILLERS.find(config.distiller)
     options = DISTILLERS.parse(config.distiller, config.distiller_args)
     if not distiller.fixes_rotation(options) and not config.student_train.center_loss_weight:
-        raise InputError(
-            "a loss that ties the student to the teacher's space",
-            "only losses that a rotation of the space does not change: its codes would not fit the gallery's",
-            "Give center_loss_weight of --student-train, or another weight of --distiller-args, a value above 0.",
-        )
+        found = "only losses that a rotation of the space does not change: its codes would not fit the gallery's"
+        fix = "Give center_loss_weight of --student-train, or another weight of --distiller-args, a value above 0."
+        raise InputError("a loss that ties the student to the teacher's space", found, fix)
     online, finetune = config.distillation == "online", config.teacher_train.finetune
+    leave_out = "Leave it out, or --distillation offline."
     if distiller.trains_teacher(options) and not online:
         found = "the joint one, whose gradient reaches the teacher, while --distillation offline freezes it"
         raise InputError("an instance loss that fits the distillation", found, "Add --distillation online.")
     if online and (config.reuse_gallery or finetune in ("linear_probe", "lp_ft")):
         found = "--reuse-gallery" if config.reuse_gallery else f"--teacher-train.finetune {finetune}"
-        raise InputError(
-            "a teacher that is trained beside the student", found, "Leave it out, or --distillation offline."
-        )
+        raise InputError("a teacher that is trained beside the student", found, leave_out)
     if online and config.unlabeled_data:
-        fix = "Leave it out, or --distillation offline."
-        raise InputError("--unlabeled-data in offline distillation", "online", fix)
+        raise InputError("--unlabeled-data in offline distillation", "online", leave_out)
     if online and (config.loss, config.distiller) != ("csch", "csch"):
         found = f"--loss {config.loss} and --distiller {config.distiller}"
         raise InputError("CSCH in online distillation, which is its own", found, "Choose --distillation offline.")
@@ -119,14 +114,13 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if config.reuse_gallery:
         yield from ((name, "--reuse-gallery, whose teacher is trained") for name in ("loss", *TEACHER, *teacher_train))
     if config.distillation == "online":
-        student_train = [
-            f"student_train.{name}" for name in StudentTrainConfig.model_fields if name not in ONLINE_STUDENT
-        ]
-        yield from ((name, "--distillation online, which takes it from the teacher") for name in student_train)
+        names = [name for name in StudentTrainConfig.model_fields if name not in ONLINE_STUDENT]
+        why = "--distillation online, which takes it from the teacher"
+        yield from ((f"student_train.{name}", why) for name in names)
     if finetune == "full" or config.distillation == "online":
         yield from ((name, "a teacher without a linear probe") for name in PROBE)
     if finetune == "linear_probe":
-        names = "epochs", "lr", "model_ema_decay", "early_stopping_patience"
+        names = ["epochs", "lr", "model_ema_decay", "early_stopping_patience"]
         yield from ((f"teacher_train.{name}", "--teacher-train.finetune linear_probe") for name in names)
     options = DISTILLERS.parse(config.distiller, config.distiller_args)
     if not DISTILLERS.find(config.distiller).uses_teacher(options):
@@ -158,8 +152,9 @@ def keep_stored(config: TrainConfig, folder: Path) -> TrainConfig:
         return config
     stored: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
     resolved: ResolvedConfig = load_yaml(folder / "resolved_config.yaml", ResolvedConfig)
-    for option, name in AUTO.items():
-        if _get(stored, option) == "auto" and _get(config, option) == getattr(resolved, name):
+    for option in AUTO:
+        became = getattr(resolved, option.replace("_train.", "_"))
+        if _get(stored, option) == "auto" and _get(config, option) == became:
             config = _set(config, option, "auto")
     for kind, registry in (("loss", LOSSES), ("distiller", DISTILLERS)):
         name, args = getattr(config, kind), f"{kind}_args"
@@ -192,16 +187,3 @@ def _size(info: BackboneInfo, image_size: int, gpu: bool) -> int:
     largest = MAX_SIZE if gpu else MAX_CPU_SIZE
     wanted = min(max(smallest, image_size), largest)
     return min(-(-wanted // step), largest // step) * step
-
-
-class AutoResolver:
-    """Returns the user's value, or the given one for "auto" with its reason recorded."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-
-    def __call__(self, name: str, asked: Any, value: Any, why: str) -> Any:
-        if asked != "auto":
-            return asked
-        self.reasons.append(f"{name} {value if isinstance(value, str) else f'{value:g}'}: {why}")
-        return value

@@ -24,9 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 # faster where another process uses the cores too (71 and 12).  Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from distill import distributed
 from distill.config import TrainConfig
-from distill.run_dir import RunDir, open_run
 from gallery import results
 from gallery.console import log, run_cli
 from gallery.errors import EXIT_PASSED
@@ -36,7 +34,8 @@ from mobile_eval import gate, report
 
 if TYPE_CHECKING:
     from distill.context import RunContext
-    from distill.trained_models import TrainedModels
+    from distill.pipeline import TrainedModels
+    from distill.run_dir import RunDir
     from export.bundle import Manifest
     from gallery.metrics import MapResult
 
@@ -44,21 +43,24 @@ QUANTIZATION = "quantization.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and returns its exit code."""
+    """Run the command line and return its exit code."""
     import tyro
 
     command = tyro.cli(TrainConfig, args=arguments, description=__doc__)
 
     def work() -> int:
-        with distributed.init_distributed(), open_run(command.output_dir / command.title) as run:
-            return run_pipeline(run, command)
+        from distill.distributed import init_distributed
+        from distill.run_dir import open_run
+
+        with init_distributed(), open_run(command.output_dir / command.title) as run_dir:
+            return run_pipeline(run_dir, command)
 
     return run_cli(work, "Finished stages are kept: the same command resumes from here.")
 
 
 def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     """Train, export, evaluate and report; what an earlier process finished is read."""
-    from distill import pipeline, resolve
+    from distill import distributed, pipeline, resolve
     from distill.context import open_context
     from distill.metrics_log import to_tensorboard
     from distill.system import limit_threads, tune_malloc
@@ -78,8 +80,9 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
 
     context = open_context(run_dir, config, config.output_dir / "cache")
     models = pipeline.train_all(context)
+    first = distributed.is_main_process()
     distributed.destroy()
-    if not distributed.is_main_process():
+    if not first:
         return EXIT_PASSED
     if config.tensorboard:
         to_tensorboard(run_dir.folder / "train.jsonl", run_dir.folder / "tensorboard")
@@ -136,12 +139,9 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
 
 
 def build_results(
-    context: RunContext,
-    models: TrainedModels,
-    scores: dict[str, MapResult],
-    exported: Sequence[results.ModelResult],
+    context: RunContext, models: TrainedModels, scores: dict[str, MapResult], exported: Sequence[results.ModelResult],
     examples: tuple[results.RetrievalExample, ...],
-) -> RunResults:
+) -> RunResults:  # fmt: skip
     """Build the record of the run, the only source of tables, plots and the report."""
     from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
@@ -150,35 +150,20 @@ def build_results(
 
     data, config, quantization = context.data, context.config, context.run_dir.folder / QUANTIZATION
     return RunResults(
-        created=results.now(),
-        command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]),
-        name=config.title,
-        seed=config.seed,
-        code_space=models.space.id,
-        bits=config.bits,
-        student=config.student,
-        query_set=context.protocol,
-        num_queries=len(data.query),
-        gallery_size=len(data.gallery),
-        map=scores[results.STUDENT_GALLERY].map,
-        center_distance=min_distance(hash_centers_of(context)),
+        created=results.now(), command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]), system=describe(),
+        name=config.title, seed=config.seed, code_space=models.space.id, bits=config.bits, student=config.student,
+        query_set=context.protocol, num_queries=len(data.query), gallery_size=len(data.gallery), skipped=data.skipped,
+        map=scores[results.STUDENT_GALLERY].map, center_distance=min_distance(hash_centers_of(context)),
         protocol=results.EvaluationProtocol(
             dataset=data.name, classes=len(data.classes), train=len(data.train), validation=len(data.validation),
             gallery=len(data.gallery), query=len(data.query), top_k=data.top_k, seed=config.seed,
         ),
-        model_summaries=tuple(model_summaries(context, models)),
-        pairs=tuple(
-            results.RetrievalPair(name=name, map=score.map, map_retrieved=score.map_retrieved)
-            for name, score in scores.items()
-        ),
-        models=tuple(exported),
-        hash_centers=hash_center_summary(context, models),
+        model_summaries=tuple(model_summaries(context, models)), models=tuple(exported), examples=examples,
+        pairs=tuple(results.RetrievalPair(name=name, map=score.map, map_retrieved=score.map_retrieved)
+                    for name, score in scores.items()),
+        hash_centers=hash_center_summary(context, models), curves=tuple(training_curves(context)),
         quantization=json.loads(quantization.read_text()) if quantization.exists() else None,
-        curves=tuple(training_curves(context)),
-        examples=examples,
-        skipped=data.skipped,
         seconds=context.run_dir.seconds,
-        system=describe(),
     )  # fmt: skip
 
 

@@ -46,8 +46,7 @@ class RunDir:
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Announce a stage, time it, and mark it done if it ends without an exception."""
         log.info("[%s] %s", name, what)
-        start, before = time.monotonic(), self._stages.get(name, {}).get("seconds", 0.0)
-        done = False
+        start, before, done = time.monotonic(), self._stages.get(name, {}).get("seconds", 0.0), False
         try:
             yield
             done = True
@@ -90,24 +89,16 @@ class RunDir:
         but: keys that may change; returns those that did.
         """
         with main_process_first():
-            return self._compare(self.folder / f"{name}.yaml", value, but)
-
-    def _compare(self, path: Path, value: BaseModel, but: tuple[str, ...]) -> set[str]:
-        if not path.exists():
-            atomic_write(path, to_yaml(value))
-            return set()
-        new, old = value.model_dump(mode="json"), type(value).model_construct().model_dump(mode="json")
-        old |= yaml.safe_load(path.read_text()) or {}  # a folder of an earlier version had what are the defaults now
-        changed = {key for key in new if new[key] != old.get(key)}
-        if fixed := sorted(changed - set(but)):
-            raise InputError(
-                f"the settings that {self.folder} was made with",
-                "; ".join(f"{key} {new[key]!r} instead of {old.get(key)!r}" for key in fixed),
-                "Give this run another --name, or delete the folder.",
-            )
-        if changed:
-            atomic_write(path, to_yaml(value))
-        return changed
+            path, new = self.folder / f"{name}.yaml", value.model_dump(mode="json")
+            old = (yaml.safe_load(path.read_text()) or {}) if path.exists() else new
+            changed = {key for key in new if new[key] != old.get(key)}
+            if fixed := sorted(changed - set(but)):
+                found = "; ".join(f"{key} {new[key]!r} instead of {old.get(key)!r}" for key in fixed)
+                fix = "Give this run another --name, or delete the folder."
+                raise InputError(f"the settings that {self.folder} was made with", found, fix)
+            if changed or not path.exists():
+                atomic_write(path, to_yaml(value))
+            return changed
 
 
 @contextmanager

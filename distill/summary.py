@@ -13,7 +13,7 @@ from distill.hash_centers.assignment import class_means, class_similarity, gram_
 from distill.infer import Logits
 from distill.metrics_log import read_metrics
 from distill.models.hash_net import HashNet
-from distill.trained_models import TrainedModels
+from distill.pipeline import TrainedModels
 from gallery.codes import unpack
 from gallery.files import sha256_of
 from gallery.results import HashCenterSummary, ModelSummary, TrainingCurve
@@ -74,14 +74,13 @@ def hash_center_summary(context: RunContext, models: TrainedModels) -> HashCente
     if optimises_multilabel_centers(context):
         built = "far apart, then optimised for majority-vote targets that tell which images share a class"
     return HashCenterSummary(
-        classes=tuple(classes[c] for c in shown),
+        classes=tuple(classes[c] for c in shown), similarity_of="the teacher's codes of the gallery",
         distance=tuple(map(tuple, ((centers.shape[1] - centers @ centers.T) // 2).tolist())),
         similarity=tuple(map(tuple, class_similarity(means).round(3).tolist())),
-        similarity_of="the teacher's codes of the gallery",
         construction="of the earlier run" if reused else built,
         assignment="of the earlier run" if reused else center_assignment(context),
         correlation=None if is_equidistant(centers) else gram_correlation(centers, means),
-    )
+    )  # fmt: skip
 
 
 def training_curves(context: RunContext) -> Iterator[TrainingCurve]:
@@ -89,10 +88,6 @@ def training_curves(context: RunContext) -> Iterator[TrainingCurve]:
     points = read_metrics(context.run_dir.folder / "train.jsonl")
     for stage in dict.fromkeys(point.stage for point in points):
         own = [point for point in points if point.stage == stage]
-        yield TrainingCurve(
-            stage=stage,
-            steps=tuple(p.step for p in own),
-            loss=tuple(p.loss for p in own),
-            accuracy=tuple(p.accuracy for p in own),
-            validation=tuple((p.step, p.validation) for p in own if p.validation is not None),
-        )
+        steps, loss, accuracy = zip(*((p.step, p.loss, p.accuracy) for p in own), strict=True)
+        validation = tuple((p.step, p.validation) for p in own if p.validation is not None)
+        yield TrainingCurve(stage=stage, steps=steps, loss=loss, accuracy=accuracy, validation=validation)

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.checkpoint import load_network, save_network
+from distill.checkpoint import load_network
 from distill.context import RunContext
-from distill.data.augment import ImageLoader, fixed_crops, random_resized_crops
+from distill.data.augment import fixed_crops, random_resized_crops
 from distill.distillers import DISTILLERS
 from distill.distillers.base import DistillBatch, DistillContext, Distiller
-from distill.distributed import all_gather, main_process_first, shard
+from distill.distributed import all_gather, shard
 from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import Indices, Logits, forward_logits
 from distill.models.hash_net import HashNet
@@ -62,11 +62,6 @@ class StudentLoss(nn.Module):
         super().__init__()
         self.center_loss_weight, self.distiller = center_loss_weight, distiller
 
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the distiller uses the teacher's logits."""
-        return self.distiller.uses_teacher(self.distiller.options)
-
     def forward(self, data: TrainingSet, student: Tensor, teacher: Tensor, index: Indices) -> Tensor:
         """Return the loss of a batch, a scalar.
 
@@ -84,29 +79,27 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
 
     teacher: None where only the gallery's codes are known; gallery_logits: the teacher's, `[len(gallery), bits]`
     """
-    run_dir, (info, size), views = context.run_dir, context.backbone("student"), context.resolved.cached_views
-    path = run_dir.folder / "student.safetensors"
+    run_dir, (info, size), views = context.run_dir, context.backbone("student"), context.resolved.student_cached_views
     if not run_dir.is_done("student"):
         data = TrainingSet.of(context, "student")
         loss = build_student_loss(context, data, gallery_logits)
-        index, n_unlabeled = student_indices(context, teacher, loss.uses_teacher)
+        uses_teacher = loss.distiller.uses_teacher(loss.distiller.options)
+        index, n_unlabeled = student_indices(context, teacher, uses_teacher)
         spec = context.train_spec("student", n_unlabeled)
         if teacher and not views:
-            unlabeled = index[len(data.train) :]
-            teacher_fn = teacher_on_the_fly(teacher, context.image_loader("teacher"))
-            batches = batches_on_the_fly(data, teacher_fn, spec.crop_min_scale, unlabeled, n_unlabeled)
+            batches = batches_on_the_fly(context, teacher, data, index[len(data.train) :], n_unlabeled)
         else:
             source = "the teacher" if teacher else "the gallery's codes"
-            what = f"caching outputs of {source}" if loss.uses_teacher else "sampling crops"
+            what = f"caching outputs of {source}" if uses_teacher else "sampling crops"
             with run_dir.stage("views", f"{what} for {views} views of {len(index)} images"):
-                cached = cache_teacher_views(context, teacher, index, space, gallery_logits, loss.uses_teacher)
+                cached = cache_teacher_views(context, teacher, index, space, gallery_logits, uses_teacher)
             batches = batches_from_cache(data, cached, n_unlabeled)
         with run_dir.stage("student", f"distilling {info.name} at {size} px, {info.source}"):
             model = context.build_model("student")
             train_student(model, data, batches, loss, spec, context.checkpoint("student", space.id))
-            save_student(context, model)
+            context.save_model("student", model)
     run_dir.delete("student.checkpoint.safetensors")
-    return load_network(path).to(device())
+    return load_network(run_dir.folder / "student.safetensors")
 
 
 def build_student_loss(context: RunContext, data: TrainingSet, gallery_logits: Logits) -> StudentLoss:
@@ -125,66 +118,54 @@ def train_student(
 
     def loss_fn(batch: StudentBatch) -> tuple[Tensor, Tensor]:
         logits, index = forward(batch.images), batch.index[: batch.n_labeled]
-        teacher = batch.teacher_logits() if loss.uses_teacher else logits.detach()
+        teacher = batch.teacher_logits() if loss.distiller.uses_teacher(loss.distiller.options) else logits.detach()
         return loss(data, logits, teacher, index), data.accuracy(logits[: len(index)].detach(), index)
 
-    modules = [
-        OptimizedModule("student", model, *rates),
-        OptimizedModule("distiller", loss.distiller, *rates, averaged=False),
-    ]
-    fit(modules, batches, loss_fn, spec, checkpoint, data.make_validator(model))
+    own = OptimizedModule("distiller", loss.distiller, *rates, averaged=False)
+    fit(
+        [OptimizedModule("student", model, *rates), own], batches, loss_fn, spec, checkpoint, data.make_validator(model)
+    )
 
 
 def batches_from_cache(data: TrainingSet, views: CachedViews, n_unlabeled: int) -> Batches:
     """Return batches of cached views: rows of train, and `n_unlabeled` sampled unlabeled images."""
-    first, device = len(data.train), data.loader.device
-    logits = views.logits.to(device)
+    first, logits = len(data.train), views.logits.to(data.loader.device)
 
     def load(rows: NDArray[np.int64], generator: torch.Generator) -> StudentBatch:
         view = torch.randint(len(views.crops), (len(rows) + n_unlabeled,), generator=generator)
         row = torch.from_numpy(rows)
         if n_unlabeled:
             row = torch.cat([row, torch.randint(first, len(views.index), (n_unlabeled,), generator=generator)])
-        index, teacher = views.index[row.numpy()], logits[view.to(device), row.to(device)]
+        index, teacher = views.index[row.numpy()], logits[view.to(logits.device), row.to(logits.device)]
         images = data.loader.load(shard(index), shard(views.crops[view, row]))
         return StudentBatch(images, index, len(rows), lambda: teacher)
 
     return Batches(len(data.train), load)
 
 
-TeacherFn = Callable[[Indices, Tensor], Callable[[], Tensor]]
-
-
-def teacher_on_the_fly(teacher: HashNet, loader: ImageLoader) -> TeacherFn:
-    """Return a function that loads crops at the teacher's input size and returns the frozen teacher's inference."""
-    forward = forward_logits(teacher)
-
-    def load(index: Indices, crops: Tensor) -> Callable[[], Tensor]:
-        images = loader.load(index, crops)
-
-        def logits() -> Tensor:
-            teacher.eval()
-            with torch.no_grad():
-                return all_gather(forward(images))
-
-        return logits
-
-    return load
-
-
 def batches_on_the_fly(
-    data: TrainingSet, teacher_fn: TeacherFn, crop_min_scale: float, unlabeled: Indices, n_unlabeled: int
+    context: RunContext, teacher: HashNet, data: TrainingSet, unlabeled: Indices, n_unlabeled: int
 ) -> Batches:
-    """Return batches of random crops: rows of train, and `n_unlabeled` of the images `unlabeled`."""
+    """Return batches of random crops, with the frozen teacher's inference at its own input size.
+
+    A batch has rows of train, and `n_unlabeled` of the images `unlabeled`.
+    """
+    forward, loader, train = forward_logits(teacher.eval()), context.image_loader("teacher"), data.train
+    scale = context.resolved.student_crop_min_scale
 
     def load(rows: NDArray[np.int64], generator: torch.Generator) -> StudentBatch:
-        crops = random_resized_crops(len(rows) + n_unlabeled, crop_min_scale, generator)
+        crops = random_resized_crops(len(rows) + n_unlabeled, scale, generator)
         sampled = torch.randint(max(1, len(unlabeled)), (n_unlabeled,), generator=generator).numpy()
-        index = np.concatenate([data.train[rows], unlabeled[sampled]])
-        teacher_logits = teacher_fn(shard(index), shard(crops))
+        index = np.concatenate([train[rows], unlabeled[sampled]])
+        large = loader.load(shard(index), shard(crops))
+
+        def teacher_logits() -> Tensor:
+            with torch.no_grad():
+                return all_gather(forward(large))
+
         return StudentBatch(data.loader.load(shard(index), shard(crops)), index, len(rows), teacher_logits)
 
-    return Batches(len(data.train), load)
+    return Batches(len(train), load)
 
 
 def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: bool) -> tuple[Indices, int]:
@@ -202,7 +183,7 @@ def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: 
     if len(unlabeled) > (most := MAX_UNLABELED * len(data.train)):
         log.info("  the student uses %d of %d unlabeled images", most, len(unlabeled))
         unlabeled = np.sort(np.random.default_rng(context.config.seed).choice(unlabeled, most, replace=False))
-    if teacher is None and not context.resolved.cached_views:
+    if teacher is None and not context.resolved.student_cached_views:
         raise InputError("cached views for stored codes", "0", "Choose --student-train.cached-views of at least 1.")
     twice = min(MAX_UNLABELED_RATIO, 2 * len(unlabeled) / (len(unlabeled) + len(data.train)))
     ratio = twice if options.unlabeled_ratio == "auto" else float(options.unlabeled_ratio)
@@ -212,21 +193,18 @@ def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: 
 
 
 def cache_teacher_views(
-    context: RunContext,
-    teacher: HashNet | None,
-    index: Indices,
-    space: CodeSpace,
-    gallery_logits: Logits,
+    context: RunContext, teacher: HashNet | None, index: Indices, space: CodeSpace, gallery_logits: Logits,
     uses_teacher: bool = True,
-) -> CachedViews:
+) -> CachedViews:  # fmt: skip
     """Return fixed crops with teacher outputs; the first is the whole image, known where that is in the gallery."""
     resolved = context.resolved
     position = {image: row for row, image in enumerate(context.data.gallery.tolist())}
     known = np.array([position.get(image, -1) for image in index.tolist()])
     new = np.flatnonzero(known < 0)
-    crops = fixed_crops(len(index), max(1, resolved.cached_views), resolved.student_crop, context.config.seed)
+    views, scale = max(1, resolved.student_cached_views), resolved.student_crop_min_scale
+    crops = fixed_crops(len(index), views, scale, context.config.seed)
     logits = []
-    for view in range(len(crops)):
+    for view in range(views):
         if not uses_teacher:
             logits.append(np.zeros((len(index), space.bits), np.float32))
         elif teacher is None or view == 0:  # without a teacher, the gallery's codes hold for every crop
@@ -236,12 +214,3 @@ def cache_teacher_views(
         else:
             logits.append(context.infer_logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))
     return CachedViews(index, crops, torch.from_numpy(np.stack(logits)))
-
-
-def save_student(context: RunContext, model: HashNet) -> None:
-    """Write the trained student."""
-    info, size = context.backbone("student")
-    with main_process_first() as first:
-        if first:
-            path = context.run_dir.folder / "student.safetensors"
-            save_network(path, model, info.name, size, context.config.bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.checkpoint import load_network, save_network
+from distill.checkpoint import load_network
 from distill.codebook import code_space, final_centers
 from distill.context import RunContext
 from distill.data.augment import color_jitter, fixed_crops, random_resized_crops
-from distill.distributed import main_process_first, shard
-from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
+from distill.distributed import is_main_process, main_process_first, shard
+from distill.engine import Batches, Checkpoint, LossFn, OptimizedModule, TrainSpec, fit
 from distill.infer import Logits, extract_features, features_and_logits
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss, LossBatch, LossContext
@@ -46,12 +47,13 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
                 linear_probe(model, loss, data, cache_features(context, model), probe, context.checkpoint(stage))
             if how != "linear_probe":
                 finetune(model, loss, data, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
-            if (codes := loss.codes()) is not None:
-                _save_learned_codes(context, codes)
+            if (codes := loss.codes()) is not None and is_main_process():  # which are kept until the gallery has them
+                with atomic_path(run_dir.cache / LEARNED_CODES) as draft, draft.open("wb") as stream:
+                    np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
             save_teacher(context, model, data)
     run_dir.delete("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run_dir.folder)
-    return load_network(run_dir.folder / "teacher.safetensors").to(device()), space
+    return load_network(run_dir.folder / "teacher.safetensors"), space
 
 
 def build_loss(context: RunContext, model: HashNet, data: TrainingSet) -> HashLoss:
@@ -72,8 +74,8 @@ def cache_features(context: RunContext, model: HashNet) -> Logits:
     """Return the pretrained backbone's features of fixed crops of the training images, `[views, len(train), D]`."""
     resolved, train, extract = context.resolved, context.data.train, extract_features(model.eval())
     features = [context.infer(extract, "teacher", train, "teacher features 0", "pretrained 0")]
-    views = max(1, min(resolved.cached_views, MAX_FEATURE_BYTES // features[0].nbytes))
-    crops = fixed_crops(len(train), views, resolved.teacher_crop, context.config.seed)
+    views = max(1, min(resolved.student_cached_views, MAX_FEATURE_BYTES // features[0].nbytes))
+    crops = fixed_crops(len(train), views, resolved.teacher_crop_min_scale, context.config.seed)
     features += [context.infer(extract, "teacher", train, f"teacher features {v}", f"pretrained {v}", crops[v])
                  for v in range(1, views)]  # fmt: skip
     return np.stack(features)
@@ -86,19 +88,13 @@ def linear_probe(
 
     features: of the frozen backbone, `[views, len(train), D]`; a step samples a view of each of its images
     """
-    cached, metric = torch.from_numpy(features).to(data.loader.device), _train_metric(data, loss)
+    cached = torch.from_numpy(features).to(data.loader.device)
 
     def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
         views = (torch.randint(len(cached), (len(rows),), generator=generator) for _ in range(loss.n_views))
         return [cached[view, torch.from_numpy(rows)] for view in views], rows
 
-    def loss_fn(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
-        views, rows = batch
-        logits = model.head(views[0])
-        second = model.head(views[1]) if loss.n_views > 1 else None
-        shown = LossBatch(logits, views[0], torch.from_numpy(rows).to(logits.device), second)
-        return loss(shown), metric(logits.detach(), data.train[rows])
-
+    loss_fn = _loss_of_views(lambda features: (features, model.head(features)), loss, data)
     fit(_with_loss("head", model.head, loss, spec), Batches(len(data.train), load), loss_fn, spec, checkpoint)
     model.eval()
 
@@ -110,7 +106,7 @@ def finetune(
 
     freeze_bn: batch norms of the backbone keep their running statistics
     """
-    forward, metric = features_and_logits(model), _train_metric(data, loss)
+    infer_view = features_and_logits(model)
 
     def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
         index, scale = data.train[rows], spec.crop_min_scale
@@ -121,22 +117,32 @@ def finetune(
             views.append(color_jitter(harder, SECOND_VIEW_JITTER, generator))
         return views, rows
 
-    def loss_fn(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
-        views, rows = batch
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         model.backbone.train(not freeze_bn)
-        features, logits = forward(views[0])
-        second = forward(views[1])[1] if loss.n_views > 1 else None
-        shown = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), second)
-        return loss(shown), metric(logits.detach(), data.train[rows])
+        return infer_view(images)
 
     modules, batches = _with_loss("teacher", model, loss, spec), Batches(len(data.train), load)
-    fit(modules, batches, loss_fn, spec, checkpoint, data.make_validator(model, metric))
+    validate = data.make_validator(model, _train_metric(data, loss))
+    fit(modules, batches, _loss_of_views(forward, loss, data), spec, checkpoint, validate)
+
+
+def _loss_of_views(forward: Callable[[Tensor], tuple[Tensor, Tensor]], loss: HashLoss, data: TrainingSet) -> LossFn:
+    """Return the loss and the accuracy of a batch's views; forward: a view to features and logits."""
+    metric = _train_metric(data, loss)
+
+    def loss_fn(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
+        views, rows = batch
+        (features, logits), *second = map(forward, views)
+        shown = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), *(out[1] for out in second))
+        return loss(shown), metric(logits.detach(), data.train[rows])
+
+    return loss_fn
 
 
 def _with_loss(name: str, module: nn.Module, loss: HashLoss, spec: TrainSpec) -> list[OptimizedModule]:
     """Return a network with its loss, whose parameters are trained and whose buffers are kept in checkpoints."""
     rates = spec.lr, spec.weight_decay
-    return [OptimizedModule(name, module, *rates), OptimizedModule("objective", loss, *rates, averaged=False)]
+    return [OptimizedModule(name, module, *rates), OptimizedModule("loss", loss, *rates, averaged=False)]
 
 
 def _train_metric(data: TrainingSet, loss: HashLoss) -> MetricFn:
@@ -146,17 +152,7 @@ def _train_metric(data: TrainingSet, loss: HashLoss) -> MetricFn:
 
 def save_teacher(context: RunContext, model: HashNet, data: TrainingSet) -> None:
     """Write the trained teacher and its code space."""
-    folder, (info, size) = context.run_dir.folder, context.backbone("teacher")
-    path, centers = folder / "teacher.safetensors", final_centers(context, model, data.hash_centers)
+    centers, path = final_centers(context, model, data.hash_centers), context.save_model("teacher", model)
     with main_process_first() as first:
         if first:
-            save_network(path, model, info.name, size, context.config.bits)
-            codespace.save(folder, code_space(context, sha256_of(path), centers), centers)
-
-
-def _save_learned_codes(context: RunContext, codes: Tensor) -> None:
-    """Keep the gallery codes that the loss has learned until they are in the gallery."""
-    with main_process_first() as first:
-        if first:
-            with atomic_path(context.run_dir.cache / LEARNED_CODES) as draft, draft.open("wb") as stream:
-                np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
+            codespace.save(path.parent, code_space(context, sha256_of(path), centers), centers)

@@ -14,7 +14,7 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do: the machine may be shared
 
-ROOT, PATIENCE_S = Path(__file__).parents[1], 240
+ROOT, PATIENCE_S = Path(__file__).parents[1], 900
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
 SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-train.epochs", "1",
          "--teacher-train.batch-size", "16", "--student-train.epochs", "1", "--student-train.cached-views", "1",

@@ -25,7 +25,7 @@ from gallery.index import open_gallery
 from gallery.results import load as load_results
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 240
+PATIENCE_S = 900
 FILES = ("config.yaml", "codespace.json", "centers.npy", "teacher.safetensors", "student.safetensors", "train.jsonl",
          "gallery", "bundle/manifest.json", "results.json", "report.html",
          "junit.xml", "log.txt")  # fmt: skip

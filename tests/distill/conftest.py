@@ -13,9 +13,9 @@ from distill.config import TrainConfig
 from distill.context import RunContext, open_context
 from distill.data import DataConfig, load
 from distill.models.hash_net import build
+from distill.pipeline import TrainedModels
 from distill.resolve import with_absolute_paths
 from distill.run_dir import open_run
-from distill.trained_models import TrainedModels
 from tests.distill.factories import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from distill.config import StudentTrainConfig, TeacherTrainConfig
 from distill.context import RunContext
-from distill.trained_models import TrainedModels
+from distill.pipeline import TrainedModels
 
 BITS, SIZE, EACH = 16, 32, 20
 TEACHER = TeacherTrainConfig(finetune="full", epochs=1, batch_size=16)

@@ -61,7 +61,7 @@ def test_auto_follows_pictures_device_and_weights() -> None:
     whole = resolve(TrainConfig(teacher_train=TeacherTrainConfig(finetune="full")), CNN, CNN, image_size=600, gpu=False)
     assert large.teacher_lr < whole.teacher_lr
     assert small.teacher_lr < whole.teacher_lr
-    assert small.cached_views < large.cached_views
+    assert small.student_cached_views < large.student_cached_views
     assert resolve(TrainConfig(), CNN, CNN, image_size=100, gpu=False).teacher_img_size == 112
     reasons = "\n".join(small.reasons)
     for what in ("teacher size", "student size", "epochs", "learning rate", "crop", "views"):
@@ -77,9 +77,9 @@ def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
     )
     plan = resolve(asked, VIT, CNN, image_size=28, gpu=False)
     assert plan.reasons == ()
-    assert (plan.teacher_img_size, plan.student_img_size, plan.cached_views) == (96, 80, 3)
-    assert (plan.teacher_epochs, plan.teacher_lr, plan.teacher_crop) == (1, 0.5, 0.7)
-    assert (plan.student_epochs, plan.student_lr, plan.student_crop) == (2, 0.25, 0.6)
+    assert (plan.teacher_img_size, plan.student_img_size, plan.student_cached_views) == (96, 80, 3)
+    assert (plan.teacher_epochs, plan.teacher_lr, plan.teacher_crop_min_scale) == (1, 0.5, 0.7)
+    assert (plan.student_epochs, plan.student_lr, plan.student_crop_min_scale) == (2, 0.25, 0.6)
 
 
 def test_options_of_methods_are_spelled_as_flags_are() -> None:

@@ -21,10 +21,10 @@ from distill.hash_centers.constructions import hash_centers
 from distill.hash_centers.multilabel import optimise_centers, target_codes
 from distill.metrics_log import read_metrics
 from distill.models.hash_net import build
+from distill.pipeline import TrainedModels
 from distill.run_dir import open_run
 from distill.summary import hash_center_summary, model_summaries, pair_logits
 from distill.train_student import cache_teacher_views, student_indices
-from distill.trained_models import TrainedModels
 from distill.training_set import TrainingSet
 from gallery import codespace
 from gallery.codes import pack

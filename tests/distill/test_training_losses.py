@@ -13,8 +13,8 @@ from distill.codebook import hash_centers_of
 from distill.context import RunContext
 from distill.infer import forward_logits
 from distill.losses import LOSSES
+from distill.pipeline import TrainedModels
 from distill.train_teacher import LEARNED_CODES
-from distill.trained_models import TrainedModels
 from distill.training_set import TrainingSet
 from gallery import codespace
 from gallery.codes import pack, unpack
