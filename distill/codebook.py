@@ -1,4 +1,4 @@
-"""The hash centers that a run uses, and its code space."""
+"""The hash centers that a run uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from distill.hash_centers.multilabel import optimise_centers
 from distill.infer import extract_features
 from distill.models.hash_net import HashNet
 from gallery import codespace
-from gallery.codespace import CodeSpace
 from gallery.console import log
 
 
@@ -73,12 +72,3 @@ def pretrained_features(context: RunContext, role: Role) -> NDArray[np.float32]:
     """Return a pretrained backbone's features of the training images, `[len(train), D]`."""
     model = context.build_model(role).eval()
     return context.infer(extract_features(model), role, context.data.train, f"{role} features 0", "pretrained 0")
-
-
-def code_space(context: RunContext, teacher_sha256: str, centers: Centers) -> CodeSpace:
-    """Return the code space of a teacher."""
-    return CodeSpace(
-        bits=context.config.bits, classes=context.classes, teacher=context.resolved.teacher.name,
-        teacher_sha256=teacher_sha256, centers_sha256=codespace.hash_centers(centers),
-        preprocessing=context.preprocessing("teacher"),
-    )  # fmt: skip

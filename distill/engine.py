@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill import distributed
 from distill.checkpoint import Part, load_state, save_state
+from distill.config import OptimizerConfig
 from distill.metrics_log import MetricsLogger
 from gallery.console import log, track
 from gallery.errors import InputError
@@ -35,20 +35,13 @@ LossFn = Callable[[Any], tuple[Tensor, Tensor]]  # batch -> (loss, accuracy)
 ValidateFn = Callable[[], float | None]
 
 
-@dataclass(frozen=True)
-class TrainSpec:
-    """How a network is trained: an `OptimizerConfig` whose "auto" is resolved; gradients are clipped by module."""
+class TrainSpec(OptimizerConfig):
+    """How a network is trained, with every "auto" resolved; gradients are clipped by module."""
 
     epochs: int
-    batch_size: int
     lr: float
-    weight_decay: float
-    warmup_ratio: float
-    clip_grad: float
-    seed: int
     crop_min_scale: float = 1.0
-    model_ema_decay: float = 0.0
-    early_stopping_patience: int = 0
+    seed: int
 
     def steps_per_epoch(self, rows: int) -> int:
         """Return the number of full batches; the remaining rows are left out of the epoch."""

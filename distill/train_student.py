@@ -81,7 +81,7 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
     """
     run_dir, (info, size), views = context.run_dir, context.backbone("student"), context.resolved.student_cached_views
     if not run_dir.is_done("student"):
-        data = TrainingSet.of(context, "student")
+        data = TrainingSet(context, "student")
         loss = build_student_loss(context, data, gallery_logits)
         uses_teacher = loss.distiller.uses_teacher(loss.distiller.options)
         index, n_unlabeled = student_indices(context, teacher, uses_teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.checkpoint import load_network
-from distill.codebook import code_space, final_centers
+from distill.codebook import final_centers
 from distill.context import RunContext
 from distill.data.augment import color_jitter, fixed_crops, random_resized_crops
 from distill.distributed import is_main_process, main_process_first, shard
@@ -38,12 +37,12 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
     if not run_dir.is_done("teacher"):
         info, how = resolved.teacher, resolved.teacher_finetune
         with run_dir.stage("teacher", f"training {info.name} at {resolved.teacher_img_size} px ({how}), {info.source}"):
-            model, data = context.build_model("teacher"), TrainingSet.of(context, "teacher")
+            model, data = context.build_model("teacher"), TrainingSet(context, "teacher")
             loss, spec = build_loss(context, model, data), context.train_spec("teacher")
             if how != "full":
                 options, stage = context.config.teacher_train, "teacher" if how == "linear_probe" else "head"
-                probe = replace(spec, epochs=options.linear_probe_epochs, lr=options.linear_probe_lr,
-                                model_ema_decay=0.0, early_stopping_patience=0)  # fmt: skip
+                probe = spec.model_copy(update={"epochs": options.linear_probe_epochs, "lr": options.linear_probe_lr,
+                                                "model_ema_decay": 0.0, "early_stopping_patience": 0})  # fmt: skip
                 linear_probe(model, loss, data, cache_features(context, model), probe, context.checkpoint(stage))
             if how != "linear_probe":
                 finetune(model, loss, data, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
@@ -155,4 +154,9 @@ def save_teacher(context: RunContext, model: HashNet, data: TrainingSet) -> None
     centers, path = final_centers(context, model, data.hash_centers), context.save_model("teacher", model)
     with main_process_first() as first:
         if first:
-            codespace.save(path.parent, code_space(context, sha256_of(path), centers), centers)
+            space = CodeSpace(
+                bits=context.config.bits, classes=context.classes, teacher=context.resolved.teacher.name,
+                teacher_sha256=sha256_of(path), centers_sha256=codespace.hash_centers(centers),
+                preprocessing=context.preprocessing("teacher"),
+            )  # fmt: skip
+            codespace.save(path.parent, space, centers)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.codebook import hash_centers_of
 from distill.context import Role, RunContext, multi_hot
-from distill.data.augment import ImageLoader
-from distill.hash_centers.constructions import Centers
 from distill.hash_centers.multilabel import target_codes
 from distill.infer import ENCODE_BATCH, Indices, forward_logits
 from distill.losses.csch import center_consistency
@@ -25,25 +20,20 @@ from distill.models.hash_net import HashNet
 MetricFn = Callable[[Tensor, Indices], Tensor]
 
 
-@dataclass(frozen=True)
 class TrainingSet:
-    """Images, their labels, and a hash center for each class.
+    """What the teacher or the student of a run is trained on: images, labels, and a hash center for each class.
 
     labels: of all images, int `[N]` (-1: no label, or a class without a center) or multi-hot bool `[N, C]`
     train, validation: indices of labeled images
     """
 
-    loader: ImageLoader
-    labels: NDArray[Any]
-    hash_centers: Centers
-    train: Indices
-    validation: Indices
-
-    @classmethod
-    def of(cls, context: RunContext, role: Role) -> TrainingSet:
-        """Return what the teacher or the student of a run is trained on."""
-        data, loader = context.data, context.image_loader(role)
-        return cls(loader, context.labels, hash_centers_of(context), data.train, data.validation)
+    def __init__(self, context: RunContext, role: Role) -> None:
+        self.loader, self.labels, self.hash_centers = (
+            context.image_loader(role),
+            context.labels,
+            hash_centers_of(context),
+        )
+        self.train, self.validation = context.data.train, context.data.validation
 
     @cached_property
     def centers(self) -> Tensor:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,7 @@ def rounded_only(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def whole(folder: Path) -> None:
     """Trains to the end, then meets every kind of trouble; the findings of each process go to a file of its own."""
     torch.save(tensors(train(folder)), folder / f"{distributed.rank()}.pt")
-    odd = replace(SCHEDULE, batch_size=7, early_stopping_patience=0)
+    odd = SCHEDULE.model_copy(update={"batch_size": 7, "early_stopping_patience": 0})
     found = {
         "share": distributed.broadcast(0.1 if distributed.is_main_process() else 7.0),
         "none": distributed.broadcast(None),

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,7 +137,9 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float, patience: int, learners: int, every_s: float
 ) -> None:
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
-    schedule = replace(SCHEDULE, epochs=4, batch_size=20, model_ema_decay=ema, early_stopping_patience=patience)
+    schedule = SCHEDULE.model_copy(
+        update={"epochs": 4, "batch_size": 20, "model_ema_decay": ema, "early_stopping_patience": patience}
+    )
     unbroken = train([net(i) for i in range(learners)], tmp_path / "whole", schedule)
     for moment in count():
         folder = tmp_path / str(moment)
@@ -156,7 +157,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
 
 
 def test_finished_training_is_not_done_again(tmp_path: Path) -> None:
-    schedule = replace(SCHEDULE, epochs=6, model_ema_decay=0.7, early_stopping_patience=2)
+    schedule = SCHEDULE.model_copy(update={"epochs": 6, "model_ema_decay": 0.7, "early_stopping_patience": 2})
     first = train([net()], tmp_path, schedule)
     before = lines(tmp_path)
     again = train([net(5)], tmp_path, schedule, tick=lambda: pytest.fail("a step was done"))
@@ -183,13 +184,13 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
 
 def test_the_global_random_state_is_left_alone(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    train([net()], tmp_path, replace(SCHEDULE, model_ema_decay=0.5, early_stopping_patience=1))
+    train([net()], tmp_path, SCHEDULE.model_copy(update={"model_ema_decay": 0.5, "early_stopping_patience": 1}))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.7])
 def test_a_learner_nothing_reaches_trains_as_if_alone(tmp_path: Path, ema: float) -> None:
-    schedule = replace(SCHEDULE, model_ema_decay=ema)
+    schedule = SCHEDULE.model_copy(update={"model_ema_decay": ema})
     alone = train([net(0)], tmp_path / "a", schedule)
     beside = train([net(0), net(1)], tmp_path / "b", schedule)
     assert same(alone[0], beside[0])
@@ -200,7 +201,7 @@ def test_the_average_is_that_of_its_definition_and_is_what_validation_sees(tmp_p
     model, trail, plain, seen = net(), [], net(), []
     train([plain], tmp_path / "plain", tick=lambda: trail.append(plain[0].weight.detach().clone()))
     trail = [*trail[1:], plain[0].weight.detach()]  # after each step
-    schedule = replace(SCHEDULE, model_ema_decay=0.7)
+    schedule = SCHEDULE.model_copy(update={"model_ema_decay": 0.7})
     train([model], tmp_path / "ema", schedule, validate=lambda: seen.append(model[0].weight.detach().clone()))
     slow, judged = trail[0].double(), []
     for step, weight in enumerate(trail):
@@ -221,7 +222,7 @@ def test_patience_stops_and_takes_the_best_weights(tmp_path: Path) -> None:
         trail[-1].load_state_dict(model.state_dict())
         return next(script)
 
-    train([model], tmp_path, replace(SCHEDULE, epochs=5, early_stopping_patience=2), validate=validate)
+    train([model], tmp_path, SCHEDULE.model_copy(update={"epochs": 5, "early_stopping_patience": 2}), validate=validate)
     assert [p.validation for p in read_metrics(tmp_path / "train.jsonl") if p.validation] == [0.1, 0.5, 0.4, 0.5]
     assert same(model, trail[2])
     assert not same(model, trail[4])
@@ -229,7 +230,13 @@ def test_patience_stops_and_takes_the_best_weights(tmp_path: Path) -> None:
 
 def test_patience_without_validation_is_refused_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--validation-fraction"):
-        train([net()], tmp_path, replace(SCHEDULE, early_stopping_patience=2), pytest.fail, validate=lambda: None)
+        train(
+            [net()],
+            tmp_path,
+            SCHEDULE.model_copy(update={"early_stopping_patience": 2}),
+            pytest.fail,
+            validate=lambda: None,
+        )
 
 
 def test_the_first_step_is_one_rate_long_and_norms_do_not_decay(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_centers_of_pictures_with_several_classes_are_elected_unless_named(
         labels = context.labels[context.data.train]
         assert np.array_equal(hash_centers_of(context), optimise_centers(separated, labels))
         assert np.array_equal(
-            TrainingSet.of(context, "teacher").target_codes[context.data.train],
+            TrainingSet(context, "teacher").target_codes[context.data.train],
             target_codes(labels, hash_centers_of(context)),
         )
         named = replace(context, config=learning.model_copy(update={"hash_centers": "hadamard"}))

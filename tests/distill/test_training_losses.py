@@ -76,7 +76,7 @@ def test_a_new_student_for_learned_codes_is_taught_those_codes(learn: Learn, mon
 
 def test_neighbours_against_loops(learn: Learn) -> None:
     context, _ = learn()
-    data, index = TrainingSet.of(context, "teacher"), context.data.train[:20]
+    data, index = TrainingSet(context, "teacher"), context.data.train[:20]
     logits = torch.randn(20, BITS, generator=torch.Generator().manual_seed(3))
     right = 0
     for i, one in enumerate(logits):
