@@ -44,10 +44,9 @@ def final_centers(context: RunContext, teacher: HashNet, initial: Centers) -> Ce
 
 
 def center_assignment(context: RunContext) -> Assignment:
-    """Return how centers are assigned to classes; "auto": quadratically where there is enough to choose.
+    """Return how centers are assigned to classes; "auto": of csch quadratically where there is enough to choose.
 
-    With no more classes than bits, all distances are about bits / 2; random features know no classes.  Losses other
-    than csch assign none.
+    With no more classes than bits, all distances are about bits / 2; random features know no classes.
     """
     config = context.config
     if config.center_assignment != "auto":

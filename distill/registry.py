@@ -41,10 +41,9 @@ class Method:
 
 
 class Registry:
-    """The methods of a package; the file `csq.py` registers `csq`.
+    """The methods of a package, whose file `csq.py` registers `csq`; its modules `helpers` are no methods.
 
-    what: the kind of method; option: the flag that names one, whose options `<option>-args` gives; helpers: the modules
-    that are no methods
+    what: the kind of method; option: the flag that names one, whose options `<option>-args` gives
     """
 
     def __init__(self, package: str, what: str, option: str, helpers: Collection[str]) -> None:

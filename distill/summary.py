@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -31,22 +31,18 @@ class PairLogits(NamedTuple):
 
 def pair_logits(context: RunContext, models: TrainedModels) -> PairLogits:
     """Return both networks on the queries, and the student on the gallery: what all retrieval pairs need."""
-    data, space, teacher = context.data, models.space.id, models.teacher
+    queries, space, teacher, student = context.data.query, models.space.id, models.teacher, models.student
     return PairLogits(
-        context.infer_logits("teacher", teacher, data.query, "teacher queries", space) if teacher else None,
-        student_query_logits(context, models.student, space),
-        context.infer_logits("student", models.student, data.gallery, "student gallery", _student_key(context, space)),
-    )
+        context.infer_logits("teacher", teacher, queries, "teacher queries", space) if teacher else None,
+        student_logits(context, student, space, "queries"), student_logits(context, student, space, "gallery"),
+    )  # fmt: skip
 
 
-def student_query_logits(context: RunContext, student: HashNet, space_id: str) -> Logits:
-    """Return the student's logits of the queries, `[Q, bits]`."""
-    key = _student_key(context, space_id)
-    return context.infer_logits("student", student, context.data.query, "student queries", key)
-
-
-def _student_key(context: RunContext, space_id: str) -> str:
-    return f"{space_id} {sha256_of(context.run_dir.folder / 'student.safetensors')}"
+def student_logits(context: RunContext, student: HashNet, space_id: str, part: Literal["queries", "gallery"]) -> Logits:
+    """Return the student's logits of the queries or of the gallery, `[images, bits]`."""
+    key = f"{space_id} {sha256_of(context.run_dir.folder / 'student.safetensors')}"
+    index = context.data.query if part == "queries" else context.data.gallery
+    return context.infer_logits("student", student, index, f"student {part}", key)
 
 
 def model_summaries(context: RunContext, models: TrainedModels) -> Iterator[ModelSummary]:

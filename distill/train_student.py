@@ -30,19 +30,6 @@ MAX_UNLABELED = 4  # times the training images: more would cost teacher inferenc
 
 
 @dataclass(frozen=True)
-class CachedViews:
-    """Augmented views with cached teacher outputs.
-
-    index: int `[M]`, the images: those of train first, then the unlabeled ones
-    crops: `[V, M, 4]`; logits: the teacher's, `[V, M, bits]`
-    """
-
-    index: Indices
-    crops: Tensor
-    logits: Tensor
-
-
-@dataclass(frozen=True)
 class StudentBatch:
     """One step: this process's share of the images, and the indices of the whole batch, labeled ones first.
 
@@ -63,10 +50,9 @@ class StudentLoss(nn.Module):
         self.center_loss_weight, self.distiller = center_loss_weight, distiller
 
     def forward(self, data: TrainingSet, student: Tensor, teacher: Tensor, index: Indices) -> Tensor:
-        """Return the loss of a batch, a scalar.
+        """Return the loss of a batch, a scalar: the center loss is of the first rows, the labeled images at `index`.
 
-        student, teacher: logits `[B, bits]` on the same views; index: the images of the first rows, which have labels;
-        the center loss is of these alone.
+        student, teacher: logits `[B, bits]` on the same views
         """
         loss: Tensor = self.distiller(DistillBatch(student, teacher, data.multi_hot[index]))
         if self.center_loss_weight and len(index):
@@ -92,8 +78,8 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
             source = "the teacher" if teacher else "the gallery's codes"
             what = f"caching outputs of {source}" if uses_teacher else "sampling crops"
             with run_dir.stage("views", f"{what} for {views} views of {len(index)} images"):
-                cached = cache_teacher_views(context, teacher, index, space, gallery_logits, uses_teacher)
-            batches = batches_from_cache(data, cached, n_unlabeled)
+                crops, logits = cache_teacher_views(context, teacher, index, space, gallery_logits, uses_teacher)
+            batches = batches_from_cache(data, index, crops, logits, n_unlabeled)
         with run_dir.stage("student", f"distilling {info.name} at {size} px, {info.source}"):
             model = context.build_model("student")
             train_student(model, data, batches, loss, spec, context.checkpoint("student", space.id))
@@ -127,18 +113,18 @@ def train_student(
     )
 
 
-def batches_from_cache(data: TrainingSet, views: CachedViews, n_unlabeled: int) -> Batches:
-    """Return batches of cached views: rows of train, and `n_unlabeled` sampled unlabeled images."""
-    first, logits = len(data.train), views.logits.to(data.loader.device)
+def batches_from_cache(data: TrainingSet, index: Indices, crops: Tensor, logits: Tensor, n_unlabeled: int) -> Batches:
+    """Return batches of `cache_teacher_views`: rows of train, and `n_unlabeled` sampled unlabeled images."""
+    first, logits = len(data.train), logits.to(data.loader.device)
 
     def load(rows: NDArray[np.int64], generator: torch.Generator) -> StudentBatch:
-        view = torch.randint(len(views.crops), (len(rows) + n_unlabeled,), generator=generator)
+        view = torch.randint(len(crops), (len(rows) + n_unlabeled,), generator=generator)
         row = torch.from_numpy(rows)
         if n_unlabeled:
-            row = torch.cat([row, torch.randint(first, len(views.index), (n_unlabeled,), generator=generator)])
-        index, teacher = views.index[row.numpy()], logits[view.to(logits.device), row.to(logits.device)]
-        images = data.loader.load(shard(index), shard(views.crops[view, row]))
-        return StudentBatch(images, index, len(rows), lambda: teacher)
+            row = torch.cat([row, torch.randint(first, len(index), (n_unlabeled,), generator=generator)])
+        images, teacher = index[row.numpy()], logits[view.to(logits.device), row.to(logits.device)]
+        views = data.loader.load(shard(images), shard(crops[view, row]))
+        return StudentBatch(views, images, len(rows), lambda: teacher)
 
     return Batches(len(data.train), load)
 
@@ -146,10 +132,7 @@ def batches_from_cache(data: TrainingSet, views: CachedViews, n_unlabeled: int) 
 def batches_on_the_fly(
     context: RunContext, teacher: HashNet, data: TrainingSet, unlabeled: Indices, n_unlabeled: int
 ) -> Batches:
-    """Return batches of random crops, with the frozen teacher's inference at its own input size.
-
-    A batch has rows of train, and `n_unlabeled` of the images `unlabeled`.
-    """
+    """Return batches of random crops of rows of train, and of `n_unlabeled` of the images `unlabeled`."""
     forward, loader, train = forward_logits(teacher.eval()), context.image_loader("teacher"), data.train
     scale = context.resolved.student_crop_min_scale
 
@@ -195,8 +178,11 @@ def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: 
 def cache_teacher_views(
     context: RunContext, teacher: HashNet | None, index: Indices, space: CodeSpace, gallery_logits: Logits,
     uses_teacher: bool = True,
-) -> CachedViews:  # fmt: skip
-    """Return fixed crops with teacher outputs; the first is the whole image, known where that is in the gallery."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return V fixed crops `[V, len(index), 4]` and the teacher's logits of them `[V, len(index), bits]`.
+
+    The first crop is the whole image, whose logits are known where it is in the gallery.
+    """
     resolved = context.resolved
     position = {image: row for row, image in enumerate(context.data.gallery.tolist())}
     known = np.array([position.get(image, -1) for image in index.tolist()])
@@ -213,4 +199,4 @@ def cache_teacher_views(
                 logits[-1][new] = context.infer_logits("teacher", teacher, index[new], "view 0", space.id)
         else:
             logits.append(context.infer_logits("teacher", teacher, index, f"view {view}", space.id, crops[view]))
-    return CachedViews(index, crops, torch.from_numpy(np.stack(logits)))
+    return crops, torch.from_numpy(np.stack(logits))

@@ -191,7 +191,7 @@ def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) ->
     Raises `InputError` unless the student gives the bundle's golden codes, as exactly as an fp16 model must: they may
     have been computed on a GPU.
     """
-    from distill.summary import student_query_logits
+    from distill.summary import student_logits
     from distill.system import device
     from export.quantize import logits, normalize
     from gallery.codes import pack
@@ -204,7 +204,7 @@ def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) ->
     status, message = compare_golden("fp16", ModelOutput(pack(found), found), golden)
     if status != OK:
         raise InputError(f"the bundle of the student in {folder}", message, "Export it again, or name its own --run.")
-    return student_query_logits(context, run.student.to(device()), run.space.id)
+    return student_logits(context, run.student.to(device()), run.space.id, "queries")
 
 
 def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> EvaluationInputs:
