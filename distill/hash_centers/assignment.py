@@ -42,9 +42,8 @@ def assign(
         return np.arange(len(centers))
     if features is None or positive is None or positive.shape != (len(features), len(centers)):
         shapes = [None if given is None else given.shape for given in (features, positive)]
-        raise InputError(
-            f"features [N, D] and positive [N, {len(centers)}]", f"shapes {shapes}", "Pass those of the train images."
-        )
+        wanted = f"features [N, D] and positive [N, {len(centers)}]"
+        raise InputError(wanted, f"shapes {shapes}", "Pass those of the train images.")
     if how == "csch":
         head = np.random.default_rng(seed).normal(0, HEAD_STD, (features.shape[1], centers.shape[1]))
         return _hungarian(centers, class_means(features @ head, positive))

@@ -43,8 +43,7 @@ def hash_centers(classes: int, bits: int, seed: int = 0, construction: Construct
     """Centers `[classes, bits]` of +-1, all different, deterministic in `seed`; the same in every process.
 
     Raises `InputError` where the construction has no such centers.  Free choices (which words, signs of Hadamard rows)
-    go to the set with the largest minimum distance, then to the most balanced bits: a bit that is the same for all
-    classes carries no information.
+    go to the set with the largest minimum distance, then to the most balanced bits.
     """
     check_bits(bits)
     if classes < 2:
@@ -53,16 +52,11 @@ def hash_centers(classes: int, bits: int, seed: int = 0, construction: Construct
         raise InputError(f"at most {2**bits} classes for {bits} bits", str(classes), "Use more bits.")
     if construction not in MAKERS:
         raise InputError(f"a construction of {get_args(Construction)}", construction, "Choose one of them.")
-    centers = _balance_constant_bits(MAKERS[construction](classes, bits, np.random.default_rng(seed)))
+    centers = MAKERS[construction](classes, bits, np.random.default_rng(seed))
+    constant = np.flatnonzero(np.abs(centers.sum(0, dtype=int)) == classes)
+    centers[np.arange(len(constant)) % classes, constant] *= -1  # one class moves away from the others in each
     if len(np.unique(np.packbits(centers > 0, axis=1), axis=0)) < classes:
         raise _not_constructible(construction, classes, bits, f"two of {classes} centers that agree in all {bits} bits")
-    return centers
-
-
-def _balance_constant_bits(centers: Centers) -> Centers:
-    """Flip one class in every bit that is the same for all: it only moves away from the others."""
-    dead = np.flatnonzero(np.abs(centers.sum(0, dtype=int)) == len(centers))
-    centers[np.arange(len(dead)) % len(centers), dead] *= -1
     return centers
 
 
@@ -85,12 +79,9 @@ def hadamard(order: int) -> Centers | None:
     odd_part = order
     while odd_part % 2 == 0 and odd_part > 2 and not _is_paley(odd_part):
         odd_part //= 2
-    if odd_part in (1, 2):
-        matrix = np.ones((1, 1), np.int8)
-    elif _is_paley(odd_part):
-        matrix = _paley(odd_part - 1)
-    else:
+    if odd_part > 2 and not _is_paley(odd_part):
         return None
+    matrix = _paley(odd_part - 1) if odd_part > 2 else np.ones((1, 1), np.int8)
     while len(matrix) < order:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     return matrix
@@ -99,11 +90,8 @@ def hadamard(order: int) -> Centers | None:
 def _auto(classes: int, bits: int, generator: np.random.Generator) -> Centers:
     """The first of the best: equidistant Hadamard rows before others of their distance."""
     rows = hadamard(bits) if classes <= 2 * bits else None
-    pieces = [
-        *_hadamard_component_codes(classes, bits),
-        *_kerdock_component_codes(classes),
-        *_linear_component_codes(classes, bits),
-    ]
+    pieces = [*_hadamard_component_codes(classes, bits), *_kerdock_component_codes(classes)]
+    pieces += _linear_component_codes(classes, bits)
     centers = _concatenate_codes(pieces, classes, bits, generator)
     if rows is None or min_distance(centers) > bits // 2:
         return centers
@@ -114,10 +102,8 @@ def _hadamard_rows(classes: int, bits: int, generator: np.random.Generator, sign
     """Rows in random order, each times a random sign; with `signs` 2, then their complements."""
     rows = hadamard(bits)
     if rows is None or classes > signs * bits:
-        most = 0 if rows is None else signs * bits
-        raise _not_constructible(
-            "hadamard" + "_pm" * (signs - 1), classes, bits, f"{most} words of a matrix of order {bits}"
-        )
+        most, name = 0 if rows is None else signs * bits, "hadamard" + "_pm" * (signs - 1)
+        raise _not_constructible(name, classes, bits, f"{most} words of a matrix of order {bits}")
 
     def choice() -> Centers:
         words = generator.permutation(rows) * generator.choice(SIGNS, (bits, 1))
@@ -141,8 +127,7 @@ def _nordstrom_robinson(classes: int, bits: int, generator: np.random.Generator)
 def _hadamard_component_codes(classes: int, bits: int) -> Iterator[ComponentCode]:
     """From order m: 2m words of m bits, m of m - 1, m/2 of m - 2, all at distance m/2 (Levenshtein)."""
     for order in range(4, bits + 5, 4):
-        matrix = hadamard(order) if classes <= 2 * order else None
-        if matrix is None:
+        if classes > 2 * order or (matrix := hadamard(order)) is None:
             continue
         rows = (matrix > 0).astype(np.uint8)
         for words in (np.concatenate([rows, 1 - rows]), rows[:, 1:], rows[rows[:, 1] == 1, 2:]):
@@ -164,10 +149,8 @@ def _linear_component_codes(classes: int, bits: int) -> Iterator[ComponentCode]:
         excess = max(0, 2**m - bits)
         if 2**m < 2 * bits and dimension + excess <= 2**m:
             generators.append(linear_codes.shortened(linear_codes.bch(m)[: dimension + excess], excess))
-    for generator in generators:
-        yield ComponentCode(
-            generator.shape[1], linear_codes.min_weight(generator), partial(linear_codes.span, generator)
-        )
+    for code in generators:
+        yield ComponentCode(code.shape[1], linear_codes.min_weight(code), partial(linear_codes.span, code))
 
 
 def _concatenate_codes(pieces: list[ComponentCode], classes: int, bits: int, generator: np.random.Generator) -> Centers:
@@ -244,18 +227,17 @@ def _best_of(choice: Callable[[], Centers], classes: int, bits: int, tries: int 
     tries = min(tries, WORK // (classes**2 * bits))
     if tries < 2:
         return choice()
-    return min((choice() for _ in range(tries)), key=lambda centers: (-min_distance(centers), *_imbalance(centers)))
 
+    def badness(centers: Centers) -> tuple[int, ...]:
+        imbalance = np.abs(centers.sum(0, dtype=int))
+        return -min_distance(centers), int(imbalance.max()), int((imbalance**2).sum())
 
-def _imbalance(centers: Centers) -> tuple[int, int]:
-    sums = np.abs(centers.sum(0, dtype=int))
-    return int(sums.max()), int((sums**2).sum())
+    return min((choice() for _ in range(tries)), key=badness)
 
 
 def _not_constructible(construction: str, classes: int, bits: int, found: str) -> InputError:
-    return InputError(
-        f"{classes} different centers of {bits} bits by {construction}", found, "Use construction auto, or more bits."
-    )
+    wanted = f"{classes} different centers of {bits} bits by {construction}"
+    return InputError(wanted, found, "Use construction auto, or more bits.")
 
 
 def _is_paley(order: int) -> bool:

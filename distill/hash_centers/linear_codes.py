@@ -74,9 +74,11 @@ def bch(m: int) -> Bits:
     the words Tr(a x^s), x in GF(2^m): shifts of the m-sequence read at every s-th place (MacWilliams & Sloane, ch. 7);
     last a single one, which makes it the whole space.
     """
-    order, trace = 2**m - 1, _m_sequence(m)
-    rows = [np.ones(order + 1, np.uint8)]
-    for coset in sorted(_cosets(m), reverse=True):
+    order, bits = 2**m - 1, [1] * m
+    while len(bits) < order:
+        bits.append(bits[-m] ^ bits[FEEDBACK[m] - m])
+    trace, rows = np.array(bits, np.uint8), [np.ones(order + 1, np.uint8)]
+    for coset in sorted({tuple(sorted({s * 2**j % order for j in range(m)})) for s in range(1, order)}, reverse=True):
         word = next(w for j in range(m) if (w := trace[(j - coset[0] * np.arange(order)) % order]).any())
         rows += [np.append(0, np.roll(word, shift)) for shift in range(len(coset))]
     return np.array([*rows, np.eye(1, order + 1)[0]], np.uint8)
@@ -124,17 +126,3 @@ def _packed_span(generator: Bits) -> Bits:
     for row in np.packbits(generator, axis=1):
         words = np.concatenate([words, words ^ row])
     return words
-
-
-def _m_sequence(m: int) -> Bits:
-    bits = [1] * m
-    while len(bits) < 2**m - 1:
-        bits.append(bits[-m] ^ bits[FEEDBACK[m] - m])
-    return np.array(bits, np.uint8)
-
-
-def _cosets(m: int) -> set[tuple[int, ...]]:
-    """Cyclotomic cosets {s, 2s, 4s, ...} mod 2^m - 1 without {0}, each from its least member."""
-    order = 2**m - 1
-    orbits = ({s * 2**j % order for j in range(m)} for s in range(1, order))
-    return {tuple(sorted(orbit)) for orbit in orbits}

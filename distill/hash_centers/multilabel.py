@@ -61,7 +61,8 @@ def optimise_centers(centers: Centers, positive: Flags) -> Centers:
 class _MultilabelCenterOptimizer:
     """The votes `[S, bits]` of sets of classes `[S, C]`, their target codes, and the loss of all pairs.
 
-    places: of each pair's product in the flat table `cost`, `[S, S]`; its neighbors are the next products
+    cost: what a pair costs, by s and by the product -bits..bits, flat: whole numbers whose sums stay below 2^53, exact;
+    places: of each pair's product in it, `[S, S]`; its neighbors are the next products
     """
 
     def __init__(self, centers: Centers, positive: Flags) -> None:
@@ -75,23 +76,28 @@ class _MultilabelCenterOptimizer:
         alike = self.sets @ self.sets.T > 0
         self.places = self.targets @ self.targets.T + bits + (2 * bits + 1) * alike
         self.pairs = np.multiply.outer(count, count).astype(np.float64)
-        self.cost = _pair_cost_table(bits, int(count.sum()))
+        x = SCALE * (np.arange(-bits, bits + 1) / bits - MIDDLE)
+        costs = np.concatenate([np.logaddexp(0, x), np.logaddexp(0, -x)])
+        self.cost: Reals = np.rint(costs * (2**50 / (int(count.sum()) ** 2 * costs.max())))
 
     def flip_best(self, bit: int) -> bool:
-        """Turns this bit of the center that gains most by it; whether any does."""
+        """Flip this bit of the center that gains most by it; whether any does."""
         votes = self.votes[:, bit] - 2 * self.centers[:, bit, None] * self.sets.T  # [C, S]: if c's bit were flipped
         targets = _majority(votes, self.ties[:, bit])
         change = self.changes(bit, targets)
         best = int(change.argmin())
         if change[best] < 0:
-            self.apply_flip(best, bit, votes[best], targets[best])
+            before = self.targets[:, bit]
+            self.places += np.multiply.outer(targets[best], targets[best]) - np.multiply.outer(before, before)
+            self.centers[best, bit] *= -1
+            self.votes[:, bit], self.targets[:, bit] = votes[best], targets[best]
         return bool(change[best] < 0)
 
     def changes(self, bit: int, targets: Counts) -> Reals:
         """By how much L changes when the sets' bits become each row of `targets` `[C, S]`: `[C]`, whole numbers.
 
         The product of i and j moves, by -2 t_i t_j, where one of the two flips: with D_ij what that costs and f the
-        sets that turn, L changes by 2 (f' D 1 - f' D f).
+        sets that flip, L changes by 2 (f' D 1 - f' D f).
         """
         own = self.targets[:, bit]
         moved = self.places - np.multiply.outer(2 * own, own)
@@ -99,20 +105,6 @@ class _MultilabelCenterOptimizer:
         flipped = (targets != own).astype(np.float64)
         ahead = flipped @ cost
         return 2 * (ahead.sum(1) - (ahead * flipped).sum(1))
-
-    def apply_flip(self, center: int, bit: int, votes: Counts, targets: Counts) -> None:
-        """Flips a bit of a center, by which the sets' votes and targets become these `[S]`."""
-        own = self.targets[:, bit]
-        self.places += np.multiply.outer(targets, targets) - np.multiply.outer(own, own)
-        self.centers[center, bit] *= -1
-        self.votes[:, bit], self.targets[:, bit] = votes, targets
-
-
-def _pair_cost_table(bits: int, images: int) -> Reals:
-    """What a pair costs, by s and by the product -bits..bits, flat: whole numbers whose sums stay below 2^53, exact."""
-    x = SCALE * (np.arange(-bits, bits + 1) / bits - MIDDLE)
-    costs = np.concatenate([np.logaddexp(0, x), np.logaddexp(0, -x)])
-    return np.rint(costs * (2**50 / (images**2 * costs.max())))
 
 
 def _majority(votes: Counts, ties: Counts) -> Counts:

@@ -10,10 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distill.checkpoint import read_checkpoint
 from distill.config import BackboneInfo, StrictModel
+from distill.data.decode_cache import decode_all
+from distill.data.image_folder import ImageFiles, name_of, walk
+from distill.models import pretrained
+from distill.models.hash_net import build, timm_names
 from gallery.codes import hamming
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
+from gallery.results import Skipped
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # images that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
@@ -41,10 +47,6 @@ def load_custom_model(path: Path, student: str | None, side: int | None, bits: i
     Takes a run's student, the same tensors without its header, and timm's own network with `bits` outputs.
     Raises `InputError` naming the tensors that are missing, surplus, or of another shape.
     """
-    from distill.checkpoint import read_checkpoint
-    from distill.models import pretrained
-    from distill.models.hash_net import build, timm_names
-
     fix = "Give a .safetensors file; others are saved so by safetensors.torch.save_file(net.state_dict(), path)."
     tensors, header = read_checkpoint(path, fix)
     try:
@@ -71,13 +73,13 @@ def load_custom_model(path: Path, student: str | None, side: int | None, bits: i
 
 def load_strict(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     """Load all tensors; raises `InputError` naming those that do not fit."""
-    own = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    counted = {key for key in own if key.endswith(".num_batches_tracked")}  # of no use here, and often left out
+    own, shared = net.state_dict(), net.state_dict().keys() & tensors.keys()
+    needed = {key for key in own if not key.endswith(".num_batches_tracked")}  # of no use here, and often left out
+    shapes = {k: (list(tensors[k].shape), list(own[k].shape)) for k in sorted(shared)}
     wrong = {
-        "missing": sorted(own.keys() - found.keys() - counted),
-        "surplus": sorted(found.keys() - own.keys()),
-        "of another shape": [f"{k} {list(found[k])} for {list(own[k])}" for k in own if found.get(k, own[k]) != own[k]],
+        "missing": sorted(needed - tensors.keys()),
+        "surplus": sorted(tensors.keys() - own.keys()),
+        "of another shape": [f"{k} {found} for {wanted}" for k, (found, wanted) in shapes.items() if found != wanted],
     }
     if any(wrong.values()):
         few = (f"{len(k)} {how} ({', '.join(k[:4])}{', ...' if len(k) > 4 else ''})" for how, k in wrong.items() if k)
@@ -88,10 +90,6 @@ def load_strict(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
 
 def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     """Up to `MOST` squares uint8 `[n, size, size, 3]`, evenly of all that are below `folder`; others are named."""
-    from distill.data.decode_cache import decode_all
-    from distill.data.image_folder import ImageFiles, name_of, walk
-    from gallery.results import Skipped
-
     left: list[Skipped] = []
     found = sorted(walk(folder, left))
     paths = found[:: -(-len(found) // MOST) or 1]

@@ -75,9 +75,15 @@ def build(name: str, size: int, bits: int, seed: int) -> HashNet:
             backbone = timm.create_model(name, num_classes=0, **fixed)
             if size % patch_size(backbone):
                 raise ValueError(f"patches of {patch_size(backbone)} px")
-            return HashNet(backbone, _features(backbone, size), bits)
+            with torch.no_grad():
+                shape = backbone.eval()(torch.zeros(1, 3, size, size)).shape
+            if len(shape) != 2:
+                raise ValueError(f"its output has shape {tuple(shape)}, not (1, features)")
+            return HashNet(backbone.train(), int(shape[1]), bits)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise InputError(f"an image size that {name} can take", f"{size} px ({error})", _hint(name)) from error
+            step = max(16, patch_size(create_meta_model(name)))
+            hint = f"Choose a multiple of {step}, e.g. {4 * step} or {8 * step}."
+            raise InputError(f"an image size that {name} can take", f"{size} px ({error})", hint) from error
 
 
 def timm_names(name: str) -> tuple[str, ...]:
@@ -109,6 +115,9 @@ def is_transformer(net: nn.Module) -> bool:
     return linear > 0.5 * sum(p.numel() for p in net.parameters())
 
 
+_declared: list[torch.library.Library] = []  # a declaration lives as long as its object
+
+
 @cache
 def import_timm() -> ModuleType:
     """timm, also where torchvision's wheel was built for CUDA and torch was not.
@@ -122,33 +131,11 @@ def import_timm() -> ModuleType:
             try:
                 torch.ops.load_library(str(binary))
             except OSError:
-                _declare_torchvision_operators()
+                _declared.append(torch.library.Library("torchvision", "DEF"))
+                for name in ("nms", "qnms"):
+                    _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import timm
 
     import distill.models.hybridhash  # noqa: F401 - makes itself known to timm
 
     return timm
-
-
-_declared: list[torch.library.Library] = []
-
-
-def _declare_torchvision_operators() -> None:
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.append(library)  # the declaration lives as long as this object
-
-
-def _features(backbone: nn.Module, size: int) -> int:
-    with torch.no_grad():
-        shape = backbone.eval()(torch.zeros(1, 3, size, size)).shape
-    backbone.train()
-    if len(shape) != 2:
-        raise ValueError(f"its output has shape {tuple(shape)}, not (1, features)")
-    return int(shape[1])
-
-
-def _hint(name: str) -> str:
-    step = max(16, patch_size(create_meta_model(name)))
-    return f"Choose a multiple of {step}, e.g. {4 * step} or {8 * step}."

