@@ -118,7 +118,7 @@ class LossBenchmark(Benchmark):
             teacher, space, gallery, _ = train_teacher_and_gallery(context)
         except UnsupportedLabels as error:  # single-label losses on multi-label data
             return LossTrial(**key, skipped=error.found)
-        codes, selects_lr = gallery.codes(), (config.seed, config.bits) == (0, max(self.bits))
+        codes, selects_lr = gallery.codes, (config.seed, config.bits) == (0, max(self.bits))
         queries = pack(context.infer_logits("teacher", teacher, data.query, "teacher queries", space.id))
         evaluated = queries, codes, data.labels[data.query], data.labels[data.gallery]
         score, ball = mean_average_precision(*evaluated), precision_within_radius(*evaluated)

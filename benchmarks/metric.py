@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from gallery.codes import Codes, pack, unpack, words
 from gallery.files import write_json
 from gallery.metrics import MapResult, mean_average_precision
+from gallery.results import now
 from mobile_eval.system_info import describe
 
 RESULTS = Path(__file__).with_name("results") / "metric.json"
@@ -186,7 +186,7 @@ def main() -> int:
     passed = {name: worst[name] >= threshold if name.startswith("speedup") else worst[name] < threshold
               for name, threshold in THRESHOLDS.items()}  # fmt: skip
     write_json(RESULTS, {
-        "command": "python benchmarks/run.py metric", "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "python benchmarks/run.py metric", "created": now(),
         "machine": describe().model_dump(), "load_before": load, "queries": QUERIES, "gallery": GALLERY,
         "bits": BITS, "top_k": None, "seed": SEED, "blas_threads": 1, "cases": rows,
         "memory_how": " ".join((peak_extra_mb.__doc__ or "").split()) + " It includes the imports of torch and scipy.",

@@ -163,7 +163,7 @@ def score(row: str, context: RunContext) -> SweepTrial:
         teacher_teacher=scores[TEACHER_TEACHER].map, student_gallery=scores[STUDENT_GALLERY].map,
         student_student=scores[STUDENT_STUDENT].map,
         student_gallery_retrieved=scores[STUDENT_GALLERY].map_retrieved,
-        **by_novelty(context, teacher, student, gallery.codes()),
+        **by_novelty(context, teacher, student, gallery.codes),
         bit_agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
         low_margin_bits=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
         student_steps=max(point.step for point in points if point.stage in ("student", "pair")),

@@ -73,7 +73,7 @@ def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, Co
     """Return an earlier run's gallery, which must hold exactly this run's images, and its teacher where it exists."""
     space, centers = codespace.load(folder)
     gallery = open_gallery(str(folder / "gallery"), space)
-    known, names = gallery.names(), [context.data.names[i] for i in context.data.gallery]
+    known, names = gallery.names, [context.data.names[i] for i in context.data.gallery]
     if known != names:
         found = f"{len(names)} images, of which {len(set(known) & set(names))} are among its {len(known)}"
         fix = "Use the --data and --seed it was made with."
@@ -103,4 +103,4 @@ def infer_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> Lo
 
 def codes_as_signs(gallery: GalleryIndex) -> Logits:
     """Return the codes of a gallery as +-1, `[N, bits]`."""
-    return np.where(unpack(gallery.codes()), np.float32(1), np.float32(-1))
+    return np.where(unpack(gallery.codes), np.float32(1), np.float32(-1))

@@ -63,7 +63,7 @@ def hash_center_summary(context: RunContext, models: TrainedModels) -> HashCente
     """Return the distances between hash centers beside class similarities, of at most `MAX_CENTERS` classes."""
     classes, reused = context.classes, context.config.reuse_gallery is not None
     shown = np.unique(np.linspace(0, len(classes) - 1, min(MAX_CENTERS, len(classes)), dtype=int))
-    codes = np.where(unpack(models.gallery.codes()), 1.0, -1.0)
+    codes = np.where(unpack(models.gallery.codes), 1.0, -1.0)
     means = class_means(codes, multi_hot(context.labels[context.data.gallery], len(classes)))[shown]
     centers = hash_centers_of(context)[shown].astype(int)
     built: str = center_construction(context) if context.loss_class.centers else "the majority of a class's codes"

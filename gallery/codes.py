@@ -44,9 +44,8 @@ def hamming(left: Codes, right: Codes) -> NDArray[np.uint16]:
     """Return the distances in bits between packed `[n, bytes]` and `[m, bytes]`, as `[n, m]`."""
     a, b = words(left), words(right)
     if left.shape[1] != right.shape[1]:
-        raise InputError(
-            "codes of one length", f"{left.shape[1]} and {right.shape[1]} bytes", "Compare codes of one space."
-        )
+        found = f"{left.shape[1]} and {right.shape[1]} bytes"
+        raise InputError("codes of one length", found, "Compare codes of one space.")
     distance = np.zeros((len(a), len(b)), np.uint16)
     for w in range(a.shape[1]):  # one 64-bit word at a time keeps the temporaries at n*m*8 bytes
         distance += np.bitwise_count(a[:, w, None] ^ b[None, :, w])
@@ -66,7 +65,6 @@ def words(codes: Codes) -> NDArray[np.uint64]:
 def _codes(codes: Codes) -> Codes:
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim < 1:
-        raise InputError(
-            "packed uint8 codes", f"{codes.dtype} of shape {codes.shape}", "Pack logits with gallery.codes.pack."
-        )
+        found = f"{codes.dtype} of shape {codes.shape}"
+        raise InputError("packed uint8 codes", found, "Pack logits with gallery.codes.pack.")
     return np.ascontiguousarray(codes)

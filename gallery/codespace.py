@@ -69,11 +69,9 @@ class CodeSpace:
             fix = f"Export or encode {theirs} again with Twinhash."
             raise CodeSpaceMismatch(f"{theirs} to carry a code space", "none", fix)
         if other_id != self.id:
-            raise CodeSpaceMismatch(
-                f"{theirs} in code space {self.id}, that of {mine}",
-                f"code space {other_id}",
-                f"{theirs} is stale or belongs to another teacher: make it again from the run that made {mine}.",
-            )
+            expected = f"{theirs} in code space {self.id}, that of {mine}"
+            fix = f"{theirs} is stale or belongs to another teacher: make it again from the run that made {mine}."
+            raise CodeSpaceMismatch(expected, f"code space {other_id}", fix)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, ready for JSON, and the id of them."""
@@ -85,9 +83,8 @@ class CodeSpace:
         try:
             space = TypeAdapter(CodeSpace).validate_python({k: v for k, v in record.items() if k != "id"})
         except (ValidationError, AttributeError, InputError) as error:
-            raise CorruptFile(
-                "a complete code space", f"a damaged one ({error})", "Restore it from its run."
-            ) from error
+            found = f"a damaged one ({error})"
+            raise CorruptFile("a complete code space", found, "Restore it from its run.") from error
         if record.get("id") != space.id:
             raise CorruptFile(f"code space id {space.id}", str(record.get("id")), "The file was edited: restore it.")
         return space

@@ -43,12 +43,12 @@ def count_by_distance(
     check_labelled("query", query_codes, query_labels)
     check_labelled("gallery", gallery_codes, gallery_labels)
     if query_codes.shape[1] != gallery_codes.shape[1] or query_labels.shape[1:] != gallery_labels.shape[1:]:
-        raise InputError(
-            "queries and gallery with codes of one length and the same kind of labels",
-            f"codes {query_codes.shape} and {gallery_codes.shape}, "
-            f"labels {query_labels.shape} and {gallery_labels.shape}",
-            "Compare within one code space.",
+        codes, labels = (
+            f"{query_codes.shape} and {gallery_codes.shape}",
+            f"{query_labels.shape} and {gallery_labels.shape}",
         )
+        expected = "queries and gallery with codes of one length and the same kind of labels"
+        raise InputError(expected, f"codes {codes}, labels {labels}", "Compare within one code space.")
     queries = _Queries.of(query_codes, query_labels)
     counts = np.zeros((len(query_codes), 2, queries.base), np.int64)
     for start in range(0, len(gallery_codes), BLOCK):
@@ -60,23 +60,14 @@ def count_by_distance(
 def check_labelled(side: str, codes: Codes, labels: Labels) -> None:
     """Raise `InputError` unless `codes` are packed and `labels` are one int, or one multi-hot row, for each."""
     if codes.dtype != np.uint8 or codes.ndim != 2 or not codes.size:
-        raise InputError(
-            f"{side} codes as uint8 [n, bytes] with n at least 1",
-            f"{codes.dtype} {codes.shape}",
-            "Pack logits with gallery.codes.pack.",
-        )
+        expected = f"{side} codes as uint8 [n, bytes] with n at least 1"
+        raise InputError(expected, f"{codes.dtype} {codes.shape}", "Pack logits with gallery.codes.pack.")
     if not _is_single(labels) and (labels.ndim != 2 or labels.dtype != np.bool_):
-        raise InputError(
-            f"{side} labels as integers [n] or multi-hot bool [n, classes]",
-            f"{labels.dtype} {labels.shape}",
-            "Convert them with astype(int) or astype(bool).",
-        )
+        expected = f"{side} labels as integers [n] or multi-hot bool [n, classes]"
+        raise InputError(expected, f"{labels.dtype} {labels.shape}", "Convert them with astype(int) or astype(bool).")
     if len(codes) != len(labels):
-        raise InputError(
-            f"one label for each {side} code",
-            f"{len(codes)} codes and {len(labels)} labels",
-            "Pass arrays of one length.",
-        )
+        found = f"{len(codes)} codes and {len(labels)} labels"
+        raise InputError(f"one label for each {side} code", found, "Pass arrays of one length.")
 
 
 def _is_single(labels: Labels) -> bool:
@@ -108,14 +99,8 @@ class _Queries:
         sets = labels if _is_single(labels) else np.packbits(labels, axis=1)
         _, first, group = np.unique(sets, axis=0, return_index=True, return_inverse=True)
         members = _pair_queries(group.reshape(-1), len(weights))
-        return _Queries(
-            _query_matrix(unpack(codes), members, weights),
-            members,
-            group.reshape(-1)[members[:, 0]],
-            labels[first],
-            weights,
-            bits + 1,
-        )
+        rows = _query_matrix(unpack(codes), members, weights)
+        return _Queries(rows, members, group.reshape(-1)[members[:, 0]], labels[first], weights, bits + 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -170,7 +155,10 @@ def _count_block(queries: _Queries, codes: Codes, labels: Labels) -> Counts:
                 keys.copy_(rows.float() @ right.float())  # as exact here, and faster without oneDNN
             for first, last in pairwise([0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)]):
                 mark(keys[first:last], queries.label_sets[group[first]], queries.base ** len(queries.weights))
-            _scatter_counts(_histograms(keys, ones, queries.shape), queries.members[part], counts)
+            tables = _histograms(keys, ones, queries.shape)
+            for slot in range(len(queries.weights)):  # sum over the other slots
+                others = [2 + other for other in range(len(queries.weights)) if other != slot]
+                counts[queries.members[part, slot]] = (tables.sum(others) if others else tables).numpy()
 
     threads, starts = torch.get_num_threads(), range(0, len(queries.rows), ROWS)
     try:
@@ -209,11 +197,3 @@ def _histograms(keys: Tensor, ones: NDArray[np.uint16], shape: tuple[int, ...]) 
     ends = np.arange(0, rows * items + 1, items, dtype=np.int32)
     sparse = csr_array((ones[: rows * items], keys.numpy().reshape(-1), ends), shape=(rows, math.prod(shape)))
     return torch.from_numpy(sparse.toarray()).to(torch.float32).view(rows, *shape)
-
-
-def _scatter_counts(tables: Tensor, members: NDArray[np.int64], counts: Counts) -> None:
-    """Sum each table (`[rows, 2, base...]`) over the other slots and store it as the counts of each slot's query."""
-    slots = tables.ndim - 2
-    for slot in range(slots):
-        others = [2 + other for other in range(slots) if other != slot]
-        counts[members[:, slot]] = (tables.sum(others) if others else tables).numpy()

@@ -58,11 +58,8 @@ def encode(encoder: Encoder, images: Any, batch_size: int, cache: ShardCache) ->
     for first, last in track(todo, cache.label, len(batches), len(batches) - len(todo)):
         logits = np.asarray(encoder(np.ascontiguousarray(images[first:last])), np.float32)
         if logits.ndim != 2 or len(logits) != last - first or not np.isfinite(logits).all():
-            raise InputError(
-                f"finite logits [{last - first}, bits] from the encoder",
-                f"{logits.shape}, {np.isfinite(logits).sum()} of {logits.size} finite",
-                "Check the model.",
-            )
+            found = f"{logits.shape}, {np.isfinite(logits).sum()} of {logits.size} finite"
+            raise InputError(f"finite logits [{last - first}, bits] from the encoder", found, "Check the model.")
         parts.append(logits)
         if last % size == 0 or last == count:
             shards.add(first // size, np.concatenate(parts))

@@ -49,13 +49,13 @@ class GalleryIndex:
         self.uri, self._table = uri, table
         metadata = table.schema.metadata or {}
         if SPACE_KEY not in metadata or SUMS_KEY not in metadata:
-            raise CodeSpaceMismatch(
-                f"the gallery {uri} to carry a code space",
-                "a table without one",
-                "Encode the gallery again with Twinhash.",
-            )
-        self.space = CodeSpace.from_dict(_parse_json(uri, metadata[SPACE_KEY]))
-        self._sums = _parse_json(uri, metadata[SUMS_KEY])
+            fix = "Encode the gallery again with Twinhash."
+            raise CodeSpaceMismatch(f"the gallery {uri} to carry a code space", "a table without one", fix)
+        try:
+            space, self._sums = (dict(json.loads(metadata[key])) for key in (SPACE_KEY, SUMS_KEY))
+        except (ValueError, TypeError) as error:
+            raise CorruptFile(f"readable metadata in the gallery {uri}", str(error), RESTORE) from error
+        self.space = CodeSpace.from_dict(space)
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
@@ -78,35 +78,24 @@ class GalleryIndex:
             faiss.omp_set_num_threads(threads)
         return SearchResult(distances.astype(np.uint16), ids)
 
-    def codes(self) -> Codes:
-        """Return the packed codes, uint8 `[len, bytes]`; `CorruptFile` when they are not those that were written."""
-        return self._codes
-
-    def labels(self) -> Labels:
-        """Return int64 `[len]` or multi-hot bool `[len, classes]`; `CorruptFile` when they are not as written."""
-        return self._labels
-
-    def names(self) -> list[str]:
-        """Return the name of each item, e.g. its path."""
-        names: list[str] = self._column("name").to_pylist()
-        return names
-
     @cached_property
     def _flat(self) -> Any:
         import faiss
 
         flat = faiss.IndexBinaryFlat(self.space.bits)
         flat.use_heap = False  # type: ignore[attr-defined]  # a counting search, which keeps the first ids of a tie
-        flat.add(self._codes)
+        flat.add(self.codes)
         return flat
 
     @cached_property
-    def _codes(self) -> Codes:
+    def codes(self) -> Codes:
+        """The packed codes, uint8 `[len, bytes]`; `CorruptFile` when they are not those that were written."""
         codes = self._column("code").flatten().to_numpy().reshape(-1, self.space.bits // 8)
         return self._verified("codes", np.ascontiguousarray(codes, np.uint8))
 
     @cached_property
-    def _labels(self) -> Labels:
+    def labels(self) -> Labels:
+        """int64 `[len]` or multi-hot bool `[len, classes]`; `CorruptFile` when they are not as written."""
         if "label" in self._table.schema.names:
             return self._verified("labels", self._column("label").to_numpy())
         column = self._column("labels")
@@ -114,6 +103,11 @@ class GalleryIndex:
         if column.flatten().to_numpy().max(initial=-1) < labels.shape[1]:
             labels[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
         return self._verified("labels", labels)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of each item, e.g. its path."""
+        return list(self._column("name").to_pylist())
 
     def _column(self, name: str) -> Any:
         query = self._table.search().select(["id", name]).limit(len(self))
@@ -188,11 +182,8 @@ def _rows(space: CodeSpace, codes: Codes, labels: Labels, names: list[str]) -> p
 
 def _check_codes(space: CodeSpace, codes: Codes) -> None:
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] * 8 != space.bits:
-        raise InputError(
-            f"packed uint8 codes [n, {space.bits // 8}] of code space {space.id}",
-            f"{codes.dtype} {codes.shape}",
-            "Pack logits of that space with gallery.codes.pack.",
-        )
+        expected = f"packed uint8 codes [n, {space.bits // 8}] of code space {space.id}"
+        raise InputError(expected, f"{codes.dtype} {codes.shape}", "Pack logits of that space with gallery.codes.pack.")
 
 
 def _checksum(values: NDArray[Any]) -> str:
@@ -219,10 +210,3 @@ def _read(uri: str, read: Any) -> Any:
         return read()
     except (ValueError, RuntimeError, OSError) as error:
         raise CorruptFile(f"a readable gallery at {uri}", str(error), RESTORE) from error
-
-
-def _parse_json(uri: str, text: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise CorruptFile(f"readable metadata in the gallery {uri}", str(error), RESTORE) from error

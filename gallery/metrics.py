@@ -79,18 +79,14 @@ def mean_average_precision(
     sums, retrieved = np.empty(len(query_codes)), np.empty(len(query_codes))
     for start in range(0, len(query_codes), CHUNK):
         part = slice(start, start + CHUNK)
-        ranks = _Ranks.of(everyone[part], relevant[part], cut)
+        ranks = _Ranks(everyone[part], relevant[part], cut)
         sums[part], retrieved[part] = ranks.precisions.sum(1), _over_retrieved(ranks)
     per_query = sums / np.maximum(np.minimum(cut, relevant_items), 1)
     return MapResult(
-        float(per_query.mean()),
-        float(retrieved.mean()),
-        per_query,
-        len(query_codes),
-        len(gallery_codes),
-        top_k,
-        int((relevant_items == 0).sum()),
-    )
+        map=float(per_query.mean()), map_retrieved=float(retrieved.mean()), per_query=per_query,
+        queries=len(query_codes), gallery=len(gallery_codes), top_k=top_k,
+        unanswerable=int((relevant_items == 0).sum()),
+    )  # fmt: skip
 
 
 def precision_within_radius(
@@ -131,25 +127,14 @@ def bit_entropy(codes: Codes) -> float:
     return float(-(inner * np.log2(inner) + (1 - inner) * np.log2(1 - inner)).sum() / len(share))
 
 
-@dataclass(frozen=True, eq=False)
 class _Ranks:
     """Per query and distance, `[queries, bits+1]`: n, p, N, P, s and the sum of precisions of the module text."""
 
-    n: Counts
-    p: Counts
-    before: Counts
-    found: Counts
-    slots: Counts
-    precisions: Floats
-    harmonic: Floats
-
-    @staticmethod
-    def of(n: Counts, p: Counts, cut: int) -> _Ranks:
-        before, found = np.cumsum(n, axis=1) - n, np.cumsum(p, axis=1) - p
-        slots = np.clip(cut - before, 0, n)
-        harmonic = _harmonic(cut)
-        precisions = _precisions(p, n, np.minimum(before, cut), found, slots, harmonic)
-        return _Ranks(n, p, before, found, slots, precisions, harmonic)
+    def __init__(self, n: Counts, p: Counts, cut: int) -> None:
+        self.n, self.p, self.before, found = n, p, np.cumsum(n, axis=1) - n, np.cumsum(p, axis=1) - p
+        self.slots, self.harmonic = np.clip(cut - self.before, 0, n), _cumulative(np.reciprocal, cut)
+        before = np.minimum(self.before, cut)
+        self.precisions = _precisions(p, n, before, found, self.slots, self.harmonic)
 
 
 def _precisions(p: Any, n: Any, before: Any, found: Any, slots: Any, harmonic: Floats) -> Floats:
@@ -166,33 +151,27 @@ def _over_retrieved(ranks: _Ranks) -> Floats:
     sums, hits = (ranks.precisions * whole).sum(1), (ranks.p * whole).sum(1)
     score: Floats = sums / np.maximum(hits, 1)
     split = ~whole & (ranks.slots > 0) & (ranks.p > 0)
-    logs = _log_factorials(int(ranks.n[0].sum()))
+    log_factorials = _cumulative(np.log, int(ranks.n[0].sum()))
     for query, d in zip(*np.nonzero(split), strict=True):  # at most one distance a query
         p, n, slots = (int(a[query, d]) for a in (ranks.p, ranks.n, ranks.slots))
-        drawn = np.arange(max(0, slots - (n - p)), min(slots, p) + 1)
-        last = _precisions(drawn, slots, ranks.before[query, d], hits[query], slots, ranks.harmonic)
-        chance = _hypergeometric(drawn, slots, p, n, logs)
-        score[query] = chance @ ((sums[query] + last) / np.maximum(hits[query] + drawn, 1))
+        within = np.arange(max(0, slots - (n - p)), min(slots, p) + 1)
+        last = _precisions(within, slots, ranks.before[query, d], hits[query], slots, ranks.harmonic)
+        chance = _hypergeometric(within, slots, p, n, log_factorials)
+        score[query] = chance @ ((sums[query] + last) / np.maximum(hits[query] + within, 1))
     return score
 
 
-def _hypergeometric(drawn: Counts, slots: int, p: int, n: int, logs: Floats) -> Floats:
-    """The chance that `drawn` of the p relevant among n items fall into `slots` places."""
+def _hypergeometric(within: Counts, slots: int, p: int, n: int, log_factorials: Floats) -> Floats:
+    """The chance that `within` of the p relevant among n items fall into `slots` places."""
 
     def log_choose(a: int, b: Counts | int) -> Any:
-        return logs[a] - logs[b] - logs[a - b]
+        return log_factorials[a] - log_factorials[b] - log_factorials[a - b]
 
-    chance: Floats = np.exp(log_choose(p, drawn) + log_choose(n - p, slots - drawn) - log_choose(n, slots))
+    chance: Floats = np.exp(log_choose(p, within) + log_choose(n - p, slots - within) - log_choose(n, slots))
     return chance
 
 
-@lru_cache(maxsize=4)
-def _log_factorials(n: int) -> Floats:
-    """log 0!..log n!."""
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-
-
-@lru_cache(maxsize=4)
-def _harmonic(n: int) -> Floats:
-    """H(0)..H(n)."""
-    return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n + 1))])
+@lru_cache(maxsize=8)
+def _cumulative(term: np.ufunc, n: int) -> Floats:
+    """Sum `term` over 1..m for each m = 0..n: the harmonic numbers, or the logarithms of the factorials."""
+    return np.concatenate([[0.0], np.cumsum(term(np.arange(1.0, n + 1)))])

@@ -15,7 +15,6 @@ from gallery.files import atomic_write
 TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
 MAX_DISAGREEMENTS = 50  # listed in `ModelResult.disagreements`
 MARGIN_BINS, MARGIN_STEP = 24, 1 / 8  # of `ModelResult.margins`; the step in standard deviations
-DATA_URI = r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"  # can neither fetch nor inject anything
 
 
 class Record(BaseModel):
@@ -79,22 +78,20 @@ class BitDisagreement(Record):
 class ModelResult(Record):
     """One exported model on one device, run over all queries and compared with the float student.
 
-    status:    "skipped": there is no engine for it here; "failed": an engine is here and the model failed in it
-    reason:    why it did not run, with the error's type; empty when it ran
-    bit_flip_rate, recall_at_10: share of bits that differ from the float student's; share of its ten nearest gallery
-               images that are among the model's
+    status, reason: "skipped" without an engine for it here, "failed" in its engine; and why, with the error's type
+    bit_flip_rate, recall_at_10: share of bits that differ from the float student's; share of its ten nearest images
     flips_beyond_tolerance: bits that differ although |float logit| exceeds the tolerance of `Thresholds`
     predicted_bit_flip_rate: what the model's logit error alone explains (`compare.predicted_bit_flip_rate`)
     margins:   histogram of |logit|, in bins of an eighth of the float student's standard deviation
-    map, map_drop: of the model, and that of the float student minus it; over all queries: where a device ran only
-               some, the host's figure plus the difference that these make
+    map, map_drop: the model's, and the float student's minus it; over all queries: where a device ran only some, the
+               host's figure plus the difference that these make
     bit_flips: how many queries each of the code's bits differs in
-    host_flips, host_flips_beyond: bits that differ from those of the same model on the host, and of these, those where
-               the host's |logit| exceeds the tolerance; disagreements: the first `MAX_DISAGREEMENTS` of the latter
+    host_flips, host_flips_beyond, disagreements: bits that differ from those of the same model on the host; of these,
+               where the host's |logit| exceeds the tolerance; the first `MAX_DISAGREEMENTS` of the latter
     device, conditions: where it ran, and what is known of it: processor, governor, temperature
     *_ms:      milliseconds there for one image at a time; those of a host or an emulator are no phone's
     peak_memory_mb: most resident memory that opening and running the model added, 10**6 bytes
-    instructions:   executed ARM instructions for one image, counted under emulation; no time
+    instructions: executed ARM instructions for one image, counted under emulation; no time
     """
 
     variant: str
@@ -197,8 +194,7 @@ class TrainingCurve(Record):
 class HashCenterSummary(Record):
     """Hamming distances between the hash centers of some classes, and the similarity of the classes.
 
-    similarity: cosines, of what `similarity_of` says; correlation: of the similarity of centers with it, None where
-    that does not vary; construction, assignment: as configured
+    similarity: cosines, of what `similarity_of` says; correlation: of the centers' with it, None where it is constant
     """
 
     classes: tuple[str, ...]
@@ -211,10 +207,9 @@ class HashCenterSummary(Record):
 
 
 class LayerSensitivity(Record):
-    """What one layer alone does when it is 8-bit.
+    """What one 8-bit layer alone does: share of bits that flip, mean |change of a logit|; `kept` in float for that.
 
-    mode: "weights", or "int8" for its activations too; flips: share of bits that flip; error: mean |change of a logit|;
-    kept: whether it was kept in float for that reason
+    mode: "weights", or "int8" for its activations too
     """
 
     layer: str
@@ -225,8 +220,7 @@ class LayerSensitivity(Record):
 
 
 class Quantization(Record):
-    """How the layers that become 8-bit were chosen.  flips: share of bits that flip in the end, by mode; layers: worst
-    first, those of the weights before those of the activations."""
+    """How 8-bit layers were chosen.  flips: final share, by mode; layers: weights, then activations, worst first."""
 
     calibration: str
     flips: dict[str, float]
@@ -236,7 +230,7 @@ class Quantization(Record):
 class Thumbnail(Record):
     """A thumbnail as a data: URI; label: its class names; distance, right: to the query, whether they share a class."""
 
-    image: str = Field(pattern=DATA_URI)
+    image: str = Field(pattern=r"^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$")  # fetches, injects nothing
     label: str
     distance: int | None = None
     right: bool | None = None
@@ -271,12 +265,11 @@ class SystemInfo(Record):
 class EvaluationResults(Record):
     """The exported models of a student on the devices asked for, compared with the float student.
 
-    created:     UTC, ISO 8601
-    query_set:   in words, which images were queried; num_queries: how many, on the host
+    query_set, num_queries: in words, which images were queried, and how many on the host
     gallery_size, map: of the gallery and of the float student in it; None without a gallery or without labels
-    models:      a row for each device and model, devices in the order asked for
+    models: a row for each device and model, devices in the order asked for
     thresholds, gate: set by `mobile_eval.gate.apply`, the last step
-    notes:       what no row says: a device without a model for it, a model without a result of the host to compare with
+    notes: what no row says: a device without a model for it, a model without a result of the host to compare with
     """
 
     schema_version: Literal[2] = 2
@@ -320,15 +313,8 @@ class RunResults(EvaluationResults):
     def alarms(self) -> tuple[str, ...]:
         """What must be said before anything else: random starts, which are never forgotten."""
         roles = [summary.role for summary in self.model_summaries if summary.random]
-        if not roles:
-            return ()
-        start = "start" if len(roles) > 1 else "starts"
-        who = " and ".join(roles).capitalize()
-        return (f"{who} {start} from RANDOM weights: expect far less than from pretrained ones.",)
-
-    def pair(self, name: str) -> RetrievalPair | None:
-        """The retrieval pair of that name, or None when it was not measured."""
-        return next((pair for pair in self.pairs if pair.name == name), None)
+        who = " and ".join(roles).capitalize() + (" start" if len(roles) > 1 else " starts")
+        return (f"{who} from RANDOM weights: expect far less than from pretrained ones.",) if roles else ()
 
     @property
     def ratio(self) -> float | None:
@@ -337,10 +323,7 @@ class RunResults(EvaluationResults):
 
 
 def load(path: Path) -> EvaluationResults:
-    """Read what `save` wrote: `RunResults` where a training run wrote it.
-
-    Raises `CorruptFile` for anything else, naming the first field at fault.
-    """
+    """Read what `save` wrote, `RunResults` of a training run; `CorruptFile` names the first field at fault."""
     try:
         data = path.read_bytes()
         kind = RunResults if b'"model_summaries":' in data else EvaluationResults

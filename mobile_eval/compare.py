@@ -196,4 +196,4 @@ def _score(codes: Codes, reference: FloatReference) -> MapResult | None:
     gallery, labels = reference.gallery, reference.labels
     if gallery is None or labels is None:
         return None
-    return mean_average_precision(codes, gallery.codes(), labels, gallery.labels(), reference.top_k)
+    return mean_average_precision(codes, gallery.codes, labels, gallery.labels, reference.top_k)

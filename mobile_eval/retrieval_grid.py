@@ -42,7 +42,7 @@ def retrieval_grid(
         gallery_image: from the id in the gallery to uint8 `[S, S, 3]`
         classes: their names
     """
-    found, known, examples = index.search(codes, min(TOP, len(index))), index.labels(), []
+    found, known, examples = index.search(codes, min(TOP, len(index))), index.labels, []
     for image, label, distances, ids in zip(images, labels, found.distances, found.ids, strict=True):
         hits = [_thumbnail(gallery_image(int(id)), known[id], classes) for id in ids]
         right = [bool(np.any(np.logical_and(label, known[id])) if np.ndim(label) else label == known[id]) for id in ids]

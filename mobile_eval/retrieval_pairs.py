@@ -30,7 +30,7 @@ def retrieval_pairs(
         labels: of the queries, int `[Q]` or multi-hot `[Q, C]`
         top_k: how many of the first results count (None: all)
     """
-    gallery, gallery_labels = index.codes(), index.labels()
+    gallery, gallery_labels = index.codes, index.labels
     pairs = {TEACHER_TEACHER: (teacher_queries, gallery)} if teacher_queries is not None else {}
     pairs |= {STUDENT_GALLERY: (student_queries, gallery), STUDENT_STUDENT: (student_queries, student_gallery)}
     return {

@@ -34,4 +34,4 @@ def test_search_by_the_public_api(tmp_path: Path) -> None:
     assert found.ids.shape == (3, 5)
     assert np.array_equal(found.distances[:, 0], np.zeros(3))
     assert np.array_equal(np.sort(twinhash.hamming(codes[:3], codes), axis=1)[:, :5], found.distances)
-    assert twinhash.mean_average_precision(codes[:3], codes, np.arange(3) % 2, index.labels()).map > 0
+    assert twinhash.mean_average_precision(codes[:3], codes, np.arange(3) % 2, index.labels).map > 0

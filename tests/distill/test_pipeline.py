@@ -45,7 +45,7 @@ def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn
     context, at_once = learn("at once", distillation="online")
     assert same(staged.teacher, at_once.teacher)
     assert not same(staged.student, at_once.student)
-    assert np.array_equal(staged.gallery.codes(), at_once.gallery.codes())
+    assert np.array_equal(staged.gallery.codes, at_once.gallery.codes)
     assert {p.stage for p in read_metrics(context.run_dir.folder / "train.jsonl")} == {"pair"}
     assert context.run_dir.is_done("student")
 
@@ -88,7 +88,7 @@ def test_a_student_from_stored_codes_alone(learn: Learn, tmp_path: Path) -> None
     assert models.teacher is None
     assert [summary.role for summary in model_summaries(context, models)] == ["student"]
     assert cells.teacher_queries is None
-    wanted = np.unpackbits(models.gallery.codes(), axis=1)
+    wanted = np.unpackbits(models.gallery.codes, axis=1)
     got = np.unpackbits(pack(cells.student_gallery), axis=1)
     assert (wanted == got).mean() > 0.7  # it has nothing else to learn from
 

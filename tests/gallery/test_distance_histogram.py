@@ -108,7 +108,7 @@ def test_the_number_of_torch_threads_is_put_back(fails: bool, monkeypatch: pytes
     torch.set_num_threads(3)
     try:
         if fails:
-            monkeypatch.setattr(distance_histogram, "_scatter_counts", lambda *_: 1 / 0)
+            monkeypatch.setattr(distance_histogram, "_histograms", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 count_by_distance(codes, codes, labels, labels)
         else:

@@ -65,7 +65,7 @@ def test_shuffled_rows_make_no_difference(tmp_path: Path) -> None:
     gallery = create_gallery(tmp_path / "g", space_of(), *items(300))
     rewrite(tmp_path / "g", lambda rows: rows.take(np.random.default_rng(0).permutation(300)))
     shuffled = open_gallery(tmp_path / "g")
-    assert np.array_equal(shuffled.codes(), gallery.codes())
+    assert np.array_equal(shuffled.codes, gallery.codes)
     check(shuffled, items(300)[0], items(6, seed=1)[0], 10)
 
 
@@ -80,11 +80,11 @@ def test_everything_comes_back(gallery: GalleryIndex) -> None:
     for one in (gallery, *opened):
         assert one.space == space_of()
         assert len(one) == 500
-        assert np.array_equal(one.codes(), codes)
-        assert one.codes().dtype == np.uint8
-        assert np.array_equal(one.labels(), labels)
-        assert one.labels().dtype == np.int64
-        assert one.names() == names
+        assert np.array_equal(one.codes, codes)
+        assert one.codes.dtype == np.uint8
+        assert np.array_equal(one.labels, labels)
+        assert one.labels.dtype == np.int64
+        assert one.names == names
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
@@ -94,15 +94,15 @@ def test_several_labels_come_back(tmp_path: Path, classes: int) -> None:
     labels[-1] = False
     gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
     for one in (gallery, open_gallery(tmp_path / "g")):
-        assert one.labels().dtype == np.bool_
-        assert np.array_equal(one.labels(), labels)
+        assert one.labels.dtype == np.bool_
+        assert np.array_equal(one.labels, labels)
 
 
 def test_more_rows_than_any_default_limit(tmp_path: Path) -> None:
     codes, labels, names = items(30_000)
     gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
-    assert np.array_equal(gallery.codes(), codes)
-    assert gallery.names()[-1] == names[-1]
+    assert np.array_equal(gallery.codes, codes)
+    assert gallery.names[-1] == names[-1]
 
 
 def test_the_table_is_readable_without_us(gallery: GalleryIndex) -> None:
@@ -126,7 +126,7 @@ def test_a_gallery_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_moved_gallery_still_opens(tmp_path: Path) -> None:
     create_gallery(tmp_path / "g", space_of(), *items(20))
     shutil.move(tmp_path / "g", tmp_path / "elsewhere")
-    assert np.array_equal(open_gallery(tmp_path / "elsewhere").codes(), items(20)[0])
+    assert np.array_equal(open_gallery(tmp_path / "elsewhere").codes, items(20)[0])
 
 
 def test_a_folder_with_something_else_is_never_replaced(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_edited_codes_and_labels_are_corrupt(tmp_path: Path) -> None:
         rewrite(tmp_path / "g", lambda rows, c=column, v=values: rows.set_column(rows.schema.names.index(c), c, v))
         gallery = open_gallery(tmp_path / "g")
         with pytest.raises(CorruptFile, match="was made with"):
-            gallery.codes(), gallery.labels()
+            _ = gallery.codes, gallery.labels
 
 
 @pytest.mark.parametrize("sums", ["", "3", "[]", "{}", '{"classes": 2}', '{"classes": 3, "labels": "x", "codes": ""}'])
@@ -195,9 +195,9 @@ def test_edited_checksums_are_corrupt(tmp_path: Path, sums: str) -> None:
     codes, _, names = items(20)
     create_gallery(tmp_path / "g", space_of(), codes, np.eye(3, dtype=bool)[np.arange(20) % 3], names)
     rewrite(tmp_path / "g", lambda rows: rows.replace_schema_metadata({**rows.schema.metadata, SUMS_KEY: sums}))
-    for read in (GalleryIndex.labels, GalleryIndex.codes):
+    for name in ("labels", "codes"):
         with pytest.raises(CorruptFile):
-            read(open_gallery(tmp_path / "g"))
+            getattr(open_gallery(tmp_path / "g"), name)
 
 
 @pytest.mark.parametrize("change", [
@@ -207,7 +207,7 @@ def test_missing_or_repeated_rows_are_corrupt(tmp_path: Path, change: Callable[[
     create_gallery(tmp_path / "g", space_of(), *items(20))
     rewrite(tmp_path / "g", change)
     with pytest.raises(CorruptFile):
-        open_gallery(tmp_path / "g").codes()
+        _ = open_gallery(tmp_path / "g").codes
 
 
 @pytest.mark.parametrize("pattern", ["data/*.lance", "_versions/*.manifest"])
@@ -220,7 +220,7 @@ def test_damaged_files_are_corrupt(tmp_path: Path, pattern: str, damage: str) ->
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CorruptFile, match="encode the gallery again"):
-        open_gallery(tmp_path / "g").codes()
+        _ = open_gallery(tmp_path / "g").codes
 
 
 CODES, LABELS, NAMES = items(4)

@@ -83,12 +83,12 @@ def run_on(table: Table, folder: Path, reference: compare.FloatReference | None 
 
 def slow_ap(code: Any, label: int, gallery: GalleryIndex, orders: int = 400) -> float:
     """Mean of the plain AP over random orders of ties."""
-    bits = np.unpackbits(gallery.codes(), axis=1, bitorder="little")
+    bits = np.unpackbits(gallery.codes, axis=1, bitorder="little")
     distance = (bits != np.unpackbits(code, bitorder="little")).sum(axis=1)
     rng, total = np.random.default_rng(3), 0.0
     for _ in range(orders):
         order = np.lexsort((rng.random(40), distance))
-        right = gallery.labels()[order] == label
+        right = gallery.labels[order] == label
         total += float(np.mean([right[: k + 1].mean() for k in np.flatnonzero(right)]))
     return total / orders
 
@@ -311,7 +311,7 @@ def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
 
 def slow_nearest(code: Any, gallery: Any, k: int) -> list[int]:
     """One query at a time, one gallery picture at a time, sorted by (distance, id)."""
-    bits = [np.unpackbits(one, bitorder="little") for one in gallery.codes()]
+    bits = [np.unpackbits(one, bitorder="little") for one in gallery.codes]
     mine = np.unpackbits(code, bitorder="little")
     ranked = sorted((sum(a != b for a, b in zip(mine, other, strict=True)), i) for i, other in enumerate(bits))
     return [i for _, i in ranked[:k]]

@@ -77,7 +77,7 @@ def test_a_bundle_in_its_run_is_asked_all_queries_in_the_runs_gallery(run: Path,
     ours, theirs = load(run / "evaluation" / "results.json"), load_results(run / "results.json")
     assert code == (0 if gated(theirs.models[0]) else 1), said
     assert (ours.num_queries, ours.gallery_size) == (theirs.protocol.query, theirs.protocol.gallery)
-    assert ours.map == pytest.approx(theirs.pair("student->gallery").map, abs=1e-9)
+    assert ours.map == pytest.approx({pair.name: pair.map for pair in theirs.pairs}["student->gallery"], abs=1e-9)
     same = ("bits_compared", "bits_flipped", "map", "map_drop", "worst", "bit_flips", "recall_at_10", "margins")
     for field in same:
         assert getattr(ours.models[0], field) == getattr(theirs.models[0], field), field

@@ -125,7 +125,6 @@ def test_ratio() -> None:
     assert results().ratio == pytest.approx(0.70 / 0.72)
     assert ratio(cells()[:1]) is None
     assert math.isnan(ratio(cells(teacher=0.0)) or 0.0)
-    assert results().pair("no such cell") is None
 
 
 def test_the_machine_describes_itself_without_torch() -> None:
