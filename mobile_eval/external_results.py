@@ -16,11 +16,11 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from gallery.errors import CorruptFile, InputError
@@ -37,15 +37,19 @@ Text = Annotated[str, Field(max_length=4096)]
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result of one model on one device."""
+    """The result of one model on one device.
 
-    model: str  # the file name as the tool gives it, maybe without its suffix; empty if the tool gives none
-    formats: tuple[str, ...]  # that the model can have
+    model, sha256: the file name, maybe without its suffix, and the checksum; empty if the tool gives none
+    formats: that the model can have; figures: fields of `ModelResult`; reason: why it did not run there
+    """
+
+    model: str
+    formats: tuple[str, ...]
     device: str
     engine: str
-    figures: dict[str, Any] = field(default_factory=dict)  # fields of `ModelResult`
-    sha256: str = ""  # empty if the tool gives none
-    reason: str = ""  # why it did not run there; empty if it did
+    figures: dict[str, Any]
+    sha256: str = ""
+    reason: str = ""
 
 
 def read_results(path: Path, model: str = "", device: str = "") -> list[Measurement]:
@@ -58,13 +62,20 @@ def read_results(path: Path, model: str = "", device: str = "") -> list[Measurem
 
     Raises `CorruptFile` naming the field at fault, `InputError` for a file that is no report.
     """
-    data = _load_json(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        text = path.read_bytes()
+        if not isinstance(data := json.loads(text), dict):
+            raise ValueError(f"a JSON {type(data).__name__}, not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"a report in JSON at {path}", str(error)[:MAX_TEXT], "Export it again.") from error
     report = next((report for key, report in REPORTS.items() if key in data), None)
     if report is None:
         known = "a report of LiteRT's benchmark, Qualcomm AI Hub or apps/run_on_mac.py"
         raise InputError(known, f"none of {', '.join(REPORTS)} in {path}", "Give the JSON as the tool wrote it.")
     try:
-        measurements = report.model_validate_json(json.dumps(data)).measurements()
+        measurements = report.model_validate_json(text).measurements()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -89,10 +100,20 @@ def merge_results(rows: Iterable[ModelResult], measurements: Iterable[Measuremen
     return merged
 
 
+def _at(path: str, default: Any = ...) -> Any:
+    """Declare a field by its path in the report; protocol buffers as JSON have keys in camel case, or these."""
+    keys = path.split(".")
+    return Field(default, validation_alias=AliasChoices(AliasPath(*keys), AliasPath(*map(to_camel, keys))))
+
+
 class _Part(BaseModel):
     """A part of a report: known fields are checked strictly, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
+
+    def figures(self) -> dict[str, Any]:
+        """Fields called as in `ModelResult`, but for the checksum."""
+        return self.model_dump(include=ModelResult.model_fields.keys() - {"sha256"})
 
 
 class _Report(_Part, ABC):
@@ -101,80 +122,45 @@ class _Report(_Part, ABC):
         """Convert to one measurement per model and device."""
 
 
-class _LiteRtLatency(_Part):
-    init_ms: Time
-    warmup_first_ms: Time
-    num_warmup_runs: Count
-    avg_ms: Time
-    median_ms: Time
-    p95_ms: Time
-    num_runs: Count
-
-
 class _LiteRt(_Report):
     """`benchmark_litert_model.py --result_json`, without p90 and p99."""
 
     model: Text
     accelerators: list[Text]
     fully_accelerated: bool
-    num_threads: Count
-    latency: _LiteRtLatency
+    threads: Count = _at("num_threads")
+    load_ms: Time = _at("latency.init_ms")
+    warmup_first_ms: Time = _at("latency.warmup_first_ms")
+    num_warmup_runs: Count = _at("latency.num_warmup_runs")
+    mean_ms: Time = _at("latency.avg_ms")
+    p50_ms: Time = _at("latency.median_ms")
+    p95_ms: Time = _at("latency.p95_ms")
+    samples: Count = _at("latency.num_runs")
 
     def measurements(self) -> list[Measurement]:
-        latency, units = self.latency, " + ".join(self.accelerators)
-        figures = {
-            "load_ms": latency.init_ms,
-            "first_ms": latency.warmup_first_ms if latency.num_warmup_runs else None,
-            "p50_ms": latency.median_ms,
-            "samples": latency.num_runs,
-            "threads": self.num_threads,
-            "conditions": {"mean": _ms(latency.avg_ms), "p95": _ms(latency.p95_ms)}
-            | {"fully accelerated": str(self.fully_accelerated).lower()},
-        }
-        return [Measurement(self.model, ("litert",), "LiteRT benchmark", f"LiteRT {units}", figures)]
+        figures = self.figures() | {"first_ms": self.warmup_first_ms if self.num_warmup_runs else None}
+        figures["conditions"] = {"mean": _ms(self.mean_ms), "p95": _ms(self.p95_ms)}
+        figures["conditions"]["fully accelerated"] = str(self.fully_accelerated).lower()
+        engine = f"LiteRT {' + '.join(self.accelerators)}"
+        return [Measurement(self.model, ("litert",), "LiteRT benchmark", engine, figures)]
 
 
-class _Proto(_Part):
-    """A protocol buffer message as JSON: keys in camel case or as in the .proto file; unset fields are missing."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-class _ResultLatency(_Proto):
-    avg_ms: Time
-    median_ms: Time | None = None
-    p95_ms: Time | None = None
-    init_ms: Time | None = None
-    first_inference_ms: Time | None = None
-
-
-class _ResultMemory(_Proto):
-    peak_mem_mb: Time | None = None
-
-
-class _ResultMisc(_Proto):
-    num_runs: Count | None = None
-
-
-class _BenchmarkResult(_Proto, _Report):
+class _BenchmarkResult(_Report):
     """`benchmark_model`; `name` is that of the run, which may be the file name.  Megabytes are of 2**20 bytes."""
 
     name: Text = ""
-    latency_metrics: _ResultLatency
-    memory_metrics: _ResultMemory = _ResultMemory()
-    misc_metrics: _ResultMisc = _ResultMisc()
+    load_ms: Time | None = _at("latency_metrics.init_ms", None)
+    first_ms: Time | None = _at("latency_metrics.first_inference_ms", None)
+    mean_ms: Time = _at("latency_metrics.avg_ms")
+    p50_ms: Time | None = _at("latency_metrics.median_ms", None)
+    p95_ms: Time | None = _at("latency_metrics.p95_ms", None)
+    peak_mib: Time | None = _at("memory_metrics.peak_mem_mb", None)
+    samples: Count | None = _at("misc_metrics.num_runs", None)
 
     def measurements(self) -> list[Measurement]:
-        latency, memory = self.latency_metrics, self.memory_metrics.peak_mem_mb
-        known = {"mean": latency.avg_ms, "p95": latency.p95_ms}
-        conditions = {name: _ms(value) for name, value in known.items() if value is not None}
-        figures = {
-            "load_ms": latency.init_ms,
-            "first_ms": latency.first_inference_ms,
-            "p50_ms": latency.median_ms,
-            "samples": self.misc_metrics.num_runs,
-            "conditions": conditions | ({} if memory is None else {"peak memory of the process": f"{memory:.1f} MiB"}),
-        }
+        peak = "" if self.peak_mib is None else f"{self.peak_mib:.1f} MiB"
+        conditions = {"mean": _ms(self.mean_ms), "p95": _ms(self.p95_ms), "peak memory of the process": peak}
+        figures = self.figures() | {"conditions": conditions}
         return [Measurement(self.name, ("litert",), "LiteRT benchmark", "LiteRT", figures)]
 
 
@@ -182,38 +168,23 @@ class _Layer(_Part):
     compute_unit: Text
 
 
-class _Summary(_Part):
-    estimated_inference_time: Time
-    first_load_time: Time | None = None
-    inference_memory_increase_range: tuple[Count, Count] | None = None
-    all_inference_times: Times = []
-
-
 class _AiHub(_Report):
     """A profile names neither model nor device.  Its estimate is no percentile: those come from the single times."""
 
-    execution_summary: _Summary
-    execution_detail: Annotated[list[_Layer], Field(max_length=100_000)] = []
+    estimate_us: Time = _at("execution_summary.estimated_inference_time")
+    load_us: Time | None = _at("execution_summary.first_load_time", None)
+    added_bytes: tuple[Count, Count] | None = _at("execution_summary.inference_memory_increase_range", None)
+    samples_us: Times = _at("execution_summary.all_inference_times", [])
+    layers: Annotated[list[_Layer], Field(max_length=100_000)] = _at("execution_detail", [])
 
     def measurements(self) -> list[Measurement]:
-        summary, layers = self.execution_summary, Counter(layer.compute_unit for layer in self.execution_detail)
-        times = [time / 1000 for time in summary.all_inference_times]
-        added = summary.inference_memory_increase_range
-        figures = _percentiles(times) if times else {}
-        figures["load_ms"] = None if summary.first_load_time is None else summary.first_load_time / 1000
-        figures["peak_memory_mb"] = None if added is None else added[1] / 1e6
-        figures["conditions"] = {"AI Hub's estimate": _ms(summary.estimated_inference_time / 1000)}
-        if layers:
-            figures["conditions"]["layers"] = ", ".join(f"{unit} {count}" for unit, count in sorted(layers.items()))
+        units = Counter(layer.compute_unit for layer in self.layers)
+        layers = ", ".join(f"{unit} {count}" for unit, count in sorted(units.items()))
+        figures = _percentiles([time / 1000 for time in self.samples_us])
+        figures["load_ms"] = None if self.load_us is None else self.load_us / 1000
+        figures["peak_memory_mb"] = None if self.added_bytes is None else self.added_bytes[1] / 1e6
+        figures["conditions"] = {"AI Hub's estimate": _ms(self.estimate_us / 1000), "layers": layers}
         return [Measurement("", ("litert", "onnx", "coreml"), "Qualcomm AI Hub", "Qualcomm AI Hub", figures)]
-
-
-class _MacMachine(_Part):
-    name: Text
-    chip: Text
-    macos: Text
-    coremltools: Text
-    thermal: Text = ""
 
 
 class _MacRow(_Part):
@@ -233,23 +204,25 @@ class _Mac(_Report):
     """`apps/run_on_mac.py`: one row per model and compute unit; bit flips are over the golden inputs."""
 
     version: Literal[1] = Field(alias="run_on_mac")
-    machine: _MacMachine
+    name: Text = _at("machine.name")
+    chip: Text = _at("machine.chip")
+    macos: Text = _at("machine.macos")
+    coremltools: Text = _at("machine.coremltools")
     rows: Annotated[list[_MacRow], Field(min_length=1, max_length=1000)]
 
     def measurements(self) -> list[Measurement]:
-        machine, made = self.machine, []
+        measurements = []
         for row in self.rows:
-            figures = _percentiles(row.samples_ms) if row.samples_ms else {}
+            figures = row.figures() | _percentiles(row.samples_ms)
             if row.bits_compared:
-                figures |= {"bits_compared": row.bits_compared, "bits_flipped": row.bits_flipped}
                 figures["bit_flip_rate"] = row.bits_flipped / row.bits_compared
-                figures["flips_beyond_tolerance"] = row.flips_beyond_tolerance
-            conditions = {"machine": machine.name, "chip": machine.chip, "compute units": row.unit}
-            conditions |= {"coremltools": machine.coremltools, "images": "golden"}
-            figures |= {"load_ms": row.load_ms, "first_ms": row.first_ms, "conditions": conditions}
-            device, engine = f"apple-{row.unit.lower().replace('_', '-')}", f"Core ML, macOS {machine.macos}"
-            made.append(Measurement(row.file, ("coreml",), device, engine, figures, row.sha256, row.error))
-        return made
+            else:
+                figures |= dict.fromkeys(("bits_compared", "bits_flipped", "flips_beyond_tolerance"))
+            figures["conditions"] = {"machine": self.name, "chip": self.chip, "compute units": row.unit}
+            figures["conditions"] |= {"coremltools": self.coremltools, "images": "golden"}
+            device, engine = f"apple-{row.unit.lower().replace('_', '-')}", f"Core ML, macOS {self.macos}"
+            measurements.append(Measurement(row.file, ("coreml",), device, engine, figures, row.sha256, row.error))
+        return measurements
 
 
 REPORTS: dict[str, type[_Report]] = {
@@ -261,23 +234,11 @@ REPORTS: dict[str, type[_Report]] = {
 }
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        data = json.loads(path.read_bytes())
-        if not isinstance(data, dict):
-            raise ValueError(f"a JSON {type(data).__name__}, not an object")
-        return data
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptFile(f"a report in JSON at {path}", str(error)[:MAX_TEXT], "Export it again.") from error
-
-
 def _with_names(measurement: Measurement, model: str, device: str) -> Measurement:
     """Apply the caller's names, and strip what could break a terminal or a table from every text."""
     named = {**vars(measurement), "model": model or measurement.model, "device": device or measurement.device}
     texts = {key: plain(value)[:MAX_TEXT] for key, value in named.items() if isinstance(value, str)}
-    conditions = {key: plain(value)[:MAX_TEXT] for key, value in measurement.figures["conditions"].items()}
+    conditions = {key: plain(value)[:MAX_TEXT] for key, value in measurement.figures["conditions"].items() if value}
     return Measurement(**named | texts | {"figures": measurement.figures | {"conditions": conditions}})
 
 
@@ -301,9 +262,9 @@ def _find_model(measurement: Measurement, models: Sequence[ModelResult]) -> Mode
 
 
 def _percentiles(times: Sequence[float]) -> dict[str, Any]:
-    """Percentiles of single times in milliseconds; which of them came first is unknown."""
-    return {key: value for key, value in vars(Latency.of(0, times)).items() if key != "first_ms"}
+    """Percentiles of single times in milliseconds, if there are any; which of them came first is unknown."""
+    return {key: value for key, value in vars(Latency.of(0, times)).items() if key != "first_ms"} if times else {}
 
 
-def _ms(value: float) -> str:
-    return f"{value:.3f} ms"
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f} ms"
