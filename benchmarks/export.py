@@ -126,14 +126,15 @@ def score(context: RunContext) -> ExportTrial:
     from distill.pipeline import train_all
     from distill.summary import pair_logits
     from export.exporter import ExportRequest
-    from mobile_eval.compare import make_reference
+    from mobile_eval.compare import FloatReference
 
     data, config, resolved = context.data, context.config, context.resolved
     models, folder = train_all(context), context.run_dir.folder / FILES
     shutil.rmtree(folder, ignore_errors=True)
     queries, pixels = data.query, data.pixels[resolved.student_img_size]
     logits = pair_logits(context, models).student_queries
-    reference = make_reference(pixels[queries], logits, data.labels[queries], models.gallery, data.top_k)
+    labels = data.labels[queries]
+    reference = FloatReference(pixels[queries], logits, models.space, labels, models.gallery, data.top_k)
     request = ExportRequest(**export_request(context, models.student, models.space))
     exported, quantization = _export(request, folder)
     return ExportTrial(

@@ -112,7 +112,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
     """Evaluate every exported model on this host, on all queries; a finished evaluation is read."""
     from distill.summary import pair_logits
     from gallery.codes import pack
-    from mobile_eval.compare import make_reference
+    from mobile_eval.compare import FloatReference
     from mobile_eval.devices.host import Host
     from mobile_eval.evaluate import evaluate
     from mobile_eval.retrieval_grid import retrieval_grid, spread
@@ -127,7 +127,9 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             teacher = None if logits.teacher_queries is None else pack(logits.teacher_queries)
             scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.top_k)
             tolerance = context.config.thresholds.logit_tolerance
-            reference = make_reference(queries, logits.student_queries, labels, index, data.top_k, tolerance)
+            reference = FloatReference(
+                queries, logits.student_queries, models.space, labels, index, data.top_k, tolerance
+            )
             (host,), _ = evaluate([Host()], (*manifest.files, *manifest.failures), reference)
             shown = spread(scores[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,8 @@ from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.errors import InputError, MissingBackend
 from gallery.index import GalleryIndex
-from gallery.metrics import MapResult, mean_average_precision
-from gallery.results import (
-    MARGIN_BINS,
-    MARGIN_STEP,
-    MAX_DISAGREEMENTS,
-    BitDisagreement,
-    Thresholds,
-    WorstQuery,
-)
+from gallery.metrics import mean_average_precision
+from gallery.results import MARGIN_BINS, MARGIN_STEP, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 
 WORST, NEAREST = 5, 10
 NO_ENGINE = (MissingBackend, ImportError, NotImplementedError)  # says nothing about the model
@@ -33,13 +27,10 @@ Logits = NDArray[np.float32]
 class FloatReference:
     """The float student's answers, which every exported model is compared with.
 
-    By itself enough to count bit flips; `make_reference` adds what the float student finds in a gallery.
-
     pixels, logits: the queries `[Q, S, S, 3]`, the float student's finite logits `[Q, bits]`; `InputError` otherwise
-    labels:     int or multi-hot; None if unknown, and then there is no mAP
-    query_indices: of these queries among all queries; None: all of them
-    nearest:    ids `[Q, NEAREST]` in the gallery, by (distance, id) from the float student's code
-    map, map_retrieved: of the float student's codes in the gallery, over the first top_k (None: all)
+    labels:         int or multi-hot; None if unknown, and then there is no mAP
+    gallery, top_k: where to search, and how many of the first results count (None: all)
+    query_indices:  of these queries among all queries; None: all of them
     """
 
     pixels: Pixels
@@ -50,17 +41,12 @@ class FloatReference:
     top_k: int | None = None
     tolerance: float = Thresholds().logit_tolerance
     query_indices: NDArray[np.int64] | None = None
-    nearest: NDArray[np.int64] | None = None
-    map: float | None = None
-    map_retrieved: float | None = None
 
     def __post_init__(self) -> None:
         if self.logits.shape != (len(self.pixels), self.space.bits) or not np.isfinite(self.logits).all():
-            raise InputError(
-                f"finite float-student logits {(len(self.pixels), self.space.bits)}",
-                f"{self.logits.shape}, {int(np.isfinite(self.logits).sum())} finite",
-                "Compute them on these queries.",
-            )
+            expected = f"finite float-student logits {(len(self.pixels), self.space.bits)}"
+            found = f"{self.logits.shape}, {int(np.isfinite(self.logits).sum())} finite"
+            raise InputError(expected, found, "Compute them on these queries.")
 
     def subset(self, count: int) -> FloatReference:
         """Take at most `count` of the queries, evenly spaced; mAP is then that of these queries alone."""
@@ -68,21 +54,25 @@ class FloatReference:
             return self
         chosen = np.unique(np.linspace(0, len(self.pixels) - 1, count).round().astype(np.int64))
         labels = None if self.labels is None else self.labels[chosen]
-        few = replace(self, pixels=self.pixels[chosen], logits=self.logits[chosen], labels=labels, query_indices=chosen)
-        return _search(few)
+        return replace(
+            self, pixels=self.pixels[chosen], logits=self.logits[chosen], labels=labels, query_indices=chosen
+        )
 
+    @cached_property
+    def nearest(self) -> NDArray[np.int64] | None:
+        """Ids `[Q, NEAREST]` in the gallery, by (distance, id) from the float student's codes; None without one."""
+        return None if self.gallery is None else self.gallery.search(pack(self.logits), NEAREST).ids
 
-def make_reference(
-    pixels: Pixels,
-    logits: Logits,
-    labels: NDArray[Any] | None,
-    gallery: GalleryIndex,
-    top_k: int | None = None,
-    tolerance: float = Thresholds().logit_tolerance,
-) -> FloatReference:
-    """Search the gallery with the float student's codes."""
-    logits = np.asarray(logits, np.float32)
-    return _search(FloatReference(pixels, logits, gallery.space, labels, gallery, top_k, tolerance))
+    @cached_property
+    def map(self) -> float | None:
+        """mAP of the float student's codes."""
+        return self.score(pack(self.logits))
+
+    def score(self, codes: Codes) -> float | None:
+        """Return the mAP of codes of these queries in the gallery; None without a gallery or labels."""
+        if self.gallery is None or self.labels is None:
+            return None
+        return mean_average_precision(codes, self.gallery.codes, self.labels, self.gallery.labels, self.top_k).map
 
 
 def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) -> dict[str, Any]:
@@ -105,8 +95,8 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
     }
     if reference.gallery is not None and reference.nearest is not None:
         found["recall_at_10"] = recall_at_10(reference.nearest, reference.gallery.search(codes, NEAREST).ids)
-    if (score := _score(codes, reference)) is not None and reference.map is not None:
-        found |= {"map": score.map, "map_drop": reference.map - score.map}
+    if reference.map is not None and (score := reference.score(codes)) is not None:
+        found |= {"map": score, "map_drop": reference.map - score}
     return found
 
 
@@ -116,19 +106,16 @@ def compare_to_host(
     """Compute the fields of a `ModelResult` that compare a model on a device with the same model on the host."""
     differ = unpack(codes) != unpack(host_codes)
     beyond = differ & ~(np.abs(host_logits) <= reference.tolerance)  # a logit that is not a number is no excuse
-    first = [(int(q), int(b)) for q, b in np.argwhere(beyond)[:MAX_DISAGREEMENTS]]
-    indices = reference.query_indices
+    indices = np.arange(len(differ)) if reference.query_indices is None else reference.query_indices
     disagreements = tuple(
-        BitDisagreement(
-            query=q if indices is None else int(indices[q]),
-            bit=b,
-            logit=float(logits[q, b]),
-            host=float(host_logits[q, b]),
-        )
-        for q, b in first
+        BitDisagreement(query=int(indices[q]), bit=int(b), logit=float(logits[q, b]), host=float(host_logits[q, b]))
+        for q, b in np.argwhere(beyond)[:MAX_DISAGREEMENTS]
     )
-    found = {"host_flips": int(differ.sum()), "host_flips_beyond": int(beyond.sum())}
-    return {**found, "disagreements": disagreements}
+    return {
+        "host_flips": int(differ.sum()),
+        "host_flips_beyond": int(beyond.sum()),
+        "disagreements": disagreements,
+    }
 
 
 def recall_at_10(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
@@ -174,26 +161,6 @@ def check_compatible(metadata: ModelMetadata, variant: str, reference: FloatRefe
     """Raise `CodeSpaceMismatch` for a model of another code space, `InputError` for one of another image size."""
     reference.space.check_compatible(metadata.code_space, "the gallery", variant)
     if metadata.size != reference.pixels.shape[1]:
-        raise InputError(
-            f"queries of {metadata.size} pixels, as the metadata of {variant} say",
-            f"{reference.pixels.shape[1]} pixels",
-            "Resize the queries by the rule in the metadata.",
-        )
-
-
-def _search(reference: FloatReference) -> FloatReference:
-    """Add what the float student finds in the gallery."""
-    if reference.gallery is None:
-        return reference
-    codes = pack(reference.logits)
-    nearest, score = reference.gallery.search(codes, NEAREST).ids, _score(codes, reference)
-    if score is None:
-        return replace(reference, nearest=nearest)
-    return replace(reference, nearest=nearest, map=score.map, map_retrieved=score.map_retrieved)
-
-
-def _score(codes: Codes, reference: FloatReference) -> MapResult | None:
-    gallery, labels = reference.gallery, reference.labels
-    if gallery is None or labels is None:
-        return None
-    return mean_average_precision(codes, gallery.codes, labels, gallery.labels, reference.top_k)
+        expected = f"queries of {metadata.size} pixels, as the metadata of {variant} say"
+        fix = "Resize the queries by the rule in the metadata."
+        raise InputError(expected, f"{reference.pixels.shape[1]} pixels", fix)

@@ -15,6 +15,7 @@ from gallery.results import ModelResult
 from mobile_eval.compare import NO_ENGINE, FloatReference, check_compatible, compare_to_float, compare_to_host
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
+from mobile_eval.formatting import count, number, percent
 from mobile_eval.gate import row_name
 
 RETRIEVAL = ("map", "map_drop")
@@ -102,13 +103,13 @@ def format_row(row: ModelResult) -> str:
     if row.status != "ran":
         return f"{row_name(row)}: {row.status}: {row.reason}"
     found = {
-        "bit flips": None if row.bit_flip_rate is None else f"{row.bit_flip_rate:.3%}",
-        "flips vs host": None if row.host_flips is None else str(row.host_flips),
-        "mAP": None if row.map is None else f"{row.map:.4f}",
-        "p50 ms": None if row.p50_ms is None else f"{row.p50_ms:.2f}",
-        "million instructions": None if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
+        "bit flips": percent(row.bit_flip_rate),
+        "flips vs host": count(row.host_flips),
+        "mAP": number(row.map, 4),
+        "p50 ms": number(row.p50_ms, 2),
+        "million instructions": number(row.instructions and row.instructions / 1e6, 1),
     }
-    return f"{row_name(row)}: {', '.join(f'{name} {value}' for name, value in found.items() if value) or 'ran'}"
+    return f"{row_name(row)}: {', '.join(f'{name} {value}' for name, value in found.items() if value != '-') or 'ran'}"
 
 
 def _evaluate_model(
@@ -140,18 +141,13 @@ def _row(
     measured: Mapping[str, Any] = MappingProxyType({}),
 ) -> ModelResult:
     format, _, precision = model.variant.partition("-")
-    known: dict[str, Any] = {
-        "variant": model.variant,
-        "format": format,
-        "precision": precision,
-        "device": device.name,
-        "status": status,
-    }
-    if isinstance(model, ExportFailure):
-        return ModelResult(**known, path="", reason=model.reason)
-    known |= {"path": model.path.name, "bytes": model.bytes, "sha256": model.sha256}
-    reason = "" if error is None else f"{type(error).__name__}: {error}"
-    return ModelResult(**{**measured, **known, "reason": reason})
+    if isinstance(model, ExportedModel):
+        reason = "" if error is None else f"{type(error).__name__}: {error}"
+        file: dict[str, Any] = {"path": model.path.name, "bytes": model.bytes, "sha256": model.sha256, "reason": reason}
+    else:
+        file = {"path": "", "reason": model.reason}
+    known = {"variant": model.variant, "format": format, "precision": precision, "device": device.name}
+    return ModelResult(**{**measured, **known, **file, "status": status})
 
 
 def _compare(
@@ -162,21 +158,20 @@ def _compare(
     mAP over a part of the queries is noise: over 32 queries a model gained 0.016 that lost 0.002 over all 420.  So a
     row has the host's mAP over all queries, plus the difference between device and host on these.
     """
-    codes, logits = output.codes, output.logits
+    codes, logits, indices = output.codes, output.logits, reference.query_indices
     if codes is None or logits is None:
         return {}
     expected = pack(reference.logits).shape, reference.logits.shape
     if (codes.shape, logits.shape) != expected:
         found = f"{codes.shape} and {logits.shape}"
         raise CorruptFile(f"codes and logits of {expected} from {model.path.name}", found, "Export it again.")
-    measured, indices = compare_to_float(codes, logits, reference), reference.query_indices
-    known = host.outputs.get(model.sha256) if host else None
-    if host is None or known is None or known.codes is None or known.logits is None:
+    measured = compare_to_float(codes, logits, reference)
+    on_host = host.outputs.get(model.sha256) if host else None
+    if host is None or on_host is None or on_host.codes is None or on_host.logits is None:
         return measured if indices is None else measured | dict.fromkeys(RETRIEVAL)
-    host_codes, host_logits = (
-        (known.codes, known.logits) if indices is None else (known.codes[indices], known.logits[indices])
-    )
+    host_codes, host_logits = on_host.codes, on_host.logits
     if indices is not None:
+        host_codes, host_logits = host_codes[indices], host_logits[indices]
         here = compare_to_float(host_codes, host_logits, reference)
         on_all = next(row for row in host.rows if row.sha256 == model.sha256).model_dump(include=set(RETRIEVAL))
         measured |= {key: on_all[key] + measured[key] - here[key] for key in RETRIEVAL if on_all[key] is not None}

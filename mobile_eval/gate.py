@@ -49,7 +49,11 @@ def check(
         failures.append("no model ran and gave codes to compare, so nothing was evaluated")
     failures += _pair_failures(tuple(pairs), thresholds)
     unchecked = [f"{row_name(row)}: skipped: {row.reason}" for row in models if row.status == "skipped"]
-    unchecked += [*_missing_latency(models, thresholds), *notes]
+    timed = [row for row in models if row.status == "ran" and row.device in thresholds.max_p90_latency_ms]
+    absent = sorted(thresholds.max_p90_latency_ms.keys() - {row.device for row in timed})
+    what = "p90 latency has a threshold"
+    unchecked += [f"{row_name(row)}: {what} and was not measured" for row in timed if row.p90_ms is None]
+    unchecked += [*(f"{device}: {what}, and nothing ran there" for device in absent), *notes]
     passed = not failures and not (strict and unchecked)
     return GateResult(passed=passed, failures=tuple(dict.fromkeys(failures)), notes=tuple(dict.fromkeys(unchecked)))
 
@@ -95,14 +99,6 @@ def row_failures(row: ModelResult, thresholds: Thresholds) -> list[str]:
 def _above(name: str, what: str, value: float | None, threshold: float | None) -> Iterator[str]:
     if value is not None and threshold is not None and value > threshold:  # NaN has its own sentence
         yield f"{name}: {what} {value:.6g} is above the threshold {threshold:.6g}"
-
-
-def _missing_latency(rows: Sequence[ModelResult], thresholds: Thresholds) -> list[str]:
-    """Name the latency thresholds without a measurement: the device did not run, or does not time that model."""
-    ran = [row for row in rows if row.status == "ran" and row.device in thresholds.max_p90_latency_ms]
-    notes = [f"{row_name(row)}: p90 latency has a threshold and was not measured" for row in ran if row.p90_ms is None]
-    absent = sorted(thresholds.max_p90_latency_ms.keys() - {row.device for row in ran})
-    return notes + [f"{device}: p90 latency has a threshold, and nothing ran there" for device in absent]
 
 
 def _pair_failures(pairs: tuple[RetrievalPair, ...], thresholds: Thresholds) -> list[str]:

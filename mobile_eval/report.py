@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from gallery.console import log
 from gallery.files import atomic_write
@@ -21,10 +25,6 @@ from mobile_eval import formatting, junit, plots
 from mobile_eval.formatting import count, number, percent, plain, size
 from mobile_eval.gate import exit_code, row_failures
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
 TEMPLATE = "report.html.j2"
 RESULTS, PAGE, JUNIT = "results.json", "report.html", "junit.xml"
 MEANING = {
@@ -32,8 +32,7 @@ MEANING = {
     STUDENT_GALLERY: "The product: the student hashes the queries, the teacher hashed the gallery.",
     STUDENT_STUDENT: "The student on both sides: the result of hashing the gallery again with it.",
 }
-MAX_NOTES = 3  # on the terminal; on the page more are folded
-MAX_SKIPPED = 10  # on the terminal
+MAX_NOTES, MAX_SKIPPED = 3, 10  # on the terminal; on the page more notes are folded
 MAX_UNFOLDED = 10  # disagreements of a model
 HOST_TIMES = "Latencies are of this machine ({cpu}): they compare models with each other, not with a phone."
 EMULATED_TIMES = "Latencies are of an emulator: they say nothing about a phone."
@@ -41,9 +40,19 @@ INSTRUCTIONS = "ARM instructions are counted under emulation: the counts are rep
 
 Kind = Literal["n", "words"]  # numbers are aligned to the right
 Column = tuple[str, Kind, Callable[[ModelResult], str]]
+
+
+def _millions(row: ModelResult) -> str:
+    return number(None if row.instructions is None else row.instructions / 1e6, 2)
+
+
+def _worst(row: ModelResult) -> str:
+    return ", ".join(f"#{worst.query}\N{NO-BREAK SPACE}({worst.flipped})" for worst in row.worst)
+
+
 CODES: tuple[Column, ...] = (
     ("bit flips", "n", lambda row: percent(row.bit_flip_rate)),
-    ("of all bits", "n", lambda row: _ratio(row.bits_flipped, row.bits_compared)),
+    ("of all bits", "n", lambda row: f"{count(row.bits_flipped)} of {count(row.bits_compared)}".replace("- of -", "-")),
     ("beyond tolerance", "n", lambda row: count(row.flips_beyond_tolerance)),
     ("predicted", "n", lambda row: percent(row.predicted_bit_flip_rate)),
     ("flips vs host", "n", lambda row: count(row.host_flips)),
@@ -51,11 +60,7 @@ CODES: tuple[Column, ...] = (
     ("mAP", "n", lambda row: number(row.map, 4)),
     ("mAP drop", "n", lambda row: number(row.map_drop, 4)),
     ("recall@10", "n", lambda row: percent(row.recall_at_10)),
-    (
-        "worst queries (bits)",
-        "words",
-        lambda row: ", ".join(f"#{w.query}\N{NO-BREAK SPACE}({w.flipped})" for w in row.worst),
-    ),
+    ("worst queries (bits)", "words", _worst),
 )
 COSTS: tuple[Column, ...] = (
     ("size", "n", lambda row: size(row.bytes)),
@@ -65,7 +70,7 @@ COSTS: tuple[Column, ...] = (
     ("first ms", "n", lambda row: number(row.first_ms, 1)),
     ("load ms", "n", lambda row: number(row.load_ms, 1)),
     ("peak memory", "n", lambda row: "-" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.1f} MB"),
-    ("instructions (M)", "n", lambda row: _millions(row.instructions)),
+    ("instructions (M)", "n", _millions),
     ("samples", "n", lambda row: count(row.samples)),
     ("threads", "n", lambda row: count(row.threads)),
     ("engine", "words", lambda row: row.engine),
@@ -79,17 +84,16 @@ TERMINAL: tuple[Column, ...] = (  # 80 columns: mAP and p50 only where they fit
     ("drop", "n", lambda row: number(row.map_drop, 4)),
     ("p50 ms", "n", lambda row: number(row.p50_ms if None in (row.p90_ms, row.host_flips) else None, 2)),
     ("p90 ms", "n", lambda row: number(row.p90_ms, 2)),
-    ("instructions\n(M)", "n", lambda row: _millions(row.instructions)),
+    ("instructions\n(M)", "n", _millions),
 )
 
 
-@dataclass(frozen=True)
-class DeviceSection:
+class DeviceSection(NamedTuple):
     """The models on one device; caveats about its numbers; conditions of all models; why none ran, if so."""
 
     device: str
-    rows: tuple[ModelResult, ...]
-    caveats: tuple[str, ...]
+    rows: list[ModelResult]
+    caveats: list[str]
     conditions: dict[str, str]
     reason: str
 
@@ -98,12 +102,11 @@ class DeviceSection:
         return ", ".join(f"{name} {value}" for name, value in row.conditions.items() if name not in self.conditions)
 
 
-@dataclass(frozen=True)
-class Table:
+class Columns(NamedTuple):
     """Column heads as (label, kind), and rows with their texts, None for models that did not run."""
 
-    heads: tuple[tuple[str, Kind], ...]
-    rows: tuple[tuple[ModelResult, tuple[str, ...] | None], ...]
+    heads: list[tuple[str, Kind]]
+    rows: list[tuple[ModelResult, list[str] | None]]
 
 
 def write_reports(results: EvaluationResults, folder: Path) -> int:
@@ -125,8 +128,13 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     names = "number", "percent", "size", "count", "duration"
-    environment.filters |= {name: getattr(formatting, name) for name in names}
-    environment.filters |= {"heatmap": plots.heatmap, "off_diagonal": _off_diagonal}
+    environment.filters |= {name: getattr(formatting, name) for name in names} | {"heatmap": plots.heatmap}
+    environment.filters["off_diagonal"] = lambda matrix: [
+        value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j
+    ]
+    # why models were skipped or failed: each sentence once, numbered from 1
+    sentences = dict.fromkeys(sentence for row in results.models for sentence in _notes_of(row, results))
+    notes = {sentence: number for number, sentence in enumerate(sentences, 1)}
     strips, darkest = plots.bit_flip_strips(results.models)
     ranges, ticks = plots.latency_ranges(results.models)
     page = environment.get_template(TEMPLATE).render(
@@ -136,7 +144,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         variants=tuple(dict.fromkeys(row.variant for row in results.models)),
         by_device={(row.variant, row.device): row for row in results.models},
         status=lambda row: status_mark(row, results),
-        notes=notes(results),
+        notes=notes,
         notes_of=lambda row: _notes_of(row, results),
         codes=lambda section: drop_empty_columns(section.rows, CODES),
         costs=lambda section: drop_empty_columns(
@@ -151,26 +159,22 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
 
 
 def device_sections(results: EvaluationResults) -> list[DeviceSection]:
-    """One section per device, in the order of the rows."""
+    """One section per device, in the order of the rows; with the reason why numbers there are not those of a phone."""
     sections = []
     for device in dict.fromkeys(row.device for row in results.models):
-        rows = tuple(row for row in results.models if row.device == device)
+        rows = [row for row in results.models if row.device == device]
         ran = [row for row in rows if row.status == "ran"]
         first = ran[0].conditions if ran else {}
         shared = {key: value for key, value in first.items() if all(row.conditions.get(key) == value for row in ran)}
+        caveats = []
+        if any(ms is not None for row in ran for ms in (row.p50_ms, row.load_ms, row.first_ms)):
+            caveats += [HOST_TIMES.format(cpu=results.system.cpu)] if device.startswith(("host", "browser")) else []
+            caveats += [EMULATED_TIMES] if device.startswith("arm64") else []
+        caveats += [INSTRUCTIONS] if any(row.instructions is not None for row in ran) else []
         (status, reason), *others = {(row.status, row.reason) for row in rows}
         reason = reason if status == "skipped" and not others else ""
-        sections.append(DeviceSection(device, rows, tuple(_caveats(device, ran, results)), shared, reason))
+        sections.append(DeviceSection(device, rows, caveats, shared, reason))
     return sections
-
-
-def _caveats(device: str, ran: Sequence[ModelResult], results: EvaluationResults) -> list[str]:
-    """Why the numbers of a host or an emulator are not those of a phone."""
-    caveats = []
-    if any(ms is not None for row in ran for ms in (row.p50_ms, row.load_ms, row.first_ms)):
-        caveats += [HOST_TIMES.format(cpu=results.system.cpu)] if device.startswith(("host", "browser")) else []
-        caveats += [EMULATED_TIMES] if device.startswith("arm64") else []
-    return caveats + ([INSTRUCTIONS] if any(row.instructions is not None for row in ran) else [])
 
 
 def status_mark(row: ModelResult, results: EvaluationResults) -> tuple[str, str]:
@@ -178,12 +182,6 @@ def status_mark(row: ModelResult, results: EvaluationResults) -> tuple[str, str]
     if row.status == "skipped":
         return "none", "skipped"
     return ("fail", "failed") if row_failures(row, results.thresholds) else ("pass", "passed")
-
-
-def notes(results: EvaluationResults) -> dict[str, int]:
-    """Why models were skipped or failed: each sentence once, numbered from 1."""
-    sentences = dict.fromkeys(sentence for row in results.models for sentence in _notes_of(row, results))
-    return {sentence: number for number, sentence in enumerate(sentences, 1)}
 
 
 def _notes_of(row: ModelResult, results: EvaluationResults) -> list[str]:
@@ -197,53 +195,45 @@ def smallest_passing(results: EvaluationResults) -> ModelResult | None:
     return min(passed, key=lambda row: row.bytes, default=None)
 
 
-def drop_empty_columns(rows: Sequence[ModelResult], columns: Sequence[Column]) -> Table:
+def drop_empty_columns(rows: Sequence[ModelResult], columns: Sequence[Column]) -> Columns:
     """The table of those columns in which something was measured."""
     ran = [row for row in rows if row.status == "ran"]
     kept = [column for column in columns if any(column[2](row) not in ("-", "") for row in ran)]
-    texts = ((row, tuple(text(row) for _, _, text in kept) if row.status == "ran" else None) for row in rows)
-    return Table(tuple((label, kind) for label, kind, _ in kept), tuple(texts))
-
-
-def _ratio(part: int | None, whole: int | None) -> str:
-    return "-" if part is None else f"{count(part)} of {count(whole)}"
-
-
-def _millions(value: int | None) -> str:
-    return "-" if value is None else f"{value / 1e6:.2f}"
-
-
-def _off_diagonal(matrix: Sequence[Sequence[float]]) -> list[float]:
-    return [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
+    texts = [(row, [text(row) for _, _, text in kept] if row.status == "ran" else None) for row in rows]
+    return Columns([(label, kind) for label, kind, _ in kept], texts)
 
 
 def print_tables(results: EvaluationResults, console: Console | None = None) -> None:
     """Print warnings, the gate's result, retrieval pairs and one table per device; fits 80 columns and a pipe."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = console or Console()
+    console, gate = console or Console(), results.gate
     run = results if isinstance(results, RunResults) else None
     for alarm in run.alarms if run else ():
         console.print(Text(f"WARNING: {plain(alarm)}", style="bold yellow"))
-    word, style = ("PASSED", "bold green") if results.gate.passed else ("FAILED", "bold red")
+    word, style = ("PASSED", "bold green") if gate.passed else ("FAILED", "bold red")
     console.print(Text(f"{word}  {plain(results.name)}", style))
-    for sentence in (*results.gate.failures, *results.gate.notes[:MAX_NOTES]):
+    for sentence in (*gate.failures, *gate.notes[:MAX_NOTES]):
         console.print(Text(f"  - {plain(sentence)}"))
-    if (more := len(results.gate.notes) - MAX_NOTES) > 0:
+    if (more := len(gate.notes) - MAX_NOTES) > 0:
         console.print(Text(f"  - and {more} more notes, all of them in the report"))
     console.print(Text(plain(results.query_set), "dim"))
     if run:
-        console.print(_pairs_table(run))
+        table = make_table("queries->gallery", ">mAP", ">retrieved", "meaning")
+        for pair in run.pairs:
+            texts = pair.name, number(pair.map, 4), number(pair.map_retrieved, 4), MEANING.get(pair.name, "")
+            add_row(table, *texts, style="bold" if pair.name == STUDENT_GALLERY else "")
+        console.print(table)
     for section in device_sections(results):
         _print_section(section, results, console)
     if run and run.skipped:
-        console.print(_skipped_table(run))
+        table = make_table(f"skipped: {len(run.skipped)}", "reason")
+        for skipped in run.skipped[:MAX_SKIPPED]:
+            add_row(table, skipped.path, skipped.reason)
+        if (more := len(run.skipped) - MAX_SKIPPED) > 0:
+            add_row(table, "...", f"and {more} more, all of them in the report")
+        console.print(table)
 
 
 def _print_section(section: DeviceSection, results: EvaluationResults, console: Console) -> None:
-    from rich.text import Text
-
     console.print(Text(f"\n{plain(section.device)}", "bold"))
     if section.reason:
         console.print(Text(f"  skipped: {plain(section.reason)}"))
@@ -258,29 +248,8 @@ def _print_section(section: DeviceSection, results: EvaluationResults, console: 
         console.print(Text(plain(sentence), "dim"))
 
 
-def _pairs_table(run: RunResults) -> RichTable:
-    table = make_table("queries->gallery", ">mAP", ">retrieved", "meaning")
-    for pair in run.pairs:
-        figures = number(pair.map, 4), number(pair.map_retrieved, 4)
-        style = "bold" if pair.name == STUDENT_GALLERY else ""
-        add_row(table, pair.name, *figures, MEANING.get(pair.name, ""), style=style)
-    return table
-
-
-def _skipped_table(run: RunResults) -> RichTable:
-    table = make_table(f"skipped: {len(run.skipped)}", "reason")
-    for skipped in run.skipped[:MAX_SKIPPED]:
-        add_row(table, skipped.path, skipped.reason)
-    if len(run.skipped) > MAX_SKIPPED:
-        add_row(table, "...", f"and {len(run.skipped) - MAX_SKIPPED} more, all of them in the report")
-    return table
-
-
-def make_table(*columns: str) -> RichTable:
+def make_table(*columns: str) -> Table:
     """A table whose columns that begin with ">" hold numbers: aligned to the right, never wrapped."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         numeric = column.startswith(">")
@@ -288,8 +257,6 @@ def make_table(*columns: str) -> RichTable:
     return table
 
 
-def add_row(table: RichTable, *texts: str, style: str = "") -> None:
+def add_row(table: Table, *texts: str, style: str = "") -> None:
     """Append a row of untrusted texts."""
-    from rich.text import Text
-
     table.add_row(*(Text(plain(text)) for text in texts), style=style)

@@ -42,23 +42,22 @@ def retrieval_grid(
         gallery_image: from the id in the gallery to uint8 `[S, S, 3]`
         classes: their names
     """
-    found, known, examples = index.search(codes, min(TOP, len(index))), index.labels, []
-    for image, label, distances, ids in zip(images, labels, found.distances, found.ids, strict=True):
-        hits = [_thumbnail(gallery_image(int(id)), known[id], classes) for id in ids]
-        right = [bool(np.any(np.logical_and(label, known[id])) if np.ndim(label) else label == known[id]) for id in ids]
-        examples.append(
-            RetrievalExample(
-                query=_thumbnail(image, label, classes),
-                hits=tuple(
-                    hit.model_copy(update={"distance": int(distance), "right": shared})
-                    for hit, distance, shared in zip(hits, distances, right, strict=True)
-                ),
-            )
+    found, known = index.search(codes, min(TOP, len(index))), index.labels
+
+    def hit(label: Any, id: int, distance: int) -> Thumbnail:
+        right = np.any(np.logical_and(label, known[id])) if np.ndim(label) else label == known[id]
+        return _thumbnail(gallery_image(int(id)), known[id], classes, distance=int(distance), right=bool(right))
+
+    return tuple(
+        RetrievalExample(
+            query=_thumbnail(image, label, classes),
+            hits=tuple(hit(label, id, distance) for id, distance in zip(ids, distances, strict=True)),
         )
-    return tuple(examples)
+        for image, label, ids, distances in zip(images, labels, found.ids, found.distances, strict=True)
+    )
 
 
-def _thumbnail(image: Pixels, label: Any, classes: Sequence[str]) -> Thumbnail:
+def _thumbnail(image: Pixels, label: Any, classes: Sequence[str], **hit: Any) -> Thumbnail:
     """Shrink uint8 `[S, S, 3]` to a small JPEG in a data: URI."""
     from PIL import Image
 
@@ -67,4 +66,4 @@ def _thumbnail(image: Pixels, label: Any, classes: Sequence[str]) -> Thumbnail:
     small.save(out, "JPEG", quality=82)
     own = np.flatnonzero(label) if np.ndim(label) else [label]
     uri = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
-    return Thumbnail(image=uri, label=", ".join(classes[int(i)] for i in own))
+    return Thumbnail(image=uri, label=", ".join(classes[int(i)] for i in own), **hit)

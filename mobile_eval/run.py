@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 from pydantic import Field
 
 from distill.config import StrictModel
@@ -34,9 +36,6 @@ from gallery.results import EvaluationResults, RetrievalExample, Thresholds, loa
 from mobile_eval import gate, report
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from distill.load_run import FinishedRun
     from export.bundle import Golden, Manifest
     from mobile_eval.compare import FloatReference
@@ -114,18 +113,13 @@ class EvaluationInputs:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     commands: dict[str, Callable[..., Any]] = {
-        "setup": SetupCommand,
-        "evaluate": EvaluateCommand,
-        "import-results": ImportCommand,
-    }
+        "setup": SetupCommand, "evaluate": EvaluateCommand, "import-results": ImportCommand,
+    }  # fmt: skip
     command = tyro.extras.subcommand_cli_from_dict(commands, args=arguments, description=__doc__)
-
-    def work() -> int:
-        if isinstance(command, SetupCommand):
-            return set_up(command)
-        return evaluate(command) if isinstance(command, EvaluateCommand) else import_results(command)
-
-    return run_cli(work, "No results were written: run the same command again.")
+    runners: dict[type, Callable[[Any], int]] = {
+        SetupCommand: set_up, EvaluateCommand: evaluate, ImportCommand: import_results,
+    }  # fmt: skip
+    return run_cli(lambda: runners[type(command)](command), "No results were written: run the same command again.")
 
 
 def set_up(command: SetupCommand) -> int:
@@ -169,7 +163,7 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) 
     from distill.load_run import load_run
     from distill.system import limit_threads
     from gallery.index import open_gallery
-    from mobile_eval.compare import make_reference
+    from mobile_eval.compare import FloatReference
 
     limit_threads()
     with load_run(folder) as run:
@@ -179,7 +173,9 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) 
     thresholds = thresholds.model_copy(update={"min_map_ratio": None})
     gallery = open_gallery(command.gallery or run.gallery, manifest.space)
     pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
-    reference = make_reference(pixels[data.query], logits, labels, gallery, data.top_k, thresholds.logit_tolerance)
+    reference = FloatReference(
+        pixels[data.query], logits, manifest.space, labels, gallery, data.top_k, thresholds.logit_tolerance
+    )
     gallery_image = None if command.gallery else lambda index: pixels[data.gallery[index]]
     description = f"The {len(data.query):,} queries of {data.name}"
     return EvaluationInputs(reference, description, thresholds, data.classes, gallery_image)
@@ -210,21 +206,17 @@ def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) ->
 def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> EvaluationInputs:
     """Take the golden inputs of the bundle: they have no labels, so there is no mAP."""
     from gallery.index import open_gallery
-    from mobile_eval.compare import FloatReference, make_reference
+    from mobile_eval.compare import FloatReference
 
-    golden, thresholds = load_golden(command.bundle, manifest), command.thresholds
-    reference = FloatReference(golden.images, golden.logits, manifest.space, tolerance=thresholds.logit_tolerance)
-    if command.gallery is not None:
-        gallery = open_gallery(command.gallery, manifest.space)
-        reference = make_reference(golden.images, golden.logits, None, gallery, tolerance=thresholds.logit_tolerance)
+    golden, tolerance = load_golden(command.bundle, manifest), command.thresholds.logit_tolerance
+    gallery = open_gallery(command.gallery, manifest.space) if command.gallery is not None else None
+    reference = FloatReference(golden.images, golden.logits, manifest.space, gallery=gallery, tolerance=tolerance)
     description = f"The {len(golden.images)} golden inputs of the bundle, which have no labels"
-    return EvaluationInputs(reference, description, thresholds)
+    return EvaluationInputs(reference, description, command.thresholds)
 
 
 def load_golden(bundle: Path, manifest: Manifest) -> Golden:
     """Load the golden inputs of a bundle; `CorruptFile` unless their logits give their codes."""
-    import numpy as np
-
     from export.bundle import read_golden
     from gallery.codes import pack
 
@@ -267,36 +259,34 @@ def build_results(
 
 
 def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -> tuple[RetrievalExample, ...]:
-    """For the queries with most bit flips: what the float student retrieves, and what that model does."""
+    """For the queries with most bit flips: what the float student retrieves, and what that model does.
+
+    Empty if there is no bit flip, or if the gallery's images cannot be shown.
+    """
     from gallery.codes import pack
-
-    found = [(worst, row, one) for one in devices for row in one.rows for worst in row.worst]
-    chosen: dict[int, Any] = {}
-    for worst, row, results in sorted(found, key=lambda one: -one[0].flipped):
-        chosen.setdefault(worst.query, (worst, row, results))
-    examples: list[RetrievalExample] = []
-    for query, (worst, row, results) in list(chosen.items())[:SHOWN]:
-        indices = results.reference.query_indices
-        position = query if indices is None else indices.tolist().index(query)
-        code = results.outputs[row.sha256].codes[position]
-        examples += _example(inputs, query, pack(inputs.reference.logits[query]), "float student")
-        examples += _example(inputs, query, code, f"{gate.row_name(row)}, {worst.flipped} bit flips")
-    return tuple(examples)
-
-
-def _example(inputs: EvaluationInputs, query: int, code: NDArray[np.uint8], label: str) -> list[RetrievalExample]:
-    """Retrieve with a code of a query; nothing if the gallery's images cannot be shown."""
     from mobile_eval.retrieval_grid import retrieval_grid
 
     reference, gallery_image = inputs.reference, inputs.gallery_image
-    if reference.gallery is None or reference.labels is None or gallery_image is None:
-        return []
-    (example,) = retrieval_grid(
-        reference.gallery, code[None], reference.labels[[query]], reference.pixels[[query]],
-        gallery_image, inputs.classes,
-    )  # fmt: skip
-    thumbnail = example.query.model_copy(update={"label": f"{example.query.label}: {label}"})
-    return [example.model_copy(update={"query": thumbnail})]
+    found = [(worst, row, one) for one in devices for row in one.rows for worst in row.worst]
+    if reference.gallery is None or reference.labels is None or gallery_image is None or not found:
+        return ()
+    chosen: dict[int, Any] = {}
+    for worst, row, results in sorted(found, key=lambda one: -one[0].flipped):
+        chosen.setdefault(worst.query, (worst, row, results))
+    queries, codes, titles = [], [], []
+    for query, (worst, row, results) in list(chosen.items())[:SHOWN]:
+        indices = results.reference.query_indices
+        position = query if indices is None else indices.tolist().index(query)
+        queries += [query, query]
+        codes += [pack(reference.logits[query]), results.outputs[row.sha256].codes[position]]
+        titles += ["float student", f"{gate.row_name(row)}, {worst.flipped} bit flips"]
+    labels, images = reference.labels[queries], reference.pixels[queries]
+    grid = retrieval_grid(reference.gallery, np.array(codes), labels, images, gallery_image, inputs.classes)
+    examples = []
+    for example, title in zip(grid, titles, strict=True):
+        thumbnail = example.query.model_copy(update={"label": f"{example.query.label}: {title}"})
+        examples.append(example.model_copy(update={"query": thumbnail}))
+    return tuple(examples)
 
 
 def import_results(command: ImportCommand) -> int:

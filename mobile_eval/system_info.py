@@ -6,35 +6,33 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gallery.results import SystemInfo
 
 PACKAGES = (
-    "torch",
-    "timm",
-    "numpy",
-    "onnxruntime",
-    "ai-edge-litert",
-    "tflite-runtime",
-    "litert-torch",
-    "coremltools",
-    "lancedb",
-    "faiss-cpu",
-)
+    "torch", "timm", "numpy", "onnxruntime", "ai-edge-litert", "tflite-runtime", "litert-torch", "coremltools",
+    "lancedb", "faiss-cpu",
+)  # fmt: skip
 
 
 def describe() -> SystemInfo:
-    """Describes this machine without importing anything heavy: the GPU is named only where torch is loaded already."""
+    """Describe this machine without importing anything heavy: the GPU is named only where torch is loaded already."""
+    torch, packages = sys.modules.get("torch"), {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return SystemInfo(
         cpu=cpu_name(),
         cores=cores(),
-        memory_gb=_memory_gb(),
-        gpu=_gpu(),
+        memory_gb=round(pages / 2**30, 1),
+        gpu=torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
         os=platform.platform(terse=True),
         python=platform.python_version(),
-        packages=_versions(),
+        packages=packages,
     )
 
 
@@ -53,23 +51,3 @@ def cpu_name() -> str:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_gb() -> float:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    return round(pages / 2**30, 1)
-
-
-def _gpu() -> str | None:
-    torch = sys.modules.get("torch")
-    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_available() else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -18,6 +18,7 @@ from gallery.files import sha256_of
 from gallery.index import GalleryIndex, create_gallery
 from gallery.results import MARGIN_BINS, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 from mobile_eval import compare
+from mobile_eval.compare import FloatReference
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
 from mobile_eval.evaluate import evaluate_on
@@ -68,13 +69,13 @@ def float_student(queries: int = QUERIES) -> Any:
     return np.random.default_rng(1).standard_normal((queries, BITS)).astype(np.float32)
 
 
-def make_reference(logits: Any = None, **changes: Any) -> compare.FloatReference:
+def make_reference(logits: Any = None, **changes: Any) -> FloatReference:
     logits = float_student() if logits is None else logits
     labels = changes.pop("labels", np.arange(len(logits)) % 2)
-    return compare.make_reference(numbered(len(logits)), logits, labels, changes.pop("gallery", gallery()), **changes)
+    return FloatReference(numbered(len(logits)), logits, SPACE, labels, changes.pop("gallery", gallery()), **changes)
 
 
-def run_on(table: Table, folder: Path, reference: compare.FloatReference | None = None) -> Any:
+def run_on(table: Table, folder: Path, reference: FloatReference | None = None) -> Any:
     """The row of a model on a device."""
     (folder / "m.onnx").write_bytes(b"weights")
     model = ExportedModel.of(folder / "m.onnx", "onnx", table.metadata)
@@ -295,7 +296,7 @@ def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: 
 @pytest.mark.parametrize("logits", [float_student(5)[:, :8], float_student(4), np.full((5, BITS), np.nan, np.float32)])
 def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
     with pytest.raises(InputError, match="float-student logits"):
-        compare.make_reference(numbered(5), logits, np.zeros(5, int), gallery())
+        FloatReference(numbered(5), logits, SPACE, np.zeros(5, int), gallery())
 
 
 def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
@@ -345,7 +346,7 @@ def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
 
 def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
     logits = float_student(6)
-    bare = compare.FloatReference(numbered(6), logits, SPACE)
+    bare = FloatReference(numbered(6), logits, SPACE)
     unlabelled = make_reference(logits, labels=None)
     assert (bare.map, unlabelled.map) == (None, None)
     row = run_on(Table(logits), tmp_path, bare)
@@ -362,7 +363,7 @@ def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> Non
     assert few.query_indices.tolist() == [0, 32, 64, 97, 129]
     assert np.array_equal(few.logits, logits[few.query_indices])
     assert np.array_equal(few.pixels, all_of_them.pixels[few.query_indices])
-    alone = compare.make_reference(few.pixels, few.logits, np.arange(QUERIES)[few.query_indices] % 2, gallery())
+    alone = FloatReference(few.pixels, few.logits, SPACE, np.arange(QUERIES)[few.query_indices] % 2, gallery())
     assert few.map == alone.map != all_of_them.map
     assert np.array_equal(few.nearest, all_of_them.nearest[few.query_indices])
     assert all_of_them.subset(QUERIES) is all_of_them

@@ -19,7 +19,7 @@ from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, DeviceLost, InputError, MissingBackend
 from gallery.index import open_gallery
 from gallery.results import Thresholds
-from mobile_eval.compare import FloatReference, make_reference
+from mobile_eval.compare import FloatReference
 from mobile_eval.devices import browser_setup, devices_by_name
 from mobile_eval.devices.android import Android
 from mobile_eval.devices.arm64 import Arm64
@@ -37,7 +37,7 @@ OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH",
 
 @pytest.fixture(scope="module")
 def reference(good: Good) -> FloatReference:
-    return make_reference(good.pixels, good.logits, good.labels, open_gallery(good.gallery, SPACE))
+    return FloatReference(good.pixels, good.logits, SPACE, good.labels, open_gallery(good.gallery, SPACE))
 
 
 class Other(Host):
@@ -224,7 +224,7 @@ def test_few_pictures_give_the_map_of_all(good: Good, reference: FloatReference)
     assert mad.bit_flip_rate == 1.0
     alone = evaluate_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], few)
     assert alone.rows[0].map is None, "without the host there is nothing to correct"
-    here = make_reference(few.pixels, few.logits, few.labels, open_gallery(good.gallery, SPACE))
+    here = FloatReference(few.pixels, few.logits, SPACE, few.labels, open_gallery(good.gallery, SPACE))
     drop = evaluate_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], here).rows[0].map_drop
     assert mad.map_drop == pytest.approx(host.map_drop + drop, abs=1e-9)
 
