@@ -114,29 +114,28 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
     from gallery.codes import pack
     from mobile_eval.compare import FloatReference
     from mobile_eval.devices.host import Host
-    from mobile_eval.evaluate import evaluate
+    from mobile_eval.evaluate import evaluate_on
     from mobile_eval.retrieval_grid import retrieval_grid, spread
     from mobile_eval.retrieval_pairs import retrieval_pairs
 
     run_dir, data, index = context.run_dir, context.data, models.gallery
-    path = run_dir.folder / report.RESULTS
+    path, tolerance = run_dir.folder / report.RESULTS, context.config.thresholds.logit_tolerance
     if not run_dir.is_done("evaluate"):
         with run_dir.stage("evaluate", f"running {len(manifest.files)} models on {len(data.query)} queries"):
             logits, pixels = pair_logits(context, models), data.pixels[context.resolved.student_img_size]
             queries, labels, student = pixels[data.query], data.labels[data.query], pack(logits.student_queries)
             teacher = None if logits.teacher_queries is None else pack(logits.teacher_queries)
             scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.top_k)
-            tolerance = context.config.thresholds.logit_tolerance
             reference = FloatReference(
                 queries, logits.student_queries, models.space, labels, index, data.top_k, tolerance
             )
-            (host,), _ = evaluate([Host()], (*manifest.files, *manifest.failures), reference)
+            rows = evaluate_on(Host(), (*manifest.files, *manifest.failures), reference).rows
             shown = spread(scores[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
                 index, student[shown], labels[shown], queries[shown],
                 lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
-            build_results(context, models, scores, host.rows, examples).save(path)
+            build_results(context, models, scores, rows, examples).save(path)
     return results.load_run(path)
 
 

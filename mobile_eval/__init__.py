@@ -1,1 +1,1 @@
-"""PROVE: run the shipped files where they will run and compare their codes with the real gallery index."""
+"""Evaluation of exported models: host, ARM emulation, browser, phone, Mac; bit flips, mAP, latency, the report."""

@@ -19,6 +19,7 @@ from mobile_eval.formatting import count, number, percent
 from mobile_eval.gate import row_name
 
 RETRIEVAL = ("map", "map_drop")
+Model = ExportedModel | ExportFailure
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,31 +36,26 @@ class DeviceResults:
 
 
 def evaluate(
-    devices: Sequence[Device],
-    models: Sequence[ExportedModel | ExportFailure],
-    reference: FloatReference,
-    num_queries: int | None = None,
+    devices: Sequence[Device], models: Sequence[Model], reference: FloatReference, num_queries: int | None = None
 ) -> tuple[list[DeviceResults], list[str]]:
     """Evaluate all models on all devices; returns the results of each device, and notes on what no row says.
 
     The host runs first, even if it is not among the devices: the others are compared with it.  Devices run one after
     the other, since two that share the cores would slow down each other.
 
-    Args:
-        num_queries: most queries on slow devices: all but the host and Core ML (None: all queries)
-
+    num_queries: most queries on slow devices: all but the host and Core ML (None: all queries)
     Raises only `CodeSpaceMismatch`, as `evaluate_on`.
     """
     host = next((device for device in devices if device.name == Host.name), Host(samples=0))
     host_results = evaluate_on(host, models, reference)
     few = reference if num_queries is None else reference.subset(num_queries)
+    reasons = {row.variant: row.reason for row in host_results.rows if row.status != "ran"}
     found, notes = [], []
     for device in devices:
         queries = reference if device.all_queries else few
         results = host_results if device is host else evaluate_on(device, models, queries, host_results)
         found.append(results)
         notes += [] if results.rows else [f"{device.name}: none of the bundle's files is for it"]
-        reasons = {row.variant: row.reason for row in host_results.rows if row.status != "ran"}
         notes += [
             f"{row_name(row)}: not compared with the host, where it did not run: {reasons[row.variant]}"
             for row in results.rows
@@ -69,18 +65,13 @@ def evaluate(
 
 
 def evaluate_on(
-    device: Device,
-    models: Sequence[ExportedModel | ExportFailure],
-    reference: FloatReference,
-    host: DeviceResults | None = None,
+    device: Device, models: Sequence[Model], reference: FloatReference, host: DeviceResults | None = None
 ) -> DeviceResults:
     """Evaluate each model whose format the device runs; one that could not be exported is a skipped row.
 
     A device that is missing or lost leaves rows with the reason; a model that fails leaves one.
+    host: results of the same models there, on all queries
     Raises only `CodeSpaceMismatch`: codes of another code space must not be compared.
-
-    Args:
-        host: results of the same models there, on all queries
     """
     results = DeviceResults(device.name, reference, [], {})
     models = [model for model in models if model.variant.partition("-")[0] in device.formats]
@@ -112,9 +103,7 @@ def format_row(row: ModelResult) -> str:
     return f"{row_name(row)}: {', '.join(f'{name} {value}' for name, value in found.items() if value != '-') or 'ran'}"
 
 
-def _evaluate_model(
-    device: Device, model: ExportedModel | ExportFailure, results: DeviceResults, host: DeviceResults | None
-) -> ModelResult:
+def _evaluate_model(device: Device, model: Model, results: DeviceResults, host: DeviceResults | None) -> ModelResult:
     """Evaluate one model; only errors that concern other models too are raised."""
     if isinstance(model, ExportFailure):
         return _row(device, model, "skipped")
@@ -125,17 +114,15 @@ def _evaluate_model(
         row = _row(device, model, "ran", measured=measured)
     except (CodeSpaceMismatch, DeviceLost):
         raise
-    except NO_ENGINE as error:
-        return _row(device, model, "skipped", error)
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
-        return _row(device, model, "failed", error)
+        return _row(device, model, "skipped" if isinstance(error, NO_ENGINE) else "failed", error)
     results.outputs[model.sha256] = output
     return row
 
 
 def _row(
     device: Device,
-    model: ExportedModel | ExportFailure,
+    model: Model,
     status: Literal["ran", "skipped", "failed"],
     error: Exception | None = None,
     measured: Mapping[str, Any] = MappingProxyType({}),

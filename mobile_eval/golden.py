@@ -19,10 +19,8 @@ def check_golden(model: ExportedModel, golden: Golden) -> tuple[str, str]:
     """Run one model on the golden inputs: the status, and the figures or the error."""
     try:
         return compare_golden(model.metadata.precision, open_model(model.path).run(golden.images), golden)
-    except NO_ENGINE as error:
-        return SKIPPED, f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
-        return FAILED, f"{type(error).__name__}: {error}"
+        return SKIPPED if isinstance(error, NO_ENGINE) else FAILED, f"{type(error).__name__}: {error}"
 
 
 def compare_golden(precision: str, output: ModelOutput, golden: Golden) -> tuple[str, str]:

@@ -1,15 +1,16 @@
-"""Geometry of the report's plots: training curves, bit flips, latencies, logit margins; heat maps as PNG.
-
-The templates draw the SVG.
-"""
+"""Geometry of the report's plots, whose SVG its template writes; heat maps as PNG."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from gallery.results import MARGIN_STEP, ModelResult, TrainingCurve
 
@@ -20,28 +21,25 @@ LIGHT, DARK = (244, 240, 228), (24, 54, 92)  # of heat maps, RGB
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 180, 40, 24, 12, 8  # of a plot, in SVG units
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A polyline: its SVG `points`, the centers of its markers, and the CSS class of its style."""
 
     name: str
     style: str
     points: str
-    markers: tuple[tuple[float, float], ...]
+    markers: list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A small plot; ticks are (position, text)."""
 
     title: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
 
 
-@dataclass(frozen=True)
-class BitFlipStrip:
+class BitFlipStrip(NamedTuple):
     """The bits of a model that ever flip, as (bit, number of images, darkness 0..1); most: the one that flips most."""
 
     row: ModelResult
@@ -49,8 +47,7 @@ class BitFlipStrip:
     most: tuple[int, int, float] | None
 
 
-@dataclass(frozen=True)
-class LatencyRange:
+class LatencyRange(NamedTuple):
     """p50, p90 and p99 as positions 0..100 on the axis; a missing percentile is at p50."""
 
     row: ModelResult
@@ -61,12 +58,13 @@ class LatencyRange:
 
 def plot_curve(curve: TrainingCurve) -> list[Plot]:
     """The loss, and the training and validation accuracy where there are any."""
-    plots = [_plot("loss", {"loss": downsample(curve.steps, curve.loss)})]
-    accuracy = downsample(curve.steps, curve.accuracy)
-    quality = {"training accuracy": accuracy, "validation accuracy": [(float(x), y) for x, y in curve.validation]}
-    if any(quality.values()):
-        plots.append(_plot("quality", {name: points for name, points in quality.items() if points}))
-    return plots
+    accuracies = {
+        "training accuracy": downsample(curve.steps, curve.accuracy),
+        "validation accuracy": [(float(x), y) for x, y in curve.validation],
+    }
+    quality = {name: points for name, points in accuracies.items() if points}
+    loss = _plot("loss", {"loss": downsample(curve.steps, curve.loss)})
+    return [loss, _plot("quality", quality)] if quality else [loss]
 
 
 def plot_margins(rows: Sequence[ModelResult]) -> list[Plot]:
@@ -77,32 +75,29 @@ def plot_margins(rows: Sequence[ModelResult]) -> list[Plot]:
             models.setdefault(row.variant, row)
     first = next((row for row in models.values() if row.is_float), None)
     pairs = [(first, row) for row in models.values() if first and not row.is_float]
-    histograms = [{row.variant: _histogram(row) for row in pair if row} for pair in pairs]
-    return [_plot("share of all logits", pair, second=list(pair)[-1]) for pair in histograms]
+    return [_plot("share of all logits", dict(map(_histogram, pair)), second=pair[1].variant) for pair in pairs]
 
 
 def bit_flip_strips(rows: Sequence[ModelResult]) -> tuple[list[BitFlipStrip], float]:
     """A strip per row with bit flips by position, and the share of the images that the darkest mark stands for."""
-
-    def share(row: ModelResult, flips: int) -> float:
-        return flips * len(row.bit_flips) / (row.bits_compared or math.inf)
-
-    rows, strips = [row for row in rows if row.bit_flips], []
-    darkest = max([MIN_DARKEST, *(share(row, max(row.bit_flips)) for row in rows)])
-    for row in rows:
-        bits = [(bit, flips, round(share(row, flips) / darkest, 3)) for bit, flips in enumerate(row.bit_flips) if flips]
-        strips.append(BitFlipStrip(row, tuple(bits), max(bits, key=lambda bit: bit[1], default=None)))
+    rows = [row for row in rows if row.bit_flips]
+    shares = [[flips * len(row.bit_flips) / (row.bits_compared or math.inf) for flips in row.bit_flips] for row in rows]
+    darkest, strips = max([MIN_DARKEST, *map(max, shares)]), []
+    for row, share in zip(rows, shares, strict=True):
+        bits = tuple((bit, flips, round(share[bit] / darkest, 3)) for bit, flips in enumerate(row.bit_flips) if flips)
+        strips.append(BitFlipStrip(row, bits, max(bits, key=lambda bit: bit[1], default=None)))
     return strips, darkest
 
 
 def latency_ranges(rows: Sequence[ModelResult]) -> tuple[list[LatencyRange], list[tuple[float, str]]]:
     """A range per timed row, and the ticks (position, ms) of the logarithmic axis that they share."""
-    timed = [(row, [ms if _is_time(ms) else row.p50_ms for ms in (row.p50_ms, row.p90_ms, row.p99_ms)]) for row in rows]
-    percentiles = [(row, [ms for ms in times if ms]) for row, times in timed if _is_time(row.p50_ms)]
-    if not percentiles:
+    taken = np.array([(row.p50_ms, row.p90_ms, row.p99_ms) for row in rows], float).reshape(-1, 3)  # None is nan
+    taken = np.where((taken > 0) & (taken < math.inf), taken, np.nan)
+    timed = np.isfinite(taken[:, 0])
+    if not timed.any():
         return [], []
-    low, high = (math.log10(end(ms for _, times in percentiles for ms in times)) for end in (min, max))
-    low, high = low - 0.05, high + 0.05  # air at both ends
+    times = np.where(np.isnan(taken), taken[:, :1], taken)[timed]
+    low, high = math.log10(times.min()) - 0.05, math.log10(times.max()) + 0.05  # air at both ends
     steps = [(n, n * 10.0**k) for k in range(math.floor(low), math.ceil(high) + 1) for n in (1, 2, 5)]
     ticks = [(n, ms) for n, ms in steps if low <= math.log10(ms) <= high]
     ticks = ticks if len(ticks) <= MAX_TICKS else [(n, ms) for n, ms in ticks if n == 1]
@@ -110,17 +105,12 @@ def latency_ranges(rows: Sequence[ModelResult]) -> tuple[list[LatencyRange], lis
     def position(ms: float) -> float:
         return round(100 * (math.log10(ms) - low) / (high - low), 1)
 
-    ranges = [LatencyRange(row, *map(position, times)) for row, times in percentiles]
+    ranges = [LatencyRange(row, *map(position, own)) for row, own in zip(compress(rows, timed), times, strict=True)]
     return ranges, [(position(ms), f"{ms:g}") for _, ms in ticks]
 
 
 def heatmap(matrix: Sequence[Sequence[float]]) -> str:
     """A matrix as a PNG data: URI, one pixel per entry, light for the smallest and dark for the largest."""
-    import base64
-    import io
-
-    from PIL import Image
-
     values = np.asarray(matrix, float)
     low, high = values.min(), values.max()
     share = (values - low) / (high - low if high > low else 1.0)
@@ -137,13 +127,10 @@ def downsample(steps: Sequence[int], values: Sequence[float]) -> list[tuple[floa
     return [(float(x), float(y)) for x, y in (points[i : i + stretch].mean(0) for i in range(0, len(points), stretch))]
 
 
-def _histogram(row: ModelResult) -> list[tuple[float, float]]:
+def _histogram(row: ModelResult) -> tuple[str, list[tuple[float, float]]]:
+    """The name of a model, and its share of logits by |logit|."""
     total = sum(row.margins)
-    return [((place + 0.5) * MARGIN_STEP, count / total) for place, count in enumerate(row.margins)]
-
-
-def _is_time(ms: float | None) -> bool:
-    return ms is not None and 0 < ms < math.inf
+    return row.variant, [((place + 0.5) * MARGIN_STEP, count / total) for place, count in enumerate(row.margins)]
 
 
 def _plot(title: str, series: dict[str, list[tuple[float, float]]], second: str = "validation accuracy") -> Plot:
@@ -160,8 +147,8 @@ def _plot(title: str, series: dict[str, list[tuple[float, float]]], second: str 
     lines = []
     for name, line in finite.items():
         positions = [position(*point) for point in line]
-        style, markers = ("validation", tuple(positions)) if name == second else ("training", ())
+        style, markers = ("validation", positions) if name == second else ("training", [])
         lines.append(Line(name, style, " ".join(f"{x},{y}" for x, y in positions), markers))
-    x_ticks = tuple((position(x, low)[0], f"{x:,.{0 if right >= 10 else 1}f}") for x in (0.0, right / 2, right))
-    y_ticks = tuple((position(0, y)[1], f"{y:.{2 if abs(y) < 1 else 3}g}") for y in (low, (low + high) / 2, high))
-    return Plot(title, tuple(lines), x_ticks, y_ticks)
+    x_ticks = [(position(x, low)[0], f"{x:,.{0 if right >= 10 else 1}f}") for x in (0.0, right / 2, right)]
+    y_ticks = [(position(0, y)[1], f"{y:.{2 if abs(y) < 1 else 3}g}") for y in (low, (low + high) / 2, high)]
+    return Plot(title, lines, x_ticks, y_ticks)

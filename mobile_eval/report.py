@@ -21,11 +21,10 @@ from gallery.results import (
     ModelResult,
     RunResults,
 )
-from mobile_eval import formatting, junit, plots
-from mobile_eval.formatting import count, number, percent, plain, size
+from mobile_eval import junit, plots
+from mobile_eval.formatting import count, duration, number, percent, plain, size
 from mobile_eval.gate import exit_code, row_failures
 
-TEMPLATE = "report.html.j2"
 RESULTS, PAGE, JUNIT = "results.json", "report.html", "junit.xml"
 MEANING = {
     TEACHER_TEACHER: "The large teacher on both sides.",
@@ -127,21 +126,18 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    names = "number", "percent", "size", "count", "duration"
-    environment.filters |= {name: getattr(formatting, name) for name in names} | {"heatmap": plots.heatmap}
+    filters = number, percent, size, count, duration, plots.heatmap
+    environment.filters |= {function.__name__: function for function in filters}
     environment.filters["off_diagonal"] = lambda matrix: [
         value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j
     ]
     # why models were skipped or failed: each sentence once, numbered from 1
     sentences = dict.fromkeys(sentence for row in results.models for sentence in _notes_of(row, results))
     notes = {sentence: number for number, sentence in enumerate(sentences, 1)}
-    strips, darkest = plots.bit_flip_strips(results.models)
-    ranges, ticks = plots.latency_ranges(results.models)
-    page = environment.get_template(TEMPLATE).render(
+    page = environment.get_template("report.html.j2").render(
         r=results,
         run=results if isinstance(results, RunResults) else None,
         sections=device_sections(results),
-        variants=tuple(dict.fromkeys(row.variant for row in results.models)),
         by_device={(row.variant, row.device): row for row in results.models},
         status=lambda row: status_mark(row, results),
         notes=notes,
@@ -151,8 +147,6 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
             section.rows, (*COSTS, ("conditions", "words", section.own_conditions))
         ),
         smallest=smallest_passing(results),
-        margins=plots.plot_margins(results.models),
-        strips=strips, darkest=darkest, ranges=ranges, ticks=ticks,
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
     )  # fmt: skip
     return atomic_write(path, page)

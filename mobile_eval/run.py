@@ -112,13 +112,9 @@ class EvaluationInputs:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    commands: dict[str, Callable[..., Any]] = {
-        "setup": SetupCommand, "evaluate": EvaluateCommand, "import-results": ImportCommand,
-    }  # fmt: skip
-    command = tyro.extras.subcommand_cli_from_dict(commands, args=arguments, description=__doc__)
-    runners: dict[type, Callable[[Any], int]] = {
-        SetupCommand: set_up, EvaluateCommand: evaluate, ImportCommand: import_results,
-    }  # fmt: skip
+    runners: dict[Any, Any] = {SetupCommand: set_up, EvaluateCommand: evaluate, ImportCommand: import_results}
+    names = dict(zip(("setup", "evaluate", "import-results"), runners, strict=True))
+    command = tyro.extras.subcommand_cli_from_dict(names, args=arguments, description=__doc__)
     return run_cli(lambda: runners[type(command)](command), "No results were written: run the same command again.")
 
 
@@ -136,7 +132,8 @@ def set_up(command: SetupCommand) -> int:
 
 def evaluate(command: EvaluateCommand) -> int:
     """Evaluate every model of a bundle on every device, and write the reports."""
-    from export.bundle import open_bundle
+    from export.bundle import open_bundle, read_golden
+    from gallery.codes import pack
     from mobile_eval.devices import devices_by_name
     from mobile_eval.evaluate import evaluate
 
@@ -144,21 +141,23 @@ def evaluate(command: EvaluateCommand) -> int:
         fix = "Leave it out: distill/run.py judges the networks, this the exported models."
         raise InputError("thresholds on exported models", "--thresholds.min-map-ratio", fix)
     devices, bundle = devices_by_name(command.device, command.num_runs), command.bundle.resolve()
-    manifest = open_bundle(bundle)
-    out = (command.out or bundle.parent / "evaluation").resolve()
+    manifest, golden = open_bundle(bundle), read_golden(bundle)
+    bits, out = manifest.space.bits, (command.out or bundle.parent / "evaluation").resolve()
+    if golden.logits.shape[1] != bits or not np.array_equal(pack(golden.logits), golden.codes):
+        raise CorruptFile(f"golden logits that give the codes of {bits} bits in {bundle}", "others", "Restore it.")
     if out.is_relative_to(bundle):
         raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
     out.mkdir(parents=True, exist_ok=True)
     run = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
-    inputs = inputs_from_run(command, run, manifest) if run else inputs_from_golden(command, manifest)
+    inputs = inputs_from_run(command, run, manifest, golden) if run else inputs_from_golden(command, manifest, golden)
     names = ", ".join(device.name for device in devices)
     log.info("[evaluate] %d models on %s. %s", len(manifest.files), names, inputs.description)
     found, notes = evaluate(devices, (*manifest.files, *manifest.failures), inputs.reference, command.num_queries)
-    results = build_results(command, manifest, inputs, found, notes)
+    results = build_results(bundle, manifest, inputs, found, notes)
     return report.write_reports(gate.apply(results, inputs.thresholds, command.strict), out)
 
 
-def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) -> EvaluationInputs:
+def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest, golden: Golden) -> EvaluationInputs:
     """Take all queries of a finished run, whose student must be that of the bundle."""
     from distill.load_run import load_run
     from distill.system import limit_threads
@@ -167,7 +166,7 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest) 
 
     limit_threads()
     with load_run(folder) as run:
-        logits = load_student_logits(run, manifest, load_golden(command.bundle, manifest))
+        logits = load_student_logits(run, manifest, golden)
     context, data = run.context, run.context.data
     thresholds = context.config.thresholds if command.thresholds == Thresholds() else command.thresholds
     thresholds = thresholds.model_copy(update={"min_map_ratio": None})
@@ -203,35 +202,20 @@ def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) ->
     return student_logits(context, run.student.to(device()), run.space.id, "queries")
 
 
-def inputs_from_golden(command: EvaluateCommand, manifest: Manifest) -> EvaluationInputs:
+def inputs_from_golden(command: EvaluateCommand, manifest: Manifest, golden: Golden) -> EvaluationInputs:
     """Take the golden inputs of the bundle: they have no labels, so there is no mAP."""
     from gallery.index import open_gallery
     from mobile_eval.compare import FloatReference
 
-    golden, tolerance = load_golden(command.bundle, manifest), command.thresholds.logit_tolerance
+    tolerance = command.thresholds.logit_tolerance
     gallery = open_gallery(command.gallery, manifest.space) if command.gallery is not None else None
     reference = FloatReference(golden.images, golden.logits, manifest.space, gallery=gallery, tolerance=tolerance)
     description = f"The {len(golden.images)} golden inputs of the bundle, which have no labels"
     return EvaluationInputs(reference, description, command.thresholds)
 
 
-def load_golden(bundle: Path, manifest: Manifest) -> Golden:
-    """Load the golden inputs of a bundle; `CorruptFile` unless their logits give their codes."""
-    from export.bundle import read_golden
-    from gallery.codes import pack
-
-    golden, bits = read_golden(bundle), manifest.space.bits
-    if golden.logits.shape[1] != bits or not np.array_equal(pack(golden.logits), golden.codes):
-        raise CorruptFile(f"golden logits that give the codes of {bits} bits in {bundle}", "others", "Restore it.")
-    return golden
-
-
 def build_results(
-    command: EvaluateCommand,
-    manifest: Manifest,
-    inputs: EvaluationInputs,
-    devices: Sequence[DeviceResults],
-    notes: Sequence[str],
+    bundle: Path, manifest: Manifest, inputs: EvaluationInputs, devices: Sequence[DeviceResults], notes: Sequence[str]
 ) -> EvaluationResults:
     """Build the record of the evaluation, the only source of the tables, the page and the XML."""
     from mobile_eval.system_info import describe
@@ -243,7 +227,7 @@ def build_results(
     return EvaluationResults(
         created=now(),
         command=shlex.join(["python", "mobile_eval/run.py", *sys.argv[1:]]),
-        name=command.bundle.resolve().parent.name,
+        name=bundle.parent.name,
         code_space=manifest.space.id,
         bits=manifest.space.bits,
         student=manifest.files[0].metadata.student,
