@@ -23,12 +23,12 @@ from gallery.index import create_gallery
 from tests.export.factories import request_of
 
 torch.set_num_threads(1)
-Call = Callable[..., tuple[int, str]]  # the command line: its words to exit code and log
+Call = Callable[..., tuple[int, str]]  # the command line: its arguments to exit code and log
 SIZE, BITS, GOLDEN, GALLERY = 24, 16, 24, 60
 SEEN = Preprocessing(SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 CENTERS = np.random.default_rng(1).choice([-1, 1], (4, BITS)).astype(np.int8)
 SPACE = CodeSpace(BITS, tuple("abcd"), "t", "0" * 64, hash_centers(CENTERS), SEEN)
-FORMS = ("onnx-fp32", "onnx-fp16")  # LiteRT's converter alone takes half a minute to load
+VARIANTS = ("onnx-fp32", "onnx-fp16")  # LiteRT's converter alone takes half a minute to load
 
 
 class Tiny(nn.Module):
@@ -44,7 +44,7 @@ class Tiny(nn.Module):
 
 @dataclass(frozen=True)
 class Good:
-    """net: what the bundle was made of; pixels, logits, labels: more pictures than the golden ones."""
+    """net: what the bundle was made of; pixels, logits, labels: more images than the golden ones."""
 
     folder: Path
     manifest: Manifest
@@ -61,7 +61,7 @@ def tiny() -> nn.Module:
         return Tiny().eval()
 
 
-def pictures(count: int, seed: int) -> NDArray[np.uint8]:
+def images(count: int, seed: int) -> NDArray[np.uint8]:
     """Coarse coloured blocks: colours and their order matter to a network, as with photographs."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 3, 3, 3), np.uint8)
     return coarse.repeat(SIZE // 3, 1).repeat(SIZE // 3, 2)
@@ -77,24 +77,24 @@ def logits_of(net: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def good_bundle(folder: Path) -> Good:
     """`folder`/bundle, and beside it `gallery`."""
     net = tiny()
-    pixels = pictures(40, 0)
+    pixels = images(40, 0)
     logits = logits_of(net, pixels)
-    manifest = bundle_of(net, SEEN, FORMS, folder, pixels[:GOLDEN], logits[:GOLDEN])
-    codes = pack(logits_of(net, pictures(GALLERY, 1)))
+    manifest = bundle_of(net, SEEN, VARIANTS, folder, pixels[:GOLDEN], logits[:GOLDEN])
+    codes = pack(logits_of(net, images(GALLERY, 1)))
     create_gallery(folder / "gallery", SPACE, codes, np.arange(GALLERY) % 4, [f"{i}.jpg" for i in range(GALLERY)])
     return Good(folder / "bundle", manifest, folder / "gallery", net, pixels, logits, np.arange(40) % 4)
 
 
 def bundle_of(
-    net: nn.Module, seen: Preprocessing, forms: tuple[str, ...], folder: Path,
+    net: nn.Module, seen: Preprocessing, variants: tuple[str, ...], folder: Path,
     golden: NDArray[np.uint8], logits: NDArray[np.float32],
 ) -> Manifest:  # fmt: skip
-    made = export_all(request_of(net, "tiny", seen, space=SPACE), forms, folder / "made")
+    made = export_all(request_of(net, "tiny", seen, space=SPACE), variants, folder / "made")
     return write_bundle(folder / "bundle", made, SPACE, CENTERS, Golden(golden, pack(logits), logits))
 
 
 def in_bgr(net: nn.Module) -> nn.Module:
-    """The same network for pictures whose channels are in the other order."""
+    """The same network for images whose channels are in the other order."""
     other = copy.deepcopy(net)
     assert isinstance(other, Tiny)
     other.conv.weight.data = other.conv.weight.data.flip(1)

@@ -19,7 +19,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
 
 
 @pytest.fixture(scope="session")
-def proving() -> Any:
+def module() -> Any:
     """`mobile_eval/run.py`; as a script it would keep the place in front of the path that it takes when loaded."""
     first = sys.path[0]
     import mobile_eval.run
@@ -29,7 +29,7 @@ def proving() -> Any:
 
 
 @pytest.fixture
-def call(proving: Any, heard: Any) -> Call:
+def call(module: Any, heard: Any) -> Call:
     """The command line in this process: exit code and what it logged."""
-    found: Call = heard(proving.main)
+    found: Call = heard(module.main)
     return found

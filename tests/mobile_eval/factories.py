@@ -33,11 +33,11 @@ FLIPS = (0,) * 5 + (3,) + (0,) * 9 + (7,)
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 
-def ran(form: str = "onnx-fp32", **changes: Any) -> ModelResult:
-    """A file that holds every default limit, unless changed."""
-    format, _, precision = form.partition("-")
+def ran(variant: str = "onnx-fp32", **changes: Any) -> ModelResult:
+    """A file that holds every default threshold, unless changed."""
+    format, _, precision = variant.partition("-")
     good = {
-        "path": f"bundle/{form}.{format}",
+        "path": f"bundle/{variant}.{format}",
         "status": "ran",
         "engine": f"Engine of {format}",
         "bytes": 8_512_345,
@@ -59,16 +59,18 @@ def ran(form: str = "onnx-fp32", **changes: Any) -> ModelResult:
         "samples": 200,
         "threads": 1,
     }
-    return ModelResult(**{"variant": form, "format": format, "precision": precision, **good, **changes})
+    return ModelResult(**{"variant": variant, "format": format, "precision": precision, **good, **changes})
 
 
-def not_run(form: str = "coreml-w8a32", status: str = "skipped", reason: str = "MissingBackend: none") -> ModelResult:
+def not_run(
+    variant: str = "coreml-w8a32", status: str = "skipped", reason: str = "MissingBackend: none"
+) -> ModelResult:
     """A file without figures."""
-    format, _, precision = form.partition("-")
-    return ModelResult(variant=form, format=format, precision=precision, path=form, status=status, reason=reason)
+    format, _, precision = variant.partition("-")
+    return ModelResult(variant=variant, format=format, precision=precision, path=variant, status=status, reason=reason)
 
 
-def cells(teacher: float = 0.72, student: float = 0.70) -> tuple[RetrievalPair, ...]:
+def pairs(teacher: float = 0.72, student: float = 0.70) -> tuple[RetrievalPair, ...]:
     """The three query->gallery pairs."""
     values = {TEACHER_TEACHER: teacher, STUDENT_GALLERY: student, STUDENT_STUDENT: 0.6933}
     return tuple(RetrievalPair(name=name, map=value, map_retrieved=0.7321) for name, value in values.items())
@@ -117,10 +119,10 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
             ModelSummary(role="teacher", parameters=85_848_640, **network),
             ModelSummary(role="student", parameters=4_266_017, **network),
         ),
-        "pairs": cells(),
+        "pairs": pairs(),
         "models": files,
         "thresholds": Thresholds(),
-        "gate": check(files, Thresholds(), cells()),
+        "gate": check(files, Thresholds(), pairs()),
         "curves": (
             TrainingCurve(
                 stage=f"teacher {label}",
@@ -154,11 +156,11 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
     return RunResults(**{**made, **changes})
 
 
-def there(form: str, device: str, **changes: Any) -> ModelResult:
+def there(variant: str, device: str, **changes: Any) -> ModelResult:
     """A model compared with the host's."""
     listed = tuple(BitDisagreement(query=40 + i, bit=i, logit=0.0123 * (i + 1), host=-0.0456) for i in range(3))
     found = {"host_flips": 6, "host_flips_beyond": 5, "disagreements": listed, "conditions": {"kind": device}}
-    return ran(form, device=device, **{**found, **changes})
+    return ran(variant, device=device, **{**found, **changes})
 
 
 def evaluation(label: str = "Ankle boot", **changes: Any) -> EvaluationResults:
@@ -190,8 +192,8 @@ def evaluation(label: str = "Ankle boot", **changes: Any) -> EvaluationResults:
         ),
         not_run("coreml-fp16", reason=f"MissingBackend: {label} a").model_copy(update={"device": "arm64-cortex-a53"}),
         *(
-            not_run(form, reason=f"MissingBackend: no {label} b").model_copy(update={"device": "browser-webgpu"})
-            for form in ("onnx-fp32", "litert-w8a8")
+            not_run(variant, reason=f"MissingBackend: no {label} b").model_copy(update={"device": "browser-webgpu"})
+            for variant in ("onnx-fp32", "litert-w8a8")
         ),
         not_run("onnx-fp32", "failed", f"WorkerFailed: {label} c").model_copy(update={"device": "android"}),
         ran(

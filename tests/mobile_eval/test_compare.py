@@ -36,7 +36,7 @@ def gallery(count: int = 40, multi: bool = False) -> GalleryIndex:
 
 
 class Table(Device):
-    """A device that answers from a table: the first two channels of an image's first pixel name its row."""
+    """A device whose outputs come from a table: the first two channels of an image's first pixel name its row."""
 
     name, formats = "host", ("onnx",)
 
@@ -206,7 +206,7 @@ def test_logits_that_are_not_numbers_fail_the_gate(tmp_path: Path) -> None:
     assert not check([row], Thresholds()).passed
 
 
-def test_a_stale_code_space_is_refused_and_says_which_side(tmp_path: Path) -> None:
+def test_a_stale_code_space_is_an_error_and_says_which_side(tmp_path: Path) -> None:
     stale = replace(SPACE, teacher_sha256="f" * 64)
     with pytest.raises(CodeSpaceMismatch, match="onnx-fp32 is stale"):
         run_on(Table(float_student(), space=stale.id), tmp_path)
@@ -294,7 +294,7 @@ def test_a_file_of_another_shape_fails_with_both_shapes(tmp_path: Path, engine: 
 
 
 @pytest.mark.parametrize("logits", [float_student(5)[:, :8], float_student(4), np.full((5, BITS), np.nan, np.float32)])
-def test_a_reference_without_one_finite_row_a_query_is_refused(logits: Any) -> None:
+def test_a_reference_without_one_finite_row_a_query_is_an_error(logits: Any) -> None:
     with pytest.raises(InputError, match="float-student logits"):
         FloatReference(numbered(5), logits, SPACE, np.zeros(5, int), gallery())
 
@@ -311,7 +311,7 @@ def test_margins_count_every_logit_by_its_distance_from_zero() -> None:
 
 
 def slow_nearest(code: Any, gallery: Any, k: int) -> list[int]:
-    """One query at a time, one gallery picture at a time, sorted by (distance, id)."""
+    """One query at a time, one gallery image at a time, sorted by (distance, id)."""
     bits = [np.unpackbits(one, bitorder="little") for one in gallery.codes]
     mine = np.unpackbits(code, bitorder="little")
     ranked = sorted((sum(a != b for a, b in zip(mine, other, strict=True)), i) for i, other in enumerate(bits))
@@ -321,7 +321,7 @@ def slow_nearest(code: Any, gallery: Any, k: int) -> list[int]:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: float) -> None:
-    """16 bits leave many of 40 pictures at the same distance: the ids must settle it."""
+    """16 bits leave many of 40 images at the same distance: the ids must settle it."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((9, BITS)).astype(np.float32)
     moved = (logits + noise * rng.standard_normal(logits.shape)).astype(np.float32)
@@ -336,7 +336,7 @@ def test_bits_and_neighbours_equal_an_independent_slow_count(seed: int, noise: f
     assert sum(found["bit_flips"]) == found["bits_flipped"]
 
 
-def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
+def test_a_gallery_of_fewer_images_than_neighbours() -> None:
     logits = float_student(4)
     assert (
         compare.compare_to_float(pack(-logits), -logits, make_reference(logits, gallery=gallery(3)))["recall_at_10"]
@@ -347,11 +347,11 @@ def test_a_gallery_of_fewer_pictures_than_neighbours() -> None:
 def test_without_labels_there_is_no_map_and_without_a_gallery_no_neighbours(tmp_path: Path) -> None:
     logits = float_student(6)
     bare = FloatReference(numbered(6), logits, SPACE)
-    unlabelled = make_reference(logits, labels=None)
-    assert (bare.map, unlabelled.map) == (None, None)
+    unlabeled = make_reference(logits, labels=None)
+    assert (bare.map, unlabeled.map) == (None, None)
     row = run_on(Table(logits), tmp_path, bare)
     assert (row.status, row.bits_flipped, row.map, row.map_drop, row.recall_at_10) == ("ran", 0, None, None, None)
-    row = run_on(Table(logits), tmp_path, unlabelled)
+    row = run_on(Table(logits), tmp_path, unlabeled)
     assert (row.bits_flipped, row.map, row.map_drop, row.recall_at_10) == (0, None, None, 1.0)
     assert check([row], Thresholds()).passed
 

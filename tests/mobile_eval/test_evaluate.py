@@ -41,7 +41,7 @@ def reference(good: Good) -> FloatReference:
 
 
 class Other(Host):
-    """This machine under another name, which answers what `change` makes of the answers."""
+    """This machine under another name, whose outputs `change` changes."""
 
     def __init__(
         self, change: Callable[[DeviceOutput], DeviceOutput] = lambda outcome: outcome, name: str = "phone"
@@ -70,7 +70,9 @@ class Unplugged(Other):
 
 def test_the_host_runs_every_file(good: Good, reference: FloatReference) -> None:
     results = evaluate_on(Host(samples=2), good.manifest.files, reference)
-    assert [(row.device, row.variant, row.status) for row in results.rows] == [("host", form, "ran") for form in FILES]
+    assert [(row.device, row.variant, row.status) for row in results.rows] == [
+        ("host", variant, "ran") for variant in FILES
+    ]
     row = results.rows[0]
     assert (row.path, row.sha256, row.samples) == ("query-fp32.onnx", good.manifest.files[0].sha256, 2)
     assert (row.bits_compared, row.flips_beyond_tolerance, row.map_drop) == (40 * BITS, 0, 0.0)
@@ -90,7 +92,7 @@ def test_a_file_that_breaks_costs_only_its_row(good: Good, reference: FloatRefer
     assert exit_code(check(results.rows, Thresholds())) == 1
 
 
-def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_refused(
+def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_an_error(
     good: Good, reference: FloatReference
 ) -> None:
     first, second = good.manifest.files
@@ -132,7 +134,7 @@ def test_a_device_that_is_not_there_is_rows_with_the_reason(
     device = absent(tmp_path)
     results = evaluate_on(device, good.manifest.files, reference)
     assert [(row.device, row.variant, row.status) for row in results.rows] == [
-        (device.name, form, "skipped") for form in FILES
+        (device.name, variant, "skipped") for variant in FILES
     ]
     assert all(row.reason.startswith("MissingBackend: expected ") for row in results.rows)
     assert all(row.bytes and row.sha256 for row in results.rows), "what other tools measure there can still be imported"
@@ -192,27 +194,27 @@ def test_a_browser_that_dies_leaves_a_reason_and_the_others_complete(
 def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, reference: FloatReference) -> None:
     """One bit in 640 is no bit flip rate to speak of; only the host tells that it should not be."""
 
-    def turned(outcome: DeviceOutput) -> DeviceOutput:
+    def flipped(outcome: DeviceOutput) -> DeviceOutput:
         assert outcome.logits is not None
         logits = outcome.logits.copy()
         logits[1, 4] *= -1
         return replace(outcome, codes=pack(logits), logits=logits)
 
-    found, _ = evaluate([Other(turned)], good.manifest.files, reference, 10)
+    found, _ = evaluate([Other(flipped)], good.manifest.files, reference, 10)
     row = found[0].rows[0]
-    asked = reference.subset(10).query_indices
-    assert asked is not None
+    indices = reference.subset(10).query_indices
+    assert indices is not None
     assert (row.host_flips, row.host_flips_beyond) == (1, 1)
     (one,) = row.disagreements
-    assert (one.query, one.bit) == (asked[1], 4)
-    assert one.host == pytest.approx(good.logits[asked[1], 4], abs=1e-4)
+    assert (one.query, one.bit) == (indices[1], 4)
+    assert one.host == pytest.approx(good.logits[indices[1], 4], abs=1e-4)
     assert one.logit == -one.host
-    verdict = check([row], Thresholds())
-    assert any("phone onnx-fp32: against the host" in sentence for sentence in verdict.failures)
+    gate = check([row], Thresholds())
+    assert any("phone onnx-fp32: against the host" in sentence for sentence in gate.failures)
 
 
-def test_few_pictures_give_the_map_of_all(good: Good, reference: FloatReference) -> None:
-    """Where the answers are the host's, so is the figure; a difference on the few moves it by what it makes there."""
+def test_few_images_give_the_map_of_all(good: Good, reference: FloatReference) -> None:
+    """Where the outputs are the host's, so is the figure; a difference on the few moves it by what it makes there."""
     found, _ = evaluate([Host(samples=1), Other(), Other(lambda o: replace(o, codes=~o.codes), "mad")],
                           good.manifest.files[:1], reference, 7)  # fmt: skip
     host, same, mad = (one.rows[0] for one in found)
@@ -238,12 +240,12 @@ def test_latency_alone_is_a_row_without_codes(good: Good, reference: FloatRefere
     assert check([row for one in found for row in one.rows], Thresholds()).passed
 
 
-def test_answers_of_another_shape_are_this_files_failure(good: Good, reference: FloatReference) -> None:
+def test_outputs_of_another_shape_are_this_files_failure(good: Good, reference: FloatReference) -> None:
     results = evaluate_on(Other(lambda o: replace(o, codes=o.codes[:-1])), good.manifest.files[:1], reference)
     assert (results.rows[0].status, results.rows[0].reason[:11]) == ("failed", "CorruptFile")
 
 
-def test_the_host_answers_first_even_where_it_was_not_asked_for(good: Good, reference: FloatReference) -> None:
+def test_the_host_runs_first_even_where_it_is_not_among_the_devices(good: Good, reference: FloatReference) -> None:
     found, notes = evaluate([Other(), *devices_by_name(["coreml-reference"], 1)], good.manifest.files, reference, 10)
     assert [one.device for one in found] == ["phone", "coreml-reference"]
     assert [row.host_flips for row in found[0].rows] == [0, 0]
@@ -266,8 +268,8 @@ def test_a_device_beside_a_host_without_the_engine_says_what_was_not_compared(
 MAC, UNITS = platform.system() == "Darwin", ("cpu-only", "cpu-and-gpu", "cpu-and-ne", "all")
 
 
-def names_of(*words: str) -> list[str]:
-    return [device.name for device in devices_by_name(words, 1)]
+def names_of(*names: str) -> list[str]:
+    return [device.name for device in devices_by_name(names, 1)]
 
 
 def test_names_become_devices_in_their_order_and_once() -> None:
@@ -285,8 +287,8 @@ def test_names_become_devices_in_their_order_and_once() -> None:
     assert names_of("apple-cpu-only") == ["apple-cpu-only"]
 
 
-@pytest.mark.parametrize("words", [("hots",), ("host", "arm64-cortex-a9"), (), ("",), ("host,",), ("android:",)])
-def test_an_unknown_name_is_refused_with_those_there_are(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", [("hots",), ("host", "arm64-cortex-a9"), (), ("",), ("host,",), ("android:",)])
+def test_an_unknown_name_is_an_error_with_those_there_are(names: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=r"host, arm64-cortex-a53.*browser-webgpu.*android:SERIAL") as error:
-        devices_by_name(words, 1)
+        devices_by_name(names, 1)
     assert "Name some of these" in error.value.fix

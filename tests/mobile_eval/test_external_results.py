@@ -20,8 +20,8 @@ from tests.mobile_eval.factories import ran
 
 FIXTURES = Path(__file__).with_name("fixtures")
 ROWS = [
-    ran(form, path=f"query-{form.split('-', 1)[1]}{suffix}", sha256=digit * 64)
-    for form, suffix, digit in (
+    ran(variant, path=f"query-{variant.split('-', 1)[1]}{suffix}", sha256=digit * 64)
+    for variant, suffix, digit in (
         ("onnx-fp32", ".onnx", "1"),
         ("litert-fp32", ".tflite", "2"),
         ("coreml-fp16", ".mlpackage", "3"),

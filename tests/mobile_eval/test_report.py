@@ -37,7 +37,7 @@ from mobile_eval.report import (
     status_mark,
     write_html,
 )
-from tests.mobile_eval.factories import BITS, IMAGE, cells, evaluation, not_run, ran, results, there
+from tests.mobile_eval.factories import BITS, IMAGE, evaluation, not_run, pairs, ran, results, there
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}</title></style>"
 PHONE = "a phone"
@@ -214,7 +214,7 @@ def test_a_failure_is_in_the_banner_and_in_its_row(tmp_path: Path) -> None:
         not_run("onnx-int4", status="failed", reason="Fail: INVALID_PROTOBUF"),
         ran("litert-fp32"),
     )
-    run = results(models=files, gate=check(files, Thresholds(), cells()))
+    run = results(models=files, gate=check(files, Thresholds(), pairs()))
     body = render(run, tmp_path).body
     assert "✗ Failed 2 of 3 models ran" in body
     assert "onnx-fp32: mAP drop 0.0312 is above the threshold 0.002" in body
@@ -250,8 +250,8 @@ def test_right_and_wrong_differ_by_more_than_colour(tmp_path: Path) -> None:
         {"seconds": {}},
         {"models": (not_run(),)},
         {"models": (ran(map=math.nan, map_drop=math.nan, bit_flip_rate=math.nan),)},
-        {"pairs": cells(math.nan, math.nan)},
-        {"pairs": cells(0.0, 0.0)},
+        {"pairs": pairs(math.nan, math.nan)},
+        {"pairs": pairs(0.0, 0.0)},
         {
             "curves": (
                 TrainingCurve(stage="s", steps=(), loss=()),
@@ -400,8 +400,8 @@ def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> Non
         "conditions": "cpu Ankle boot",
     }  # fmt: skip
     assert page.table("Size and latency, arm64-cortex-a53") == {
-        form: {"size": "8.51 MB", "instructions (M)": count, "threads": "1", "engine": engine, "conditions": loads}
-        for form, count, engine, loads in (
+        variant: {"size": "8.51 MB", "instructions (M)": count, "threads": "1", "engine": engine, "conditions": loads}
+        for variant, count, engine, loads in (
             ("onnx-fp32", "36.76", "Engine of onnx", "loads 7,645,773"),
             ("litert-w8a8", "13.03", "Engine of litert", "loads 4,784,391"),
         )
@@ -417,11 +417,11 @@ def test_each_device_has_its_numbers_and_no_empty_columns(tmp_path: Path) -> Non
 
 
 def test_a_failed_model_is_not_hidden_by_skipped_ones(tmp_path: Path) -> None:
-    files = (not_run("a", reason="none here"), not_run("b", "failed", "it broke"), not_run("c", reason="none here"))
+    files = (not_run("a", reason="none here"), not_run("b", "failed", "it failed"), not_run("c", reason="none here"))
     made = evaluation(models=files)
     assert tables(made, tmp_path).table("Bit flips, host") == {
         "a": {"Result": "– skipped", "Reason": "none here"},
-        "b": {"Result": "✗ failed", "Reason": "it broke"},
+        "b": {"Result": "✗ failed", "Reason": "it failed"},
         "c": {"Result": "– skipped", "Reason": "none here"},
     }
     assert "b      failed" in printed(made)
@@ -576,7 +576,7 @@ def test_the_smallest_model_passed_wherever_it_ran() -> None:
 @pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed")
 @pytest.mark.skipif(chromium() is None, reason="chromium is not installed")
 def test_no_page_scrolls_sideways_light_or_dark(tmp_path: Path) -> None:
-    """Screenshots of every size stay in the test's folder, to be looked at."""
+    """Screenshots of every size stay in the test's folder."""
     from playwright.sync_api import sync_playwright
 
     tables(evaluation("Averylongnamewithoutanyspace" * 4), tmp_path)

@@ -53,18 +53,18 @@ def test_a_flipped_weight_byte_is_found_by_its_checksum(bundle: Path, call: Call
 def test_a_flipped_weight_byte_that_the_manifest_vouches_for_is_found_by_running_it(bundle: Path, call: Call) -> None:
     flip_a_byte(bundle / ONNX)
     refit(bundle, ONNX)
-    open_bundle(bundle)  # nothing is wrong with it to look at
+    open_bundle(bundle)  # its manifest agrees with its files
     code, said = call("evaluate", bundle, "--num-runs", 2)
     assert code == 1, said
     junit = ElementTree.parse(bundle.parent / "evaluation" / "junit.xml")
-    verdicts = {case.get("name"): [part.tag for part in case] for case in junit.iter("testcase")}
-    assert verdicts == {"onnx-fp32": ["failure"], "onnx-fp16": []}
+    tags = {case.get("name"): [part.tag for part in case] for case in junit.iter("testcase")}
+    assert tags == {"onnx-fp32": ["failure"], "onnx-fp16": []}
     (failure,) = junit.iter("failure")
     assert "host onnx-fp32: bit flip rate" in (failure.text or "")
     assert "bit flips beyond" in (failure.text or "")
 
 
-def test_a_stale_gallery_is_refused_by_name(good: Good, bundle: Path, tmp_path: Path, call: Call) -> None:
+def test_a_stale_gallery_is_an_error_by_name(good: Good, bundle: Path, tmp_path: Path, call: Call) -> None:
     stale = CodeSpace(BITS, SPACE.classes, "t", "1" * 64, SPACE.centers_sha256, SEEN)  # of an earlier teacher
     create_gallery(tmp_path / "old", stale, pack(good.logits), good.labels, [str(i) for i in range(len(good.logits))])
     code, said = call("evaluate", bundle, "--gallery", tmp_path / "old")
@@ -74,7 +74,7 @@ def test_a_stale_gallery_is_refused_by_name(good: Good, bundle: Path, tmp_path: 
     assert "stale" in said
 
 
-def verdict_of(folder: Path, call: Call) -> tuple[int, list[str]]:
+def gate_failures(folder: Path, call: Call) -> tuple[int, list[str]]:
     code, _ = call("evaluate", folder / "bundle", "--num-runs", 2)
     junit = ElementTree.parse(folder / "evaluation" / "junit.xml")
     return code, [failure.get("message", "") for failure in junit.iter("failure")]
@@ -86,7 +86,7 @@ def test_the_other_colour_order_fails(good: Good, tmp_path: Path, call: Call) ->
     golden = good.pixels[:GOLDEN], good.logits[:GOLDEN]
     manifest = bundle_of(in_bgr(good.net), seen, ("onnx-fp32",), tmp_path, *golden)
     assert manifest.files[0].metadata.colour_order == "RGB"
-    code, failures = verdict_of(tmp_path, call)
+    code, failures = gate_failures(tmp_path, call)
     assert code == 1
     assert failures[0].startswith("host onnx-fp32: bit flip rate")
 
@@ -94,13 +94,13 @@ def test_the_other_colour_order_fails(good: Good, tmp_path: Path, call: Call) ->
 def test_another_mean_and_std_fail(good: Good, tmp_path: Path, call: Call) -> None:
     seen = Preprocessing(SEEN.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     bundle_of(good.net, seen, ("onnx-fp32",), tmp_path, good.pixels[:GOLDEN], good.logits[:GOLDEN])
-    code, failures = verdict_of(tmp_path, call)
+    code, failures = gate_failures(tmp_path, call)
     assert code == 1
     assert failures[0].startswith("host onnx-fp32: bit flip rate")
 
 
 @pytest.mark.parametrize("vouched", ["by nothing", "by the manifest", "by the code space too"])
-def test_permuted_centers_are_refused(bundle: Path, call: Call, vouched: str) -> None:
+def test_permuted_centers_are_errors(bundle: Path, call: Call, vouched: str) -> None:
     space, centers = codespace.load(bundle)
     permuted = centers[[1, 0, 2, 3]]
     np.save(bundle / CENTERS, permuted)

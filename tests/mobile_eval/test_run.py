@@ -31,21 +31,21 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP
 
 
 @pytest.fixture(scope="module")
-def proved(good: Good, proving: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(good: Good, module: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `evaluate` leaves of a bundle alone."""
-    out = tmp_path_factory.mktemp("proved") / "evaluation"
-    assert proving.main(["evaluate", str(good.folder), "--num-runs", "3", "--out", str(out)]) == 0
+    out = tmp_path_factory.mktemp("evaluated") / "evaluation"
+    assert module.main(["evaluate", str(good.folder), "--num-runs", "3", "--out", str(out)]) == 0
     return out
 
 
 @pytest.fixture
-def proof(proved: Path, tmp_path: Path) -> Path:
+def evaluation(evaluated: Path, tmp_path: Path) -> Path:
     """A copy of it to change."""
-    return Path(shutil.copytree(proved, tmp_path / "evaluation"))
+    return Path(shutil.copytree(evaluated, tmp_path / "evaluation"))
 
 
-def test_a_bundle_alone_is_asked_its_golden_pictures(proof: Path) -> None:
-    found = load(proof / "results.json")
+def test_a_bundle_alone_is_evaluated_on_its_golden_inputs(evaluation: Path) -> None:
+    found = load(evaluation / "results.json")
     assert [(row.device, row.variant, row.status) for row in found.models] == [
         ("host", "onnx-fp32", "ran"), ("host", "onnx-fp16", "ran"),
     ]  # fmt: skip
@@ -54,22 +54,22 @@ def test_a_bundle_alone_is_asked_its_golden_pictures(proof: Path) -> None:
     assert found.models[0].bits_compared == GOLDEN * BITS
     assert found.models[0].recall_at_10 is None
     assert found.gate.passed
-    assert {path.name for path in proof.iterdir()} == {"results.json", "report.html", "junit.xml"}
-    root = ElementTree.parse(proof / "junit.xml").getroot()
+    assert {path.name for path in evaluation.iterdir()} == {"results.json", "report.html", "junit.xml"}
+    root = ElementTree.parse(evaluation / "junit.xml").getroot()
     assert [root.get(name) for name in ("tests", "failures", "skipped", "errors")] == ["2", "0", "0", "0"]
-    assert "onnx-fp16" in (proof / "report.html").read_text("utf-8")
+    assert "onnx-fp16" in (evaluation / "report.html").read_text("utf-8")
 
 
-def test_with_a_gallery_it_is_asked_for_neighbours_too(good: Good, tmp_path: Path, call: Call) -> None:
-    words = ("--gallery", good.gallery, "--num-runs", 1, "--out", tmp_path)
-    assert call("evaluate", good.folder, *words)[0] == 0
+def test_with_a_gallery_its_neighbours_are_compared_too(good: Good, tmp_path: Path, call: Call) -> None:
+    arguments = ("--gallery", good.gallery, "--num-runs", 1, "--out", tmp_path)
+    assert call("evaluate", good.folder, *arguments)[0] == 0
     found = load(tmp_path / "results.json")
     assert found.gallery_size == 60
     assert found.models[0].recall_at_10 == 1.0
     assert found.models[0].map is None
 
 
-def test_a_bundle_in_its_run_is_asked_all_queries_in_the_runs_gallery(run: Path, call: Call) -> None:
+def test_a_bundle_in_its_run_is_evaluated_on_all_queries_in_the_runs_gallery(run: Path, call: Call) -> None:
     code, said = call("evaluate", run / "bundle", "--num-runs", 2, "--thresholds.min-map-ratio", "0.5")
     assert (code, "distill/run.py judges the networks" in said) == (2, True)
     before = {name: sha256_of(run / name) for name in ("results.json", "student.safetensors", "config.yaml")}
@@ -89,7 +89,7 @@ def gated(row: Any) -> bool:
 
 
 def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
-    run: Path, call: Call, proving: Any, tmp_path: Path
+    run: Path, call: Call, module: Any, tmp_path: Path
 ) -> None:
     """A file whose head was damaged, in a bundle elsewhere that names its run."""
     bundle = Path(shutil.copytree(run / "bundle", tmp_path / "bundle"))
@@ -102,14 +102,14 @@ def test_the_worst_disagreements_are_shown_with_what_either_code_finds(
     code, said = call("evaluate", bundle, "--run", run, "--num-runs", 1)
     assert code == 1, said
     grid = load(tmp_path / "evaluation" / "results.json").examples
-    assert len(grid) in range(2, 2 * proving.SHOWN + 1, 2)
+    assert len(grid) in range(2, 2 * module.SHOWN + 1, 2)
     assert grid[0].query.label.endswith(": float student")
     assert re.search(r": host onnx-fp32, \d+ bit flips$", grid[1].query.label)
     assert [len(row.hits) for row in grid[:2]] == [10, 10]
     assert [hit.distance for hit in grid[0].hits] == sorted(hit.distance or 0 for hit in grid[0].hits)
 
 
-def test_a_run_of_another_student_is_refused(run: Path, good: Good, call: Call, tmp_path: Path) -> None:
+def test_a_run_of_another_student_is_an_error(run: Path, good: Good, call: Call, tmp_path: Path) -> None:
     code, said = call("evaluate", good.folder, "--run", run, "--out", tmp_path)
     assert code == 2
     assert "code space" in said
@@ -125,7 +125,7 @@ def test_a_run_of_another_student_is_refused(run: Path, good: Good, call: Call, 
     assert "the bundle of the student in" in said
 
 
-def test_golden_codes_that_are_not_those_of_the_logits_are_refused(good: Good, call: Call, tmp_path: Path) -> None:
+def test_golden_codes_that_are_not_those_of_the_logits_are_errors(good: Good, call: Call, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(good.folder, tmp_path / "bundle"))
     golden = json.loads((bundle / "golden.json").read_text())
     golden[0]["code"] = "00" * (BITS // 8) if golden[0]["code"] != "00" * (BITS // 8) else "ff" * (BITS // 8)
@@ -154,26 +154,26 @@ def test_what_cannot_be_had_is_a_row_and_strict_makes_it_exit_2(
 ) -> None:
     monkeypatch.setenv("TWINHASH_ARM64", str(tmp_path / "none"))
     monkeypatch.setenv("TWINHASH_BROWSER", str(tmp_path / "none"))
-    words = ("evaluate", good.folder, "--num-runs", 1, "--out", tmp_path / "out", "--device")
+    arguments = ("evaluate", good.folder, "--num-runs", 1, "--out", tmp_path / "out", "--device")
     devices = ("host,arm64", "browser", "browser-webgpu", "android:no-such-serial", "apple")
-    code, said = call(*words, *devices, "--strict")
+    code, said = call(*arguments, *devices, "--strict")
     assert code == 2, said
     found = load(tmp_path / "out" / "results.json")
     rows = {(row.device, row.variant): row.status for row in found.models}
     assert len(rows) == 14
     assert {status for (device, _), status in rows.items() if device != "host"} == {"skipped"}
-    assert [rows["host", form] for form in ("onnx-fp32", "onnx-fp16")] == ["ran", "ran"]
+    assert [rows["host", variant] for variant in ("onnx-fp32", "onnx-fp16")] == ["ran", "ran"]
     assert any("setup arm64" in note for note in found.gate.notes)
     assert any("none of the bundle's files is for it" in note for note in found.gate.notes)
     assert (found.gate.passed, found.gate.failures) == (False, ())
     root = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
     assert [root.get(name) for name in ("tests", "failures", "skipped")] == ["14", "0", "12"]
-    assert call(*words, "host", "android:no-such-serial")[0] == 0
-    assert call(*words, "host", "--strict")[0] == 0
+    assert call(*arguments, "host", "android:no-such-serial")[0] == 0
+    assert call(*arguments, "host", "--strict")[0] == 0
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (("evaluate", "/no/such/bundle"), "manifest"),
         (("evaluate", "BUNDLE", "--device", "hots"), "browser-webgpu"),
@@ -181,15 +181,17 @@ def test_what_cannot_be_had_is_a_row_and_strict_makes_it_exit_2(
         (("evaluate", "BUNDLE", "--run", "/no/such/run"), "config.yaml"),
         (("evaluate", "BUNDLE", "--out", "BUNDLE/evaluation"), "outside the bundle"),
         (("setup",), "arm64"),
-        (("import-results", "/no/such/proof", "x.json"), "evaluation results of schema"),
-        (("import-results", "PROOF", "/no/such.json"), "no/such.json"),
-        (("import-results", "PROOF"), "reports to import"),
+        (("import-results", "/no/such/evaluation", "x.json"), "evaluation results of schema"),
+        (("import-results", "EVALUATION", "/no/such.json"), "no/such.json"),
+        (("import-results", "EVALUATION"), "reports to import"),
     ],
 )
 def test_bad_input_is_exit_2_and_a_sentence(
-    words: tuple[str, ...], says: str, good: Good, call: Call, proof: Path
+    arguments: tuple[str, ...], says: str, good: Good, call: Call, evaluation: Path
 ) -> None:
-    code, said = call(*(word.replace("BUNDLE", str(good.folder)).replace("PROOF", str(proof)) for word in words))
+    code, said = call(
+        *(argument.replace("BUNDLE", str(good.folder)).replace("EVALUATION", str(evaluation)) for argument in arguments)
+    )
     assert code == 2
     assert says in said
     assert said.startswith("Error: ")
@@ -209,34 +211,34 @@ def litert_report(model: str) -> dict[str, Any]:
     return {"model": model, "accelerators": ["cpu"], "fully_accelerated": True, "num_threads": 4, "latency": latency}
 
 
-def test_measurements_of_others_become_rows_and_are_judged(proof: Path, call: Call, tmp_path: Path) -> None:
-    found = load(proof / "results.json")
+def test_measurements_of_others_become_rows_and_are_judged(evaluation: Path, call: Call, tmp_path: Path) -> None:
+    found = load(evaluation / "results.json")
     as_litert = tuple(row.model_copy(update={"format": "litert"}) for row in found.models)  # two tools, two formats
     found.model_copy(update={"models": (as_litert[0], found.models[1].model_copy(update={"format": "coreml"}))}).save(
-        proof / "results.json"
+        evaluation / "results.json"
     )
     report = tmp_path / "phone.json"
     write_json(report, litert_report("/data/local/tmp/query-fp32.onnx"))
-    code, said = call("import-results", proof, report, "--device", "pixel")
+    code, said = call("import-results", evaluation, report, "--device", "pixel")
     assert code == 0, said
-    after = load(proof / "results.json")
+    after = load(evaluation / "results.json")
     assert [(row.device, row.variant) for row in after.models] == [
         ("host", "onnx-fp32"), ("host", "onnx-fp16"), ("pixel", "onnx-fp32"),
     ]  # fmt: skip
     assert (after.models[2].p50_ms, after.models[2].bit_flip_rate) == (1.4, None)
-    assert "pixel" in (proof / "report.html").read_text("utf-8")
-    assert ElementTree.parse(proof / "junit.xml").getroot().get("tests") == "3"
+    assert "pixel" in (evaluation / "report.html").read_text("utf-8")
+    assert ElementTree.parse(evaluation / "junit.xml").getroot().get("tests") == "3"
     write_json(report, mac_report(after.models[1], bits_flipped=40))
-    assert call("import-results", proof, report)[0] == 1
-    assert "apple-all onnx-fp16: bit flip rate" in load(proof / "results.json").gate.failures[0]
+    assert call("import-results", evaluation, report)[0] == 1
+    assert "apple-all onnx-fp16: bit flip rate" in load(evaluation / "results.json").gate.failures[0]
     write_json(report, mac_report(after.models[1], error="no Neural Engine"))
-    assert call("import-results", proof, report)[0] == 1  # it broke where it should run
+    assert call("import-results", evaluation, report)[0] == 1  # it failed where it should run
     write_json(report, mac_report(after.models[1]))
-    assert call("import-results", proof, report)[0] == 0
-    assert len(load(proof / "results.json").models) == 4
+    assert call("import-results", evaluation, report)[0] == 0
+    assert len(load(evaluation / "results.json").models) == 4
 
 
-def test_the_proof_of_a_float_student_that_is_not_the_files(good: Good, call: Call, tmp_path: Path) -> None:
+def test_the_evaluation_of_a_float_student_that_is_not_the_files(good: Good, call: Call, tmp_path: Path) -> None:
     """The golden codes come from one network and the files from another: nothing is corrupt, and nothing agrees."""
     other = logits_of(good.net, 255 - good.pixels[:GOLDEN])
     bundle_of(good.net, SEEN, ("onnx-fp32",), tmp_path, good.pixels[:GOLDEN], other)
@@ -244,7 +246,7 @@ def test_the_proof_of_a_float_student_that_is_not_the_files(good: Good, call: Ca
     assert code == 1
 
 
-def test_ctrl_c_leaves_no_proof_and_nothing_running(good: Good, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_evaluation_and_nothing_running(good: Good, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "mobile_eval/run.py",
@@ -281,8 +283,8 @@ def test_help_answers_without_loading_torch() -> None:
            "except SystemExit: pass\nassert not {'torch', 'timm', 'onnx', 'matplotlib'} & set(sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("--device", "--thresholds.max-p90-latency-ms", "arm64-cortex-a53", "android:SERIAL"):
-        assert word in done.stdout
+    for argument in ("--device", "--thresholds.max-p90-latency-ms", "arm64-cortex-a53", "android:SERIAL"):
+        assert argument in done.stdout
 
 
 def workflow_commands() -> list[list[str]]:
@@ -291,24 +293,24 @@ def workflow_commands() -> list[list[str]]:
 
 
 def test_the_commands_of_the_example_for_ci_exist() -> None:
-    commands = [words for words in workflow_commands() if words[:2] == ["python", "mobile_eval/run.py"]]
-    assert [words[2] for words in commands] == ["setup", "evaluate"]
-    for words in commands:
-        helped = [sys.executable, *words[1:3], "--help"]
+    commands = [arguments for arguments in workflow_commands() if arguments[:2] == ["python", "mobile_eval/run.py"]]
+    assert [arguments[2] for arguments in commands] == ["setup", "evaluate"]
+    for arguments in commands:
+        helped = [sys.executable, *arguments[1:3], "--help"]
         done = subprocess.run(helped, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        for word in words[3:]:
-            if word.startswith("--"):
-                assert word in done.stdout, word
+        for argument in arguments[3:]:
+            if argument.startswith("--"):
+                assert argument in done.stdout, argument
     assert {"arm64", "browser"} <= set(commands[0])
 
 
 def test_the_example_for_ci_as_it_stands_parses_to_what_it_says(good: Good, call: Call, tmp_path: Path) -> None:
-    """The very words, with a bundle that is there; the devices that are not become rows, which --strict refuses."""
-    (words,) = [words[2:] for words in workflow_commands() if "evaluate" in words]
+    """The very arguments, with a bundle that is there; the devices that are not become rows, which fail --strict."""
+    (arguments,) = [arguments[2:] for arguments in workflow_commands() if "evaluate" in arguments]
     given = {"$BUNDLE": good.folder, "$GALLERY": good.gallery, "evaluation": tmp_path / "evaluation"}
-    spoken = [given.get(word, word) for word in words if word not in ("arm64", "browser")]
-    assert call(*spoken)[0] == 0
+    given_arguments = [given.get(argument, argument) for argument in arguments if argument not in ("arm64", "browser")]
+    assert call(*given_arguments)[0] == 0
     found = load(tmp_path / "evaluation" / "results.json")
     assert (found.thresholds.quantized.max_map_drop, found.thresholds.max_size_mb) == (0.005, 20)
     paths = yaml.safe_load((ROOT / "docs" / "github-actions.yml").read_text())["jobs"]["evaluation"]["steps"][-1]
