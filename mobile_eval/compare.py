@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifact import ModelMetadata
 from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.errors import InputError, MissingBackend
@@ -58,6 +57,11 @@ class FloatReference:
             self, pixels=self.pixels[chosen], logits=self.logits[chosen], labels=labels, query_indices=chosen
         )
 
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """`query_indices`, or those of all queries."""
+        return np.arange(len(self.pixels)) if self.query_indices is None else self.query_indices
+
     @cached_property
     def nearest(self) -> NDArray[np.int64] | None:
         """Ids `[Q, NEAREST]` in the gallery, by (distance, id) from the float student's codes; None without one."""
@@ -76,13 +80,10 @@ class FloatReference:
 
 
 def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) -> dict[str, Any]:
-    """Compute the bit flips, recall@10 and mAP of a `ModelResult`.
-
-    Args:
-        codes: of an exported model, packed `[Q, bits/8]`
-        logits: likewise, `[Q, bits]`
-    """
+    """Compute the bit flips, recall@10 and mAP of a `ModelResult`: of a model's codes `[Q, bits/8]` and logits."""
     flipped = unpack(codes) != (reference.logits > 0)
+    per_query = flipped.sum(axis=1)
+    worst = [q for q in np.argsort(-per_query, kind="stable")[:WORST] if per_query[q]]
     found: dict[str, Any] = {
         "bits_compared": flipped.size,
         "bits_flipped": int(flipped.sum()),
@@ -90,11 +91,12 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
         "flips_beyond_tolerance": int((flipped & (np.abs(reference.logits) > reference.tolerance)).sum()),
         "predicted_bit_flip_rate": predicted_bit_flip_rate(reference.logits, logits - reference.logits),
         "bit_flips": tuple(flipped.sum(axis=0).tolist()),
-        "worst": worst_queries(flipped, reference.query_indices),
+        "worst": tuple(WorstQuery(query=int(reference.indices[q]), flipped=int(per_query[q])) for q in worst),
         "margins": margins(logits, float(reference.logits.std())),
     }
     if reference.gallery is not None and reference.nearest is not None:
-        found["recall_at_10"] = recall_at_10(reference.nearest, reference.gallery.search(codes, NEAREST).ids)
+        ids = reference.gallery.search(codes, NEAREST).ids
+        found["recall_at_10"] = float((reference.nearest[:, :, None] == ids[:, None, :]).any(axis=2).mean())
     if reference.map is not None and (score := reference.score(codes)) is not None:
         found |= {"map": score, "map_drop": reference.map - score}
     return found
@@ -106,21 +108,13 @@ def compare_to_host(
     """Compute the fields of a `ModelResult` that compare a model on a device with the same model on the host."""
     differ = unpack(codes) != unpack(host_codes)
     beyond = differ & ~(np.abs(host_logits) <= reference.tolerance)  # a logit that is not a number is no excuse
-    indices = np.arange(len(differ)) if reference.query_indices is None else reference.query_indices
+    indices = reference.indices
     disagreements = tuple(
         BitDisagreement(query=int(indices[q]), bit=int(b), logit=float(logits[q, b]), host=float(host_logits[q, b]))
         for q, b in np.argwhere(beyond)[:MAX_DISAGREEMENTS]
     )
-    return {
-        "host_flips": int(differ.sum()),
-        "host_flips_beyond": int(beyond.sum()),
-        "disagreements": disagreements,
-    }
-
-
-def recall_at_10(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
-    """Return the share of ids in `before`, `[Q, k]` and none twice in a row, that are in the same row of `after`."""
-    return float((before[:, :, None] == after[:, None, :]).any(axis=2).mean())
+    found = {"host_flips": int(differ.sum()), "host_flips_beyond": int(beyond.sum())}
+    return {**found, "disagreements": disagreements}
 
 
 def predicted_bit_flip_rate(logits: Logits, error: Logits) -> float:
@@ -145,22 +139,3 @@ def margins(logits: Logits, unit: float) -> tuple[int, ...]:
         bins = np.nan_to_num(np.abs(logits).ravel() / (MARGIN_STEP * (unit or 1.0)), nan=0)
     counts = np.bincount(np.minimum(bins, MARGIN_BINS - 1).astype(int), minlength=MARGIN_BINS)
     return tuple(counts.tolist())
-
-
-def worst_queries(
-    flipped: NDArray[np.bool_], query_indices: NDArray[np.int64] | None = None, count: int = WORST
-) -> tuple[WorstQuery, ...]:
-    """Find the queries with most flipped bits of bool `[Q, bits]`, worst first, earlier query first among equals."""
-    per_query = flipped.sum(axis=1)
-    indices = np.arange(len(flipped)) if query_indices is None else query_indices
-    order = np.argsort(-per_query, kind="stable")[:count]
-    return tuple(WorstQuery(query=int(indices[q]), flipped=int(per_query[q])) for q in order if per_query[q])
-
-
-def check_compatible(metadata: ModelMetadata, variant: str, reference: FloatReference) -> None:
-    """Raise `CodeSpaceMismatch` for a model of another code space, `InputError` for one of another image size."""
-    reference.space.check_compatible(metadata.code_space, "the gallery", variant)
-    if metadata.size != reference.pixels.shape[1]:
-        expected = f"queries of {metadata.size} pixels, as the metadata of {variant} say"
-        fix = "Resize the queries by the rule in the metadata."
-        raise InputError(expected, f"{reference.pixels.shape[1]} pixels", fix)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from export.artifact import ExportedModel, ExportFailure
 from gallery.codes import pack
 from gallery.console import log
-from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost
+from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost, InputError
 from gallery.results import ModelResult
-from mobile_eval.compare import NO_ENGINE, FloatReference, check_compatible, compare_to_float, compare_to_host
+from mobile_eval.compare import NO_ENGINE, FloatReference, compare_to_float, compare_to_host
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
 from mobile_eval.formatting import count, number, percent
@@ -107,11 +106,16 @@ def _evaluate_model(device: Device, model: Model, results: DeviceResults, host: 
     """Evaluate one model; only errors that concern other models too are raised."""
     if isinstance(model, ExportFailure):
         return _row(device, model, "skipped")
+    reference = results.reference
     try:
-        check_compatible(model.metadata, model.variant, results.reference)
+        reference.space.check_compatible(model.metadata.code_space, "the gallery", model.variant)
+        if model.metadata.size != reference.pixels.shape[1]:
+            expected = f"queries of {model.metadata.size} pixels, as the metadata of {model.variant} say"
+            fix = "Resize the queries by the rule in the metadata."
+            raise InputError(expected, f"{reference.pixels.shape[1]} pixels", fix)
         output = device.run(model)
-        measured = {"engine": output.engine} | output.figures | _compare(model, output, results.reference, host)
-        row = _row(device, model, "ran", measured=measured)
+        measured = {"engine": output.engine} | output.figures | _compare(model, output, reference, host)
+        row = _row(device, model, "ran", **measured)
     except (CodeSpaceMismatch, DeviceLost):
         raise
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
@@ -120,13 +124,7 @@ def _evaluate_model(device: Device, model: Model, results: DeviceResults, host: 
     return row
 
 
-def _row(
-    device: Device,
-    model: Model,
-    status: Literal["ran", "skipped", "failed"],
-    error: Exception | None = None,
-    measured: Mapping[str, Any] = MappingProxyType({}),
-) -> ModelResult:
+def _row(device: Device, model: Model, status: str, error: Exception | None = None, **measured: Any) -> ModelResult:
     format, _, precision = model.variant.partition("-")
     if isinstance(model, ExportedModel):
         reason = "" if error is None else f"{type(error).__name__}: {error}"
@@ -145,7 +143,7 @@ def _compare(
     mAP over a part of the queries is noise: over 32 queries a model gained 0.016 that lost 0.002 over all 420.  So a
     row has the host's mAP over all queries, plus the difference between device and host on these.
     """
-    codes, logits, indices = output.codes, output.logits, reference.query_indices
+    codes, logits, indices = output.codes, output.logits, reference.indices
     if codes is None or logits is None:
         return {}
     expected = pack(reference.logits).shape, reference.logits.shape
@@ -155,10 +153,9 @@ def _compare(
     measured = compare_to_float(codes, logits, reference)
     on_host = host.outputs.get(model.sha256) if host else None
     if host is None or on_host is None or on_host.codes is None or on_host.logits is None:
-        return measured if indices is None else measured | dict.fromkeys(RETRIEVAL)
-    host_codes, host_logits = on_host.codes, on_host.logits
-    if indices is not None:
-        host_codes, host_logits = host_codes[indices], host_logits[indices]
+        return measured if reference.query_indices is None else measured | dict.fromkeys(RETRIEVAL)
+    host_codes, host_logits = on_host.codes[indices], on_host.logits[indices]
+    if reference.query_indices is not None:
         here = compare_to_float(host_codes, host_logits, reference)
         on_all = next(row for row in host.rows if row.sha256 == model.sha256).model_dump(include=set(RETRIEVAL))
         measured |= {key: on_all[key] + measured[key] - here[key] for key in RETRIEVAL if on_all[key] is not None}

@@ -55,11 +55,7 @@ class Measurement:
 def read_results(path: Path, model: str = "", device: str = "") -> list[Measurement]:
     """Read the report of any of the tools.
 
-    Args:
-        path: the report, as JSON
-        model: file name of the model; overrides the name in the report
-        device: name of the device; overrides the name in the report
-
+    model, device: file name of the model and name of the device; override those in the report
     Raises `CorruptFile` naming the field at fault, `InputError` for a file that is no report.
     """
     try:

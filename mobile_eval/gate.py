@@ -40,9 +40,8 @@ def check(
 
     What was not measured is not judged; what was measured and is not a number fails.
 
-    Args:
-        strict: fail if anything could not be checked: a skipped model, a threshold without a measurement, a note
-        notes: what else could not be checked
+    strict: fail if anything could not be checked: a skipped model, a threshold without a measurement, a note
+    notes: what else could not be checked
     """
     failures = [sentence for row in models for sentence in row_failures(row, thresholds)]
     if not any(row.status == "ran" and row.bit_flip_rate is not None for row in models):

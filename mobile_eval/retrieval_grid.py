@@ -35,12 +35,8 @@ def retrieval_grid(
 ) -> tuple[RetrievalExample, ...]:
     """Retrieve the ten nearest gallery images of each query.
 
-    Args:
-        codes: of the queries, packed `[Q, bits/8]`
-        labels: likewise, int `[Q]` or multi-hot `[Q, C]`
-        images: likewise, uint8 `[Q, S, S, 3]`
-        gallery_image: from the id in the gallery to uint8 `[S, S, 3]`
-        classes: their names
+    codes, labels, images: of the queries: packed `[Q, bits/8]`, int `[Q]` or multi-hot `[Q, C]`, uint8 `[Q, S, S, 3]`
+    gallery_image: from the id in the gallery to uint8 `[S, S, 3]`; classes: their names
     """
     found, known = index.search(codes, min(TOP, len(index))), index.labels
 

@@ -22,13 +22,9 @@ def retrieval_pairs(
 ) -> dict[str, MapResult]:
     """Score the pairs, by name; student->gallery is how the student is deployed.
 
-    Args:
-        teacher_queries: packed codes `[Q, bits/8]`; None if the teacher is not available, and its pair is left out
-        student_queries: likewise
-        student_gallery: the student's codes of the gallery images, `[len(index), bits/8]`
-        index: the gallery, with the teacher's codes
-        labels: of the queries, int `[Q]` or multi-hot `[Q, C]`
-        top_k: how many of the first results count (None: all)
+    teacher_queries, student_queries: packed codes `[Q, bits/8]`; None if the teacher is not available, nor its pair
+    student_gallery: the student's codes of the gallery images, `[len(index), bits/8]`; `index` has the teacher's
+    labels: of the queries, int `[Q]` or multi-hot `[Q, C]`; top_k: how many of the first results count (None: all)
     """
     gallery, gallery_labels = index.codes, index.labels
     pairs = {TEACHER_TEACHER: (teacher_queries, gallery)} if teacher_queries is not None else {}

@@ -259,8 +259,7 @@ def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -
         chosen.setdefault(worst.query, (worst, row, results))
     queries, codes, titles = [], [], []
     for query, (worst, row, results) in list(chosen.items())[:SHOWN]:
-        indices = results.reference.query_indices
-        position = query if indices is None else indices.tolist().index(query)
+        position = results.reference.indices.tolist().index(query)
         queries += [query, query]
         codes += [pack(reference.logits[query]), results.outputs[row.sha256].codes[position]]
         titles += ["float student", f"{gate.row_name(row)}, {worst.flipped} bit flips"]
