@@ -120,13 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def set_up(command: SetupCommand) -> int:
     """Install each part."""
-    from mobile_eval.devices import arm64_setup, browser_setup
+    from mobile_eval.devices.setup import set_up_arm64, set_up_browser
 
     if not command.parts:
         raise InputError("arm64, browser, or both", "neither", "Name what to set up.")
     for part in dict.fromkeys(command.parts):
         log.info("[setup] %s", part)
-        {"arm64": arm64_setup.setup, "browser": browser_setup.setup}[part]()
+        {"arm64": set_up_arm64, "browser": set_up_browser}[part]()
     return EXIT_PASSED
 
 

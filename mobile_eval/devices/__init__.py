@@ -23,8 +23,7 @@ def devices_by_name(names: Sequence[str], samples: int) -> list[Device]:
     from export.apps.run_on_mac import UNITS
     from mobile_eval.devices.android import Android
     from mobile_eval.devices.apple import Apple
-    from mobile_eval.devices.arm64 import Arm64
-    from mobile_eval.devices.arm64_setup import PROFILES
+    from mobile_eval.devices.arm64 import PROFILES, Arm64
     from mobile_eval.devices.browser import Browser
     from mobile_eval.devices.host import Host
 

@@ -7,34 +7,27 @@ clock and no second issue port), but it repeats, and it is of the instructions t
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from export.artifact import ExportedModel
 from gallery.errors import InputError, MissingBackend
-from mobile_eval.devices.arm64_setup import (
-    PROFILES,
-    SETUP,
-    default_root,
-    environment,
-    out_of_date_reason,
-    qemu_command,
-)
 from mobile_eval.devices.base import DeviceOutput
+from mobile_eval.devices.setup import ARM64_FIX, default_folder, out_of_date_reason
 from mobile_eval.devices.subprocess_device import WORKER, SubprocessDevice, copy_worker, worker_error
 
+PROFILES = ("cortex-a53", "cortex-a76")  # most cheap phones; dot products and half precision
 MARKS = 5
 COUNTS, MODULES = "counts.txt", "modules"  # not the repository: below /usr the emulator may see the userland instead
 
 
 class Arm64(SubprocessDevice):
-    """An emulated core.
+    """An emulated core, one of `PROFILES`.
 
-    profile: "cortex-a53" (most cheap phones) or "cortex-a76" (dot products, half precision); root: of `setup`;
-    count: whether to count instructions: the least of five inferences after the first
+    root:  of the userland; count: whether to count instructions: the least of five inferences after the first
     """
 
     formats = ("onnx", "litert")
@@ -43,13 +36,13 @@ class Arm64(SubprocessDevice):
     def __init__(self, profile: str = "cortex-a76", root: Path | None = None, count: bool = True) -> None:
         if profile not in PROFILES:
             raise InputError(f"one of {', '.join(PROFILES)}", profile, "Name one of them.")
-        self.profile, self.root, self.count = profile, (root or default_root()).absolute(), count
+        self.profile, self.root, self.count = profile, (root or default_folder("arm64")).absolute(), count
         self.name = f"arm64-{profile}"
 
     def prepare(self) -> None:
         """Raises `MissingBackend` unless the userland is there and up to date."""
         if reason := out_of_date_reason(self.root):
-            raise MissingBackend("the ARM64 userland", reason, f"Run: {SETUP}")
+            raise MissingBackend("the ARM64 userland", reason, ARM64_FIX)
         super().prepare()
         copy_worker(self.folder / MODULES)
 
@@ -63,11 +56,16 @@ class Arm64(SubprocessDevice):
             conditions |= {"vector multiply-adds": f"{multiply_adds:,}", "loads and stores": f"{memory:,}"}
         return dataclasses.replace(output, figures=figures)
 
-    def _command(self, arguments: list[str]) -> tuple[list[str], Mapping[str, str]]:
-        counts = self.folder / COUNTS if self.count else None
-        options = ["--samples", "0", "--marks", str(MARKS if self.count else 0)]
-        command = [*qemu_command(self.root, self.profile, counts), *WORKER, *arguments, *options]
-        return command, environment(self.root, self.folder / MODULES)
+    def _command(self, arguments: list[str]) -> list[str]:
+        """Run the userland's Python with only the path of the host's environment, one thread, a fixed hash seed."""
+        modules = os.pathsep.join(map(str, (self.root / "base/opt/site", self.folder / MODULES)))
+        variables = [f"PATH={os.environ.get('PATH', os.defpath)}", "HOME=/tmp", "LANG=C.UTF-8", f"PYTHONPATH={modules}"]
+        variables += ["PYTHONHASHSEED=0", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"]
+        qemu = ["qemu-aarch64", "-cpu", self.profile, "-seed", "1", "-L", str(self.root / self.profile)]  # of AT_RANDOM
+        if self.count:
+            qemu += ["-plugin", f"{self.root}/armcount.so,out={self.folder / COUNTS}"]
+        python = [str(self.root / "base/usr/bin/python3"), *WORKER, *arguments]
+        return ["env", "-i", *variables, *qemu, *python, "--samples", "0", "--marks", str(MARKS if self.count else 0)]
 
 
 def min_instructions(path: Path) -> tuple[int, int, int]:
@@ -77,7 +75,7 @@ def min_instructions(path: Path) -> tuple[int, int, int]:
     """
     lines = [[int(number) for number in line.split()] for line in path.read_text().splitlines()]
     if len(lines) != 2 * MARKS or {len(line) for line in lines} != {3}:
-        raise worker_error(f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", f"Run: {SETUP}")
+        raise worker_error(f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", ARM64_FIX)
     pairs = zip(lines[::2], lines[1::2], strict=True)
     total, multiply_adds, memory = min([b - a for a, b in zip(*pair, strict=True)] for pair in pairs)
     return total, multiply_adds, memory
@@ -85,6 +83,5 @@ def min_instructions(path: Path) -> tuple[int, int, int]:
 
 @cache
 def _qemu_version() -> str:
-    run = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True)
-    found = re.search(r"version (\d+\.\d+)", run.stdout)
-    return found[1] if found else "of an unknown version"
+    printed = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True)
+    return "".join(re.findall(r"version (\d+\.\d+)", printed.stdout)[:1]) or "of an unknown version"

@@ -29,7 +29,7 @@ from gallery.console import track
 from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend, TwinhashError
 from mobile_eval import latency
 from mobile_eval.devices.base import Device, DeviceOutput
-from mobile_eval.devices.browser_setup import PACKAGES, SET_UP, chromium, engines_folder, installed
+from mobile_eval.devices.setup import BROWSER_FIX, NPM_PACKAGES, chromium, default_folder, engines_installed
 from mobile_eval.devices.subprocess_device import WorkerFailed
 from mobile_eval.devices.web_server import WebServer
 from mobile_eval.runtimes.base import Images, check_images
@@ -65,7 +65,7 @@ class Browser(Device):
     ) -> None:  # fmt: skip
         self.name = "browser-webgpu" if accelerator == "webgpu" else f"browser-wasm-{threads}t"
         self.threads, self.accelerator, self.software = threads, accelerator, software
-        self.engines, self.samples, self.max_seconds = engines_folder(folder), samples, max_seconds
+        self.engines, self.samples, self.max_seconds = folder or default_folder("browser"), samples, max_seconds
         self.served: Path | None = None  # the folder that the browser sees
         self._started = ExitStack()  # ends what was started
         self._closing, self._thread = Event(), ThreadPoolExecutor(1, self.name)
@@ -106,13 +106,16 @@ class Browser(Device):
     def close(self) -> None:
         """End the browser, Playwright's driver and the server, whatever state they are in."""
         self._closing.set()
-        self._thread.submit(self._stop).result()
+        with suppress(Exception):  # of parts that are gone already
+            self._thread.submit(self._started.close).result()
+        self._browser = self.served = None
 
     def _prepare(self) -> None:
         program = chromium()
-        if not installed(self.engines) or program is None or find_spec("playwright") is None:
-            parts = f"Chromium, Playwright, and {' and '.join(f'{n} {v}' for n, v in PACKAGES.items())}"
-            raise MissingBackend(parts, f"not all of them (engines: {self.engines})", SET_UP)
+        if not engines_installed(self.engines) or program is None or find_spec("playwright") is None:
+            parts = ", ".join(f"{name} {release}" for name, release in NPM_PACKAGES.items())
+            found = f"not all of them (engines: {self.engines})"
+            raise MissingBackend(f"Chromium, Playwright, {parts}", found, BROWSER_FIX)
         self.served = Path(self._started.enter_context(TemporaryDirectory(prefix="twinhash-")))
         (self.served / PAGE).symlink_to(Path(__file__).with_suffix(".html"))
         (self.served / "npm").symlink_to(self.engines.resolve() / "node_modules")
@@ -144,11 +147,6 @@ class Browser(Device):
             fix = f"Try: {program} --headless --version"
             raise MissingBackend("Chromium to start", _first_line(error), fix) from error
 
-    def _stop(self) -> None:
-        self._browser = self.served = None
-        with suppress(Exception):  # of parts that are gone already
-            self._started.close()
-
     def _run(self, model: ExportedModel) -> DeviceOutput:
         adapter = self._info["adapter"] or {}
         if (self.accelerator, model.variant) == ("webgpu", "onnx-fp16") and not adapter["f16"]:
@@ -162,7 +160,7 @@ class Browser(Device):
             tracked = track(starts, f"{self.name} {model.variant}", len(starts))
             rows = [row for start in tracked for row in self._ask(page, "run", f"/images/{start}")]
         name, package = ENGINES[model.format]
-        engine = f"{name} {PACKAGES[package]} {'WebGPU' if self.accelerator == 'webgpu' else 'WebAssembly'}"
+        engine = f"{name} {NPM_PACKAGES[package]} {'WebGPU' if self.accelerator == 'webgpu' else 'WebAssembly'}"
         measured = latency.Latency.of(timed["first"], timed["taken"])
         figures = {"load_ms": opened["load"], "threads": opened["threads"], **vars(measured)}
         return DeviceOutput(*self._parse(rows, model), engine, figures | {"conditions": self._conditions()})
@@ -184,7 +182,11 @@ class Browser(Device):
                 with suppress(Exception):  # it may be gone already
                     page.close()
         except Error as error:
-            raise self._lost(error) from error
+            if self._browser is not None and self._browser.is_connected() and "closed" not in str(error):
+                found, fix = _first_line(error), "See whether memory ran out."
+                raise WorkerFailed(f"a page that lives in {self.name}", found, fix) from error
+            self._browser, fix = None, "Start again; see whether memory ran out."
+            raise DeviceLost(f"{self.name} to stay", _first_line(error), fix) from error
 
     def _ask(
         self, page: Any, name: str, *given: Any, limit_s: float = 0, failure: type[TwinhashError] = WorkerFailed
@@ -196,14 +198,9 @@ class Browser(Device):
         """
         from playwright.sync_api import TimeoutError
 
-        answered: list[str] = []
-
-        def hear(message: Any) -> bool:
-            answered.extend([message.text] if message.text == ANSWERED else [])
-            return bool(answered)
-
+        answered: list[Any] = []
+        page.on("console", lambda message: answered.extend([message] * (message.text == ANSWERED)))
         end = time.monotonic() + (limit_s := limit_s or self.limit_s)
-        page.on("console", hear)
         page.evaluate("([name, given]) => window.ask(name, given)", [name, given])
         while not answered:
             if self._closing.is_set():
@@ -211,19 +208,12 @@ class Browser(Device):
             if time.monotonic() > end:
                 raise WorkerFailed(f"an answer within {limit_s:g} s", "none", "Leave the file out here.")
             with suppress(TimeoutError):
-                page.wait_for_event("console", predicate=hear, timeout=1000)
+                page.wait_for_event("console", timeout=1000)
         answer = page.evaluate("window.answer")
         if "error" in answer:
             message = " ".join(answer["error"].split())[:500]
             raise failure(f"a file that {self.name} can {name}", message, "Export it again, or leave it out.")
         return answer["value"]
-
-    def _lost(self, error: Exception) -> TwinhashError:
-        """Return the error for what Playwright raised: the whole browser is gone, or only this page."""
-        if self._browser is not None and self._browser.is_connected() and "closed" not in str(error):
-            return WorkerFailed(f"a page that lives in {self.name}", _first_line(error), "See whether memory ran out.")
-        self._browser = None
-        return DeviceLost(f"{self.name} to stay", _first_line(error), "Start again; see whether memory ran out.")
 
     def _parse(self, rows: Sequence[str], model: ExportedModel) -> tuple[Codes, NDArray[np.float32]]:
         """Return codes uint8 `[n, bits/8]` and logits float32 `[n, bits]` of the page's rows, one for each image."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 
 from export.artifact import ExportedModel
 from mobile_eval.devices.base import DeviceOutput
@@ -31,6 +30,6 @@ class Host(SubprocessDevice):
         conditions = {"cpu": cpu_name()} | output.figures.get("conditions", {})
         return dataclasses.replace(output, figures=output.figures | {"conditions": conditions})
 
-    def _command(self, arguments: list[str]) -> tuple[list[str], Mapping[str, str]]:
+    def _command(self, arguments: list[str]) -> list[str]:
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-        return [sys.executable, *WORKER, *arguments, *self._options], os.environ | {"PYTHONPATH": path}
+        return ["env", f"PYTHONPATH={path}", sys.executable, *WORKER, *arguments, *self._options]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -31,19 +31,13 @@ class WorkerFailed(TwinhashError):
 
 
 TYPED = {kind.__name__: kind for kind in (InputError, MissingBackend, CorruptFile, CodeSpaceMismatch, WorkerFailed)}
-SIGNALS = {
-    signal.SIGILL: "an instruction that this processor does not have",
-    signal.SIGKILL: "out of memory, or killed by hand",
-}
+SIGNALS = {"SIGILL": "an instruction that this processor does not have", "SIGKILL": "out of memory, or killed by hand"}
 
 
 class SubprocessDevice(Device):
-    """Starts the worker once for each model, in a folder that is removed afterwards.
+    """Starts the worker once for each model, in a folder that is removed afterwards."""
 
-    limit_s: seconds a model may take, and image_s more for each image
-    """
-
-    limit_s, image_s = 180.0, 1.0
+    limit_s, image_s = 180.0, 1.0  # seconds a model may take, and more for each image
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> None:
@@ -59,19 +53,18 @@ class SubprocessDevice(Device):
         """Run the model in a process; raises `WorkerFailed` when it outlives its time or ends without a report."""
         for name in (OUTPUTS, REPORT):
             (self.folder / name).unlink(missing_ok=True)
-        command, env = self._command([str(model.path.resolve()), model.metadata.to_json(), IMAGES, OUTPUTS, REPORT])
+        command = self._command([str(model.path.resolve()), model.metadata.to_json(), IMAGES, OUTPUTS, REPORT])
         limit_s, log = self.limit_s + self.image_s * len(self.images), self.folder / "log.txt"
         try:
             with log.open("wb") as sink:
                 done = subprocess.run(
-                    command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                    timeout=limit_s,
-                )  # fmt: skip
+                    command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, timeout=limit_s
+                )
         except subprocess.TimeoutExpired as error:
             raise worker_error(f"still running after {limit_s:.0f} s", "Give fewer images.") from error
         if not (self.folder / REPORT).exists():
-            found = describe_exit(done.returncode, last_line(log))
-            raise worker_error(found, "Run it again, or leave the file out.")
+            last_line = "".join(log.read_text(errors="replace").strip().splitlines()[-1:]).strip()[:300]
+            raise worker_error(describe_exit(done.returncode, last_line), "Run it again, or leave the file out.")
         return read_output(self.folder, model, len(self.images))
 
     def close(self) -> None:
@@ -88,8 +81,8 @@ class SubprocessDevice(Device):
         return Path(self._folder.name)
 
     @abstractmethod
-    def _command(self, arguments: list[str]) -> tuple[list[str], Mapping[str, str]]:
-        """Return the command that runs the worker with these arguments, and its environment."""
+    def _command(self, arguments: list[str]) -> list[str]:
+        """Return the command that runs the worker with these arguments."""
 
 
 def copy_worker(folder: Path) -> Path:
@@ -107,20 +100,11 @@ def worker_error(found: str, fix: str) -> WorkerFailed:
 
 def describe_exit(code: int, message: str) -> str:
     """Describe an exit code, a negative one being a signal, with the last line of the process's output."""
+    name = f"exit code {code}"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        message = SIGNALS[signal.Signals(-code)] if -code in SIGNALS else message
-    else:
-        name = f"exit code {code}"
+        message = SIGNALS.get(name, message)
     return f"{name} ({message})" if message else name
-
-
-def last_line(path: Path, limit: int = 300) -> str:
-    """Return the last line of a log that may be long."""
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 4096))
-        lines = stream.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip()[:limit] if lines else ""
 
 
 def read_output(folder: Path, model: ExportedModel, count: int) -> DeviceOutput:

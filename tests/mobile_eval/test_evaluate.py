@@ -20,12 +20,13 @@ from gallery.errors import CodeSpaceMismatch, DeviceLost, InputError, MissingBac
 from gallery.index import open_gallery
 from gallery.results import Thresholds
 from mobile_eval.compare import FloatReference
-from mobile_eval.devices import browser_setup, devices_by_name
+from mobile_eval.devices import devices_by_name
 from mobile_eval.devices.android import Android
 from mobile_eval.devices.arm64 import Arm64
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
+from mobile_eval.devices.setup import set_up_browser
 from mobile_eval.devices.subprocess_device import describe_exit
 from mobile_eval.evaluate import evaluate, evaluate_on
 from mobile_eval.gate import check, exit_code
@@ -145,7 +146,7 @@ def engines(pytestconfig: pytest.Config) -> Path:
     """The browser's parts, in pytest's cache as for the tests of that device."""
     assert pytestconfig.cache is not None
     try:
-        return browser_setup.setup(Path(pytestconfig.cache.mkdir("browser")))
+        return set_up_browser(Path(pytestconfig.cache.mkdir("browser")))
     except MissingBackend as error:
         if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
             pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")

@@ -27,7 +27,7 @@ from gallery.results import (
     TrainingCurve,
 )
 from mobile_eval import plots
-from mobile_eval.devices.browser_setup import chromium
+from mobile_eval.devices.setup import chromium
 from mobile_eval.gate import check
 from mobile_eval.report import (
     EMULATED_TIMES,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gallery.errors import MissingBackend
-from mobile_eval.devices.arm64_setup import default_root, out_of_date_reason, setup
+from mobile_eval.devices.setup import default_folder, out_of_date_reason, set_up_arm64
 from tests.mobile_eval.devices.handset import Handset, exported
 
 
@@ -21,10 +21,10 @@ def handset(tmp_path_factory: pytest.TempPathFactory) -> Handset:
 @pytest.fixture(scope="session")
 def userland(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's own where there is one, or else made from nothing, as a first user does."""
-    if not out_of_date_reason(default_root()):
-        return default_root()
+    if not out_of_date_reason(default_folder("arm64")):
+        return default_folder("arm64")
     try:
-        return setup(tmp_path_factory.mktemp("userland") / "arm64")
+        return set_up_arm64(tmp_path_factory.mktemp("userland") / "arm64")
     except MissingBackend as error:
         if os.geteuid() == 0 and shutil.which("apt-get"):
             raise

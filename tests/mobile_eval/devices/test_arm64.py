@@ -16,23 +16,37 @@ import pytest
 
 from gallery.errors import CorruptFile, InputError, MissingBackend
 from gallery.results import ModelResult
-from mobile_eval.devices import arm64_setup
-from mobile_eval.devices.arm64 import COUNTS, MARKS, Arm64, min_instructions
-from mobile_eval.devices.arm64_setup import PROFILES, SETUP, WHEELS, cpuinfo, out_of_date_reason, setup
+from mobile_eval.devices import setup
+from mobile_eval.devices.arm64 import COUNTS, MARKS, PROFILES, Arm64, min_instructions
 from mobile_eval.devices.host import Host
+from mobile_eval.devices.setup import ARM64_FIX, WHEELS, out_of_date_reason, set_up_arm64
 from mobile_eval.devices.subprocess_device import WorkerFailed
 from tests.mobile_eval.devices.handset import SIZE, TOLERANCE, Handset, kill_worker_in
+
+A53 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+FEATURES = {
+    "cortex-a53": (A53, "0x0", "0xd03"),
+    "cortex-a76": (f"{A53} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp", "0x4", "0xd0b"),
+}
+
+
+def cpuinfo(features: str, variant: str, part: str) -> str:
+    """What a Linux on two such cores prints."""
+    core = {"BogoMIPS": "38.40", "Features": features, "CPU implementer": "0x41", "CPU architecture": "8"}
+    core |= {"CPU variant": variant, "CPU part": part, "CPU revision": "1"}
+    lines = "".join(f"{key}\t: {value}\n" for key, value in core.items())
+    return "".join(f"processor\t: {number}\n{lines}\n" for number in range(2))
 
 
 def test_setup_leaves_all_of_it_and_a_second_one_leaves_it_alone(userland: Path) -> None:
     made = {path.name for path in userland.iterdir()}
     assert made == {"base", "armcount.so", "stamp.json", *PROFILES}
     before = (userland / "stamp.json").stat().st_mtime_ns
-    assert setup(userland) == userland
+    assert set_up_arm64(userland) == userland
     assert (userland / "stamp.json").stat().st_mtime_ns == before
     assert not [path for path in userland.parent.iterdir() if path.name.startswith(f".{userland.name}.")]
     for profile in PROFILES:
-        assert (userland / profile / "proc/cpuinfo").read_text() == cpuinfo(profile)
+        assert (userland / profile / "proc/cpuinfo").read_text() == cpuinfo(*FEATURES[profile])
         assert (userland / profile / "usr").resolve() == (userland / "base/usr").resolve()
     elf = (userland / "base/usr/bin/python3.11").read_bytes()[:20]
     assert (elf[:4], int.from_bytes(elf[18:20], "little")) == (b"\x7fELF", 183), "AArch64"
@@ -118,20 +132,20 @@ def test_a_damaged_file_is_refused_with_the_engines_words(userland: Path, handse
 
 def test_without_a_userland_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWINHASH_ARM64", str(tmp_path / "none"))
-    with pytest.raises(MissingBackend, match=f"no userland in {tmp_path}/none. Run: {SETUP}"):
+    with pytest.raises(MissingBackend, match=f"no userland in {tmp_path}/none. {ARM64_FIX}"):
         Arm64("cortex-a53").__enter__()
     with pytest.raises(InputError, match="cortex-a53, cortex-a76"):
         Arm64("cortex-x4")
 
 
 def test_a_userland_of_other_versions_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stamp = arm64_setup._stamp() | {"numpy": "1.0"}
+    stamp = setup._arm64_stamp() | {"numpy": "1.0"}
     (tmp_path / "stamp.json").write_text(json.dumps(stamp))
     with pytest.raises(MissingBackend, match=r"made of numpy 1\.0, not 2\.") as error:
         Arm64(root=tmp_path).prepare()
-    assert SETUP in str(error.value)
-    (tmp_path / "stamp.json").write_text(json.dumps(arm64_setup._stamp()))
-    assert set(WHEELS) < set(arm64_setup._stamp())
+    assert ARM64_FIX in str(error.value)
+    (tmp_path / "stamp.json").write_text(json.dumps(setup._arm64_stamp()))
+    assert set(WHEELS) < set(setup._arm64_stamp())
     monkeypatch.setenv("PATH", str(tmp_path))
     assert out_of_date_reason(tmp_path) == "no qemu-aarch64 on the path"
 
@@ -145,8 +159,8 @@ def test_setup_that_fails_says_why_and_keeps_what_was_there(tmp_path: Path, monk
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     (root / "stamp.json").write_text('{"recipe": "old"}')
-    with pytest.raises(MissingBackend, match="E: no mirror answers"):
-        setup(root)
+    with pytest.raises(MissingBackend, match="unpack an ARM64 Debian to succeed; found E: no mirror answers"):
+        set_up_arm64(root)
     assert [path.name for path in root.iterdir()] == ["stamp.json"]
     assert {path.name for path in tmp_path.iterdir()} == {"bin", "arm64"}
 
@@ -156,7 +170,7 @@ def test_setup_leaves_what_is_somebody_elses_alone(tmp_path: Path, name: str) ->
     (tmp_path / name).write_text("precious")
     for root in (tmp_path, tmp_path / name):
         with pytest.raises(InputError, match="Name another folder"):
-            setup(root)
+            set_up_arm64(root)
     assert (tmp_path / name).read_text() == "precious"
 
 

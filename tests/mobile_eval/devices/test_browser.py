@@ -26,10 +26,9 @@ from gallery.codes import pack
 from gallery.codespace import Preprocessing
 from gallery.errors import CorruptFile, DeviceLost, InputError, MissingBackend
 from gallery.results import ModelResult
-from mobile_eval.devices import browser, browser_setup
+from mobile_eval.devices import browser, setup
 from mobile_eval.devices.browser import CHUNK, PAGE, Browser
-from mobile_eval.devices.browser_setup import PACKAGES, SET_UP, setup
-from mobile_eval.devices.install import step
+from mobile_eval.devices.setup import BROWSER_FIX, NPM_PACKAGES, run_script, set_up_browser
 from mobile_eval.devices.subprocess_device import WorkerFailed
 from mobile_eval.devices.web_server import WebServer
 from mobile_eval.runtimes import open_model
@@ -67,7 +66,7 @@ def engines(pytestconfig: pytest.Config) -> Path:
     """The engines, set up as the command does it, in pytest's cache."""
     assert pytestconfig.cache is not None
     try:
-        return setup(Path(pytestconfig.cache.mkdir("browser")))
+        return set_up_browser(Path(pytestconfig.cache.mkdir("browser")))
     except MissingBackend as error:
         if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
             pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
@@ -271,20 +270,20 @@ def test_closing_ends_what_is_under_way(engines: Path, files: dict[str, Exported
 
 
 def test_a_missing_or_stale_folder_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(browser_setup.VARIABLE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv("TWINHASH_BROWSER", str(tmp_path / "nowhere"))
     with pytest.raises(MissingBackend, match="nowhere") as caught, Browser():
         pass
-    assert caught.value.fix == SET_UP
-    for name in PACKAGES:
+    assert caught.value.fix == BROWSER_FIX
+    for name in NPM_PACKAGES:
         (tmp_path / "node_modules" / name).mkdir(parents=True)
         (tmp_path / "node_modules" / name / "package.json").write_text('{"version": "0.0.1"}')
-    with pytest.raises(MissingBackend, match=PACKAGES["onnxruntime-web"]), Browser(folder=tmp_path):
+    with pytest.raises(MissingBackend, match=NPM_PACKAGES["onnxruntime-web"]), Browser(folder=tmp_path):
         pass
 
 
 def test_setup_is_done_once(engines: Path) -> None:
     before = engines.stat().st_ino
-    assert setup(engines) == engines
+    assert set_up_browser(engines) == engines
     assert engines.stat().st_ino == before
 
 
@@ -292,7 +291,7 @@ def test_setup_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     (tmp_path / "package.json").write_text('{"name": "my-app"}')
     with pytest.raises(InputError, match="Name another folder"):
-        setup(tmp_path)
+        set_up_browser(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["package.json", "thesis.txt"]
 
 
@@ -302,18 +301,22 @@ def test_a_step_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypat
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(browser_setup, "find_spec", lambda name: name)  # Playwright is not the step that fails here
-    with pytest.raises(MissingBackend, match="E403 the registry says no"):
-        setup(tmp_path / "engines")
+    monkeypatch.setattr(setup, "find_spec", lambda name: name)  # Playwright is not the step that fails here
+    with pytest.raises(
+        MissingBackend,
+        match=r"npm install onnxruntime-web@\S+ @litertjs/core@\S+ to succeed; found E403 the registry says no",
+    ):
+        set_up_browser(tmp_path / "engines")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "npm"]
 
 
 def test_a_step_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
-    script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
-    with pytest.raises(MissingBackend, match=r"no end within 0\.5 s"):
-        step("a long sleep", ["sh", "-c", script], limit_s=0.5)
+    script = tmp_path / "sleep.sh"
+    script.write_text('echo "== a long sleep"; sleep 600 & echo $! > "$1"; wait')
+    with pytest.raises(MissingBackend, match=r"a long sleep to succeed; found no end within 0\.5 s"):
+        run_script(script, [tmp_path / "pid"], limit_s=0.5)
     with pytest.raises(MissingBackend, match="No such file"):
-        step("nothing", [tmp_path / "nothing"])
+        run_script(tmp_path / "nothing", [])
     assert int((tmp_path / "pid").read_text()) not in processes()
 
 

@@ -1,0 +1,27 @@
+#!/bin/bash
+# Install what the browser device needs and lacks: Chromium and npm, Playwright, and the engines from npm.
+#
+#   browser_setup.sh FOLDER PYTHON "DEBIAN-PACKAGE ..." "PIP-REQUIREMENT ..." "NPM-PACKAGE@VERSION ..."
+#
+# An empty list is left out.  A line "== NAME" starts each step; setup.py names the one that failed.
+set -euo pipefail
+folder=$1 python=$2 packages=$3 requirements=$4 engines=$5
+step() { echo "== $*"; }
+
+if [ -n "$packages" ]; then
+  step "apt-get install $packages"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qy update
+  apt-get -qy install --no-install-recommends $packages
+fi
+if [ -n "$requirements" ]; then
+  step "pip install $requirements"
+  "$python" -m pip install -q $requirements
+fi
+if [ -n "$engines" ]; then
+  step "npm install $engines"
+  mkdir "$folder"
+  cd "$folder"
+  echo '{"name": "twinhash-browser", "private": true}' >package.json
+  npm install --save-exact --ignore-scripts --no-audit --no-fund --prefer-offline --fetch-retries=1 $engines
+fi
