@@ -27,11 +27,11 @@ def devices_by_name(names: Sequence[str], samples: int) -> list[Device]:
     from mobile_eval.devices.browser import Browser
     from mobile_eval.devices.host import Host
 
-    emulated = {f"arm64-{profile}": partial(Arm64, profile) for profile in PROFILES}
+    arm64 = {f"arm64-{profile}": partial(Arm64, profile) for profile in PROFILES}
     by_unit = {f"apple-{unit.lower().replace('_', '-')}": partial(Apple, unit, samples) for unit in UNITS}
     makers: dict[str, Callable[[], Device]] = {
         "host": partial(Host, samples=samples),
-        **emulated,
+        **arm64,
         "browser-wasm-1t": partial(Browser, 1, samples=samples),
         "browser-wasm-2t": partial(Browser, 2, samples=samples),
         "browser-webgpu": partial(Browser, accelerator="webgpu", samples=samples),
@@ -40,12 +40,12 @@ def devices_by_name(names: Sequence[str], samples: int) -> list[Device]:
         **by_unit,
     }
     groups = {
-        "arm64": tuple(emulated),
+        "arm64": tuple(arm64),
         "browser": ("browser-wasm-1t", "browser-wasm-2t"),
         "apple": tuple(by_unit) if platform.system() == "Darwin" else ("coreml-reference",),
     }
-    words = [word for name in names for word in name.split(",")]
-    singles = dict.fromkeys(single for word in words for single in groups.get(word, (word,)))
+    given = [one for name in names for one in name.split(",")]
+    singles = dict.fromkeys(single for one in given for single in groups.get(one, (one,)))
     for name in singles:
         if name not in makers and (serial := name.partition("android:")[2]):
             makers[name] = partial(Android, serial, samples=samples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -11,16 +10,15 @@ from pathlib import Path
 
 from gallery.console import log
 from gallery.errors import DeviceLost, InputError, MissingBackend
-from mobile_eval.devices.subprocess_device import describe_exit, worker_error
+from mobile_eval.devices.subprocess_device import EXPECTED, WorkerFailed, describe_exit
 
 SHELL_S, TRANSFER_S = 30.0, 300.0
 MAX_OUTPUT = 1 << 20  # bytes that are read of a command's output
 TIMED_OUT = 1000  # no exit code of a process
 STATES = {
-    "unauthorized": "Unlock it and accept this computer's key on its screen.",
-    "authorizing": "Unlock it and accept this computer's key on its screen.",
-    "offline": "Plug it in again, or run: adb reconnect offline",
-    "no permissions": "Add the udev rule of its maker, then run: adb kill-server",
+    ("unauthorized", "authorizing"): "Unlock it and accept this computer's key on its screen.",
+    ("offline",): "Plug it in again, or run: adb reconnect offline",
+    ("no permissions",): "Add the udev rule of its maker, then run: adb kill-server",
 }
 CONNECT = "Connect one with USB debugging on (Settings, Developer options), or run: adb connect HOST:PORT"
 
@@ -49,21 +47,18 @@ class AdbClient:
         """Copy a file from the device."""
         self._adb(["pull", source, str(target)], TRANSFER_S, f"pull of {source}")
 
-    def lost(self) -> bool:
-        """Whether adb no longer sees the device."""
-        return _run(["adb", "-s", self.serial, "get-state"], SHELL_S).stdout.strip() != "device"
-
     def _adb(self, arguments: Sequence[str], limit_s: float, action: str) -> str:
         done = _run(["adb", "-s", self.serial, *arguments], limit_s)
         message = "".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-1:])
-        if self.lost():  # asked even after a 0: that is adb's exit code when the device goes while a command runs
+        # asked even after a 0: that is adb's exit code when the device goes while a command runs
+        if _run(["adb", "-s", self.serial, "get-state"], SHELL_S).stdout.strip() != "device":
             found = f"it gone during `{action}`" + (f" ({message})" if message else "")
             raise DeviceLost(f"{self.serial} to stay connected", found, "Connect it again and run the command again.")
         if (code := done.returncode) == 0:
             return done.stdout
         code = 128 - code if 128 < code < TIMED_OUT else code  # how a shell reports a signal
         end = f"still running after {limit_s:.0f} s" if code == TIMED_OUT else describe_exit(code, message)
-        raise worker_error(f"`{action}`: {end}", "Run it by hand: adb shell")
+        raise WorkerFailed(EXPECTED, f"`{action}`: {end}", "Run it by hand: adb shell")
 
 
 def choose(listed: str, serial: str | None) -> str:
@@ -80,14 +75,9 @@ def choose(listed: str, serial: str | None) -> str:
         raise MissingBackend(f"the Android device {name}", f"only {', '.join(states)}", CONNECT)
     state = states[name].strip()
     if state != "device":
-        fix = next((fix for start, fix in STATES.items() if state.startswith(start)), "Start Android on it.")
+        fix = next((fix for starts, fix in STATES.items() if state.startswith(starts)), "Start Android on it.")
         raise MissingBackend(f"the Android device {name} to be ready", state.split(";")[0], fix)
     return name
-
-
-def quote(*arguments: str | Path) -> str:
-    """Return a command line for the device's shell."""
-    return shlex.join(map(str, arguments))
 
 
 def _run(command: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:

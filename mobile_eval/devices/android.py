@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from export.artifact import ExportedModel
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError, MissingBackend, TwinhashError
 from mobile_eval.devices import subprocess_device as worker
-from mobile_eval.devices.adb import AdbClient, quote
+from mobile_eval.devices.adb import AdbClient
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.worker import GOVERNORS
 from mobile_eval.latency import MAX_SECONDS, SAMPLES, THREADS, WARM_UPS
@@ -34,28 +35,23 @@ GET_TOOL = "Name a benchmark_model built for it: github.com/google-ai-edge/LiteR
 
 
 class Android(Device):
-    """One device by its serial number (None: the only one connected).
+    """One device by its serial number (None: the only one connected); samples, max_seconds: of the timing.
 
-    benchmark:   a `benchmark_model` for its processor on this machine; by default one in /data/local/tmp is used
-    threads, samples, max_seconds: as for the host; limit_s, image_s: seconds a model may take, and more an image
+    benchmark: a `benchmark_model` for its processor on this machine; by default one in /data/local/tmp is used
     """
 
     formats = ("onnx", "litert")
-    limit_s, image_s = 180.0, 1.0
+    limit_s, image_s = 180.0, 1.0  # seconds a model may take, and more for each image
 
     def __init__(
-        self,
-        serial: str | None = None,
-        benchmark: Path | None = None,
-        threads: int = THREADS,
-        samples: int = SAMPLES,
-        max_seconds: float = MAX_SECONDS,
-    ) -> None:
+        self, serial: str | None = None, benchmark: Path | None = None,
+        samples: int = SAMPLES, max_seconds: float = MAX_SECONDS,
+    ) -> None:  # fmt: skip
         if benchmark is not None and not benchmark.is_file():
             raise InputError("a benchmark_model binary", f"no file {benchmark}", GET_TOOL)
         self.name = f"android:{serial}" if serial else "android"
         self.serial, self.benchmark = serial, benchmark
-        self.threads, self.samples, self.max_seconds = threads, samples, max_seconds
+        self.samples, self.max_seconds = samples, max_seconds
         self._adb: AdbClient | None = None
         self._folder, self._tool = "", ""
         self._python: set[str] = set()  # formats that a Python there can run
@@ -64,17 +60,16 @@ class Android(Device):
         """Find the device and what it can run with, and make a folder on it."""
         self._adb = adb = AdbClient(self.serial)
         folder = f"{TEMP}/twinhash-{secrets.token_hex(6)}"
-        adb.shell(quote("mkdir", folder))
+        adb.shell(f"mkdir {folder}")
         self._folder = folder
-        for format, modules in PYTHON.items():
-            if self._output(quote("python3", "-c", f"import {modules}; print('ready')")) == "ready":
-                self._python.add(format)
+        ask = {name: f"python3 -c \"import {modules}; print('ready')\"" for name, modules in PYTHON.items()}
+        self._python = {name for name, command in ask.items() if self._output(command) == "ready"}
         tools = "; ".join(f"[ -x {tool} ] && echo {tool}" for tool in TOOLS)
         self._tool = self._output(f"{tools}; true").partition("\n")[0]
         if self.benchmark is not None:
             adb.push([self.benchmark], folder)
             self._tool = f"{folder}/{self.benchmark.name}"
-            adb.shell(quote("chmod", "755", self._tool))
+            adb.shell(shlex.join(["chmod", "755", self._tool]))
 
     def push(self, models: Sequence[ExportedModel], images: Images) -> None:
         """Send the models, and images and worker where they can be used."""
@@ -94,10 +89,10 @@ class Android(Device):
         elif self._tool and model.format == "litert":
             output = self._run_benchmark(model)
         else:
-            expected = f"something that runs {model.path.name} on {self._connected.serial}"
-            raise MissingBackend(expected, "nothing", GET_TOOL)
+            missing = f"something that runs {model.path.name} on {self._connected.serial}"
+            raise MissingBackend(missing, "nothing", GET_TOOL)
         after = self._thermal_status()
-        conditions = {name: self._output(quote("getprop", key)) for name, key in PROPERTIES.items()}
+        conditions = {name: self._output(f"getprop {key}") for name, key in PROPERTIES.items()}
         conditions["governor"] = " ".join(sorted(set(self._output(f"cat /sys/{GOVERNORS} 2>/dev/null; true").split())))
         conditions["thermal status"] = before if before == after else f"{before}, then {after}"
         known = {name: value for name, value in conditions.items() if value}
@@ -109,8 +104,8 @@ class Android(Device):
         if self._folder:
             ours = f"[{self._folder[1]}]{self._folder[2:]}"  # a pattern that does not match the shell it is given to
             try:
-                self._output(quote("pkill", "-9", "-f", ours))
-                self._connected.shell(quote("rm", "-rf", self._folder))
+                self._output(f"pkill -9 -f '{ours}'")
+                self._connected.shell(f"rm -rf {self._folder}")
             except TwinhashError as error:  # a lost device was reported when it was lost
                 log.warning("%s on the device was not removed: %s", self._folder, error)
         self._adb, self._folder, self._python = None, "", set()
@@ -129,15 +124,14 @@ class Android(Device):
             return ""
 
     def _run_worker(self, model: ExportedModel) -> DeviceOutput:
-        file, images, outputs, report = (
-            f"{self._folder}/{name}" for name in (model.path.name, worker.IMAGES, worker.OUTPUTS, worker.REPORT)
-        )
-        options = ["--threads", str(self.threads), "--samples", str(self.samples), "--seconds", str(self.max_seconds)]
+        names = (model.path.name, worker.IMAGES, worker.OUTPUTS, worker.REPORT)
+        file, images, outputs, report = (f"{self._folder}/{name}" for name in names)
+        options = ["--samples", str(self.samples), "--seconds", str(self.max_seconds)]
         arguments = [*worker.WORKER, file, model.metadata.to_json(), images, outputs, report, *options]
-        command = f"PYTHONPATH={self._folder} {quote('python3', *arguments)}"
+        command = f"PYTHONPATH={self._folder} python3 {shlex.join(arguments)}"
         limit_s = self.limit_s + self.image_s * len(self.images)
         # exit code 2: the report has the error
-        self._connected.shell(f"rm -f {quote(outputs, report)}; {command} || [ $? = 2 ]", limit_s)
+        self._connected.shell(f"rm -f {outputs} {report}; {command} || [ $? = 2 ]", limit_s)
         with TemporaryDirectory() as folder:
             self._connected.pull(report, Path(folder, worker.REPORT))
             worker.read_report(Path(folder, worker.REPORT))
@@ -145,18 +139,11 @@ class Android(Device):
             return worker.read_output(Path(folder), model, len(self.images))
 
     def _run_benchmark(self, model: ExportedModel) -> DeviceOutput:
-        flags = {
-            "graph": f"{self._folder}/{model.path.name}",
-            "num_threads": self.threads,
-            "num_runs": self.samples,
-            "min_secs": 0,
-            "max_secs": self.max_seconds,
-            "warmup_runs": WARM_UPS,
-            "use_xnnpack": "true",
-        }
-        command = quote(self._tool, *(f"--{name}={value}" for name, value in flags.items()))
+        flags = {"graph": f"{self._folder}/{model.path.name}", "num_threads": THREADS, "num_runs": self.samples}
+        flags |= {"min_secs": 0, "max_secs": self.max_seconds, "warmup_runs": WARM_UPS, "use_xnnpack": "true"}
+        command = shlex.join([self._tool, *(f"--{name}={value}" for name, value in flags.items())])
         printed = self._connected.shell(f"{command} 2>&1", self.limit_s)
-        return DeviceOutput(None, None, "LiteRT benchmark_model", read_log(printed) | {"threads": self.threads})
+        return DeviceOutput(None, None, "LiteRT benchmark_model", read_log(printed) | {"threads": THREADS})
 
     def _thermal_status(self) -> str:
         found = re.search(r"Thermal Status: (\d)", self._output("dumpsys thermalservice"))

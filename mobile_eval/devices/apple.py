@@ -25,14 +25,12 @@ class Apple(Device):
 
     formats, all_queries = ("coreml",), True
 
-    def __init__(
-        self, unit: str | None = None, samples: int = latency.SAMPLES, max_seconds: float = latency.MAX_SECONDS
-    ) -> None:
+    def __init__(self, unit: str | None = None, samples: int = latency.SAMPLES) -> None:
         if unit not in (None, *UNITS):
             raise InputError(f"a compute unit, one of {', '.join(UNITS)}", str(unit), "Name one of them.")
         self.unit = "ALL" if unit is None and platform.system() == "Darwin" else unit
         self.name = f"apple-{self.unit.lower().replace('_', '-')}" if self.unit else "coreml-reference"
-        self.samples, self.max_seconds = samples, max_seconds
+        self.samples = samples
 
     def prepare(self) -> None:
         """Raises `MissingBackend` without coremltools, or for a compute unit where this is no Mac."""
@@ -47,14 +45,13 @@ class Apple(Device):
         check_images(self.images, model.metadata)
         if self.unit is None:
             reference = ReferenceCoreMl(model.path, metadata=model.metadata)
-            conditions = {
-                "arithmetic": "each operation exact, then rounded to the type that the saved program declares"
-            }
-            return DeviceOutput(*reference.run(self.images), reference.engine, {"conditions": conditions})
+            arithmetic = "each operation exact, then rounded to the type that the saved program declares"
+            figures: dict[str, Any] = {"conditions": {"arithmetic": arithmetic}}
+            return DeviceOutput(*reference.run(self.images), reference.engine, figures)
         unit = self.unit
         runtime, load_ms = latency.timed(lambda: AppleCoreMl(model.path, unit, model.metadata))
-        measured = latency.measure(runtime.run, self.images[:1], self.samples, self.max_seconds)
-        figures: dict[str, Any] = {"load_ms": load_ms, **vars(measured), "conditions": {"compute units": unit}}
+        measured = latency.measure(runtime.run, self.images[:1], self.samples)
+        figures = {"load_ms": load_ms, **vars(measured), "conditions": {"compute units": unit}}
         return DeviceOutput(*runtime.run(self.images), runtime.engine, figures)
 
     def close(self) -> None:

@@ -10,14 +10,13 @@ import dataclasses
 import os
 import re
 import subprocess
-from functools import cache
 from pathlib import Path
 
 from export.artifact import ExportedModel
 from gallery.errors import InputError, MissingBackend
 from mobile_eval.devices.base import DeviceOutput
 from mobile_eval.devices.setup import ARM64_FIX, default_folder, out_of_date_reason
-from mobile_eval.devices.subprocess_device import WORKER, SubprocessDevice, copy_worker, worker_error
+from mobile_eval.devices.subprocess_device import EXPECTED, WORKER, SubprocessDevice, WorkerFailed, copy_worker
 
 PROFILES = ("cortex-a53", "cortex-a76")  # most cheap phones; dot products and half precision
 MARKS = 5
@@ -49,7 +48,10 @@ class Arm64(SubprocessDevice):
     def run(self, model: ExportedModel) -> DeviceOutput:
         """Run the model and count instructions."""
         output = super().run(model)
-        conditions = {"profile": self.profile, "emulator": f"qemu-user {_qemu_version()}"}
+        printed = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True)
+        version = re.search(r"version (\d+\.\d+)", printed.stdout)
+        emulator = f"qemu-user {version[1] if version else 'of an unknown version'}"
+        conditions = {"profile": self.profile, "emulator": emulator}
         figures: dict[str, object] = {"conditions": conditions, "threads": 1}
         if self.count:
             figures["instructions"], multiply_adds, memory = min_instructions(self.folder / COUNTS)
@@ -75,13 +77,7 @@ def min_instructions(path: Path) -> tuple[int, int, int]:
     """
     lines = [[int(number) for number in line.split()] for line in path.read_text().splitlines()]
     if len(lines) != 2 * MARKS or {len(line) for line in lines} != {3}:
-        raise worker_error(f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", ARM64_FIX)
+        raise WorkerFailed(EXPECTED, f"{len(lines)} lines of the instruction counter, not {2 * MARKS}", ARM64_FIX)
     pairs = zip(lines[::2], lines[1::2], strict=True)
     total, multiply_adds, memory = min([b - a for a, b in zip(*pair, strict=True)] for pair in pairs)
     return total, multiply_adds, memory
-
-
-@cache
-def _qemu_version() -> str:
-    printed = subprocess.run(["qemu-aarch64", "--version"], capture_output=True, text=True, timeout=60, check=True)
-    return "".join(re.findall(r"version (\d+\.\d+)", printed.stdout)[:1]) or "of an unknown version"

@@ -33,15 +33,11 @@ class DeviceOutput:
 
 
 class Device(ABC):
-    """A device as a context manager: prepared on entry, released on exit whatever happened.
+    """A device as a context manager: prepared on entry, released on exit whatever happened."""
 
-    name: as in tables and on the command line, "arm64-cortex-a53"; formats: those it has an engine for
-    all_queries: whether it is fast enough for every query, and not only for some
-    """
-
-    name: str
-    formats: tuple[str, ...]
-    all_queries: bool = False
+    name: str  # as in tables and on the command line, "arm64-cortex-a53"
+    formats: tuple[str, ...]  # those it has an engine for
+    all_queries: bool = False  # whether it is fast enough for every query, and not only for some
     images: Images = np.empty((0, 0, 0, 3), np.uint8)
 
     @abstractmethod

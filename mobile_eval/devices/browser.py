@@ -7,7 +7,6 @@ of a browser on this machine, no phone's; its bits are those of every browser th
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import shutil
 import time
@@ -38,8 +37,7 @@ from mobile_eval.system_info import cpu_name
 ENGINES = {"onnx": ("ONNX Runtime Web", "onnxruntime-web"), "litert": ("LiteRT.js", "@litertjs/core")}
 OFFLINE = ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
 OFFLINE += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # it reaches only our server
-SOFTWARE_GPU = ["--use-webgpu-adapter=swiftshader"]
-GPU = ["--enable-unsafe-webgpu", "--enable-features=Vulkan"]
+GPU, SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--enable-features=Vulkan"], ["--use-webgpu-adapter=swiftshader"]
 PAGE, ANSWERED = "page.html", "twinhash: answered"
 CHUNK, START_S = 32, 60.0  # images a call, seconds until a page is there
 MAX_BYTES = 1 << 30  # a browser's largest array holds little more
@@ -148,7 +146,7 @@ class Browser(Device):
             raise MissingBackend("Chromium to start", _first_line(error), fix) from error
 
     def _run(self, model: ExportedModel) -> DeviceOutput:
-        adapter = self._info["adapter"] or {}
+        info, adapter = self._info, self._info["adapter"] or {}
         if (self.accelerator, model.variant) == ("webgpu", "onnx-fp16") and not adapter["f16"]:
             raise MissingBackend("shader-f16, which this file needs", f"{adapter['name']} without", "Use another GPU.")
         with self._page(self.limit_s) as page:
@@ -161,9 +159,13 @@ class Browser(Device):
             rows = [row for start in tracked for row in self._ask(page, "run", f"/images/{start}")]
         name, package = ENGINES[model.format]
         engine = f"{name} {NPM_PACKAGES[package]} {'WebGPU' if self.accelerator == 'webgpu' else 'WebAssembly'}"
-        measured = latency.Latency.of(timed["first"], timed["taken"])
-        figures = {"load_ms": opened["load"], "threads": opened["threads"], **vars(measured)}
-        return DeviceOutput(*self._parse(rows, model), engine, figures | {"conditions": self._conditions()})
+        conditions = {"browser": f"Chromium {self._browser.version}", "user agent": info["userAgent"]}
+        conditions |= {"isolated": str(info["isolated"]).lower(), "cores": str(info["cores"]), "processor": cpu_name()}
+        if self.accelerator == "webgpu":
+            conditions["adapter"] = adapter["name"] + " (software adapter)" * adapter["software"]
+        figures = {"load_ms": opened["load"], "threads": opened["threads"], "conditions": conditions}
+        figures |= vars(latency.Latency.of(timed["first"], timed["taken"]))
+        return DeviceOutput(*self._parse(rows, model), engine, figures)
 
     @contextmanager
     def _page(self, limit_s: float) -> Iterator[Any]:
@@ -222,18 +224,11 @@ class Browser(Device):
             data = [base64.b64decode(row, validate=True) for row in rows]
             if len(data) != count or {len(row) for row in data} - {33 * width}:  # 1 byte of code, 8 * 4 of logits
                 raise ValueError(f"{len(data)} rows of {sorted({len(row) for row in data})} bytes")
-        except (binascii.Error, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             expected = f"{count} codes of {width} bytes with their logits from {model.path.name}"
             raise CorruptFile(expected, str(error), "Export it again.") from error
         table = np.frombuffer(b"".join(data), np.uint8).reshape(count, 33 * width)
         return table[:, :width].copy(), table[:, width:].copy().view("<f4")
-
-    def _conditions(self) -> dict[str, str]:
-        info, adapter = self._info, self._info["adapter"]
-        conditions = {"browser": f"Chromium {self._browser.version}", "user agent": info["userAgent"]}
-        conditions |= {"isolated": str(info["isolated"]).lower(), "cores": str(info["cores"]), "processor": cpu_name()}
-        software = " (software adapter)" if self.accelerator == "webgpu" and adapter["software"] else ""
-        return conditions | ({"adapter": adapter["name"] + software} if self.accelerator == "webgpu" else {})
 
 
 def _first_line(error: Exception) -> str:

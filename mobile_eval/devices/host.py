@@ -9,20 +9,20 @@ import sys
 from export.artifact import ExportedModel
 from mobile_eval.devices.base import DeviceOutput
 from mobile_eval.devices.subprocess_device import REPOSITORY, WORKER, SubprocessDevice
-from mobile_eval.latency import MAX_SECONDS, SAMPLES, THREADS
+from mobile_eval.latency import SAMPLES
 from mobile_eval.system_info import cpu_name
 
 
 class Host(SubprocessDevice):
     """The engines installed here.
 
-    threads: of the engine; samples, max_seconds: of the timing, 0 samples for codes alone
+    samples: of the timing, 0 for codes alone
     """
 
     name, formats = "host", ("onnx", "litert", "coreml", "coreai")
 
-    def __init__(self, threads: int = THREADS, samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> None:
-        self._options = ["--threads", str(threads), "--samples", str(samples), "--seconds", str(max_seconds)]
+    def __init__(self, samples: int = SAMPLES) -> None:
+        self._options = ["--samples", str(samples)]
 
     def run(self, model: ExportedModel) -> DeviceOutput:
         """Run the model and add the processor's name to its conditions; a reference evaluator is not timed."""

@@ -24,6 +24,7 @@ from mobile_eval.runtimes.base import Images
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = ("-m", "mobile_eval.devices.worker")
 IMAGES, OUTPUTS, REPORT = "images.npy", "outputs.npz", "report.json"
+EXPECTED = "a worker that reports"
 
 
 class WorkerFailed(TwinhashError):
@@ -61,10 +62,11 @@ class SubprocessDevice(Device):
                     command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, timeout=limit_s
                 )
         except subprocess.TimeoutExpired as error:
-            raise worker_error(f"still running after {limit_s:.0f} s", "Give fewer images.") from error
+            raise WorkerFailed(EXPECTED, f"still running after {limit_s:.0f} s", "Give fewer images.") from error
         if not (self.folder / REPORT).exists():
             last_line = "".join(log.read_text(errors="replace").strip().splitlines()[-1:]).strip()[:300]
-            raise worker_error(describe_exit(done.returncode, last_line), "Run it again, or leave the file out.")
+            found = describe_exit(done.returncode, last_line)
+            raise WorkerFailed(EXPECTED, found, "Run it again, or leave the file out.")
         return read_output(self.folder, model, len(self.images))
 
     def close(self) -> None:
@@ -91,11 +93,6 @@ def copy_worker(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, folder / name)
     return folder
-
-
-def worker_error(found: str, fix: str) -> WorkerFailed:
-    """Return the error for a worker without a result."""
-    return WorkerFailed("a worker that reports", found, fix)
 
 
 def describe_exit(code: int, message: str) -> str:

@@ -27,9 +27,9 @@ class _Handler(SimpleHTTPRequestHandler):
     def send_head(self) -> Any:
         """Serve files, no folders, and only to who asks for this address: no other site's name may lead here."""
         server: Any = self.server
-        if self.headers["Host"] == f"127.0.0.1:{server.server_port}" and Path(self.translate_path(self.path)).is_file():
-            return super().send_head()
-        return self.send_error(404)
+        ours = f"127.0.0.1:{server.server_port}"
+        found = self.headers["Host"] == ours and Path(self.translate_path(self.path)).is_file()
+        return super().send_head() if found else self.send_error(404)
 
     def do_HEAD(self) -> None:
         self.send_error(501)
@@ -43,20 +43,18 @@ class _Handler(SimpleHTTPRequestHandler):
         """Nothing: the caller reports what goes wrong."""
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
-        """Nothing: a browser that hangs up is reported by who asked it."""
-
-
-class WebServer:
+class WebServer(ThreadingHTTPServer):
     """Serves the files of a folder, and those that its links lead to, on 127.0.0.1 until closed."""
 
     def __init__(self, folder: Path) -> None:
-        self._server = _Server(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         """Stop listening; connections that are still open end with their idle limit."""
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """Nothing: a browser that hangs up is reported by who asked it."""

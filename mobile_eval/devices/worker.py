@@ -37,7 +37,6 @@ ENGINES = {
     ".tflite": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
     ".mlpackage": ("coremltools", "torch"),
 }  # what is loaded before the clock starts and the memory is read: both are of the model alone
-SYSTEM = Path("/sys")
 GOVERNORS = "devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
 
@@ -49,7 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("images", type=Path, help="uint8 [n, S, S, 3] in an .npy")
     parser.add_argument("outputs", type=Path, help="the .npz to write: codes, logits")
     parser.add_argument("report", type=Path, help="the JSON to write")
-    parser.add_argument("--threads", type=int, default=latency.THREADS)
     parser.add_argument("--samples", type=int, default=latency.SAMPLES, help="timed inferences; 0: no clock is read")
     parser.add_argument("--seconds", type=float, default=latency.MAX_SECONDS, help="at most, for the timed inferences")
     parser.add_argument("--marks", type=int, default=0, help="inferences between system calls, for a counter outside")
@@ -71,12 +69,17 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
     """Load, time and run the model; writes codes and logits, returns the report."""
     images = np.load(options.images, mmap_mode="r", allow_pickle=False)
     metadata = ModelMetadata.from_json(options.metadata, options.file.name)
-    before = _import_engine(options.file.suffix)
-    runtime, load_ms = latency.timed(lambda: open_model(options.file, options.threads, metadata))
+    for name in ENGINES.get(options.file.suffix, ()):
+        with suppress(ImportError), quiet():  # `open_model` says what is missing
+            import_module(name)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = memory("VmRSS")
+    runtime, load_ms = latency.timed(lambda: open_model(options.file, latency.THREADS, metadata))
     report: dict[str, Any] = {"engine": runtime.engine}
     if options.samples and runtime.timed:
         measured = latency.measure(runtime.run, images[:1], options.samples, options.seconds)
-        report |= {**vars(measured), "load_ms": load_ms, "threads": options.threads, "conditions": system_state()}
+        report |= {**vars(measured), "load_ms": load_ms, "threads": latency.THREADS, "conditions": system_state()}
         peak = memory("VmHWM")  # of batch size 1: later calls may take several images
         report["peak_memory_mb"] = None if before is None or peak is None else peak - before
     if options.marks:
@@ -96,22 +99,12 @@ def memory(key: str) -> float | None:
     return None
 
 
-def system_state(system: Path = SYSTEM) -> dict[str, str]:
+def system_state(system: Path = Path("/sys")) -> dict[str, str]:
     """Return the governors of the cores and the highest temperature of the sensors, as far as Linux tells them."""
     temperatures = [value for value in _read(system, "class/thermal/thermal_zone*/temp") if value.lstrip("-").isdigit()]
     state = {"governor": " ".join(sorted(set(_read(system, GOVERNORS))))}
     state["temperature"] = f"{max(map(int, temperatures)) / 1000:.0f} °C" if temperatures else ""
     return {name: value for name, value in state.items() if value}
-
-
-def _import_engine(suffix: str) -> float | None:
-    """Import the engine, reset the peak memory and return the present one; `open_model` says what is missing."""
-    for name in ENGINES.get(suffix, ()):
-        with suppress(ImportError), quiet():
-            import_module(name)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    return memory("VmRSS")
 
 
 def _mark_inference(runtime: Runtime, image: NDArray[np.uint8], count: int) -> None:

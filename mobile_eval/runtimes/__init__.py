@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from export.artifact import ModelMetadata
@@ -31,9 +32,10 @@ def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | Non
 
         return LiteRt(path, threads, metadata)
     if path.suffix == ".mlpackage":
-        from mobile_eval.runtimes.coreml import open_package
+        from mobile_eval.runtimes.coreml import AppleCoreMl, ReferenceCoreMl
 
-        return open_package(path, threads, metadata)
+        on_mac = platform.system() == "Darwin"  # elsewhere the reference evaluator takes its place
+        return AppleCoreMl(path, metadata=metadata) if on_mac else ReferenceCoreMl(path, threads, metadata)
     if path.suffix == ".aimodel":
         from mobile_eval.runtimes.coreai import CoreAi
 

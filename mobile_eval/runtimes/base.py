@@ -24,18 +24,12 @@ class ModelOutput(NamedTuple):
 
 
 class Runtime(ABC):
-    """An open model file.
-
-    metadata: of the file
-    engine:   its name for tables, e.g. "ONNX Runtime 1.31.1 CPU"
-    batch:    images the engine takes at a time
-    timed:    whether its latency means anything for a device
-    """
+    """An open model file."""
 
     metadata: ModelMetadata
-    engine: str
-    batch: int = 1
-    timed: bool = True
+    engine: str  # its name for tables, "ONNX Runtime 1.31.1 CPU"
+    batch: int = 1  # images the engine takes at a time
+    timed: bool = True  # whether its latency means anything for a device
 
     def run(self, images: Images) -> ModelOutput:
         """Run uint8 RGB images `[N, S, S, 3]` of the metadata's size, any N; raises `InputError` for anything else.

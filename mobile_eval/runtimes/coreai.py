@@ -25,10 +25,8 @@ class CoreAi(Runtime):
 
     def __init__(self, path: Path) -> None:
         self.metadata = read_metadata(path)
-        authoring, self._array = (
-            import_backend("coreai.authoring", "coreai-core"),
-            import_backend("coreai.runtime").NDArray,
-        )
+        authoring = import_backend("coreai.authoring", "coreai-core")
+        self._array = import_backend("coreai.runtime").NDArray
         self._thread = ThreadPoolExecutor(1)  # its own: the caller's may have an event loop that runs
         try:
             with quiet():

@@ -14,12 +14,6 @@ from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensor
 CACHED_PIXELS = 1 << 17  # a batch of this many stays near the processor: 32 images of 64 pixels, 8 of 128 and more
 
 
-def open_package(path: Path, threads: int, metadata: ModelMetadata | None = None) -> Runtime:
-    """Open with Apple's engine on macOS, with the reference evaluator everywhere else."""
-    on_mac = platform.system() == "Darwin"
-    return AppleCoreMl(path, metadata=metadata) if on_mac else ReferenceCoreMl(path, threads, metadata)
-
-
 class ReferenceCoreMl(Runtime):
     """Compute the saved program's operations exactly and round to the types it declares: see `mil`.
 

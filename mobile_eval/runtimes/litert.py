@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,13 @@ class LiteRt(Runtime):
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise corrupt_file(path, error) from error
-        image, codes, logits = self._tensors(path)
+        # told apart by type: order and names depend on the converter
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        by_type = {np.dtype(tensor["dtype"]).name: tensor for tensor in outputs}
+        if len(inputs) != 1 or set(by_type) != {"uint8", "float32"}:
+            what = f"one image, uint8 codes and float32 logits in {path.name}"
+            raise CorruptFile(what, str(sorted(by_type)), "Export it again.")
+        image, codes, logits = inputs[0], by_type["uint8"], by_type["float32"]
         check_tensors(self.metadata, path, image["shape"], codes["shape"], logits["shape"])
         self._image, self._codes, self._logits = image["index"], codes["index"], logits["index"]
         self.engine = f"{'TensorFlow Lite' if old else 'LiteRT'} {version(package.replace('_', '-'))} XNNPACK"
@@ -39,12 +44,3 @@ class LiteRt(Runtime):
         self._interpreter.set_tensor(self._image, images)
         self._interpreter.invoke()
         return ModelOutput(self._interpreter.get_tensor(self._codes), self._interpreter.get_tensor(self._logits))
-
-    def _tensors(self, path: Path) -> tuple[Any, Any, Any]:
-        """Return input, codes and logits, told apart by type: order and names depend on the converter."""
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        by_type = {np.dtype(tensor["dtype"]).name: tensor for tensor in outputs}
-        if len(inputs) != 1 or set(by_type) != {"uint8", "float32"}:
-            what = f"one image, uint8 codes and float32 logits in {path.name}"
-            raise CorruptFile(what, str(sorted(by_type)), "Export it again.")
-        return inputs[0], by_type["uint8"], by_type["float32"]

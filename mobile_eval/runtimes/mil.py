@@ -7,8 +7,7 @@ the processor's vector width (in float32 a second thread alone moved logits).  f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,20 +51,25 @@ class MilProgram:
 
     def __init__(self, path: Path) -> None:
         function = _load(path)
-        (self._image, shape), *_ = ((name, var.shape) for name, var in function.inputs.items())
-        self._size = shape[2]
+        self._image, image = next(iter(function.inputs.items()))
+        self._size = image.shape[2]
         self._outputs = [var.name for var in function.outputs]
         self._steps = _compile(function, self._outputs)
 
     def run(self, images: NDArray[np.uint8], threads: int = 1) -> dict[str, NDArray[Any]]:
         """Evaluate uint8 images `[N, S, S, 3]`; return the outputs by name, each with N rows."""
         values = {self._image: torch.tensor(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()}
-        with torch.no_grad(), _threads(threads):
-            for step in self._steps:
-                inputs = {name: values[source] for name, source in step.inputs.items()}
-                values[step.output] = step.round(step.operation(**step.constants, **inputs))
-                for name in step.spent:
-                    del values[name]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.no_grad():
+                for step in self._steps:
+                    inputs = {name: values[source] for name, source in step.inputs.items()}
+                    values[step.output] = step.round(step.operation(**step.constants, **inputs))
+                    for name in step.spent:
+                        del values[name]
+        finally:
+            torch.set_num_threads(before)
         return {name: values[name].numpy() for name in self._outputs}
 
     def safe_batch(self, limit: int) -> int:
@@ -117,11 +121,9 @@ def _check_supported(operations: list[Any]) -> None:
         unknown |= {f"{op.op_type}({name})" for name in given - set(accepted)}
         unknown |= {f"{op.op_type} -> {_type(var)}" for var in op.outputs if _type(var) not in _ROUND}
     if unknown:
-        raise MissingBackend(
-            "ML Program operations that the reference evaluator knows",
-            ", ".join(sorted(unknown)),
-            "Evaluate this file on macOS, or add the operation to mobile_eval/runtimes/mil_ops.py.",
-        )
+        fix = "Evaluate this file on macOS, or add the operation to mobile_eval/runtimes/mil_ops.py."
+        known = "ML Program operations that the reference evaluator knows"
+        raise MissingBackend(known, ", ".join(sorted(unknown)), fix)
 
 
 def _type(var: Any) -> str:
@@ -140,13 +142,3 @@ def _to_python(name: str, var: Any) -> Any:
     if array.dtype.kind == "f" and array.ndim:
         return torch.tensor(array.astype(np.float64 if name in ("weight", "bias") else np.float32))
     return array.tolist()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

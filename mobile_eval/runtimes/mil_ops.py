@@ -15,28 +15,20 @@ from torch.nn import functional as F
 Number = Tensor | float
 
 
-def cast(x: Tensor, dtype: str) -> Tensor:
-    return x  # the declared output type does the work
-
-
 def conv(
     x: Tensor, weight: Tensor, strides: list[int], pad_type: str, pad: list[int], dilations: list[int],
     groups: int, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     reach = [(size - 1) * dilation + 1 for size, dilation in zip(weight.shape[2:], dilations, strict=True)]
     padded = _padded(x.double(), reach, strides, pad_type, pad, 0.0)
-    return F.conv2d(padded, weight.double(), None if bias is None else bias.double(), strides, 0, dilations, groups)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return F.conv2d(padded, weight.double(), _double(bias), strides, 0, dilations, groups)
 
 
 def batch_norm(
     x: Tensor, mean: Tensor, variance: Tensor, epsilon: float, gamma: Tensor | None = None, beta: Tensor | None = None
 ) -> Tensor:
-    doubles = [None if part is None else part.double() for part in (gamma, beta)]
-    return F.batch_norm(x.double(), mean.double(), variance.double(), doubles[0], doubles[1], False, 0.0, epsilon)
+    scale, shift = _double(gamma), _double(beta)
+    return F.batch_norm(x.double(), mean.double(), variance.double(), scale, shift, False, 0.0, epsilon)
 
 
 def max_pool(
@@ -57,26 +49,6 @@ def avg_pool(
     return pooled(x) / pooled(torch.ones_like(x)) if exclude_padding_from_average else pooled(x)
 
 
-def reduce_mean(x: Tensor, axes: list[int], keep_dims: bool) -> Tensor:
-    return x.double().mean(axes, keepdim=keep_dims)
-
-
-def reduce_sum(x: Tensor, axes: list[int], keep_dims: bool) -> Tensor:
-    return x.double().sum(axes, keepdim=keep_dims)
-
-
-def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
-    return x.clamp(alpha, beta)
-
-
-def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
-    return torch.where(x >= alpha, x, 0.0)
-
-
-def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
-    return (x.double() * alpha + beta).clamp(0, 1)
-
-
 def gelu(x: Tensor, mode: str) -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x.double() * torch.sigmoid(1.702 * x.double())
@@ -92,14 +64,6 @@ def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
     for axis in sorted(axes):
         x = x.unsqueeze(axis)
     return x
-
-
-def squeeze(x: Tensor, axes: list[int]) -> Tensor:
-    return x.squeeze(tuple(axes))
-
-
-def transpose(x: Tensor, perm: list[int]) -> Tensor:
-    return x.permute(*perm)
 
 
 def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
@@ -123,8 +87,8 @@ def _along(numbers: Number, axis: int, x: Tensor) -> Tensor:
     return found.view([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]) if found.ndim else found
 
 
-def greater(x: Number, y: Number) -> Tensor:
-    return torch.as_tensor(x > y)
+def _double(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
 
 
 def _padded(x: Tensor, reach: list[int], strides: list[int], pad_type: str, pad: list[int], value: float) -> Tensor:
@@ -144,11 +108,18 @@ def _padded(x: Tensor, reach: list[int], strides: list[int], pad_type: str, pad:
 
 OPS: dict[str, Callable[..., Tensor]] = {
     op.__name__: op
-    for op in (
-        cast, conv, linear, batch_norm, max_pool, avg_pool, reduce_mean, reduce_sum, clip, thresholded_relu,
-        sigmoid_hard, gelu, reshape, expand_dims, squeeze, transpose, pad, greater, quantize, dequantize,
-    )
+    for op in (conv, batch_norm, max_pool, avg_pool, gelu, reshape, expand_dims, pad, quantize, dequantize)
 } | {
+    "cast": lambda x, dtype: x,  # the declared output type does the work
+    "linear": lambda x, weight, bias=None: F.linear(x.double(), weight.double(), _double(bias)),
+    "reduce_mean": lambda x, axes, keep_dims: x.double().mean(axes, keepdim=keep_dims),
+    "reduce_sum": lambda x, axes, keep_dims: x.double().sum(axes, keepdim=keep_dims),
+    "clip": lambda x, alpha, beta: x.clamp(alpha, beta),
+    "thresholded_relu": lambda x, alpha: torch.where(x >= alpha, x, 0.0),
+    "sigmoid_hard": lambda x, alpha, beta: (x.double() * alpha + beta).clamp(0, 1),
+    "squeeze": lambda x, axes: x.squeeze(tuple(axes)),
+    "transpose": lambda x, perm: x.permute(*perm),
+    "greater": lambda x, y: torch.as_tensor(x > y),
     "relu": lambda x: F.relu(x),
     "relu6": lambda x: F.relu6(x),
     "sigmoid": lambda x: torch.sigmoid(x.double()),
