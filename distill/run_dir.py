@@ -88,9 +88,9 @@ class RunDir:
 
         but: keys that may change; returns those that did.
         """
+        path, new = self.folder / f"{name}.yaml", value.model_dump(mode="json")
         with main_process_first():
-            path, new = self.folder / f"{name}.yaml", value.model_dump(mode="json")
-            old = (yaml.safe_load(path.read_text()) or {}) if path.exists() else new
+            old = yaml.safe_load(path.read_text()) or {} if path.exists() else new
             changed = {key for key in new if new[key] != old.get(key)}
             if fixed := sorted(changed - set(but)):
                 found = "; ".join(f"{key} {new[key]!r} instead of {old.get(key)!r}" for key in fixed)
@@ -110,26 +110,24 @@ def open_run(folder: Path) -> Iterator[RunDir]:
     with ExitStack() as stack:
         with main_process_first() as first:
             if first:
-                stack.enter_context(_locked(folder))
+                _lock(folder, stack)
             run = RunDir(folder)
         barrier()  # nobody changes what another has yet to read
         yield run
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Lock the folder and log into it until `stack` is closed."""
     owner = folder / ".pid"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(acquire_lock(folder / ".lock", "Choose another --output-dir or --name.", timeout=0))
-        except Timeout as error:
-            pid = owner.read_text() if owner.exists() else "?"
-            fix = "Wait for it, or give this run another --name."
-            raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
-        remove_partial(folder)
-        owner.write_text(str(os.getpid()))
-        handler = stack.enter_context(closing(logging.FileHandler(folder / "log.txt")))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        stack.callback(log.removeHandler, handler)
-        yield
+    try:
+        stack.enter_context(acquire_lock(folder / ".lock", "Choose another --output-dir or --name.", timeout=0))
+    except Timeout as error:
+        pid = owner.read_text() if owner.exists() else "?"
+        fix = "Wait for it, or give this run another --name."
+        raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
+    remove_partial(folder)
+    owner.write_text(str(os.getpid()))
+    handler = stack.enter_context(closing(logging.FileHandler(folder / "log.txt")))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    stack.callback(log.removeHandler, handler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gallery.errors import InputError
@@ -76,19 +76,16 @@ IMAGENET = DatasetSource(
 )  # fmt: skip
 COCO = DatasetSource(
     "COCO 2014", "coco", "train2014/*.jpg and val2014/*.jpg (or train2017 and val2017)",
-    "train2014.zip and val2014.zip from https://cocodataset.org",
-    f"annotations CC BY 4.0; {FLICKR}",
+    "train2014.zip and val2014.zip from https://cocodataset.org", f"annotations CC BY 4.0; {FLICKR}",
 )  # fmt: skip
 NUSWIDE = DatasetSource(
-    "NUS-WIDE", "NUS-WIDE", "images/*.jpg, database_img.txt, database_label_onehot.txt, test_img.txt and "
-    "test_label_onehot.txt",
-    "NUS-WIDE.tar.gz as linked from https://github.com/TreezzZ/DSDH_PyTorch",
-    f"non-commercial research; {FLICKR}",
+    "NUS-WIDE", "NUS-WIDE",
+    "images/*.jpg, database_img.txt, database_label_onehot.txt, test_img.txt and test_label_onehot.txt",
+    "NUS-WIDE.tar.gz as linked from https://github.com/TreezzZ/DSDH_PyTorch", f"non-commercial research; {FLICKR}",
 )  # fmt: skip
 NUSWIDE_M = DatasetSource(
     "NUS-WIDE-m", "nus_wide_m", "images/*_m.jpg",
-    "nus_wide_m as linked from https://github.com/thuml/HashNet/tree/master/pytorch",
-    NUSWIDE.licence,
+    "nus_wide_m as linked from https://github.com/thuml/HashNet/tree/master/pytorch", NUSWIDE.licence,
 )  # fmt: skip
 MIRFLICKR = DatasetSource(
     "MIRFLICKR-25000", "mirflickr", "im1.jpg ... im25000.jpg, or these in a folder mirflickr",
@@ -97,15 +94,12 @@ MIRFLICKR = DatasetSource(
 )  # fmt: skip
 VOC2012 = DatasetSource(
     "PASCAL VOC 2012", "voc2012", "VOCdevkit/VOC2012/JPEGImages/*.jpg",
-    "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
-    FLICKR,
+    "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012", FLICKR,
 )  # fmt: skip
 
 ZOO_URL = "https://github.com/swuxyj/DeepHash-pytorch/tree/master/data"
 HASHNET_URL = "https://github.com/thuml/HashNet/tree/master/pytorch/data"
 ZOO, HASHNET = "lists of DeepHash-pytorch", "lists of HashNet (ICCV 2017)"
-COCO_PATH = r"(?:train|val)2014/(?P<file>COCO_(?P<part>train|val)2014_(?P<id>\d{12})\.jpg)"
-COCO_LAYOUTS = ("{part}2014/{file}", "train2017/{id}.jpg", "val2017/{id}.jpg")
 NUS_PATH, NUS_LAYOUT = r"images/(?P<file>\d+_\w+\.jpg)", ("images/{file}",)
 CONCEPTS_21, CONCEPTS_81 = (",".join(f"concept {i:02d}" for i in range(1, n + 1)) for n in (21, 81))  # lists name none
 # The order of the columns was checked: COCO's against the labels of 254 images, VOC's against its totals by class,
@@ -135,12 +129,9 @@ PUBLISHED = {
         "", (13_000, 128_503, 5_000), 1000,
     ),
     "coco": PublishedSplit(  # the list has 112,218, all queries among them
-        COCO, "hashnet_coco", f"COCO 2014, {HASHNET}", COCO_PATH, COCO_LAYOUTS, COCO_CLASSES,
-        (10_000, 107_218, 5_000), 5000,
-    ),
-    "coco_csq": PublishedSplit(  # CSQ (CVPR 2020) searches all that are not queries, those of train too
-        COCO, "hashnet_coco", f"COCO 2014, {HASHNET}, train added to the gallery as in CSQ", COCO_PATH, COCO_LAYOUTS,
-        COCO_CLASSES, (10_000, 117_218, 5_000), 5000, train_in_gallery=True,
+        COCO, "hashnet_coco", f"COCO 2014, {HASHNET}",
+        r"(?:train|val)2014/(?P<file>COCO_(?P<part>train|val)2014_(?P<id>\d{12})\.jpg)",
+        ("{part}2014/{file}", "train2017/{id}.jpg", "val2017/{id}.jpg"), COCO_CLASSES, (10_000, 107_218, 5_000), 5000,
     ),
     "nuswide_21": PublishedSplit(
         NUSWIDE, "deephash_pytorch_nuswide_21", f"NUS-WIDE, {ZOO}", NUS_PATH, NUS_LAYOUT, CONCEPTS_21,
@@ -164,3 +155,7 @@ PUBLISHED = {
         VOC_CLASSES, (4_000, 6_540, 1_000),
     ),
 }  # fmt: skip
+PUBLISHED["coco_csq"] = replace(  # CSQ (CVPR 2020) searches all that are not queries, those of train too
+    PUBLISHED["coco"], split_source=f"COCO 2014, {HASHNET}, train added to the gallery as in CSQ",
+    sizes=(10_000, 117_218, 5_000), train_in_gallery=True,
+)  # fmt: skip
