@@ -18,8 +18,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mobile_eval.devices.arm64_setup import cpuinfo
-
 CNXN, AUTH, OPEN, OKAY, WRTE, CLSE = (int.from_bytes(name, "little") for name in
                                       (b"CNXN", b"AUTH", b"OPEN", b"OKAY", b"WRTE", b"CLSE"))  # fmt: skip
 VERSION, PAYLOAD, PIECE = 0x01000001, 1 << 18, 1 << 16
@@ -47,7 +45,10 @@ def make_root(userland: Path, root: Path) -> Path:
     )
     _script(root, "dumpsys", '[ "$1" = thermalservice ] && echo "Thermal Status: 1"')
     cpu = "sys/devices/system/cpu"
-    files = {"proc/cpuinfo": cpuinfo(PROFILE), f"{cpu}/cpu0/cpufreq/scaling_governor": "schedutil\n"}
+    files = {
+        "proc/cpuinfo": (userland / PROFILE / "proc/cpuinfo").read_text(),
+        f"{cpu}/cpu0/cpufreq/scaling_governor": "schedutil\n",
+    }
     files |= {f"{cpu}/{name}": "0-1\n" for name in ("possible", "present", "online")}
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
