@@ -1,7 +1,5 @@
 """Grids of CSCH students and teachers: each row is what it changes of the base configuration."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from benchmarks.sweep import Sweep

@@ -6,8 +6,6 @@ float32 codes, one-hot integer labels, `np.dot`, `np.argsort`, the mean of count
 argsort loop we could write: xor and popcount of 64-bit words, a stable (radix) argsort of bytes, `np.cumsum`.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import subprocess

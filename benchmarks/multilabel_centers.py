@@ -4,8 +4,6 @@ The target code of an image is the majority vote of the centers of its classes. 
 they can be (separated) or optimised for shared labels (`distill/hash_centers/multilabel.py`).
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import time

@@ -4,8 +4,6 @@ mAP as the literature counts it: over the relevant items among the first R, ties
 the best epoch by the queries' own mAP.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 ZOO, ZOO_FILE, ZOO_ISSUE = (f"DeepHash-pytorch, {where}" for where in ("README", "the method's file", "an issue"))

@@ -4,8 +4,6 @@ python benchmarks/readme.py                  # writes them
 python benchmarks/readme.py runs/<name> ...  # first keeps the results of these runs, or evaluations, without thumbnails
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

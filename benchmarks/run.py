@@ -11,8 +11,6 @@ python benchmarks/run.py export              # every exported model: size, bit f
 python benchmarks/run.py metric              # speed, memory and exactness of mAP
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Networks and training states on disk: safetensors, written atomically, nothing pickled."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The hash centers that a run uses."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

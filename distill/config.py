@@ -1,7 +1,5 @@
 """The configuration of a run: frozen, and an unknown key is an error."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

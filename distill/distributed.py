@@ -5,8 +5,6 @@ All processes sample the same batches, each loads its own `shard`, and the featu
 see the same run folder, in which only the main process writes.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Iterator

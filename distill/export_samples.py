@@ -1,7 +1,5 @@
 """Calibration images, golden inputs, and what else an export of a run's student needs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

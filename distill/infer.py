@@ -1,7 +1,5 @@
 """Forward passes in bf16 or fp32."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

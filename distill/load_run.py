@@ -1,7 +1,5 @@
 """Open a finished run: its context, student and code space."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The metrics log of training, `train.jsonl`: one line a tenth of an epoch."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict, dataclass

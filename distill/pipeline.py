@@ -1,7 +1,5 @@
 """The stages of training, each resumable: teacher, gallery, student."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Losses and distillers by name: one file per method, loaded on demand."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """The run folder: one process at a time, what is finished is not done again, and a log of all that was said."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """A finished run in figures: logits for evaluation, model summaries, hash centers and training curves."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """The machine: its device, threads and memory allocator."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -1,7 +1,5 @@
 """Online distillation: teacher and student trained at once, CSCH's simultaneous schedule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Distill the student with --distiller, from cached teacher outputs or with the teacher on the fly."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

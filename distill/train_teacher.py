@@ -1,7 +1,5 @@
 """Train the teacher with --loss: linear probe, fine-tuning, or one after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a network is trained on: images at its input size, labels, hash centers and target codes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
 

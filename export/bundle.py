@@ -1,7 +1,5 @@
 """Write, open and verify a bundle: the models, golden inputs and app code that an app engineer receives."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Capture what converters print, for the debug log."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

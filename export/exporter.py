@@ -1,7 +1,5 @@
 """Export one student: every variant of format and precision, then a bundle of them."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Fake-quantized convolutions: what a phone's integer units compute, in torch; and the same as Q/DQ for converters."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

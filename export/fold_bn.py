@@ -1,7 +1,5 @@
 """Fold batch norm into the layer before it: with s = g / sqrt(v + eps), `w' = w s` and `b' = (b - m) s + beta`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

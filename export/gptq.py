@@ -1,7 +1,5 @@
 """GPTQ weight rounding for convolutions (Frantar et al., arXiv 2210.17323): a layer's outputs stay what they were."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

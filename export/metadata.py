@@ -1,7 +1,5 @@
 """Read the metadata of a model file with its format's own library; nothing of the file is executed."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """The exported graph: uint8 image in, normalise, student, logits, sign, packed code bytes out."""
 
-from __future__ import annotations
-
 import copy
 import sys
 

@@ -1,7 +1,5 @@
 """Core AI (.aimodel; iOS 27, macOS 27 or later), Apple's format after Core ML: batch 1.  Needs the extra "coreai"."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LiteRT (.tflite), batch 1: a float32 conversion, and one with integer layers; the rest are rewrites of weights."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections import defaultdict

@@ -3,8 +3,6 @@
 64 bits are eight bytes, one little-endian uint64.  Everything that crosses a folder, a file or a wire is packed.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Resumable, sharded batch inference over many images."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

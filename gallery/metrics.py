@@ -10,8 +10,6 @@ numbers, R = top_k and s_d the places of d's items that lie within the first R (
                               = p_d/n_d [(P_d + 1 - g_d (N_d+1)) (H(N_d+s_d) - H(N_d)) + g_d s_d]
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """`results.json`: every number of a run, typed and frozen.  JSON, tables and HTML render the same record."""
 
-from __future__ import annotations
-
 import math
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run every exported model on every device: a row for each device and model, whatever happens there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ The tool is recognised by a key of its report.  Fields that are used must be the
 and go with the tools' versions.  Only the last of these says whether the codes were right.
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections import Counter

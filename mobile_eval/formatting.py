@@ -1,7 +1,5 @@
 """Numbers and names as people read them, in the tables and in the report."""
 
-from __future__ import annotations
-
 
 def plain(text: str) -> str:
     """`text` on one line and fit for a terminal: control characters, which could steer it, become "?"."""

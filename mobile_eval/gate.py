@@ -1,7 +1,5 @@
 """The quality gate: results and thresholds to passed or failed, with the reasons as sentences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar

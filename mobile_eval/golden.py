@@ -1,7 +1,5 @@
 """A bundle's self-test: every model on the golden inputs, compared with the codes that came with them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from export.artifact import FLOAT, ExportedModel

@@ -1,7 +1,5 @@
 """The result of the quality gate as JUnit XML: a test suite per device, a test case per model."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring

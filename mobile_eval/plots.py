@@ -1,7 +1,5 @@
 """Geometry of the report's plots, whose SVG its template writes; heat maps as PNG."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """The report of an evaluation, or of a run with its training: terminal tables, and one HTML page without scripts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Retrieval examples: some queries, and the gallery images that the index returns for them."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """mAP of the retrieval pairs: which network hashed the queries, and which the gallery."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Augmentation with stored crop parameters: teacher and student see the same pixels, each at its own resolution."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Dataset (decoded), and ImageList, which it is made from (before decoding)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

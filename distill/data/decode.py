@@ -1,7 +1,5 @@
 """From an image file to upright RGB, and from that to a network's square input."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager

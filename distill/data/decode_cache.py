@@ -5,8 +5,6 @@ version.  Beside each array lies `<size>.json`, written after it: the array's ow
 is taken for it; the digests of the files; and the images that could not be read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Fashion-MNIST: the embedded subset, and the full set where it is installed or can be downloaded."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import http.client

@@ -1,7 +1,5 @@
 """Images in folders: `class/...`, or `train|gallery|query/class/...`."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

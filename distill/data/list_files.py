@@ -5,8 +5,6 @@ Those of `coco`, say, are searched for below the data root as `coco/{train,test,
 matched against the set's pattern, so that nothing but an image's own name reaches the file system.
 """
 
-from __future__ import annotations
-
 import lzma
 import os
 import re

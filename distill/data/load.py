@@ -1,7 +1,5 @@
 """From the name of a source to a Dataset."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -6,8 +6,6 @@ Paths are relative to the manifest's folder and may not leave it, neither by `..
 a manifest is a text that may come from anywhere, and must not point at the rest of the disk.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

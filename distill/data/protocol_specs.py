@@ -1,7 +1,5 @@
 """Published splits, and where their data sets come from: download, place below the data root, licence."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ What is sampled of a class depends on the seed, its name and the order of its ow
 order has another split; each run saves its own.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections import defaultdict

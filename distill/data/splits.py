@@ -1,7 +1,5 @@
 """Train, validation, gallery and query."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Folders of unlabeled images, from which the student learns the teacher's codes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

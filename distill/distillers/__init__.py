@@ -3,8 +3,6 @@
 A file put here is a distiller: `--distiller <its name>` distills by it, and `benchmarks/run.py distillers` compares it.
 """
 
-from __future__ import annotations
-
 from distill.registry import Registry
 
 DISTILLERS = Registry(__name__, "a distiller", "--distiller", helpers={"base"})

@@ -1,7 +1,5 @@
 """The base of distillers: their context and batch."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -15,8 +15,6 @@ new network's own classifier is learned, here the two share one.  weight: lambda
 classifier is a linear layer; cosines, which did better in the paper's table, need a scale: 8 is the center term's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """CSCH's student, and ours: the teacher's own code of each image, and the terms that can be added to it."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

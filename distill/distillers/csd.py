@@ -17,8 +17,6 @@ tau_g the term never reaches 0, and goes on pulling to the nearest codes and awa
 Memory: B G floats without gradient (15 MB for 64 images and a gallery of 60,000), and B k bits with.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -16,8 +16,6 @@ counts as neither; the released code sets its d^g to 1 and drives its similariti
 wrong; the released code leaves it out.
 """
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 from torch import Tensor

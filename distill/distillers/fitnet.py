@@ -11,8 +11,6 @@ The mean is over images and not over bits too: the weight of 5 (D3still's releas
 features of about unit variance, whose mean over entries is of this size.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -12,8 +12,6 @@ g is signs, as the gallery stores them (signs = 0: logits).  S_qq stays of real-
 it has a gradient; its term alone would be blind to a rotation.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -15,8 +15,6 @@ Neighbors are of the whole gallery, as in the paper; signs, equal codes and memo
 `[B, k, k]`: 4 M floats a tensor at batch 64 and k 256, 17 MB, of which a step holds a few.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

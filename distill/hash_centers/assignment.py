@@ -3,8 +3,6 @@
 The linear assignments score one class at a time; the quadratic one all pairs, as retrieval does.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import numpy as np

@@ -5,8 +5,6 @@ codes concatenated (`linear_codes.py`).  The rest reproduces the literature: CSQ
 Centers may be complements of each other (distance `bits`), which does no harm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial

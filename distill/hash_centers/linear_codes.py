@@ -4,8 +4,6 @@ A generator `[k, n]` of 0/1 spans 2^k words of n bits; their least distance is t
 and is always counted here, never trusted.  Kerdock's codes are linear over Z4 only, and better than any linear one.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -6,8 +6,6 @@ Unlike the released code, the codes of a block of 16 are solved together (then j
 steps instead of 10,000: 3 s for 100 classes, 20 s for 1,000.
 """
 
-from __future__ import annotations
-
 import warnings
 from math import comb, sqrt
 

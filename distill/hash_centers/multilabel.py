@@ -4,8 +4,6 @@ Centers that are far apart make poor votes: of two images that share one class i
 apart as those of two that share none.  The co-occurrence of classes decides where their centers should be.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -3,8 +3,6 @@
 A file put here is a loss: `--loss <its name>` trains by it, and `benchmarks/run.py losses` compares it.
 """
 
-from __future__ import annotations
-
 from distill.registry import Registry
 
 LOSSES = Registry(__name__, "a loss", "--loss", helpers={"base", "asymmetric"})

@@ -15,8 +15,6 @@ margin is none.
 At the end of a round each bit of V in turn is flipped wherever that lowers the loss of its image against the bank.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -16,8 +16,6 @@ places in the gallery are unknown, so u is pulled toward its own sign, and the c
 the gallery must not be compared with those of methods that hash unseen images.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The network is trained against the gallery's codes V; at the end of every few ep
 the bank U, the network's latest output for each training image.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 import torch

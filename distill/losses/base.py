@@ -4,8 +4,6 @@ A loss is a module: what it learns beside the network (a classifier, proxies) ar
 between steps (a bank of codes, a count) are its buffers, so that a killed training resumes bit for bit.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar

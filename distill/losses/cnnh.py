@@ -15,8 +15,6 @@ Row i of H is training image i.  S is -1 where nothing is shared, as in the pape
 which however reads labels and codes in different orders.  CNNH+, with a class softmax beside the codes, is left out.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -7,8 +7,6 @@ call; here both defaults follow the paper's figure, and the released variant is 
 h_q: logits of the student (query side), h_g: of the teacher (gallery side), both `[B, bits]`; t: centers `[C, bits]`.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -16,8 +16,6 @@ these families, not CSQ's very matrix: rows are permuted and signed, and orders 
 `auto` prefers a code that is further apart, and codes to Bernoulli samples.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

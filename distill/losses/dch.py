@@ -11,8 +11,6 @@ which leaves no gradient to dissimilar pairs that meet, the worst ones; here sim
 is at least 0.001 bits.  Self-pairs are left out.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -13,8 +13,6 @@ Of the two bumps of L_Q one is near a bit, at |u| - 1, and one far, at |u| + 1, 
 The paper's head ends in layer norm, ours in batch norm; the tanh is here.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -9,8 +9,6 @@ bit: all bits are one 1x1 convolution of all features, as for every method here.
 the sigmoid, which with eps = 0.5 is the identity.  The code is h > 0, which is u > 1/2.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

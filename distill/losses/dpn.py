@@ -10,8 +10,6 @@ for each set of classes.  Each center has as many +1 as -1, as in the paper (p =
 `bernoulli` here the best of up to 10,000.  Neither DPN-A (targets that are voted anew) nor DPN-T (ternary).
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

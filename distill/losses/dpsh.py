@@ -10,8 +10,6 @@ as in the released reimplementation, whose q is ours.  A batch enters the bank b
 compared with itself (that rewards its length alone), nor with those that were never seen.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

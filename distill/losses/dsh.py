@@ -10,8 +10,6 @@ pulls it toward +-1.  A batch enters the bank before it is compared; an image is
 those never seen, whose all-zero codes the released bank lets count.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

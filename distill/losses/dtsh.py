@@ -9,8 +9,6 @@ released reimplementation's, whose figures are the ones compared with.  That cod
 and the mean of the rows' means; here a row counts by its triplets.  As published, u is not squashed.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -9,8 +9,6 @@ a bias.  The penalty is on h, before the sign.  The paper's alpha is 0.1 on CIFA
 The released code takes the first class of an image that has several; here that is an error.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

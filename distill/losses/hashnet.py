@@ -10,8 +10,6 @@ that share of however many there are.  That code's self-pairs are left out, its 
 the paper's factor c_ij (the share of common labels, 0 for dissimilar pairs) is left out as in that code.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

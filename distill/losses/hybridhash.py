@@ -13,8 +13,6 @@ image counts from its first code on, and it is no pair with itself.  The release
 in single.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -10,8 +10,6 @@ u = tanh(h) `[B, K]`, W `[C, K]` learned; with several labels an image, the bina
 over them, takes the place of CE.  V is improved as ADSH does it: neither added term knows V.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -17,8 +17,6 @@ here U_j is a moving average, by the same momentum, of image j's own codes.  The
 codes of random labels; here an image counts from its first code on, and it is no pair with itself.
 """
 
-from __future__ import annotations
-
 from math import sqrt
 
 import torch

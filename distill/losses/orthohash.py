@@ -11,8 +11,6 @@ class of the image and the labels are smoothed over them, as released.  s = 8 is
 sqrt(bits).  The sampler of its centers is CSCH's, line by line.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

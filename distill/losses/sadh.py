@@ -22,8 +22,6 @@ most 2 / w: then the nearest of 21 classes are 11 bits apart, and the nearest se
 The released class layer knows 21 classes; ours, those there are.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

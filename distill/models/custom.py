@@ -1,7 +1,5 @@
 """A student that was trained elsewhere, and a folder of images to calibrate and check it with."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple

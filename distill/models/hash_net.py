@@ -1,7 +1,5 @@
 """Networks: any timm backbone, a hash head, and the names people use for them."""
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from pathlib import Path

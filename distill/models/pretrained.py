@@ -4,8 +4,6 @@ In order: a path given by the user; the folder in `TWINHASH_WEIGHTS`; timm's hub
 packages that carry weights; random initialization.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import socket

@@ -1,7 +1,5 @@
 """Android's debug bridge: one device, found by its serial number; its shell, and files to it and back."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

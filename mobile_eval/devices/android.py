@@ -4,8 +4,6 @@ Where it has a Python with the engines (boards; no phone has one in its shell) t
 and memory.  Elsewhere LiteRT's native `benchmark_model` does: latency alone, and `DeviceOutput.codes` is None.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 import shlex

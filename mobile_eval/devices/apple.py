@@ -4,8 +4,6 @@ The prediction itself, `CoreMl` of the bundle's run_on_mac.py, was written from 
 run on a Mac here; everything around it has.
 """
 
-from __future__ import annotations
-
 import platform
 from typing import Any
 

@@ -4,8 +4,6 @@ No milliseconds: an emulator's time says nothing about a device's.  The count is
 clock and no second issue port), but it repeats, and it is of the instructions that a device would execute.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

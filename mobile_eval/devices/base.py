@@ -1,7 +1,5 @@
 """Device: prepared once, given the models and the images, then asked to run each model."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field

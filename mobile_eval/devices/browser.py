@@ -4,8 +4,6 @@ The models run in `browser.html`, served to this one browser by `WebServer`; Pla
 of a browser on this machine, no phone's; its bits are those of every browser that runs the same WebAssembly.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import shutil

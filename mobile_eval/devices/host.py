@@ -1,7 +1,5 @@
 """This machine: each model in a process of its own, so that load time and peak memory are of that model alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

@@ -1,7 +1,5 @@
 """What the emulated ARM64 and the browser need: where it is, whether it is up to date, its set-up by shell scripts."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Devices reached by starting the worker here: one process for each model, with a time limit and typed errors."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """A static web server for one browser on this machine, with the headers that give its pages threads."""
 
-from __future__ import annotations
-
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer

@@ -4,8 +4,6 @@ It needs numpy, the model's engine and the few light modules in `WORKER_MODULES`
 files: codes and logits as .npz, and the figures, or the error, as JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os

@@ -1,7 +1,5 @@
 """Inference engines for exported models, one module each; `open_model` picks the one of a file."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 

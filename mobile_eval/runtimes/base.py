@@ -1,7 +1,5 @@
 """Runtime: the interface of every inference engine."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple

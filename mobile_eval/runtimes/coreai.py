@@ -1,7 +1,5 @@
 """Core AI: Apple's engine on macOS 27; elsewhere the interpreter that comes with its compiler."""
 
-from __future__ import annotations
-
 import asyncio
 import platform
 from collections.abc import Coroutine

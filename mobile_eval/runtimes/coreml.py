@@ -1,7 +1,5 @@
 """Core ML: Apple's engine on macOS; elsewhere a reference evaluator of the saved program."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 

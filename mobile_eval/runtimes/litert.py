@@ -1,7 +1,5 @@
 """LiteRT, or the tflite_runtime of an old board: same files, same interface."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path

@@ -4,8 +4,6 @@ Sums and transcendental functions run in float64, so a result depends neither on
 the processor's vector width (in float32 a second thread alone moved logits).  float32 keeps the values: it holds fp16.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Sums (convolutions, products, means) and transcendental functions run in float64
 vector instructions show after rounding; the caller rounds each result to the type the program declares.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
