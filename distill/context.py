@@ -1,7 +1,5 @@
 """What all stages of one run share: its configuration, data and folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -67,18 +65,6 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
         if backbone.random:
             log.warning("The %s starts from RANDOM weights: found none for %s.", role, backbone.name)
     return resolved
-
-
-def open_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContext:
-    """Resolve the configuration and load the data; `cache` is the folder of decoded images."""
-    resolved = resolve_config(run_dir, config)
-    with run_dir.stage("data", f"reading {config.data}"), main_process_first() as first:
-        sizes = {resolved.teacher_img_size, resolved.student_img_size}
-        options = {field.name: getattr(config, field.name) for field in fields(data.DataConfig)}
-        dataset = data.load(config.data, sizes, cache, data.DataConfig(**options))
-        if first:
-            data.save_split(dataset, run_dir.folder / "split.csv")
-    return RunContext(run_dir, config, resolved, dataset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,3 +179,15 @@ class RunContext:
 def multi_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:
     """Return the classes of each image, `[N, C]`, from labels that are int `[N]` (-1: none) or multi-hot."""
     return labels if labels.ndim == 2 else labels[:, None] == np.arange(classes)
+
+
+def open_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContext:
+    """Resolve the configuration and load the data; `cache` is the folder of decoded images."""
+    resolved = resolve_config(run_dir, config)
+    with run_dir.stage("data", f"reading {config.data}"), main_process_first() as first:
+        sizes = {resolved.teacher_img_size, resolved.student_img_size}
+        options = {field.name: getattr(config, field.name) for field in fields(data.DataConfig)}
+        dataset = data.load(config.data, sizes, cache, data.DataConfig(**options))
+        if first:
+            data.save_split(dataset, run_dir.folder / "split.csv")
+    return RunContext(run_dir, config, resolved, dataset)

@@ -4,8 +4,6 @@ No random state is kept between steps: the order of an epoch and the crops of a 
 (seed, step), so a run restarted from any checkpoint repeats what an uninterrupted one would have done.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,17 +134,6 @@ def fit(
     training.finalize()
 
 
-def _sample_batches(num_rows: int, training: _FitState) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
-    """Yield the rows and the generator of each step."""
-    size, seed, order = training.spec.batch_size, training.spec.seed, np.arange(num_rows)
-    for step in range(training.first_step, training.steps):
-        epoch, position = divmod(step, training.epoch_steps)
-        if step == training.first_step or position == 0:
-            order = np.random.default_rng((seed, epoch)).permutation(num_rows)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        yield order[position * size : (position + 1) * size], generator
-
-
 def _prefetch(futures: Iterator[Future[Batch]], metrics: MetricsLogger) -> Iterator[Batch]:
     """Yield batches, loading the next one while one is used."""
     coming = next(futures, None)
@@ -249,3 +236,14 @@ class _FitState:
         for module in self.modules.values():
             distributed.broadcast_parameters(module)
             module.eval()
+
+
+def _sample_batches(num_rows: int, training: _FitState) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
+    """Yield the rows and the generator of each step."""
+    size, seed, order = training.spec.batch_size, training.spec.seed, np.arange(num_rows)
+    for step in range(training.first_step, training.steps):
+        epoch, position = divmod(step, training.epoch_steps)
+        if step == training.first_step or position == 0:
+            order = np.random.default_rng((seed, epoch)).permutation(num_rows)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        yield order[position * size : (position + 1) * size], generator

@@ -1,12 +1,11 @@
 """What an export leaves behind: a model file with its metadata and checksum, or the reason why there is none."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
@@ -47,14 +46,14 @@ class ModelMetadata:
         """Return one line of JSON, as it is embedded under `KEY`."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
-    @staticmethod
-    def from_json(text: str | None, where: str) -> ModelMetadata:
+    @classmethod
+    def from_json(cls, text: str | None, where: str) -> Self:
         """Parse embedded metadata; without any raises `CodeSpaceMismatch`, with unreadable `CorruptFile`."""
         if not text:
             raise CodeSpaceMismatch(f"Twinhash metadata in {where}", "none", "Export the file with Twinhash.")
         try:
             fields = json.loads(text)
-            return ModelMetadata(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
+            return cls(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptFile(f"readable metadata in {where}", str(error), "Export the file again.") from error
 
@@ -77,10 +76,10 @@ class ExportedModel:
         """Format and precision: "onnx-fp32", "litert-w8a32"."""
         return f"{self.format}-{self.metadata.precision}"
 
-    @staticmethod
-    def of(path: Path, format: str, metadata: ModelMetadata) -> ExportedModel:
+    @classmethod
+    def of(cls, path: Path, format: str, metadata: ModelMetadata) -> Self:
         """Describe the finished file at `path`."""
-        return ExportedModel(path, format, metadata, sha256_of(path), size_of(path))
+        return cls(path, format, metadata, sha256_of(path), size_of(path))
 
 
 @dataclass(frozen=True)

@@ -112,15 +112,20 @@ def open_bundle(folder: Path) -> Manifest:
     return Manifest(space, tuple(models), tuple(ExportFailure(**one) for one in record["failures"]))
 
 
-def read_golden(folder: Path) -> Golden:
-    """Read the golden inputs of a bundle; raises `CorruptFile` if they cannot be read."""
+def read_golden(folder: Path, bits: int) -> Golden:
+    """Read the golden inputs of a bundle; raises `CorruptFile` unless their logits give codes of `bits` bits."""
     try:
         rows = json.loads((folder / GOLDEN).read_text("utf-8"))
         images = np.stack([np.asarray(Image.open(folder / IMAGE.format(i)).convert("RGB")) for i in range(len(rows))])
         codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
-        return Golden(images, codes, np.array([row["logits"] for row in rows], np.float32))
+        logits = np.array([row["logits"] for row in rows], np.float32)
+        if logits.shape != (len(rows), bits) or not np.array_equal(pack(logits), codes):
+            raise ValueError(f"codes of {8 * codes.shape[1]} bits and logits {list(logits.shape)}, which give others")
+        return Golden(images, codes, logits)
     except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
-        raise CorruptFile(f"golden inputs with codes in {folder}", str(error), "Restore the bundle.") from error
+        raise CorruptFile(
+            f"golden logits that give the golden codes of {bits} bits in {folder}", str(error), "Restore the bundle."
+        ) from error
 
 
 def _check_parts(

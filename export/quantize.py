@@ -1,10 +1,8 @@
 """Choose the layers that become 8-bit: each is measured alone, and the worst are kept in float."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -37,13 +35,13 @@ class QuantizationError(NamedTuple):
     flips: float
     noise: float
 
-    @staticmethod
-    def of(found: Tensor, expected: Tensor) -> QuantizationError:
+    @classmethod
+    def of(cls, found: Tensor, expected: Tensor) -> Self:
         """Compare logits `[n, bits]` with those of the float network."""
         noise = float((found - expected).square().mean() / expected.var())
-        return QuantizationError(bit_flip_rate(found, expected), noise)
+        return cls(bit_flip_rate(found, expected), noise)
 
-    def within(self, most: QuantizationError) -> bool:
+    def within(self, most: Self) -> bool:
         """Whether both figures are within `most`."""
         return self.flips <= most.flips and self.noise <= most.noise
 

@@ -1,7 +1,5 @@
 """Core ML (.mlpackage, ML Program, iOS 16, macOS 13 or later; 17 and 14 with 8-bit activations): image in, batch 1."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Sequence
@@ -23,11 +21,6 @@ FORMAT, SUFFIX, LAYOUT = "coreml", ".mlpackage", "image"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "palettize6")
 QDQ_STYLE = {"stored": True, "signed": True}
 _DATED = "com.github.apple.coremltools.conversion_date"
-
-
-def convert(model: QueryModel) -> ExportedPrograms:
-    """Export the graph, from which each precision is converted when asked for."""
-    return ExportedPrograms(model)
 
 
 class ExportedPrograms:
@@ -73,6 +66,11 @@ class ExportedPrograms:
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
             minimum_deployment_target=ct.target.iOS17 if self.integers else ct.target.iOS16,
         )  # fmt: skip
+
+
+def convert(model: QueryModel) -> ExportedPrograms:
+    """Export the graph, from which each precision is converted when asked for."""
+    return ExportedPrograms(model)
 
 
 def write(programs: ExportedPrograms, metadata: ModelMetadata, path: Path) -> ExportedModel:

@@ -1,12 +1,10 @@
 """The code space: the compatibility contract between gallery, student and exported models."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +75,11 @@ class CodeSpace:
         """Return the fields, ready for JSON, and the id of them."""
         return {"id": self.id, **dataclasses.asdict(self)}
 
-    @staticmethod
-    def from_dict(record: dict[str, Any]) -> CodeSpace:
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
         """Invert `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit."""
         try:
-            space = TypeAdapter(CodeSpace).validate_python({k: v for k, v in record.items() if k != "id"})
+            space = TypeAdapter(cls).validate_python({k: v for k, v in record.items() if k != "id"})
         except (ValidationError, AttributeError, InputError) as error:
             found = f"a damaged one ({error})"
             raise CorruptFile("a complete code space", found, "Restore it from its run.") from error

@@ -1,10 +1,8 @@
 """Does an exported model still give the gallery's codes?  Its bits and its mAP against the float student's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +45,7 @@ class FloatReference:
             found = f"{self.logits.shape}, {int(np.isfinite(self.logits).sum())} finite"
             raise InputError(expected, found, "Compute them on these queries.")
 
-    def subset(self, count: int) -> FloatReference:
+    def subset(self, count: int) -> Self:
         """Take at most `count` of the queries, evenly spaced; mAP is then that of these queries alone."""
         if count >= len(self.pixels):
             return self

@@ -1,11 +1,9 @@
 """Latency at batch size 1 on the machine where this runs: a desktop's is no estimate of a phone's."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +23,11 @@ class Latency:
     p99_ms: float
     samples: int
 
-    @staticmethod
-    def of(first: float, taken: Sequence[float]) -> Latency:
+    @classmethod
+    def of(cls, first: float, taken: Sequence[float]) -> Self:
         """Summarise the milliseconds of the first call and of those after the warm-up."""
         p50, p90, p99 = (float(value) for value in np.percentile(taken, (50, 90, 99)))
-        return Latency(first_ms=first, p50_ms=p50, p90_ms=p90, p99_ms=p99, samples=len(taken))
+        return cls(first_ms=first, p50_ms=p50, p90_ms=p90, p99_ms=p99, samples=len(taken))
 
 
 def measure(run: Run, image: NDArray[np.uint8], samples: int = SAMPLES, max_seconds: float = MAX_SECONDS) -> Latency:

@@ -31,7 +31,7 @@ from pydantic import Field
 
 from distill.config import StrictModel
 from gallery.console import log, run_cli
-from gallery.errors import EXIT_PASSED, CorruptFile, InputError
+from gallery.errors import EXIT_PASSED, InputError
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate, report
 
@@ -133,7 +133,6 @@ def set_up(command: SetupCommand) -> int:
 def evaluate(command: EvaluateCommand) -> int:
     """Evaluate every model of a bundle on every device, and write the reports."""
     from export.bundle import open_bundle, read_golden
-    from gallery.codes import pack
     from mobile_eval.devices import devices_by_name
     from mobile_eval.evaluate import evaluate
 
@@ -141,10 +140,8 @@ def evaluate(command: EvaluateCommand) -> int:
         fix = "Leave it out: distill/run.py judges the networks, this the exported models."
         raise InputError("thresholds on exported models", "--thresholds.min-map-ratio", fix)
     devices, bundle = devices_by_name(command.device, command.num_runs), command.bundle.resolve()
-    manifest, golden = open_bundle(bundle), read_golden(bundle)
-    bits, out = manifest.space.bits, (command.out or bundle.parent / "evaluation").resolve()
-    if golden.logits.shape[1] != bits or not np.array_equal(pack(golden.logits), golden.codes):
-        raise CorruptFile(f"golden logits that give the codes of {bits} bits in {bundle}", "others", "Restore it.")
+    manifest = open_bundle(bundle)
+    golden, out = read_golden(bundle, manifest.space.bits), (command.out or bundle.parent / "evaluation").resolve()
     if out.is_relative_to(bundle):
         raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
     out.mkdir(parents=True, exist_ok=True)

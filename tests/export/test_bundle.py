@@ -21,7 +21,7 @@ from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
 from gallery.files import sha256_of, size_of
 from mobile_eval.runtimes import open_model
-from tests.export.factories import SIZE, Exports, Student
+from tests.export.factories import BITS, SIZE, Exports, Student
 
 VARIANTS = ("onnx-w8a32", "litert-w8a32", "coreml-w8a32")
 FAILURE = ExportFailure("coreml-fp16", "ValueError: no such operation")
@@ -72,7 +72,7 @@ def test_open_bundle_returns_what_was_written(original: Path, exports: Exports) 
 
 def test_golden_inputs_round_trip_exactly(original: Path, exports: Exports) -> None:
     good = golden(exports.student)
-    found = read_golden(original)
+    found = read_golden(original, exports.student.space.bits)
     assert np.array_equal(found.images, good.images)
     assert np.array_equal(found.codes, good.codes)
     assert found.logits.dtype == np.float32
@@ -284,7 +284,7 @@ def test_damaged_golden_inputs_are_an_error(bundle: Path) -> None:
     for damage in ([{**rows[0], "code": "xyz"}], [{"file": "golden/000.png"}], {}, [rows[0]] * 9):
         (bundle / "golden.json").write_text(json.dumps(damage))
         with pytest.raises(CorruptFile, match="golden"):
-            read_golden(bundle)
+            read_golden(bundle, BITS)
 
 
 def test_a_bundle_is_replaced_whole_or_left_alone(bundle: Path, exports: Exports) -> None:

@@ -86,7 +86,7 @@ def test_a_finished_run_is_exported_again_and_stays_as_it_was(run: Path, call: C
     changed = {name for name in now | before if not name.startswith("cache/") and now.get(name) != before.get(name)}
     assert changed <= {".lock", ".pid", "log.txt", "stages.json", "train.jsonl"}
     assert stages(run) == noted
-    assert np.array_equal(read_golden(run / "bundle").codes, read_golden(run / "export").codes)
+    assert np.array_equal(read_golden(run / "bundle", BITS).codes, read_golden(run / "export", BITS).codes)
     assert call("verify", run / "export")[0] == 0
 
 
@@ -226,7 +226,7 @@ def test_a_timm_network_becomes_a_bundle_of_the_space(made: Path, run: Path, pla
     assert "does it belong to this space" in said  # random weights speak no code
     net = import_timm().create_model("mobilenetv3_small_100", num_classes=BITS)
     net.load_state_dict(load_file(plain))
-    manifest, golden = open_bundle(out), read_golden(out)
+    manifest, golden = open_bundle(out), read_golden(out, BITS)
     assert manifest.space == codespace.load(run)[0]
     expected = logits(net, normalize(golden.images, Preprocessing(32, mean, std))).numpy()
     assert np.allclose(golden.logits, expected, atol=1e-6)
@@ -361,11 +361,11 @@ def test_a_bundle_that_is_not_what_it_says_is_exit_2(bundle: Path, call: Call, h
 
 
 def test_golden_codes_that_no_file_returns_are_found_by_running_them(bundle: Path, call: Call) -> None:
-    rows, golden = json.loads((bundle / "golden.json").read_text()), read_golden(bundle)
+    rows, golden = json.loads((bundle / "golden.json").read_text()), read_golden(bundle, BITS)
     place = int(np.abs(golden.logits[0]).argmax())
     bits = unpack(golden.codes)
     bits[0, place] ^= True
-    rows[0]["code"] = pack(bits)[0].tobytes().hex()
+    rows[0] |= {"code": pack(bits)[0].tobytes().hex(), "logits": np.where(bits[0], 1.0, -1.0).tolist()}
     rewritten(bundle, "golden.json", json.dumps(rows).encode())
     code, said = call("verify", bundle)
     assert (code, "onnx-fp32: FAILED: 1 bit flips in" in said) == (1, True), said
