@@ -1,13 +1,13 @@
 """Data parallel training: `torchrun --nproc-per-node N distill/run.py ...`; alone, every function here is a no-op.
 
 All processes sample the same batches, each loads its own `shard`, and the features of all meet before the hash head
-(`all_gather`): the head's batch norm and the loss see the whole batch, as one process would.  The processes have to
-see the same run folder, in which only the main process writes.
+(`all_gather`): the head's batch norm and the loss see the whole batch, as one process would.  `data_parallel` averages
+the gradients.  The processes have to see the same run folder, in which only the main process writes.
 """
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather as differentiable_all_gather
+from torch.distributed._functional_collectives import all_gather_single  # the differentiable one of this torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from distill.models.hash_net import import_timm
 from gallery.console import log
 from gallery.errors import InputError
 
 Rows = TypeVar("Rows", Tensor, NDArray[Any])
+LossFn = Callable[[Any], tuple[Tensor, Tensor]]  # batch -> (loss, accuracy)
 PATIENCE = timedelta(hours=12)  # the main process works alone for whole stages while the others wait
 
 
@@ -112,20 +114,29 @@ def shard(rows: Rows) -> Rows:
 def all_gather(rows: Tensor) -> Tensor:
     """The rows of all processes, `[B, ...]` to `[B * world, ...]`, in the order of `shard`; differentiable.
 
-    A process's rows get the sum of all processes' gradients, so that `average_gradients` gives those of one process.
+    A process's rows get the sum of all processes' gradients, whose mean over processes is the gradient of one alone.
     """
-    return rows if world_size() == 1 else torch.cat(differentiable_all_gather(rows))
+    world: Any = torch.distributed.group.WORLD  # None where this process is alone
+    return all_gather_single(rows, 0, world) if world else rows
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients by their mean over all processes, in one message."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if world_size() == 1 or not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    for gradient, part in zip(gradients, (flat / world_size()).split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view(gradient.shape))
+class _TrainingStep(nn.Module):
+    """A loss as a module, which is what DistributedDataParallel wraps, with the networks that it runs."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], loss_fn: LossFn) -> None:
+        super().__init__()
+        self.networks, self.loss_fn = nn.ModuleDict(networks), loss_fn
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return self.loss_fn(batch)
+
+
+def data_parallel(networks: Mapping[str, nn.Module], loss_fn: LossFn) -> LossFn:
+    """Return `loss_fn`, whose backward pass averages the gradients of `networks` over all processes."""
+    if world_size() == 1:
+        return loss_fn
+    step = _TrainingStep(networks, loss_fn)
+    return DistributedDataParallel(step, forward_sync_buffers=False, find_unused_parameters=True)
 
 
 def broadcast_parameters(net: nn.Module) -> None:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill import distributed
 from distill.checkpoint import Part, load_state, save_state
 from distill.config import OptimizerConfig
+from distill.distributed import LossFn
 from distill.metrics_log import MetricsLogger
 from gallery.console import log, track
 from gallery.errors import InputError
@@ -29,7 +30,6 @@ BETAS = (0.9, 0.99)  # of AdamW: the average over a thousand steps is too long f
 
 Batch = Any
 BatchFn = Callable[[NDArray[np.int64], torch.Generator], Batch]  # rows and this step's generator -> what a step needs
-LossFn = Callable[[Any], tuple[Tensor, Tensor]]  # batch -> (loss, accuracy)
 ValidateFn = Callable[[], float | None]
 
 
@@ -100,7 +100,6 @@ class OptimizedModule:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_factor
-        distributed.average_gradients(self.module.parameters())
         nn.utils.clip_grad_norm_(self.module.parameters(), clip_grad)
         self.optimizer.step()
         if self.average:
@@ -129,6 +128,7 @@ def fit(
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:
         futures = (pool.submit(batches.load, *sample) for sample in _sample_batches(batches.num_rows, training))
         loaded = _prefetch(futures, training.metrics)
+        loss_fn = distributed.data_parallel(training.modules, loss_fn)
         for step in training.remaining_steps():
             training.training_step(step, loss_fn, next(loaded))
     training.finalize()

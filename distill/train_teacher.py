@@ -11,8 +11,8 @@ from distill.checkpoint import load_network
 from distill.codebook import final_centers
 from distill.context import RunContext
 from distill.data.augment import color_jitter, fixed_crops, random_resized_crops
-from distill.distributed import is_main_process, main_process_first, shard
-from distill.engine import Batches, Checkpoint, LossFn, OptimizedModule, TrainSpec, fit
+from distill.distributed import LossFn, is_main_process, main_process_first, shard
+from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import Logits, extract_features, features_and_logits
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss, LossBatch, LossContext

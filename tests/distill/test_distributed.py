@@ -116,12 +116,18 @@ def whole(folder: Path) -> None:
 
 def gathered() -> list[list[float]]:
     """Rows of both processes, and the averaged gradient of a loss on all of them: sum of w * row squared."""
-    weight = nn.Parameter(torch.tensor([2.0]))
-    rows = weight * distributed.shard(torch.arange(4.0))[:, None]
-    everything = distributed.all_gather(rows)
-    everything.square().sum().backward()
-    distributed.average_gradients([weight])
-    return [everything.flatten().tolist(), weight.grad.tolist()]
+    net, unused = nn.Linear(1, 1, bias=False), nn.Linear(1, 1)
+    nn.init.constant_(net.weight, 2.0)
+
+    def loss_fn(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        everything = distributed.all_gather(net(distributed.shard(numbers)[:, None]))
+        return everything.square().sum(), everything.detach()
+
+    step = distributed.data_parallel({"net": net, "unused": unused}, loss_fn)
+    loss, everything = step(torch.arange(4.0))
+    loss.backward()
+    assert unused.weight.grad is None
+    return [everything.flatten().tolist(), net.weight.grad.flatten().tolist()]
 
 
 def trouble(act: Callable[[], object]) -> str:
@@ -276,8 +282,7 @@ def test_a_killed_pair_ends_where_an_unbroken_one_does(tmp_path: Path, pair: Pai
 
 def test_alone_everything_is_a_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    rows, weight = torch.arange(3.0), nn.Parameter(torch.ones(2))
-    weight.grad = torch.tensor([1.0, 2.0])
+    rows = torch.arange(3.0)
     with distributed.init_distributed(), distributed.main_process_first() as first:
         assert (first, distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (
             True,
@@ -288,13 +293,10 @@ def test_alone_everything_is_a_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
         assert distributed.all_gather(rows) is rows
         assert torch.equal(distributed.shard(rows), rows)
         assert (distributed.broadcast(0.3), distributed.broadcast(None)) == (0.3, None)
-        (
-            distributed.barrier(),
-            distributed.average_gradients([weight]),
-            distributed.broadcast_parameters(nn.Linear(2, 2)),
-            distributed.convert_sync_batchnorm(net(0)),
-        )
-    assert weight.grad.tolist() == [1, 2]
+        assert distributed.data_parallel({}, trouble) is trouble
+        distributed.barrier()
+        distributed.broadcast_parameters(nn.Linear(2, 2))
+        distributed.convert_sync_batchnorm(net(0))
     assert not torch.distributed.is_initialized()
 
 
