@@ -36,14 +36,10 @@ VARIANTS = (
 TIMED = ("onnx", "litert")  # Core ML models are only emulated on this host
 CALIBRATED = "w8a8"
 COLUMNS = (
-    ("MB", "bytes", ".2f"),
-    ("bit flip rate", "bit_flip_rate", ".3%"),
-    ("mAP", "map", ".4f"),
-    ("mAP drop", "map_drop", "+z.4f"),
-    ("p50 ms", "p50_ms", ".2f"),
-    ("p90 ms", "p90_ms", ".2f"),
+    ("MB", "bytes", ".2f"), ("bit flip rate", "bit_flip_rate", ".3%"), ("mAP", "map", ".4f"),
+    ("mAP drop", "map_drop", "+z.4f"), ("p50 ms", "p50_ms", ".2f"), ("p90 ms", "p90_ms", ".2f"),
     ("peak MB", "peak_memory_mb", ".1f"),
-)
+)  # fmt: skip
 PLAIN = "w8a8-plain"  # every layer 8-bit, none kept in float
 TEACHERS = {"imagenet20": TeacherTrainConfig(finetune="linear_probe"), "ucmerced": TeacherTrainConfig(finetune="full")}
 EPOCHS: dict[tuple[str, str], int] = {  # of the student; the larger one starts from random weights where none are found

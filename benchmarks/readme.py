@@ -74,10 +74,8 @@ def _models(r: RunResults) -> str:
     for row in r.models:
         time = "not timed" if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
         flips, score = formatting.percent(row.bit_flip_rate), formatting.number(row.map, 4)
-        failed = ["", "", f"{row.status}: {row.reason}", ""]
-        rows.append(
-            [row.variant, *([formatting.size(row.bytes), flips, score, time] if row.status == "ran" else failed)]
-        )
+        found = [formatting.size(row.bytes), flips, score, time]
+        rows.append([row.variant, *(found if row.status == "ran" else ["", "", f"{row.status}: {row.reason}", ""])])
     columns = "model", "size", "bit flip rate", "mAP in the gallery", "p50 latency"
     return (
         f"**The exported models keep it.** `{r.command}`; latency on {_host(r)}, batch size 1, one thread."

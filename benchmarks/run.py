@@ -29,16 +29,10 @@ from gallery.console import run_cli
 from gallery.errors import EXIT_PASSED
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "csch": Csch,
-    "teacher-finetuning": TeacherFinetuning,
-    "csch-ablation": CschAblation,
-    "unseen-classes": UnseenClasses,
-    "distillers": Distillers,
-    "losses": LossBenchmark,
-    "multilabel-centers": MultilabelCenters,
-    "export": ExportBenchmark,
-    "metric": MetricBenchmark,
-}
+    "csch": Csch, "teacher-finetuning": TeacherFinetuning, "csch-ablation": CschAblation,
+    "unseen-classes": UnseenClasses, "distillers": Distillers, "losses": LossBenchmark,
+    "multilabel-centers": MultilabelCenters, "export": ExportBenchmark, "metric": MetricBenchmark,
+}  # fmt: skip
 
 
 def main() -> int:

@@ -198,9 +198,8 @@ def load_yaml(path: Path, kind: type[StrictModel]) -> Any:
     try:
         return kind.model_validate(yaml.safe_load(path.read_text()) or {})
     except ValidationError as error:
-        raise InputError(
-            f"a valid configuration in {path}", _message(error), "Correct or remove these keys."
-        ) from error
+        fix = "Correct or remove these keys."
+        raise InputError(f"a valid configuration in {path}", _message(error), fix) from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         fix = "Restore it, or use another run folder."
         raise InputError(f"a readable configuration in {path}", str(error), fix) from error

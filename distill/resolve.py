@@ -1,11 +1,9 @@
 """Configuration checks, and every "auto" resolved in one place with its reason."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.config import BackboneInfo, ResolvedConfig, StudentTrainConfig, TeacherTrainConfig, TrainConfig, load_yaml
 from distill.data.fashion_mnist import SOURCES
@@ -13,9 +11,6 @@ from distill.data.load import PROTOCOLS
 from distill.distillers import DISTILLERS
 from distill.losses import LOSSES
 from gallery.errors import InputError
-
-if TYPE_CHECKING:
-    from distill.distillers.base import Distiller
 
 MAX_SIZE, MAX_CPU_SIZE = 224, 128  # input sizes that "auto" chooses at most, pixels
 MIN_SIZE, SIZE_STEP = 64, 16  # of convolutional networks, whose strides of 32 leave a 2 x 2 feature map then
@@ -50,24 +45,23 @@ def resolve(
     sizes = [_size(info, image_size, gpu) for info in (teacher, student)]
     teacher_img_size = auto("teacher size", config.teacher_img_size, sizes[0], why)
     start = {True: "from random weights", False: "from pretrained weights"}
+    teacher_start, student_start = start[teacher.random], start[student.random]
     slow = not gpu and teacher.transformer
     epochs = (max(3, 6 * 32**2 // teacher_img_size**2) if slow else 30) if teacher.random else 8
-    epochs = auto("teacher epochs", options.epochs, epochs, f"{start[teacher.random]} on a {'GPU' if gpu else 'CPU'}")
+    epochs = auto("teacher epochs", options.epochs, epochs, f"{teacher_start} on a {'GPU' if gpu else 'CPU'}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # short training from random weights gains nothing by crops
-    finetune = auto("teacher finetune", finetune, "full" if teacher.random else "lp_ft", start[teacher.random])
+    finetune = auto("teacher finetune", finetune, "full" if teacher.random else "lp_ft", teacher_start)
     # After a linear probe a third of the rate: measured on CNNs (benchmarks/results/teacher_finetuning.md).
     lr = (3e-4 if teacher.transformer else 1e-3) * (0.3 if finetune == "lp_ft" else 1.0)
     family = "a transformer" if teacher.transformer else "a convolutional network"
-    student_start, cost = start[student.random], "much" if slow else "little"
+    cost = "much" if slow else "little"
     return ResolvedConfig(
         teacher=teacher, student=student, teacher_img_size=teacher_img_size, teacher_epochs=epochs,
         student_img_size=auto("student size", config.student_img_size, sizes[1], why),
         student_epochs=auto("student epochs", distill.epochs, 15 if student.random else 10, student_start),
         teacher_lr=auto("teacher learning rate", options.lr, lr, f"{family}, {finetune}"),
         student_lr=auto("student learning rate", distill.lr, 2e-3 if student.random else 1e-3, student_start),
-        teacher_crop_min_scale=auto(
-            "teacher crop", options.crop_min_scale, crop, f"{start[teacher.random]}, {epochs} epochs"
-        ),
+        teacher_crop_min_scale=auto("teacher crop", options.crop_min_scale, crop, f"{teacher_start}, {epochs} epochs"),
         student_crop_min_scale=auto("student crop", distill.crop_min_scale, 0.3, "a default, not compared with others"),
         student_cached_views=auto("views", distill.cached_views, 2 if slow else 8, f"a teacher inference costs {cost}"),
         teacher_finetune=finetune, reasons=tuple(reasons),
@@ -77,8 +71,7 @@ def resolve(
 def check(config: TrainConfig) -> None:
     """Raise `InputError`, which names the fix, for options that contradict each other."""
     LOSSES.parse(config.loss, config.loss_args)
-    distiller: type[Distiller] = DISTILLERS.find(config.distiller)
-    options = DISTILLERS.parse(config.distiller, config.distiller_args)
+    distiller, options = DISTILLERS.find(config.distiller), DISTILLERS.parse(config.distiller, config.distiller_args)
     if not distiller.fixes_rotation(options) and not config.student_train.center_loss_weight:
         found = "only losses that a rotation of the space does not change: its codes would not fit the gallery's"
         fix = "Give center_loss_weight of --student-train, or another weight of --distiller-args, a value above 0."

@@ -106,9 +106,8 @@ def train_student(
         return loss(data, logits, teacher, index), data.accuracy(logits[: len(index)].detach(), index)
 
     own = OptimizedModule("distiller", loss.distiller, *rates, averaged=False)
-    fit(
-        [OptimizedModule("student", model, *rates), own], batches, loss_fn, spec, checkpoint, data.make_validator(model)
-    )
+    modules, validate = [OptimizedModule("student", model, *rates), own], data.make_validator(model)
+    fit(modules, batches, loss_fn, spec, checkpoint, validate)
 
 
 def batches_from_cache(data: TrainingSet, index: Indices, crops: Tensor, logits: Tensor, n_unlabeled: int) -> Batches:

@@ -26,11 +26,8 @@ class TrainingSet:
     """
 
     def __init__(self, context: RunContext, role: Role) -> None:
-        self.loader, self.labels, self.hash_centers = (
-            context.image_loader(role),
-            context.labels,
-            hash_centers_of(context),
-        )
+        self.loader, self.labels = context.image_loader(role), context.labels
+        self.hash_centers = hash_centers_of(context)
         self.train, self.validation = context.data.train, context.data.validation
 
     @cached_property

@@ -123,9 +123,8 @@ def read_golden(folder: Path, bits: int) -> Golden:
             raise ValueError(f"codes of {8 * codes.shape[1]} bits and logits {list(logits.shape)}, which give others")
         return Golden(images, codes, logits)
     except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
-        raise CorruptFile(
-            f"golden logits that give the golden codes of {bits} bits in {folder}", str(error), "Restore the bundle."
-        ) from error
+        what = f"golden logits that give the golden codes of {bits} bits in {folder}"
+        raise CorruptFile(what, str(error), "Restore the bundle.") from error
 
 
 def _check_parts(

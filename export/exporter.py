@@ -141,9 +141,8 @@ class _Exporter:
         net = inference_copy(request.net, request.preprocessing.size)
         self.model = QueryModel(net, request.preprocessing)
         self.float_layers = quantized.float_layers if quantized else ()
-        artifact.check_layers(
-            self.float_layers, [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        )
+        weighted = [name for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        artifact.check_layers(self.float_layers, weighted)
         self.converted: dict[tuple[str, str], Any] = {}
 
     def export(self, variant: str) -> ExportResult:

@@ -314,11 +314,6 @@ class RunResults(EvaluationResults):
         who = " and ".join(roles).capitalize() + (" start" if len(roles) > 1 else " starts")
         return (f"{who} from RANDOM weights: expect far less than from pretrained ones.",) if roles else ()
 
-    @property
-    def ratio(self) -> float | None:
-        """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
-        return ratio(self.pairs)
-
 
 def load(path: Path) -> EvaluationResults:
     """Read what `save` wrote, `RunResults` of a training run; `CorruptFile` names the first field at fault."""

@@ -51,9 +51,8 @@ class FloatReference:
             return self
         chosen = np.unique(np.linspace(0, len(self.pixels) - 1, count).round().astype(np.int64))
         labels = None if self.labels is None else self.labels[chosen]
-        return replace(
-            self, pixels=self.pixels[chosen], logits=self.logits[chosen], labels=labels, query_indices=chosen
-        )
+        pixels, logits = self.pixels[chosen], self.logits[chosen]
+        return replace(self, pixels=pixels, logits=logits, labels=labels, query_indices=chosen)
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -83,15 +82,13 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
     per_query = flipped.sum(axis=1)
     worst = [q for q in np.argsort(-per_query, kind="stable")[:WORST] if per_query[q]]
     found: dict[str, Any] = {
-        "bits_compared": flipped.size,
-        "bits_flipped": int(flipped.sum()),
-        "bit_flip_rate": float(flipped.mean()),
+        "bits_compared": flipped.size, "bits_flipped": int(flipped.sum()), "bit_flip_rate": float(flipped.mean()),
         "flips_beyond_tolerance": int((flipped & (np.abs(reference.logits) > reference.tolerance)).sum()),
         "predicted_bit_flip_rate": predicted_bit_flip_rate(reference.logits, logits - reference.logits),
         "bit_flips": tuple(flipped.sum(axis=0).tolist()),
         "worst": tuple(WorstQuery(query=int(reference.indices[q]), flipped=int(per_query[q])) for q in worst),
         "margins": margins(logits, float(reference.logits.std())),
-    }
+    }  # fmt: skip
     if reference.gallery is not None and reference.nearest is not None:
         ids = reference.gallery.search(codes, NEAREST).ids
         found["recall_at_10"] = float((reference.nearest[:, :, None] == ids[:, None, :]).any(axis=2).mean())

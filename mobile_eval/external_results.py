@@ -11,7 +11,6 @@ and go with the tools' versions.  Only the last of these says whether the codes 
 """
 
 import json
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -110,13 +109,7 @@ class _Part(BaseModel):
         return self.model_dump(include=ModelResult.model_fields.keys() - {"sha256"})
 
 
-class _Report(_Part, ABC):
-    @abstractmethod
-    def measurements(self) -> list[Measurement]:
-        """Convert to one measurement per model and device."""
-
-
-class _LiteRt(_Report):
+class _LiteRt(_Part):
     """`benchmark_litert_model.py --result_json`, without p90 and p99."""
 
     model: Text
@@ -139,7 +132,7 @@ class _LiteRt(_Report):
         return [Measurement(self.model, ("litert",), "LiteRT benchmark", engine, figures)]
 
 
-class _BenchmarkResult(_Report):
+class _BenchmarkResult(_Part):
     """`benchmark_model`; `name` is that of the run, which may be the file name.  Megabytes are of 2**20 bytes."""
 
     name: Text = ""
@@ -162,7 +155,7 @@ class _Layer(_Part):
     compute_unit: Text
 
 
-class _AiHub(_Report):
+class _AiHub(_Part):
     """A profile names neither model nor device.  Its estimate is no percentile: those come from the single times."""
 
     estimate_us: Time = _at("execution_summary.estimated_inference_time")
@@ -194,7 +187,7 @@ class _MacRow(_Part):
     flips_beyond_tolerance: Count = 0
 
 
-class _Mac(_Report):
+class _Mac(_Part):
     """`apps/run_on_mac.py`: one row per model and compute unit; bit flips are over the golden inputs."""
 
     version: Literal[1] = Field(alias="run_on_mac")
@@ -219,7 +212,7 @@ class _Mac(_Report):
         return measurements
 
 
-REPORTS: dict[str, type[_Report]] = {
+REPORTS: dict[str, type[_LiteRt | _BenchmarkResult | _AiHub | _Mac]] = {
     "run_on_mac": _Mac,
     "execution_summary": _AiHub,
     "latency_metrics": _BenchmarkResult,

@@ -74,12 +74,9 @@ def row_failures(row: ModelResult, thresholds: Thresholds) -> list[str]:
     if row.status != "ran":
         return failures + ([f"{name}: failed: {row.reason}"] if row.status == "failed" else [])
     numbers = {
-        "mAP": row.map,
-        "mAP drop": row.map_drop,
-        "bit flip rate": row.bit_flip_rate,
-        "predicted bit flip rate": row.predicted_bit_flip_rate,
-        "p90 latency": row.p90_ms,
-    }
+        "mAP": row.map, "mAP drop": row.map_drop, "bit flip rate": row.bit_flip_rate,
+        "predicted bit flip rate": row.predicted_bit_flip_rate, "p90 latency": row.p90_ms,
+    }  # fmt: skip
     wrong = [what for what, value in numbers.items() if value is not None and not math.isfinite(value)]
     failures += [f"{name}: {what} is not a number" for what in wrong]
     of_precision = thresholds.of(row)

@@ -126,8 +126,8 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
     )  # fmt: skip
     filters = number, percent, size, count, duration, plots.heatmap
     environment.filters |= {function.__name__: function for function in filters}
-    environment.filters["off_diagonal"] = lambda matrix: [
-        value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j
+    environment.filters["off_diagonal"] = lambda rows: [
+        v for i, row in enumerate(rows) for v in (*row[:i], *row[i + 1 :])
     ]
     # why models were skipped or failed: each sentence once, numbered from 1
     sentences = dict.fromkeys(sentence for row in results.models for sentence in _notes_of(row, results))
@@ -141,9 +141,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         notes=notes,
         notes_of=lambda row: _notes_of(row, results),
         codes=lambda section: drop_empty_columns(section.rows, CODES),
-        costs=lambda section: drop_empty_columns(
-            section.rows, (*COSTS, ("conditions", "words", section.own_conditions))
-        ),
+        costs=lambda one: drop_empty_columns(one.rows, (*COSTS, ("conditions", "words", one.own_conditions))),
         smallest=smallest_passing(results),
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
     )  # fmt: skip

@@ -222,21 +222,13 @@ def build_results(
         names = ", ".join(one.device for one in fewer)
         description += f"; {len(fewer[0].reference.pixels)} of them, evenly spaced, on {names}"
     return EvaluationResults(
-        created=now(),
-        command=shlex.join(["python", "mobile_eval/run.py", *sys.argv[1:]]),
-        name=bundle.parent.name,
-        code_space=manifest.space.id,
-        bits=manifest.space.bits,
-        student=manifest.files[0].metadata.student,
-        query_set=description,
-        num_queries=len(reference.pixels),
-        gallery_size=None if reference.gallery is None else len(reference.gallery),
-        map=reference.map,
-        models=tuple(row for one in devices for row in one.rows),
-        notes=tuple(notes),
-        examples=worst_examples(inputs, devices),
-        system=describe(),
-    )
+        created=now(), command=shlex.join(["python", "mobile_eval/run.py", *sys.argv[1:]]), name=bundle.parent.name,
+        code_space=manifest.space.id, bits=manifest.space.bits, student=manifest.files[0].metadata.student,
+        query_set=description, num_queries=len(reference.pixels),
+        gallery_size=None if reference.gallery is None else len(reference.gallery), map=reference.map,
+        models=tuple(row for one in devices for row in one.rows), notes=tuple(notes),
+        examples=worst_examples(inputs, devices), system=describe(),
+    )  # fmt: skip
 
 
 def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -> tuple[RetrievalExample, ...]:

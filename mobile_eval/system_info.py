@@ -24,14 +24,10 @@ def describe() -> SystemInfo:
             packages[name] = version(name)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return SystemInfo(
-        cpu=cpu_name(),
-        cores=cores(),
-        memory_gb=round(pages / 2**30, 1),
+        cpu=cpu_name(), cores=cores(), memory_gb=round(pages / 2**30, 1),
         gpu=torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
-        os=platform.platform(terse=True),
-        python=platform.python_version(),
-        packages=packages,
-    )
+        os=platform.platform(terse=True), python=platform.python_version(), packages=packages,
+    )  # fmt: skip
 
 
 def cpu_name() -> str:

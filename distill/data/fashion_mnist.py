@@ -73,14 +73,11 @@ def _list(
 ) -> ImageList:
     train = int(np.argmax(rows[1:] < rows[:-1])) + 1  # rows of train, then of test, each sorted
     return ImageList(
-        name=name,
-        names=tuple(f"{'train' if i < train else 'test'}/{row:05d}" for i, row in enumerate(rows)),
+        name=name, names=tuple(f"{'train' if i < train else 'test'}/{row:05d}" for i, row in enumerate(rows)),
         labels=tuple((CLASSES[label],) for label in labels),
         splits=(frozenset({TRAIN, GALLERY}),) * train + (frozenset({QUERY}),) * (len(images) - train),
-        source=ImageArrays(images),
-        split_source=split_source,
-        classes=CLASSES,
-    )
+        source=ImageArrays(images), split_source=split_source, classes=CLASSES,
+    )  # fmt: skip
 
 
 def _download(folder: Path) -> Path:

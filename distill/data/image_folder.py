@@ -60,14 +60,11 @@ def list_folder(root: Path) -> ImageList:
     images = [(name, path) for name, path in found if name.count("/") > depth]
     steps = [name.split("/") for name, _ in images]
     return ImageList(
-        name=root.resolve().name,
-        names=tuple(name for name, _ in images),
-        labels=tuple((step[depth],) for step in steps),
-        splits=tuple(frozenset(step[:depth]) for step in steps),
-        source=ImageFiles(root, [path for _, path in images]),
-        split_source="split given by the folder's first level",
+        name=root.resolve().name, names=tuple(name for name, _ in images),
+        labels=tuple((step[depth],) for step in steps), splits=tuple(frozenset(step[:depth]) for step in steps),
+        source=ImageFiles(root, [path for _, path in images]), split_source="split given by the folder's first level",
         skipped=tuple(skipped),
-    )
+    )  # fmt: skip
 
 
 def name_of(path: Path, root: Path) -> str:

@@ -58,17 +58,11 @@ def list_published(protocol: str, root: Path, seed: int) -> ImageList:
         raise spec.dataset.missing_error(root, "none of its images")
     less = f", less {twice} queries in its database" if twice else ""
     return ImageList(
-        name=protocol,
-        names=tuple(names),
-        labels=tuple(labels),
-        splits=tuple(splits),
+        name=protocol, names=tuple(names), labels=tuple(labels), splits=tuple(splits),
         source=ImageFiles(folder, [folder / name for name in names]),
-        split_source=f"{spec.split_source}{less} (mAP@{spec.top_k or 'all'})",
-        multi=bool(spec.classes),
-        classes=classes,
-        published_sizes=spec.sizes,
-        top_k=spec.top_k,
-    )
+        split_source=f"{spec.split_source}{less} (mAP@{spec.top_k or 'all'})", multi=bool(spec.classes),
+        classes=classes, published_sizes=spec.sizes, top_k=spec.top_k,
+    )  # fmt: skip
 
 
 def listed_labels(protocol: str, split: str, root: Path) -> NDArray[np.bool_]:

@@ -32,8 +32,7 @@ PROTOCOLS: dict[str, tuple[DatasetSource, Callable[[str, Path, int], ImageList]]
     **dict.fromkeys(("ucmerced", "ucmerced_multi"), (UCMERCED, list_ucmerced)),
 }
 MANIFESTS = (".csv", ".parquet", ".pq")
-SAMPLE = 200
-LARGEST = 2048
+SAMPLE, LARGEST = 200, 2048  # images whose size is read; largest input, pixels
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,8 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     decoded = decode_all(images.source, images.names, wanted, cache_dir)
     skipped = images.skipped + decoded.skipped
     _report_skipped(images, skipped, options.strict)
-    kept: dict[str, Any] = {
-        c: tuple(getattr(images, c)[i] for i in decoded.kept) for c in ("names", "labels", "splits")
-    }
+    columns = "names", "labels", "splits"
+    kept: dict[str, Any] = {c: tuple(getattr(images, c)[i] for i in decoded.kept) for c in columns}
     images = replace(images, **kept)
     classes, labels = encode_labels(images)
     own = split(images, (classes, labels), options)
@@ -82,16 +80,9 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     for array in (labels, own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabeled])):
         fingerprint.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return Dataset(
-        **vars(own),
-        name=images.name,
-        classes=classes,
-        labels=labels,
-        names=images.names,
-        pixels=decoded.pixels,
-        skipped=skipped,
-        fingerprint=fingerprint.hexdigest(),
-        top_k=images.top_k,
-    )
+        **vars(own), name=images.name, classes=classes, labels=labels, names=images.names, pixels=decoded.pixels,
+        skipped=skipped, fingerprint=fingerprint.hexdigest(), top_k=images.top_k,
+    )  # fmt: skip
 
 
 def median_image_size(source: str, data_root: Path | None = None) -> int:

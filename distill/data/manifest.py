@@ -45,14 +45,11 @@ def list_manifest(path: Path) -> ImageList:
         splits[name] |= own_splits
     names = tuple(sorted(labels))
     return ImageList(
-        name=path.stem if path.stem != "manifest" else root.name,
-        names=names,
-        labels=tuple(labels[name] for name in names),
-        splits=tuple(frozenset(splits[name]) for name in names),
-        source=ImageFiles(root, [root / name for name in names]),
-        split_source="split given by the manifest",
+        name=path.stem if path.stem != "manifest" else root.name, names=names,
+        labels=tuple(labels[name] for name in names), splits=tuple(frozenset(splits[name]) for name in names),
+        source=ImageFiles(root, [root / name for name in names]), split_source="split given by the manifest",
         multi=any("labels" in row for row in rows[:1]),
-    )
+    )  # fmt: skip
 
 
 def save_split(data: Dataset, path: Path) -> Path:

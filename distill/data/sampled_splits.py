@@ -59,15 +59,12 @@ def list_cifar10(name: str, root: Path, seed: int) -> ImageList:
     records = np.concatenate(list(batches.values()))
     labels = [CIFAR_CLASSES[label] for label in records[:, 0]]
     return ImageList(
-        name=name,
-        names=tuple(f"{batch}/{i:05d}" for batch, own in batches.items() for i in range(len(own))),
-        labels=tuple((label,) for label in labels),
-        splits=sample_splits(labels, seed, queries, train, train_splits),
+        name=name, names=tuple(f"{batch}/{i:05d}" for batch, own in batches.items() for i in range(len(own))),
+        labels=tuple((label,) for label in labels), splits=sample_splits(labels, seed, queries, train, train_splits),
         source=ImageArrays(records[:, 1:].reshape(-1, 3, CIFAR_EDGE, CIFAR_EDGE).transpose(0, 2, 3, 1)),
         split_source=f"CIFAR-10, {queries} queries and {train} of train a class sampled here by seed {seed} ({ALL})",
-        classes=CIFAR_CLASSES,
-        published_sizes=sizes,
-    )
+        classes=CIFAR_CLASSES, published_sizes=sizes,
+    )  # fmt: skip
 
 
 def _read_batch(path: Path) -> NDArray[np.uint8]:
@@ -88,13 +85,11 @@ def list_ucmerced(name: str, root: Path, seed: int) -> ImageList:
     if not folder.is_dir():
         raise UCMERCED.missing_error(root)
     scenes = list_folder(folder)
-    return replace(
-        _with_multi_labels(scenes, root) if name == "ucmerced_multi" else scenes,
-        name=name,
-        splits=sample_splits([own[0] for own in scenes.labels], seed, 20, None),
-        split_source=f"UC Merced, 20 queries a scene class sampled here by seed {seed} ({ALL})",
-        published_sizes=(1_680, 1_680, 420),
-    )
+    splits, labeled = sample_splits([own[0] for own in scenes.labels], seed, 20, None), scenes
+    if name == "ucmerced_multi":
+        labeled = _with_multi_labels(scenes, root)
+    source = f"UC Merced, 20 queries a scene class sampled here by seed {seed} ({ALL})"
+    return replace(labeled, name=name, splits=splits, split_source=source, published_sizes=(1_680, 1_680, 420))
 
 
 def _with_multi_labels(scenes: ImageList, root: Path) -> ImageList:

@@ -81,14 +81,9 @@ def split(images: ImageList, labels: Labels, options: SplitConfig) -> Split:
     by = "" if len(marked) else f" by seed {seed}"
     description += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
     return Split(
-        protocol=description,
-        train=np.setdiff1d(train, validation),
-        validation=validation,
-        gallery=gallery,
-        query=query,
-        unlabeled=_members(images, UNLABELED),
-        unseen=tuple(classes[c] for c in hidden),
-    )
+        protocol=description, train=np.setdiff1d(train, validation), validation=validation, gallery=gallery,
+        query=query, unlabeled=_members(images, UNLABELED), unseen=tuple(classes[c] for c in hidden),
+    )  # fmt: skip
 
 
 def _members(images: ImageList, own: str) -> Indices:

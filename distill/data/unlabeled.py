@@ -61,13 +61,10 @@ def _list_folder(root: Path, known: set[FileId | None]) -> ImageList:
     log.info("%d unlabeled images in %s, and %d that are listed already", len(new), root, len(found) - len(new))
     prefix = f"{UNLABELED}/{root.resolve().name}"
     return ImageList(
-        name=root.name,
-        names=tuple(f"{prefix}/{name_of(path, root)}" for path in new),
-        labels=((),) * len(new),
-        splits=(frozenset({UNLABELED}),) * len(new),
-        source=ImageFiles(root, new),
+        name=root.name, names=tuple(f"{prefix}/{name_of(path, root)}" for path in new), labels=((),) * len(new),
+        splits=(frozenset({UNLABELED}),) * len(new), source=ImageFiles(root, new),
         skipped=tuple(Skipped(path=f"{prefix}/{skip.path}", reason=skip.reason) for skip in skipped),
-    )
+    )  # fmt: skip
 
 
 def _file_ids(paths: Iterable[Path]) -> Iterable[FileId | None]:

@@ -254,12 +254,7 @@ def _paley(q: int) -> Centers:
 
 
 MAKERS: dict[str, Callable[[int, int, np.random.Generator], Centers]] = {
-    "auto": _auto,
-    "hadamard": partial(_hadamard_rows, signs=1),
-    "hadamard_pm": partial(_hadamard_rows, signs=2),
-    "linear": _linear,
-    "nordstrom_robinson": _nordstrom_robinson,
-    "bernoulli": _bernoulli,
-    "csch": _csch,
+    "auto": _auto, "hadamard": partial(_hadamard_rows, signs=1), "hadamard_pm": partial(_hadamard_rows, signs=2),
+    "linear": _linear, "nordstrom_robinson": _nordstrom_robinson, "bernoulli": _bernoulli, "csch": _csch,
     "mdshc": _mdshc,
-}
+}  # fmt: skip

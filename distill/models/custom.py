@@ -108,6 +108,5 @@ def warn_if_foreign_space(codes: NDArray[np.uint8], centers: NDArray[np.uint8]) 
     found, expected = (hamming(some, centers).min(axis=1).mean() for some in (codes, chance))
     log.info("codes lie %.1f bits from the nearest center; random ones would lie %.1f", found, expected)
     if found > 0.75 * expected:  # students of trained runs: 0.02 to 0.4 of it; one in another run's space: 0.94
-        log.warning(
-            "The codes are hardly closer to the centers than random ones: check the code space, the mean and the std."
-        )
+        fix = "check the code space, the mean and the std"
+        log.warning("The codes are hardly closer to the centers than random ones: %s.", fix)

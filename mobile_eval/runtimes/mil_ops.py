@@ -104,10 +104,8 @@ def _padded(x: Tensor, reach: list[int], strides: list[int], pad_type: str, pad:
     return F.pad(x, sides, value=value)
 
 
-OPS: dict[str, Callable[..., Tensor]] = {
-    op.__name__: op
-    for op in (conv, batch_norm, max_pool, avg_pool, gelu, reshape, expand_dims, pad, quantize, dequantize)
-} | {
+FUNCTIONS = conv, batch_norm, max_pool, avg_pool, gelu, reshape, expand_dims, pad, quantize, dequantize
+OPS: dict[str, Callable[..., Tensor]] = {function.__name__: function for function in FUNCTIONS} | {
     "cast": lambda x, dtype: x,  # the declared output type does the work
     "linear": lambda x, weight, bias=None: F.linear(x.double(), weight.double(), _double(bias)),
     "reduce_mean": lambda x, axes, keep_dims: x.double().mean(axes, keepdim=keep_dims),
@@ -118,15 +116,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "squeeze": lambda x, axes: x.squeeze(tuple(axes)),
     "transpose": lambda x, perm: x.permute(*perm),
     "greater": lambda x, y: torch.as_tensor(x > y),
-    "relu": lambda x: F.relu(x),
-    "relu6": lambda x: F.relu6(x),
-    "sigmoid": lambda x: torch.sigmoid(x.double()),
-    "silu": lambda x: F.silu(x.double()),
-    "tanh": lambda x: torch.tanh(x.double()),
-    "add": lambda x, y: x + y,
-    "sub": lambda x, y: x - y,
-    "mul": lambda x, y: x * y,
-    "real_div": lambda x, y: x / y,
+    "relu": lambda x: F.relu(x), "relu6": lambda x: F.relu6(x), "silu": lambda x: F.silu(x.double()),
+    "sigmoid": lambda x: torch.sigmoid(x.double()), "tanh": lambda x: torch.tanh(x.double()),
+    "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y, "real_div": lambda x, y: x / y,
     "maximum": lambda x, y: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
     "minimum": lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
 }  # fmt: skip

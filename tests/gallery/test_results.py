@@ -121,6 +121,6 @@ def test_the_kind_of_a_file_decides_its_threshold() -> None:
 
 
 def test_ratio() -> None:
-    assert results().ratio == pytest.approx(0.70 / 0.72)
+    assert ratio(pairs(teacher=0.72)) == pytest.approx(0.70 / 0.72)
     assert ratio(pairs()[:1]) is None
     assert math.isnan(ratio(pairs(teacher=0.0)) or 0.0)
