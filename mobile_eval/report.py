@@ -126,8 +126,8 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
     )  # fmt: skip
     filters = number, percent, size, count, duration, plots.heatmap
     environment.filters |= {function.__name__: function for function in filters}
-    environment.filters["off_diagonal"] = lambda rows: [
-        v for i, row in enumerate(rows) for v in (*row[:i], *row[i + 1 :])
+    environment.filters["off_diagonal"] = lambda matrix: [
+        value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j
     ]
     # why models were skipped or failed: each sentence once, numbered from 1
     sentences = dict.fromkeys(sentence for row in results.models for sentence in _notes_of(row, results))

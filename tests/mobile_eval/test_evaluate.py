@@ -63,8 +63,8 @@ class Unplugged(Other):
         self.ran += 1
         if self.ran == 1:
             return super().run(model)
-        command, env = self._command([str(model.path), model.metadata.to_json(), "images.npy", "o.npz", "r.json"])
-        worker = subprocess.Popen(command, env=env, cwd=self.folder, stdin=subprocess.DEVNULL)
+        command = self._command([str(model.path), model.metadata.to_json(), "images.npy", "o.npz", "r.json"])
+        worker = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL)
         worker.send_signal(signal.SIGKILL)
         raise DeviceLost(f"{self.name} to stay connected", describe_exit(worker.wait(60), ""), "Connect it again.")
 
