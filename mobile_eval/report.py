@@ -18,6 +18,7 @@ from gallery.results import (
     EvaluationResults,
     ModelResult,
     RunResults,
+    ratio,
 )
 from mobile_eval import junit, plots
 from mobile_eval.formatting import count, duration, number, percent, plain, size
@@ -124,7 +125,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = number, percent, size, count, duration, plots.heatmap
+    filters = number, percent, size, count, duration, plots.heatmap, ratio
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["off_diagonal"] = lambda matrix: [
         value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j
