@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `in`, eighty pictures of four classes, and `runs/r`, a finished run of 16 bits."""
+    """A folder with `in`, eighty images of four classes, and `runs/r`, a finished run of 16 bits."""
     from PIL import Image
 
     from distill.data import DataConfig, load

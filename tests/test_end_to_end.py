@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,12 +15,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from distill.data import DataConfig, load
 from distill.metrics_log import read_metrics
+from export.bundle import read_golden
 from gallery.codespace import CodeSpace
 from gallery.index import open_gallery
 from gallery.results import load as load_results
@@ -36,8 +40,8 @@ SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of the embedded set, forty PNGs each, and one file that is no picture."""
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of the embedded set, forty PNGs each, and one file that is no image."""
     folder = tmp_path_factory.mktemp("catalogue")
     data = load("embedded", {32}, folder / "cache", DataConfig(seed=0))
     for label, name in enumerate(("shirt", "trouser", "bag", "boot")):
@@ -49,8 +53,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "in"
 
 
-def start(pictures: Path, runs: Path, *more: str, preexec: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "distill/run.py", "--data", str(pictures), "--output-dir", str(runs), "--name", "r"]
+def start(
+    image_folder: Path, runs: Path, *more: str, preexec: Callable[[], object] | None = None
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "distill/run.py", "--data", str(image_folder), "--output-dir", str(runs), "--name", "r"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, *SMALL, *more], cwd=ROOT, env=env, preexec_fn=preexec, **pipes)
@@ -66,9 +72,9 @@ def student_sha(runs: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def whole(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     runs = tmp_path_factory.mktemp("runs")
-    code, out = finish(start(pictures, runs))
+    code, out = finish(start(image_folder, runs))
     assert code == 0, out
     return runs, out
 
@@ -96,34 +102,51 @@ def test_everything_carries_the_one_code_space(whole: tuple[Path, str]) -> None:
     assert load_results(runs / "r" / "results.json").code_space == space.id
 
 
-def test_the_same_command_again_redoes_nothing(pictures: Path, whole: tuple[Path, str]) -> None:
+def test_the_readmes_python_example(whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, _ = whole
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "query-w8a32.tflite" in example
+    (runs / "mine").symlink_to(runs / "r")
+    monkeypatch.chdir(runs.parent)
+    example = example.replace('"runs/', f'"{runs.name}/').replace("query-w8a32", "query-fp32")  # what this run exports
+    bundle = runs / "r" / "bundle"
+    golden = read_golden(bundle, 16)
+    names: dict[str, Any] = {"images": golden.images}
+    exec(compile(example, "README.md", "exec"), names)
+    assert (names["codes"] == golden.codes).all()
+    assert names["distances"].shape == names["ids"].shape == (len(golden.images), 10)
+    assert (np.diff(names["distances"]) >= 0).all()
+    (runs / "mine").unlink()
+
+
+def test_the_same_command_again_redoes_nothing(image_folder: Path, whole: tuple[Path, str]) -> None:
     runs, _ = whole
     before = {p: p.stat().st_mtime_ns for name in FILES[1:8] if (p := runs / "r" / name).is_file()}
-    code, out = finish(start(pictures, runs))
+    code, out = finish(start(image_folder, runs))
     assert code == 0, out
     for stage in ("teacher", "gallery", "student", "export", "evaluate"):
         assert f"[{stage}]" not in out
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_a_stricter_gate_fails_it_without_training_again(pictures: Path, whole: tuple[Path, str]) -> None:
+def test_a_stricter_gate_fails_it_without_training_again(image_folder: Path, whole: tuple[Path, str]) -> None:
     runs, _ = whole
-    code, out = finish(start(pictures, runs, "--thresholds.min-map-ratio", "9"))
+    code, out = finish(start(image_folder, runs, "--thresholds.min-map-ratio", "9"))
     assert code == 1, out
     assert "[student]" not in out
     assert not load_results(runs / "r" / "results.json").gate.passed
 
 
-def test_other_settings_in_the_same_folder_are_refused(pictures: Path, whole: tuple[Path, str]) -> None:
-    code, out = finish(start(pictures, whole[0], "--seed", "5"))
+def test_other_settings_in_the_same_folder_are_rejected(image_folder: Path, whole: tuple[Path, str]) -> None:
+    code, out = finish(start(image_folder, whole[0], "--seed", "5"))
     assert code == 2
     assert "seed" in out
     assert "--name" in out
     assert "Traceback" not in out
 
 
-def test_strict_refuses_the_broken_picture(pictures: Path, tmp_path: Path) -> None:
-    code, out = finish(start(pictures, tmp_path, "--strict"))
+def test_strict_rejects_the_broken_image(image_folder: Path, tmp_path: Path) -> None:
+    code, out = finish(start(image_folder, tmp_path, "--strict"))
     assert code == 2
     assert "broken.png" in out
     assert "Traceback" not in out
@@ -145,7 +168,7 @@ def kill_when(process: subprocess.Popen[str], log: Path, condition: Callable[[st
 
 
 def test_killed_in_every_stage_it_ends_with_the_same_student(
-    pictures: Path, whole: tuple[Path, str], tmp_path: Path
+    image_folder: Path, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "r" / "log.txt"
     moments: list[Callable[[str], bool]] = [
@@ -157,8 +180,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_student(
         lambda text: "[evaluate]" in text,
     ]
     for moment in moments:
-        kill_when(start(pictures, tmp_path), log, moment)
-    code, out = finish(start(pictures, tmp_path))
+        kill_when(start(image_folder, tmp_path), log, moment)
+    code, out = finish(start(image_folder, tmp_path))
     assert code == 0, out
     assert student_sha(tmp_path) == student_sha(whole[0])
     ours, theirs = (load_results(runs / "r" / "results.json") for runs in (tmp_path, whole[0]))
@@ -167,9 +190,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_student(
     assert [c.steps for c in ours.curves] == [c.steps for c in theirs.curves]
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(pictures: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_resumes(image_folder: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not inherit
-    process = start(pictures, tmp_path, preexec=heeding)
+    process = start(image_folder, tmp_path, preexec=heeding)
     while not metrics_has(tmp_path, "teacher")(""):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -177,18 +200,18 @@ def test_ctrl_c_leaves_a_run_that_resumes(pictures: Path, whole: tuple[Path, str
     assert code == 130
     assert "resumes" in out
     assert "Traceback" not in out
-    second, third = start(pictures, tmp_path), start(pictures, tmp_path)
+    second, third = start(image_folder, tmp_path), start(image_folder, tmp_path)
     codes = sorted([finish(second), finish(third)])
     assert [code for code, _ in codes] == [0, 2]  # two at once: one works, the other is refused
     assert "in this run folder" in codes[1][1] or "no other process holds" in codes[1][1]
     assert student_sha(tmp_path) == student_sha(whole[0])
 
 
-def test_a_disk_that_is_full_is_a_sentence_and_the_run_resumes(pictures: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_is_a_sentence_and_the_run_resumes(image_folder: Path, tmp_path: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))  # a checkpoint of the teacher needs 60 MB
 
-    code, out = finish(start(pictures, tmp_path, preexec=small_files))
+    code, out = finish(start(image_folder, tmp_path, preexec=small_files))
     assert code == 2, out
     assert "cannot be written" in out
     assert "resumes" in out
@@ -215,17 +238,19 @@ def test_help_answers_without_loading_torch() -> None:
         (("--teacher", "vit_t", "--teacher-img-size", "50"), "multiple of 16"),
     ],
 )
-def test_bad_input_is_exit_2_and_a_sentence(pictures: Path, tmp_path: Path, flags: tuple[str, str], says: str) -> None:
-    code, out = finish(start(pictures, tmp_path, *flags))
+def test_bad_input_is_exit_2_and_a_sentence(
+    image_folder: Path, tmp_path: Path, flags: tuple[str, str], says: str
+) -> None:
+    code, out = finish(start(image_folder, tmp_path, *flags))
     assert code == 2, out
     assert says in out
     assert "Traceback" not in out
 
 
-def test_two_processes_run_it_together(pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_run_it_together(image_folder: Path, tmp_path: Path) -> None:
     """Both train the same networks; the first alone exports, evaluates and writes."""
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
-    options = ["--data", str(pictures), "--output-dir", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
+    options = ["--data", str(image_folder), "--output-dir", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
                "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--formats", "onnx"]  # fmt: skip
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -238,11 +263,11 @@ def test_two_processes_run_it_together(pictures: Path, tmp_path: Path) -> None:
     assert len(points) == len({(point.stage, point.step) for point in points})
 
 
-def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], pictures: Path, tmp_path: Path) -> None:
+def test_8_bit_files_are_made_of_a_finished_run(whole: tuple[Path, str], image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "runs")
     before = student_sha(tmp_path / "runs")
     precisions = "fp32", "w8a32", "w8a8"
-    code, out = finish(start(pictures, tmp_path / "runs", "--formats", "onnx", "--precisions", *precisions))
+    code, out = finish(start(image_folder, tmp_path / "runs", "--formats", "onnx", "--precisions", *precisions))
     assert code in (0, 1), out  # so small a student may well lose more than the gate allows
     results = load_results(tmp_path / "runs" / "r" / "results.json")
     assert [(row.variant, row.status) for row in results.models] == [(f"onnx-{p}", "ran") for p in precisions]

@@ -1,4 +1,4 @@
-"""A few real pictures in a folder, and a whole road of learning over them."""
+"""A few real images in a folder, and a whole training on them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.distill.factories import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of twenty, and beside them a folder without labels."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     data = load("embedded", {32}, folder / "cache", DataConfig(seed=0))
     for label in (0, 1, 8, 9):
         for place, i in enumerate(data.query[data.labels[data.query] == label][: EACH + 5]):
@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
+def learn(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learn:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
 
@@ -53,7 +53,7 @@ def learn(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Le
             "student": "mobilenetv3_small",
             "teacher_img_size": SIZE,
             "student_img_size": SIZE,
-            "data": str(pictures / "labelled"),
+            "data": str(image_folder / "labelled"),
             "bits": BITS,
             "teacher_train": TEACHER,
             "student_train": STUDENT,

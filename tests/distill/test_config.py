@@ -51,7 +51,7 @@ def test_frozen() -> None:
         TrainConfig().bits = 32  # type: ignore[misc]
 
 
-def test_auto_follows_pictures_device_and_weights() -> None:
+def test_auto_follows_images_device_and_weights() -> None:
     small = resolve(TrainConfig(), VIT, CNN, image_size=28, gpu=False)
     large = resolve(TrainConfig(), CNN, CNN, image_size=600, gpu=False)
     gpu = resolve(TrainConfig(), CNN, CNN, image_size=600, gpu=True)
@@ -114,7 +114,7 @@ CENTERLESS = StudentTrainConfig(center_loss_weight=0)
         (TrainConfig(teacher_train=TeacherTrainConfig(finetune="linear_probe")), VIT, "finetune full"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_with_its_fix(asked: TrainConfig, start: BackboneInfo, fix: str) -> None:
+def test_what_cannot_be_learned_is_rejected_with_its_fix(asked: TrainConfig, start: BackboneInfo, fix: str) -> None:
     with pytest.raises(InputError, match=fix):
         resolve(asked, start, CNN, image_size=64, gpu=False)
 

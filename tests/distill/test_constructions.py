@@ -126,7 +126,7 @@ def test_nordstrom_robinson_and_its_kin() -> None:
         assert min_distance(hash_centers(classes, bits, construction="nordstrom_robinson")) >= least
 
 
-def test_half_of_each_bernoulli_word_is_minus_one() -> None:
+def test_half_of_each_bernoulli_center_is_minus_one() -> None:
     words = hash_centers(100, 64, construction="bernoulli")
     assert not words.sum(1, dtype=int).any()
     assert min_distance(words) >= 18  # CSQ: 20, or 18 for a faster search
@@ -168,7 +168,7 @@ def test_mdshc_scores_by_mean_minimum_and_variance() -> None:
     (257, 16, "nordstrom_robinson", "4096"), (9, 24, "nordstrom_robinson", "4096"), (80, 8, "bernoulli", "agree"),
     (250, 8, "csch", ".2 of the bits"), (2001, 16, "mdshc", "2000"),
 ])  # fmt: skip
-def test_refusals_name_the_fix(classes: int, bits: int, construction: str, says: str) -> None:
+def test_errors_name_the_fix(classes: int, bits: int, construction: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as error:
         hash_centers(classes, bits, construction=construction)
     assert any(word in error.value.fix for word in ("Add", "Use", "Choose"))

@@ -64,7 +64,7 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
         noise = 0.1 * torch.randn(len(rows), 3, 8, 8, generator=generator)
         return PIXELS[distributed.shard(rows)] + distributed.shard(noise), LABELS[rows]
 
-    def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         tick()
         images, y = batch
         gallery, query = run(images), ask(images)
@@ -84,7 +84,7 @@ def train(folder: Path, schedule: TrainSpec = SCHEDULE, tick: Callable[[], objec
         OptimizedModule("teacher", nets[0], 3e-3, 0.05),
         OptimizedModule("student", nets[1], 1e-3, 0.05),
     ]
-    fit(learners, Batches(40, prepare), objective, schedule, Checkpoint(folder / "cache", "pair", "key"), validate)
+    fit(learners, Batches(40, prepare), loss_fn, schedule, Checkpoint(folder / "cache", "pair", "key"), validate)
     return nets
 
 

@@ -62,7 +62,7 @@ def train(
 ) -> list[nn.Module]:
     """Fits `models` by one loss: each its own, and the second the first's answers too."""
 
-    def objective(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         tick()
         outs = [model(batch[0]) for model in models]
         loss = torch.stack([nn.functional.cross_entropy(out, batch[1]) for out in outs]).sum()
@@ -75,7 +75,7 @@ def train(
         OptimizedModule(f"n{i}", m, **{"lr": 0.01, "weight_decay": 0.05, **learner}) for i, m in enumerate(models)
     ]
     validate = validate or (lambda: chaotic(models[-1]))
-    fit(learners, Batches(40, prepare), objective, schedule, Checkpoint(folder / "cache", "teacher", key), validate)
+    fit(learners, Batches(40, prepare), loss_fn, schedule, Checkpoint(folder / "cache", "teacher", key), validate)
     return models
 
 
@@ -87,7 +87,7 @@ def lines(folder: Path) -> list[tuple[Any, ...]]:
     return [(p.stage, p.step, p.epoch, p.loss, p.accuracy, p.validation) for p in read_metrics(folder / "train.jsonl")]
 
 
-def test_it_learns_and_sees_every_picture_once_an_epoch(tmp_path: Path) -> None:
+def test_it_learns_and_sees_every_image_once_an_epoch(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -228,7 +228,7 @@ def test_patience_stops_and_takes_the_best_weights(tmp_path: Path) -> None:
     assert not same(model, trail[4])
 
 
-def test_patience_without_validation_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_patience_without_validation_is_rejected_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--validation-fraction"):
         train(
             [net()],
@@ -306,7 +306,7 @@ def test_an_error_in_preparation_comes_out_as_it_is(tmp_path: Path) -> None:
 
     def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if next(calls) == 3:
-            raise InputError("a picture", "noise", "Look again.")
+            raise InputError("an image", "noise", "Look again.")
         return noisy(rows, generator)
 
     with pytest.raises(InputError, match="Look again"):

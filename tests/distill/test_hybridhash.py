@@ -132,7 +132,7 @@ def test_the_command_says_which_sizes_fit() -> None:
     assert patch_size(small()) == 16
 
 
-def test_levels_look_inside_a_block_and_interactions_across() -> None:
+def test_levels_attend_inside_a_block_and_interactions_across() -> None:
     net, x = _shaken(small()), torch.randn(1, 16, 16, 16)
     other = x.clone()
     other[:, :, 0, 0] += torch.randn(16)

@@ -20,13 +20,13 @@ from tests.distill.factories import TEACHER, Learn
 
 
 def test_it_needs_neither_its_pretrained_weights_nor_its_working_directory(
-    learn: Learn, pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learn: Learn, image_folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path)
     shutil.copy(weights, tmp_path / weights.name)
-    data = os.path.relpath(pictures / "labelled")
+    data = os.path.relpath(image_folder / "labelled")
     probe = TEACHER.model_copy(update={"finetune": "linear_probe", "linear_probe_epochs": 2})
     context, models = learn("old", data=data, teacher_weights=Path(weights.name), teacher_train=probe)
     (tmp_path / weights.name).unlink()
@@ -42,7 +42,7 @@ def test_it_needs_neither_its_pretrained_weights_nor_its_working_directory(
     assert len(images) <= NUM_GOLDEN
     assert np.array_equal(codes, pack(logits))
 
-    reused, again = learn("new", reuse_gallery=Path("../old"), data=os.path.relpath(pictures / "labelled"))
+    reused, again = learn("new", reuse_gallery=Path("../old"), data=os.path.relpath(image_folder / "labelled"))
     assert again.space == models.space
     assert reused.config.reuse_gallery == tmp_path / "old"
     with load_run("../new") as run:

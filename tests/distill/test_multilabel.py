@@ -66,7 +66,7 @@ def test_no_turn_of_a_bit_makes_optimised_centers_better(seed: int) -> None:
         assert slow_surprise(turned, positive) >= least - 1e-6, (c, bit)
 
 
-def test_what_is_optimised_is_words_again_and_hangs_on_nothing_but_the_images() -> None:
+def test_what_is_optimised_is_centers_again_and_depends_on_nothing_but_the_images() -> None:
     positive, centers = sets_of(3, 200, 9), hash_centers(9, 32)
     before = centers.copy()
     found = optimise_centers(centers, positive)
@@ -104,7 +104,7 @@ def test_only_the_most_frequent_sets_vote() -> None:
 
 @pytest.mark.skipif("TWINHASH_DATA" not in os.environ, reason="TWINHASH_DATA is not set")
 @pytest.mark.parametrize(("bits", "least"), [(32, 0.99), (64, 0.998)])
-def test_the_words_of_real_images_find_those_that_share_a_class(bits: int, least: float, tmp_path: Path) -> None:
+def test_target_codes_of_real_images_find_those_that_share_a_class(bits: int, least: float, tmp_path: Path) -> None:
     images = data.load("ucmerced_multi", {32}, tmp_path, data.DataConfig(seed=0))
     train, query, rest = (images.labels[part] for part in (images.train, images.query, images.gallery))
     separated = hash_centers(train.shape[1], bits)

@@ -1,4 +1,4 @@
-"""Every way of learning that the command offers, on a few real pictures."""
+"""Every way of learning that the command offers, on a few real images."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def test_stored_codes_need_stored_views(learn: Learn, tmp_path: Path) -> None:
         learn("new", reuse_gallery=tmp_path / "old", student_train=STUDENT.model_copy(update={"cached_views": 0}))
 
 
-def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tmp_path: Path) -> None:
+def test_a_gallery_of_other_images_is_rejected(learn: Learn, image_folder: Path, tmp_path: Path) -> None:
     learn("old")
-    shutil.copytree(pictures / "labelled", tmp_path / "fewer")
+    shutil.copytree(image_folder / "labelled", tmp_path / "fewer")
     next((tmp_path / "fewer").rglob("*.png")).unlink()
     with pytest.raises(InputError, match="the images of the gallery"):
         learn("new", reuse_gallery=tmp_path / "old", data=str(tmp_path / "fewer"))
@@ -112,7 +112,7 @@ def test_a_gallery_of_other_pictures_is_refused(learn: Learn, pictures: Path, tm
         learn("newest", reuse_gallery=tmp_path / "nowhere")
 
 
-def test_a_gallery_whose_teacher_was_exchanged_is_refused(learn: Learn, tmp_path: Path) -> None:
+def test_a_gallery_whose_teacher_was_exchanged_is_rejected(learn: Learn, tmp_path: Path) -> None:
     learn("old")
     learn("other", seed=1)
     shutil.copy(tmp_path / "other" / "teacher.safetensors", tmp_path / "old" / "teacher.safetensors")
@@ -137,8 +137,8 @@ def test_quick_trains_the_head_alone_and_head_first_goes_on_from_it(learn: Learn
     assert next(p.stage for p in read_metrics(context.run_dir.folder / "train.jsonl")) == "head"
 
 
-def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pictures: Path) -> None:
-    loose = (str(pictures / "loose"),)
+def test_unlabeled_images_enter_with_the_instance_term_alone(learn: Learn, image_folder: Path) -> None:
+    loose = (str(image_folder / "loose"),)
     context, with_them = learn("with", unlabeled_data=loose)
     assert len(context.data.unlabeled) == 20
     index, spare = student_indices(context, with_them.teacher, True)
@@ -152,14 +152,16 @@ def test_unlabelled_pictures_enter_with_the_instance_term_alone(learn: Learn, pi
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
 
 
-def test_the_pictures_without_labels_are_bounded(learn: Learn, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context, models = learn(unlabeled_data=(str(pictures / "loose"),))
+def test_the_images_without_labels_are_bounded(
+    learn: Learn, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, models = learn(unlabeled_data=(str(image_folder / "loose"),))
     monkeypatch.setattr(train_student, "MAX_UNLABELED", 0)
     assert len(student_indices(context, models.teacher, True)[0]) == len(context.data.train)
 
 
-def test_the_teacher_never_looks_twice_at_a_whole_picture(learn: Learn, pictures: Path) -> None:
-    context, models = learn(unlabeled_data=(str(pictures / "loose"),))
+def test_the_teacher_never_runs_twice_on_a_whole_image(learn: Learn, image_folder: Path) -> None:
+    context, models = learn(unlabeled_data=(str(image_folder / "loose"),))
     looked_at = np.load(context.run_dir.cache / "view-0" / "00000.npy")
     assert len(looked_at) == len(context.data.unlabeled)  # the others are in the gallery
     index, _ = student_indices(context, models.teacher, True)
@@ -219,7 +221,7 @@ def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> 
     assert len([p for p in points if p.validation is not None]) < 12
 
 
-def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:
+def test_images_to_quantize_by_are_no_queries(learn: Learn) -> None:
     context, _ = learn()
     pixels = context.data.pixels[SIZE]
     seen, held = calibration_images(context)
@@ -230,16 +232,16 @@ def test_pictures_to_quantize_by_are_no_queries(learn: Learn) -> None:
     assert len(seen) == len(held) + 1  # both are of train, for want of others
 
 
-def test_centers_of_pictures_with_several_classes_are_elected_unless_named(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_centers_of_images_with_several_classes_are_optimised_unless_named(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
     rows = ["path,labels"]
-    for i, path in enumerate(sorted((pictures / "labelled").rglob("*.png"))):
+    for i, path in enumerate(sorted((image_folder / "labelled").rglob("*.png"))):
         more = [";in a shop"] if i % 3 else [";in a shop;on sale", ";on sale"]  # beside what it is
-        rows.append(f"{path.relative_to(pictures)},{path.parent.name}{more[i % 2 * (len(more) - 1)]}")
-    listing = pictures / "several.csv"
+        rows.append(f"{path.relative_to(image_folder)},{path.parent.name}{more[i % 2 * (len(more) - 1)]}")
+    listing = image_folder / "several.csv"
     listing.write_text("\n".join(rows) + "\n")
     learning = TrainConfig(data=str(listing), teacher="resnet10t", student="resnet10t", bits=BITS,
                         teacher_img_size=SIZE, student_img_size=SIZE)  # fmt: skip

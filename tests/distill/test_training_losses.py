@@ -1,4 +1,4 @@
-"""Teachers and students of every kind of method, learned for real on a few pictures."""
+"""Teachers and students of every kind of method, learned for real on a few images."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def logits(context: RunContext, models: TrainedModels, index: np.ndarray) -> np.
     return forward_logits(models.teacher)(context.image_loader("teacher").load(index)).detach().numpy()
 
 
-@pytest.mark.parametrize("objective", ["csq", "dsh", "dhd"])
-def test_the_gallery_is_the_teachers_own_codes(learn: Learn, objective: str) -> None:
-    context, models = learn(loss=objective)
+@pytest.mark.parametrize("loss", ["csq", "dsh", "dhd"])
+def test_the_gallery_is_the_teachers_own_codes(learn: Learn, loss: str) -> None:
+    context, models = learn(loss=loss)
     said = logits(context, models, context.data.gallery)
     sure = np.abs(said) > 1e-4
     assert (unpack(models.gallery.codes) == (said > 0))[sure].all()
@@ -85,14 +85,14 @@ def test_neighbours_against_loops(learn: Learn) -> None:
     assert data.nearest_neighbor_accuracy(logits, index).item() == pytest.approx(right / 20)
 
 
-@pytest.mark.parametrize("objective", ["csch", "dsh", "adsh", "dhd", "sadh"])
+@pytest.mark.parametrize("loss", ["csch", "dsh", "adsh", "dhd", "sadh"])
 def test_a_teacher_that_was_killed_goes_on_bit_for_bit(
-    learn: Learn, objective: str, monkeypatch: pytest.MonkeyPatch
+    learn: Learn, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer, options = replace_epochs(2), {"width": 64.0} if objective == "sadh" else {}
-    words = {"loss": objective, "loss_args": options, "teacher_train": longer}
+    longer, options = replace_epochs(2), {"width": 64.0} if loss == "sadh" else {}
+    words = {"loss": loss, "loss_args": options, "teacher_train": longer}
     whole, _ = learn("whole", **words)
-    calls, method = [0], LOSSES.find(objective)
+    calls, method = [0], LOSSES.find(loss)
     forward = method.forward
 
     def dies(self: object, seen: object) -> object:
@@ -116,7 +116,7 @@ def test_a_student_is_distilled_by_any_distiller(learn: Learn, distiller: str) -
     assert models.student(context.image_loader("student").load(context.data.query[:3])).shape == (3, BITS)
 
 
-def test_methods_that_are_none_and_options_that_fit_nothing_are_refused(learn: Learn) -> None:
+def test_methods_that_are_none_and_options_that_fit_nothing_are_rejected(learn: Learn) -> None:
     with pytest.raises(InputError, match="Did you mean csch"):
         learn("a", loss="cshc")
     with pytest.raises(InputError, match="Did you mean d3still"):

@@ -68,19 +68,19 @@ def test_a_view_with_strides_is_packed_like_its_copy() -> None:
 
 
 @pytest.mark.parametrize("bits", [0, -8, 1, 7, 12, 63])
-def test_code_lengths_that_fill_no_whole_bytes_are_refused(bits: int) -> None:
+def test_code_lengths_that_fill_no_whole_bytes_are_rejected(bits: int) -> None:
     with pytest.raises(InputError, match="whole bytes"):
         check_bits(bits)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(12), np.zeros((3, 7)), np.float32(1.0)])
-def test_logits_of_a_wrong_length_are_refused(wrong: np.ndarray) -> None:
+def test_logits_of_a_wrong_length_are_rejected(wrong: np.ndarray) -> None:
     with pytest.raises(InputError):
         pack(wrong)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 8), np.int8), np.zeros((2, 64)), np.zeros((2, 8), bool)])
-def test_unpacked_codes_are_refused(wrong: np.ndarray) -> None:
+def test_unpacked_codes_are_rejected(wrong: np.ndarray) -> None:
     good = np.zeros((2, 8), np.uint8)
     for call in (lambda: hamming(wrong, good), lambda: hamming(good, wrong), lambda: unpack(wrong)):
         with pytest.raises(InputError, match="packed uint8"):
@@ -88,11 +88,11 @@ def test_unpacked_codes_are_refused(wrong: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("other", [7, 9, 16])
-def test_codes_of_two_lengths_are_refused(other: int) -> None:
+def test_codes_of_two_lengths_are_rejected(other: int) -> None:
     with pytest.raises(InputError, match="one length"):
         hamming(np.zeros((2, 8), np.uint8), np.zeros((2, other), np.uint8))
 
 
-def test_one_code_alone_is_refused_with_the_way_out() -> None:
+def test_one_code_alone_is_rejected_with_the_way_out() -> None:
     with pytest.raises(InputError, match="None"):
         hamming(np.zeros(8, np.uint8), np.zeros((2, 8), np.uint8))

@@ -119,6 +119,6 @@ def test_an_incompatible_space_says_which_side_is_stale() -> None:
             space_of().check_compatible(nothing, "the gallery", "student.onnx")
 
 
-def test_a_length_without_whole_bytes_is_refused() -> None:
+def test_a_length_without_whole_bytes_is_rejected() -> None:
     with pytest.raises(InputError):
         space_of(bits=12)

@@ -53,7 +53,7 @@ def test_equals_a_loop_over_pairs(seed: int, queries: int, items: int, width: in
 @pytest.mark.parametrize("multi", [False, True])
 @pytest.mark.parametrize("width", [8, 16])
 @pytest.mark.parametrize("road", ["blocks", "rows", "both", "float", "one thread"])
-def test_every_road_gives_the_same_counts(road: str, width: int, multi: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_gives_the_same_counts(road: str, width: int, multi: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     q, ql = some(rng, 41, width, 5, multi)
     g, gl = some(rng, 67, width, 5, multi)
@@ -134,6 +134,6 @@ CODES, INTS, HOT = np.zeros((4, 8), np.uint8), np.zeros(4, int), np.ones((4, 3),
     ((CODES, CODES, INTS.astype(float), INTS), "query labels"),
     ((CODES, CODES, INTS, HOT.astype(int)), "gallery labels"),
 ], ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
-def test_what_does_not_fit_is_refused(arguments: tuple[Any, ...], word: str) -> None:
+def test_what_does_not_fit_is_rejected(arguments: tuple[Any, ...], word: str) -> None:
     with pytest.raises(InputError, match=word):
         count_by_distance(*arguments)

@@ -181,13 +181,13 @@ def test_a_memory_map_is_read_a_batch_at_a_time(tmp_path: Path) -> None:
     lambda b: np.zeros((len(b) + 1, 8)), lambda b: np.zeros(len(b)), lambda b: np.full((len(b), 8), np.nan),
     lambda b: np.full((len(b), 8), np.inf),
 ], ids=["too many", "flat", "nan", "inf"])  # fmt: skip
-def test_logits_of_a_wrong_shape_or_not_finite_are_refused(tmp_path: Path, wrong: Callable[[Any], Any]) -> None:
+def test_logits_of_a_wrong_shape_or_not_finite_are_rejected(tmp_path: Path, wrong: Callable[[Any], Any]) -> None:
     with pytest.raises(InputError, match="finite logits"):
         run(tmp_path, wrong)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("change", [{"pixels": PIXELS[:0]}, {"batch_size": 0}, {"shard_size": 0}])
-def test_nothing_to_do_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_nothing_to_do_is_rejected(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         run(tmp_path, Encoder(), **change)

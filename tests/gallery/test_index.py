@@ -163,7 +163,7 @@ def rewrite(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 
 @pytest.mark.parametrize("lost", [[SPACE_KEY], [SUMS_KEY], [SPACE_KEY, SUMS_KEY]], ids=str)
-def test_a_table_without_a_code_space_is_refused(tmp_path: Path, lost: list[bytes]) -> None:
+def test_a_table_without_a_code_space_is_rejected(tmp_path: Path, lost: list[bytes]) -> None:
     create_gallery(tmp_path / "g", space_of(), *items(20))
     rewrite(tmp_path / "g", lambda rows: rows.replace_schema_metadata(
         {key: value for key, value in rows.schema.metadata.items() if key not in lost}))  # fmt: skip
@@ -230,7 +230,7 @@ CODES, LABELS, NAMES = items(4)
     (CODES, LABELS[:3], NAMES), (CODES, LABELS, NAMES[:3]), (CODES[:0], LABELS[:0], []), (CODES[:, :1], LABELS, NAMES),
     (CODES.astype(np.int8), LABELS, NAMES), (CODES, LABELS.astype(float), NAMES), (CODES, LABELS[:, None], NAMES),
 ])  # fmt: skip
-def test_rows_that_do_not_fit_together_are_refused(tmp_path: Path, rows: tuple[Any, ...]) -> None:
+def test_rows_that_do_not_fit_together_are_rejected(tmp_path: Path, rows: tuple[Any, ...]) -> None:
     with pytest.raises(InputError):
         create_gallery(tmp_path / "g", space_of(), *rows)
     assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ def test_perfect_and_worst_rankings() -> None:
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
-def test_a_cut_below_one_is_refused(top_k: int) -> None:
+def test_a_cut_below_one_is_rejected(top_k: int) -> None:
     with pytest.raises(InputError, match="top_k"):
         mean_average_precision(*clustered(6, 2, 5), top_k)
 
@@ -186,7 +186,7 @@ def test_precision_within_a_radius(radius: int) -> None:
     assert score.radius == radius
 
 
-def test_a_negative_radius_is_refused() -> None:
+def test_a_negative_radius_is_rejected() -> None:
     with pytest.raises(InputError, match="radius"):
         precision_within_radius(*clustered(6, 2, 5), radius=-1)
 

@@ -109,7 +109,7 @@ UNMEASURED = {"map": None, "map_drop": None, "bit_flip_rate": None, "predicted_b
 
 
 def test_what_was_not_measured_is_not_judged_but_something_must_be() -> None:
-    """A phone's latency tells nothing of codes: beside rows that do it passes, alone it proves nothing."""
+    """A phone's latency tells nothing of codes: beside rows that do it passes, alone it says nothing."""
     latency = ran("litert-fp32", device="pixel", p90_ms=3.0, **UNMEASURED)
     assert check([ran(), latency], THRESHOLDS).passed
     assert check([ran(map=None, map_drop=None)], THRESHOLDS).passed, "golden images have no labels"
@@ -129,7 +129,7 @@ def test_an_fp32_file_that_disagrees_with_the_host_fails_wherever_it_ran(device:
     assert check([ran(), rounded], THRESHOLDS).passed, "rounding may differ: its flips are bounded by the rate"
 
 
-def test_the_limits_of_codes_hold_on_every_device() -> None:
+def test_thresholds_of_codes_hold_on_every_device() -> None:
     gate = check([ran(), ran(device="browser-wasm-2t", bit_flip_rate=0.4)], THRESHOLDS)
     assert [sentence.split(":")[0] for sentence in gate.failures] == ["browser-wasm-2t onnx-fp32"]
 

@@ -199,7 +199,7 @@ def test_a_run_is_an_evaluation_on_one_device(tmp_path: Path) -> None:
     assert "with most bit flips" not in run
 
 
-def test_random_weights_are_the_first_words(tmp_path: Path) -> None:
+def test_random_weights_are_said_first(tmp_path: Path) -> None:
     run = results()
     assert render(run, tmp_path).body.startswith("⚠ Teacher and student start from RANDOM weights")
     assert printed(run).startswith("WARNING: Teacher and student start from RANDOM weights")

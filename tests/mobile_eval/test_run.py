@@ -135,7 +135,7 @@ def test_golden_codes_that_are_not_those_of_the_logits_are_errors(good: Good, ca
     assert list((bundle.parent).iterdir()) == [bundle]
 
 
-def test_limits_of_the_run_hold_unless_others_are_given(run: Path, call: Call, tmp_path: Path) -> None:
+def test_thresholds_of_the_run_hold_unless_others_are_given(run: Path, call: Call, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "runs" / "r"))
     shutil.copytree(run.parent / "cache", tmp_path / "runs" / "cache")
     config = yaml.safe_load((other / "config.yaml").read_text())

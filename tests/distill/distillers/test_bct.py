@@ -51,7 +51,7 @@ def test_the_teacher_and_rows_without_labels_are_not_looked_at() -> None:
 
 
 def test_learns_the_bits_of_the_centers() -> None:
-    """The teacher's signs are those of the centers for a teacher that has learned its own objective.
+    """The teacher's signs are those of the centers for a teacher that has learned its own loss.
 
     Eight centers differ in every bit; where all centers agree the softmax does not tell.
     """

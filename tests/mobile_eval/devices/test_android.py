@@ -227,7 +227,7 @@ def test_nothing_connected_is_said(bridge: Path, monkeypatch: pytest.MonkeyPatch
         ("recovery", "Start Android on it"),
     ],
 )
-def test_a_device_that_is_not_ready_is_refused_with_the_way_out(state: str, fix: str) -> None:
+def test_a_device_that_is_not_ready_is_rejected_with_the_way_out(state: str, fix: str) -> None:
     listed = f"List of devices attached\nA1\tdevice\nB2\t{state}\n\n"
     assert choose(listed, "A1") == "A1"
     with pytest.raises(MissingBackend, match=fix):

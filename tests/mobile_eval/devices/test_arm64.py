@@ -121,7 +121,7 @@ def test_a_killed_emulator_costs_only_its_file(userland: Path, handset: Handset)
         assert device.run(handset.files["litert-fp32"]).figures["instructions"] > 10**6
 
 
-def test_a_damaged_file_is_refused_with_the_engines_words(userland: Path, handset: Handset) -> None:
+def test_a_damaged_file_is_rejected_with_the_engines_words(userland: Path, handset: Handset) -> None:
     with Arm64("cortex-a53", userland) as device:
         device.push([], handset.images[:1])
         junk = device.folder / "junk.tflite"

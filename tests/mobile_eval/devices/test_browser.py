@@ -176,7 +176,7 @@ def test_webgpu_runs_on_a_software_adapter_that_is_called_one(engines: Path, fil
     assert refused == ("" if adapter and not adapter["software"] else "a WebGPU adapter")
 
 
-def test_a_damaged_file_is_refused_with_the_engines_words_and_the_next_one_runs(
+def test_a_damaged_file_is_rejected_with_the_engines_words_and_the_next_one_runs(
     chromium: Browser, files: dict[str, ExportedModel], tmp_path: Path
 ) -> None:
     for form, words in (("onnx-fp32", "protobuf parsing failed"), ("litert-fp32", "Failed to load model")):
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_refused_with_the_engines_words_and_the_next_one_runs(
     assert chromium.run(files["litert-fp32"]).codes.shape == (len(IMAGES), BITS // 8)
 
 
-def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
+def test_what_cannot_be_run_is_rejected_before_the_browser_is_asked(
     chromium: Browser, files: dict[str, ExportedModel]
 ) -> None:
     with pytest.raises(MissingBackend, match="in a browser"):
@@ -205,7 +205,7 @@ def test_what_cannot_be_run_is_refused_before_the_browser_is_asked(
 
 
 @pytest.mark.parametrize("change", [("rows.push(", "if (start) rows.push("), ("[codes, logits].map", "[codes].map")])
-def test_answers_of_another_shape_are_refused(
+def test_answers_of_another_shape_are_rejected(
     change: tuple[str, str], chromium: Browser, files: dict[str, ExportedModel]
 ) -> None:
     with altered_page(chromium, *change), pytest.raises(CorruptFile, match="codes of 2 bytes"):

@@ -132,7 +132,7 @@ def test_a_worker_that_does_not_end_is_ended(host: Host, handset: Handset) -> No
         (np.zeros((6, 8), np.uint8), None, "the worker's report"),
     ],
 )
-def test_answers_that_are_none_are_refused(
+def test_answers_that_are_none_are_rejected(
     handset: Handset, tmp_path: Path, codes: np.ndarray | None, report: dict[str, str] | None, reason: str
 ) -> None:
     if codes is not None:
