@@ -65,6 +65,7 @@ class LossBenchmark(Benchmark):
 
     name: str = "losses"
     data: tuple[str, ...] = ("ucmerced", "ucmerced_multi")
+    """Data sets, as for --data of distill/run.py."""
     bits: tuple[Literal[16, 24, 32, 48, 64, 128], ...] = (32, 64)
     losses: tuple[str, ...] = LOSSES.names()
     """Names of files in distill/losses."""
@@ -74,9 +75,9 @@ class LossBenchmark(Benchmark):
     size: int = 96
     """Input size, pixels."""
     linear_probe_epochs: int = 30
-    """Of the linear probe, on cached features."""
+    """Epochs of the linear probe, on cached features."""
     epochs: int = 4
-    """Of all layers, after the linear probe."""
+    """Epochs of all layers, after the linear probe."""
 
     def trials(self) -> Iterator[LossTrial]:
         """Yield the trials, each at the learning rate of the best validation mAP at seed 0 and the longest code."""

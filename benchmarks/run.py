@@ -1,15 +1,4 @@
-"""Run a benchmark and write its results to benchmarks/results; rerun the same command to resume.
-
-python benchmarks/run.py csch                # CSCH as released against this implementation
-python benchmarks/run.py teacher-finetuning  # fine-tuning modes and learning rates of the teacher
-python benchmarks/run.py csch-ablation       # terms of the student's loss
-python benchmarks/run.py unseen-classes      # classes without labels
-python benchmarks/run.py distillers          # what a student is distilled by
-python benchmarks/run.py losses              # what a teacher is trained by
-python benchmarks/run.py multilabel-centers  # hash centers for multi-label data
-python benchmarks/run.py export              # every exported model: size, bit flips, mAP, latency, memory
-python benchmarks/run.py metric              # speed, memory and exactness of mAP
-"""
+"""Run a benchmark and write its results to benchmarks/results; rerun the same command to resume."""
 
 import os
 import sys

@@ -76,7 +76,7 @@ class Sweep(Benchmark):
     size: int = 96
     """Input size of both networks, pixels."""
     epochs: int = 8
-    """Of the teacher, of the student, and of both at once."""
+    """Epochs of the teacher, of the student, and of both at once."""
 
     def trials(self) -> Iterator[SweepTrial]:
         """Yield the trials by seed, bits, data and row, and with each the base row whose teacher it shares."""

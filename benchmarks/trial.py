@@ -40,7 +40,7 @@ class Benchmark(StrictModel):
     """Trials and the files they are written to."""
 
     name: str
-    """Of the files in benchmarks/results."""
+    """Name of the files in benchmarks/results."""
     runs: Path = Path("runs/bench")
     """Run folders of the trials, and decoded images; finished trials are read."""
 

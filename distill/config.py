@@ -40,6 +40,7 @@ class OptimizerConfig(StrictModel):
     lr: AutoFloat = "auto"
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(0.05, ge=0)
+    """Weight decay of AdamW; none for biases and norms."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     """Share of the steps in which the rate rises."""
     clip_grad: float = Field(1.0, gt=0)
@@ -60,6 +61,7 @@ class TeacherTrainConfig(OptimizerConfig):
     linear_probe_epochs: int = Field(30, ge=1)
     """Passes over the cached features."""
     linear_probe_lr: float = Field(3e-3, gt=0)
+    """Peak learning rate of the linear probe."""
 
 
 class StudentTrainConfig(OptimizerConfig):
@@ -70,8 +72,7 @@ class StudentTrainConfig(OptimizerConfig):
     center_loss_weight: float = Field(1.0, ge=0)
     """Weight of the central similarity loss: toward the hash center of the image's class."""
     unlabeled_ratio: AutoFloat = "auto"
-    """Share of a batch taken from unlabeled images: the rest of the gallery and --unlabeled-data; "auto": twice their
-    share of all images, at most half."""
+    """Share of a batch that is unlabeled gallery images and --unlabeled-data; auto: twice their share, at most half."""
 
 
 class TrainConfig(StrictModel):
@@ -100,12 +101,9 @@ class TrainConfig(StrictModel):
     distiller_args: dict[str, MethodArg] = {}
     """Options of the distiller, by name, e.g. instance-weight 20."""
     hash_centers: Construction = "auto"
-    """Construction of the hash centers; auto takes the one with the largest minimum distance, or the loss's own.
-
-    For csch and images of several classes, auto then optimises them for majority-vote targets.
-    """
+    """Construction of the hash centers; auto: the loss's own, or the largest minimum distance."""
     center_assignment: Assignment | Literal["auto"] = "auto"
-    """Which center goes to which class."""
+    """Which center goes to which class: in order (none), or by class similarity, linearly or over all pairs."""
     reuse_gallery: Path | None = None
     """An earlier run whose gallery is kept: a new student for it; without teacher.safetensors from its codes alone."""
     distillation: Literal["offline", "online"] = "offline"
@@ -125,13 +123,13 @@ class TrainConfig(StrictModel):
     teacher_train: TeacherTrainConfig = TeacherTrainConfig()
     student_train: StudentTrainConfig = StudentTrainConfig()
     seed: int = Field(0, ge=0)
+    """Seed of splits, hash centers, crops and initial weights; the same seed gives the same networks."""
     strict: bool = False
     """An image that cannot be read, or a file that cannot run here, is fatal."""
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
     """onnx, litert, coreml, coreai."""
     precisions: tuple[str, ...] = ()
-    """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6: each in the formats that have it; by default fp32, fp16
-    and w8a32, Core ML without fp32."""
+    """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6; default: the first three (Core ML: without fp32)."""
     dynamic_image_size: bool = False
     """ONNX models take images of any size and resize them themselves."""
     thresholds: Thresholds = Thresholds()

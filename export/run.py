@@ -44,8 +44,7 @@ class ExportCommand(StrictModel):
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
     """onnx, litert, coreml, coreai."""
     precisions: tuple[str, ...] = ()
-    """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6: each in the formats that have it; by default those of a
-    run: fp32, fp16 and w8a32, Core ML without fp32."""
+    """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6; default: the first three (Core ML: without fp32)."""
     out: Path | None = None
     """Folder of the new bundle; by default RUN/export."""
     dynamic_image_size: bool = False
@@ -53,17 +52,17 @@ class ExportCommand(StrictModel):
     student_weights: Path | None = None
     """A network of your own, safetensors: a student of a run, or timm's with as many outputs as the code has bits."""
     student: str | None = None
-    """Its timm name, or a short one; a run's student knows its own."""
+    """timm name, or a short one, of --student-weights; a run's student knows its own."""
     img_size: int | None = None
-    """The side of its square input, pixels; likewise."""
+    """Side of its square input, pixels; a run's student knows its own."""
     code_space: Path | None = None
     """The folder with codespace.json and centers.npy that its codes belong to: a run, a bundle."""
     images: Path | None = None
     """A folder of images like the app's queries: golden inputs, and calibration of the 8-bit layers."""
     mean: tuple[float, float, float] | None = None
-    """What its input is normalised by, on pixels scaled to 0..1; by default as timm has it for that name."""
+    """Mean of its input normalisation, for pixels in 0..1; by default timm's for that name."""
     std: tuple[float, float, float] | None = None
-    """Likewise."""
+    """Standard deviation of its input normalisation; by default timm's for that name."""
 
 
 class VerifyCommand(StrictModel):
@@ -76,7 +75,7 @@ class VerifyCommand(StrictModel):
     """
 
     bundle: tyro.conf.Positional[Path]
-    """Its folder."""
+    """Folder of the bundle."""
     strict: bool = False
     """A file that cannot be run here is an error (exit code 2)."""
 

@@ -137,9 +137,9 @@ class Threshold(Record):
     """The most a model may lose against the float student."""
 
     max_map_drop: float = Field(ge=0)
-    """mAP points, 0..1."""
+    """Largest loss of mAP, 0..1."""
     max_bit_flip_rate: float = Field(ge=0, le=1)
-    """Share of its bits that may differ, 0..1."""
+    """Largest share of bits that differ from the float student's, 0..1."""
 
 
 class Thresholds(Record):

@@ -61,13 +61,13 @@ class EvaluateCommand(StrictModel):
     """
 
     bundle: tyro.conf.Positional[Path]
-    """Its folder."""
+    """Folder of the bundle."""
     run: Path | None = None
     """The run of its student, for queries and labels; by default the folder it lies in, if that is one."""
     gallery: str | None = None
     """The gallery to search, a folder or LanceDB address; by default the run's."""
     device: tuple[str, ...] = ("host",)
-    """Where to run the models."""
+    """Devices, by the names above."""
     num_queries: int = Field(32, ge=1)
     """Queries on devices other than the host, which takes all; evenly spaced."""
     num_runs: int = Field(200, ge=1)
@@ -91,9 +91,9 @@ class ImportCommand(StrictModel):
     model: str = ""
     """The bundle's file that was measured, if the report does not name it."""
     device: str = ""
-    """The name of the device."""
+    """Name of the device, if the report does not give it."""
     strict: bool = False
-    """As for `evaluate`."""
+    """Exit code 2 if something could not be checked."""
 
 
 @dataclass(frozen=True, eq=False)
