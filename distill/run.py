@@ -114,6 +114,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
     from gallery.codes import pack
     from mobile_eval.compare import FloatReference
     from mobile_eval.devices.host import Host
+    from mobile_eval.devices.subprocess_device import WorkerFailed
     from mobile_eval.evaluate import evaluate_on
     from mobile_eval.retrieval_grid import retrieval_grid, spread
     from mobile_eval.retrieval_pairs import retrieval_pairs
@@ -136,6 +137,8 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
                 lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
             build_results(context, models, scores, rows, examples).save(path)
+        if any(row.reason.startswith(WorkerFailed.__name__) for row in rows):
+            run_dir.invalidate("evaluate")  # killed or too slow, which says nothing about the model: try it again
     return results.load_run(path)
 
 

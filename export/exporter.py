@@ -1,6 +1,5 @@
 """Export one student: every variant of format and precision, then a bundle of them."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from gallery.codes import Codes
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.console import log, track
 from gallery.errors import InputError
-from gallery.files import PARTIAL
+from gallery.files import PARTIAL, partial_prefix, remove_partial
 
 
 class ExportFormat(Protocol):
@@ -75,10 +74,8 @@ def export_bundle(
     """
     quantized = prepare_quantized(request, variants)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}."
-    for left_by_a_kill in folder.parent.glob(f"{prefix}*{PARTIAL}"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    with tempfile.TemporaryDirectory(suffix=PARTIAL, prefix=prefix, dir=folder.parent) as work:  # on the same disk
+    remove_partial(folder.parent, folder.name)
+    with tempfile.TemporaryDirectory(PARTIAL, partial_prefix(folder), folder.parent) as work:  # on the same disk
         exported = export_all(request, variants, Path(work), quantized)
         manifest = write_bundle(folder, exported, request.space, request.centers, Golden(*request.golden))
     return manifest, quantized.record() if quantized else None

@@ -81,7 +81,8 @@ class CodeSpace:
         try:
             space = TypeAdapter(cls).validate_python({k: v for k, v in record.items() if k != "id"})
         except (ValidationError, AttributeError, InputError) as error:
-            found = f"a damaged one ({error})"
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            found = f"a damaged one ({problem})"
             raise CorruptFile("a complete code space", found, "Restore it from its run.") from error
         if record.get("id") != space.id:
             raise CorruptFile(f"code space id {space.id}", str(record.get("id")), "The file was edited: restore it.")

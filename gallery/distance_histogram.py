@@ -43,10 +43,8 @@ def count_by_distance(
     check_labelled("query", query_codes, query_labels)
     check_labelled("gallery", gallery_codes, gallery_labels)
     if query_codes.shape[1] != gallery_codes.shape[1] or query_labels.shape[1:] != gallery_labels.shape[1:]:
-        codes, labels = (
-            f"{query_codes.shape} and {gallery_codes.shape}",
-            f"{query_labels.shape} and {gallery_labels.shape}",
-        )
+        codes = f"{query_codes.shape} and {gallery_codes.shape}"
+        labels = f"{query_labels.shape} and {gallery_labels.shape}"
         expected = "queries and gallery with codes of one length and the same kind of labels"
         raise InputError(expected, f"codes {codes}, labels {labels}", "Compare within one code space.")
     queries = _Queries.of(query_codes, query_labels)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+    beside = Path(tempfile.mkdtemp(prefix=partial_prefix(path), suffix=PARTIAL, dir=path.parent))
     try:
         draft = beside / path.name
         yield draft
@@ -43,10 +44,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed processes left unfinished below `folder`; call it under the folder's lock."""
-    for beside in list(folder.rglob(f".*{PARTIAL}")):
-        shutil.rmtree(beside, ignore_errors=True)
+def partial_prefix(path: Path) -> str:
+    """Return how the name of a temporary folder for `path` begins: with its name and this process's id."""
+    return f".{path.name}.{os.getpid()}."
+
+
+def remove_partial(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left unfinished below `folder`, or of the entry `name` in it alone."""
+    for beside in list(folder.glob(f".*{PARTIAL}") if name else folder.rglob(f".*{PARTIAL}")):
+        made_by = re.fullmatch(rf"\.(.+)\.(\d+)\.\w+{re.escape(PARTIAL)}", beside.name)
+        if made_by and name in ("", made_by[1]) and not _is_alive(int(made_by[2])):
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _replace(draft: Path, path: Path, aside: Path) -> None:

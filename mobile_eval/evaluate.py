@@ -1,12 +1,13 @@
 """Run every exported model on every device: a row for each device and model, whatever happens there."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from export.artifact import ExportedModel, ExportFailure
 from gallery.codes import pack
-from gallery.console import log
+from gallery.console import log, track
 from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost, InputError
 from gallery.results import ModelResult
 from mobile_eval.compare import NO_ENGINE, FloatReference, compare_to_float, compare_to_host
@@ -68,19 +69,21 @@ def evaluate_on(
 
     A device that is missing or lost leaves rows with the reason; a model that fails leaves one.
     host: results of the same models there, on all queries
-    Raises only `CodeSpaceMismatch`: codes of another code space must not be compared.
+    Raises only `CodeSpaceMismatch`, for codes that must not be compared, and `OSError` of a full disk.
     """
     results = DeviceResults(device.name, reference, [], {})
     models = [model for model in models if model.variant.partition("-")[0] in device.formats]
     try:
         with device:
             device.push([model for model in models if isinstance(model, ExportedModel)], reference.pixels)
-            for model in models:
+            for model in track(models, f"evaluating on {device.name}", len(models)):
                 results.rows.append(_evaluate_model(device, model, results, host))
                 log.info("  %s", format_row(results.rows[-1]))
     except CodeSpaceMismatch:
         raise
-    except Exception as error:  # noqa: BLE001 - no device may cost the others their rows
+    except Exception as error:  # no device may cost the others their rows
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         log.warning("  %s: %s", device.name, error)
         results.rows.extend(_row(device, model, "skipped", error) for model in models[len(results.rows) :])
     return results

@@ -213,12 +213,9 @@ class _Mac(_Part):
 
 
 REPORTS: dict[str, type[_LiteRt | _BenchmarkResult | _AiHub | _Mac]] = {
-    "run_on_mac": _Mac,
-    "execution_summary": _AiHub,
-    "latency_metrics": _BenchmarkResult,
-    "latencyMetrics": _BenchmarkResult,
-    "latency": _LiteRt,
-}
+    "run_on_mac": _Mac, "execution_summary": _AiHub, "latency": _LiteRt,
+    "latency_metrics": _BenchmarkResult, "latencyMetrics": _BenchmarkResult,
+}  # fmt: skip
 
 
 def _with_names(measurement: Measurement, model: str, device: str) -> Measurement:

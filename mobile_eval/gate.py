@@ -28,12 +28,9 @@ def apply(results: Results, thresholds: Thresholds, strict: bool = False) -> Res
 
 
 def check(
-    models: Sequence[ModelResult],
-    thresholds: Thresholds,
-    pairs: Sequence[RetrievalPair] = (),
-    strict: bool = False,
-    notes: Sequence[str] = (),
-) -> GateResult:
+    models: Sequence[ModelResult], thresholds: Thresholds,
+    pairs: Sequence[RetrievalPair] = (), strict: bool = False, notes: Sequence[str] = (),
+) -> GateResult:  # fmt: skip
     """Pass if the codes of at least one model were compared and nothing failed.
 
     What was not measured is not judged; what was measured and is not a number fails.

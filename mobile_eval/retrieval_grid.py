@@ -24,13 +24,9 @@ def spread(average_precision: NDArray[np.float64], count: int = ROWS) -> NDArray
 
 
 def retrieval_grid(
-    index: GalleryIndex,
-    codes: Codes,
-    labels: NDArray[Any],
-    images: NDArray[np.uint8],
-    gallery_image: Callable[[int], Pixels],
-    classes: Sequence[str],
-) -> tuple[RetrievalExample, ...]:
+    index: GalleryIndex, codes: Codes, labels: NDArray[Any], images: NDArray[np.uint8],
+    gallery_image: Callable[[int], Pixels], classes: Sequence[str],
+) -> tuple[RetrievalExample, ...]:  # fmt: skip
     """Retrieve the ten nearest gallery images of each query.
 
     codes, labels, images: of the queries: packed `[Q, bits/8]`, int `[Q]` or multi-hot `[Q, C]`, uint8 `[Q, S, S, 3]`

@@ -11,13 +11,9 @@ from gallery.results import STUDENT_GALLERY, STUDENT_STUDENT, TEACHER_TEACHER
 
 
 def retrieval_pairs(
-    teacher_queries: Codes | None,
-    student_queries: Codes,
-    student_gallery: Codes,
-    index: GalleryIndex,
-    labels: NDArray[Any],
-    top_k: int | None = None,
-) -> dict[str, MapResult]:
+    teacher_queries: Codes | None, student_queries: Codes, student_gallery: Codes, index: GalleryIndex,
+    labels: NDArray[Any], top_k: int | None = None,
+) -> dict[str, MapResult]:  # fmt: skip
     """Score the pairs, by name; student->gallery is how the student is deployed.
 
     teacher_queries, student_queries: packed codes `[Q, bits/8]`; None if the teacher is not available, nor its pair

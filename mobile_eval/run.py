@@ -69,7 +69,7 @@ class EvaluateCommand(StrictModel):
     device: tuple[str, ...] = ("host",)
     """Devices, by the names above."""
     num_queries: int = Field(32, ge=1)
-    """Queries on devices other than the host, which takes all; evenly spaced."""
+    """Queries on each device but the host and Core ML, which take all; evenly spaced."""
     num_runs: int = Field(200, ge=1)
     """Timed inferences of each model, 10 s of them at most."""
     out: Path | None = None

@@ -82,10 +82,8 @@ def _merge(spec: PublishedSplit, lists: dict[str, Lines]) -> tuple[tuple[str, ..
         sound = len(bits) == len(classes) == ones + bits.count("0") and (spec.classes or ones == 1)
         if not match or not sound:
             kind = f"{len(classes)} labels, each 0 or 1" + ("" if spec.classes else " and one of them 1")
-            found, fix = (
-                f"{text[:80]!r} and {len(bits)} labels, {ones} of them 1",
-                f"Take it anew from {spec.lists_url}.",
-            )
+            found = f"{text[:80]!r} and {len(bits)} labels, {ones} of them 1"
+            fix = f"Download it again from {spec.lists_url}."
             raise InputError(f"a path like {spec.path} and {kind}, in {where}", found, fix)
         entry = entries.setdefault(match["file"], _ListEntry(match.groupdict(), bits))
         if entry.bits != bits:

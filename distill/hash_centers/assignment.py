@@ -20,12 +20,9 @@ FAQ_STEPS, ROUNDING = 15, 1e-9
 
 
 def assign(
-    centers: Centers,
-    how: Assignment,
-    features: NDArray[np.floating] | None = None,
-    positive: NDArray[np.bool_] | None = None,
-    seed: int = 0,
-) -> Order:
+    centers: Centers, how: Assignment,
+    features: NDArray[np.floating] | None = None, positive: NDArray[np.bool_] | None = None, seed: int = 0,
+) -> Order:  # fmt: skip
     """The row of `centers` for each class, `[C]`: `centers[assign(...)]` is in class order.
 
     features `[N, D]` of the training images and their classes `positive` `[N, C]` (none needed for "none"): the

@@ -35,7 +35,7 @@ class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeab
 
     init {
         val said = metadata.getString("code_space")
-        require(said == space) { "the model speaks code space $said, the gallery $space: ship the gallery's model" }
+        require(said == space) { "the model is of code space $said, the gallery of $space: ship the gallery's model" }
         for ((field, value) in UNDERSTOOD) {
             val wanted = metadata.getString(field)
             require(wanted == value) { "the model wants $field \"$wanted\", this code does \"$value\": update it" }

@@ -70,7 +70,7 @@ public final class QueryEncoder {
 private func check(_ metadata: ModelMetadata, _ space: String) throws {
     guard metadata.codeSpace == space else {
         throw QueryEncoderError(
-            "the model speaks code space \(metadata.codeSpace), the gallery \(space): ship the gallery's model")
+            "the model is of code space \(metadata.codeSpace), the gallery of \(space): ship the gallery's model")
     }
     let said = [metadata.resize, metadata.layout, metadata.colourOrder, metadata.bitOrder, String(metadata.version)]
     let understood = ["shorter side to size (bilinear, antialiased), centre crop", "image", "RGB", "little", "1"]

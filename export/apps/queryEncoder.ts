@@ -74,7 +74,7 @@ export class QueryEncoder {
 
 function check(metadata: ModelMetadata, name: string, space: string): void {
   if (metadata.code_space !== space) {
-    throw new Error(`${name} speaks code space ${metadata.code_space}, the gallery ${space}: ship the gallery's model`);
+    throw new Error(`${name} is of code space ${metadata.code_space}, the gallery of ${space}: ship the gallery's model`);
   }
   for (const [field, value] of Object.entries(UNDERSTOOD)) {
     const said = metadata[field as keyof ModelMetadata];

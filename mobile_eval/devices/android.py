@@ -60,7 +60,8 @@ class Android(Device):
         folder = f"{TEMP}/twinhash-{secrets.token_hex(6)}"
         adb.shell(f"mkdir {folder}")
         self._folder = folder
-        ask = {name: f"python3 -c \"import {modules}; print('ready')\"" for name, modules in PYTHON.items()}
+        new = "import sys; sys.version_info >= (3, 11) or sys.exit(1)"
+        ask = {name: f"python3 -c \"{new}; import {modules}; print('ready')\"" for name, modules in PYTHON.items()}
         self._python = {name for name, command in ask.items() if self._output(command) == "ready"}
         tools = "; ".join(f"[ -x {tool} ] && echo {tool}" for tool in TOOLS)
         self._tool = self._output(f"{tools}; true").partition("\n")[0]

@@ -22,7 +22,7 @@ if [ -n "$packages" ]; then
 fi
 
 step "unpack an ARM64 Debian" # executes nothing of it: needs no binfmt
-mkdir "$folder"
+mkdir -p "$folder"
 mirrors=() # where this machine's apt takes the suite from; on another system mmdebstrap's own choice
 if command -v apt-get >/dev/null; then
   line='$(CODENAME) deb $(SITE) $(RELEASE) $(COMPONENT)'

@@ -85,6 +85,7 @@ class Browser(Device):
             if model.bytes > MAX_BYTES:
                 raise InputError(f"{model.path.name} of at most {MAX_BYTES} bytes", str(model.bytes), "Leave it out.")
             if model.format in ENGINES:
+                (self.served / "models" / model.sha256).unlink(missing_ok=True)  # of a file with the same bytes
                 (self.served / "models" / model.sha256).symlink_to(model.path.resolve())
         for start in range(0, len(images), CHUNK):
             (self.served / f"images/{start}").write_bytes(images[start : start + CHUNK].tobytes())

@@ -20,7 +20,7 @@ if [ -n "$requirements" ]; then
 fi
 if [ -n "$engines" ]; then
   step "npm install $engines"
-  mkdir "$folder"
+  mkdir -p "$folder"
   cd "$folder"
   echo '{"name": "twinhash-browser", "private": true}' >package.json
   npm install --save-exact --ignore-scripts --no-audit --no-fund --prefer-offline --fetch-retries=1 $engines

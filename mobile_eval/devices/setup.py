@@ -118,6 +118,8 @@ def run_script(script: Path, arguments: Sequence[str | Path], limit_s: float = L
     Raises `MissingBackend` with the step that failed, which a line "== NAME" of its output began, and its last lines.
     """
     command, name, start = ["bash", script, *arguments], script.name, time.monotonic()
+    if shutil.which("bash") is None:
+        raise MissingBackend("bash to be installed", "none on the path", "Install it.")
     printed: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

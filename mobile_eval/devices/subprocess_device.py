@@ -22,7 +22,7 @@ from mobile_eval.runtimes.base import Images
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = ("-m", "mobile_eval.devices.worker")
 IMAGES, OUTPUTS, REPORT = "images.npy", "outputs.npz", "report.json"
-EXPECTED = "a worker that reports"
+EXPECTED, MAX_LOG = "a worker that reports", 4096  # bytes that are read of what it prints
 
 
 class WorkerFailed(TwinhashError):
@@ -62,7 +62,10 @@ class SubprocessDevice(Device):
         except subprocess.TimeoutExpired as error:
             raise WorkerFailed(EXPECTED, f"still running after {limit_s:.0f} s", "Give fewer images.") from error
         if not (self.folder / REPORT).exists():
-            last_line = "".join(log.read_text(errors="replace").strip().splitlines()[-1:]).strip()[:300]
+            with log.open("rb") as printed:
+                printed.seek(max(0, log.stat().st_size - MAX_LOG))
+                lines = printed.read(MAX_LOG).decode(errors="replace").split("\n")
+            last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
             found = describe_exit(done.returncode, last_line)
             raise WorkerFailed(EXPECTED, found, "Run it again, or leave the file out.")
         return read_output(self.folder, model, len(self.images))

@@ -1,4 +1,4 @@
-"""LiteRT, or the tflite_runtime of an old board: same files, same interface."""
+"""LiteRT, or the tflite_runtime of an old board, which has no schema: the metadata must then be given."""
 
 from importlib.metadata import version
 from importlib.util import find_spec

@@ -131,8 +131,26 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     atomic_write(tmp_path / "x", "new")  # what the killed writer left does not stand in the way
     assert (tmp_path / "x").read_text() == "new"
     assert len(names(tmp_path)) == 2
-    remove_partial(tmp_path)
+    remove_partial(tmp_path, "y")
+    assert len(names(tmp_path)) == 2
+    with atomic_path(tmp_path / "x") as draft:  # this process is alive
+        draft.write_text("newer")
+        remove_partial(tmp_path.parent)
+        assert draft.exists()
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["v2.x", "[x]"])
+def test_only_the_named_entry_is_cleaned(tmp_path: Path, name: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    for one in ("x", name):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / one)], cwd=root, check=False)
+    assert len(names(tmp_path)) == 2
+    remove_partial(tmp_path, name)
+    (left,) = names(tmp_path)
+    assert left.startswith(".x.")
+    remove_partial(tmp_path, "x")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -1,7 +1,8 @@
-"""Every device has its rows whatever happens to it, and what it says is held reference the host."""
+"""Every device has its rows whatever happens to it, and its results are compared with those of the host."""
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
@@ -103,6 +104,18 @@ def test_a_file_of_another_size_fails_and_one_of_another_code_space_is_an_error(
         evaluate_on(
             Host(samples=1), [replace(first, metadata=replace(first.metadata, code_space="f" * 16)), second], reference
         )
+
+
+class FullDisk(Other):
+    """A machine whose disk is full when the images are written."""
+
+    def push(self, models: object, images: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_the_evaluation_and_is_no_result_of_a_model(good: Good, reference: FloatReference) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        evaluate_on(FullDisk(), good.manifest.files, reference)
 
 
 def test_an_unplugged_device_leaves_a_reason_and_the_others_complete(good: Good, reference: FloatReference) -> None:
