@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from export.exporter import ExportRequest
     from mobile_eval.compare import FloatReference
 
-FILES = "files"
 VARIANTS = (
     *(f"onnx-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8")),
     *(f"litert-{p}" for p in ("fp32", "fp16", "w8a32", "w8a8-dynamic", "w8a8", "w8a16")),
     *(f"coreml-{p}" for p in ("fp16", "w8a32", "palettize6", "w8a8")),
 )
 TIMED = ("onnx", "litert")  # Core ML models are only emulated on this host
-CALIBRATED = "w8a8"
+CALIBRATED, FILES = "w8a8", "files"
 COLUMNS = (
     ("MB", "bytes", ".2f"), ("bit flip rate", "bit_flip_rate", ".3%"), ("mAP", "map", ".4f"),
     ("mAP drop", "map_drop", "+z.4f"), ("p50 ms", "p50_ms", ".2f"), ("p90 ms", "p90_ms", ".2f"),

@@ -144,8 +144,8 @@ def _metric(m: dict[str, Any]) -> str:
     loops = [case["loops"]["literature"]["speedup"] for case in m["cases"]]
     worst = m["worst"]
     return (
-        f"**A fast, exact metric.** "
-        f"{m['queries']:,} queries x {m['gallery']:,} codes of {m['bits']} bits, mAP over all: "
+        f"**A fast, exact metric.** {m['queries']:,} queries x {m['gallery']:,} codes of {m['bits']} bits, mAP "
+        "over all: "
         f"{min(loops):.0f} to {max(loops):.0f} times faster than the literature's per-query argsort loop in the same "
         f"process ({len(loops)} kinds of codes and labels; {m['machine']['cores']} cores of {m['machine']['cpu']}), "
         f"{worst['peak_extra_mb']:.0f} MB beyond its inputs at most, and within "

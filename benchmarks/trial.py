@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from distill.context import RunContext
 
-RESULTS = Path(__file__).with_name("results")
-RECORD = "trial.json"
+RESULTS, RECORD = Path(__file__).with_name("results"), "trial.json"
 
 
 class Trial(StrictModel):

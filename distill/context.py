@@ -35,10 +35,9 @@ Role = Literal["teacher", "student"]
 
 
 class DatasetFingerprint(StrictModel):
-    """The data set of a run, which cannot change after its start."""
+    """The fingerprint of a run's data set, which cannot change after its start."""
 
     images: str
-    """Fingerprint of the data set."""
 
 
 def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
@@ -51,7 +50,8 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
         image_size, gpu, asked = data.median_image_size(config.data, config.data_root), device().type == "cuda", config
         if config.reuse_gallery:
             space, _ = codespace.load(config.reuse_gallery)
-            teacher = pretrained.backbone_info_of(space, f"the run {config.reuse_gallery}")
+            source = f"the run {config.reuse_gallery}"
+            teacher = pretrained.describe(space.teacher, source, False, space.preprocessing)
             asked = config.model_copy(update={"teacher_img_size": space.preprocessing.size})
         else:
             teacher = pretrained.backbone_info(pretrained.find_pretrained(config.teacher, config.teacher_weights))

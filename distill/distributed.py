@@ -132,7 +132,10 @@ class _TrainingStep(nn.Module):
 
 
 def data_parallel(networks: Mapping[str, nn.Module], loss_fn: LossFn) -> LossFn:
-    """Return `loss_fn`, whose backward pass averages the gradients of `networks` over all processes."""
+    """Return `loss_fn`, whose backward pass averages the gradients of `networks` over all processes.
+
+    Some networks of timm have unused parameters; where there are none, torch warns once that it looked for some.
+    """
     if world_size() == 1:
         return loss_fn
     step = _TrainingStep(networks, loss_fn)

@@ -215,12 +215,12 @@ class _FitState:
             optimized.swap()
 
     def validate(self) -> float | None:
-        """Return the validation of the current weights by the first process."""
+        """Return the validation of the current weights by the main process."""
         value: float | None = distributed.broadcast(self.validate_fn() if distributed.is_main_process() else None)
         return value
 
     def save(self, path: Path, parts: Mapping[str, Part], step: int) -> None:
-        """Write a state, in the first process."""
+        """Write a state, in the main process."""
         if distributed.is_main_process():
             save_state(path, parts, step, self.key)
 

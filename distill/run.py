@@ -87,7 +87,8 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     if config.tensorboard:
         to_tensorboard(run_dir.folder / "train.jsonl", run_dir.folder / "tensorboard")
     manifest = export_models(context, models, variants)
-    found = gate.apply(evaluate_models(context, models, manifest), config.thresholds, config.strict)
+    found = evaluate_models(context, models, manifest).model_copy(update={"name": config.title})
+    found = gate.apply(found, config.thresholds, config.strict)
     log.info("bundle %s", run_dir.folder / "bundle")
     return report.write_reports(found, run_dir.folder)
 
@@ -114,7 +115,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
     from gallery.codes import pack
     from mobile_eval.compare import FloatReference
     from mobile_eval.devices.host import Host
-    from mobile_eval.devices.subprocess_device import WorkerFailed
+    from mobile_eval.devices.subprocess_device import WorkerKilled
     from mobile_eval.evaluate import evaluate_on
     from mobile_eval.retrieval_grid import retrieval_grid, spread
     from mobile_eval.retrieval_pairs import retrieval_pairs
@@ -137,7 +138,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
                 lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
             build_results(context, models, scores, rows, examples).save(path)
-        if any(row.reason.startswith(WorkerFailed.__name__) for row in rows):
+        if any(row.reason.startswith(WorkerKilled.__name__) for row in rows):
             run_dir.invalidate("evaluate")  # killed or too slow, which says nothing about the model: try it again
     return results.load_run(path)
 

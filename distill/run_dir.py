@@ -88,7 +88,8 @@ class RunDir:
         """
         path, new = self.folder / f"{name}.yaml", value.model_dump(mode="json")
         with main_process_first():
-            old = yaml.safe_load(path.read_text()) or {} if path.exists() else new
+            defaults = type(value).model_construct().model_dump(mode="json")  # of options newer than the folder
+            old = defaults | (yaml.safe_load(path.read_text()) or {}) if path.exists() else new
             changed = {key for key in new if new[key] != old.get(key)}
             if fixed := sorted(changed - set(but)):
                 found = "; ".join(f"{key} {new[key]!r} instead of {old.get(key)!r}" for key in fixed)

@@ -28,6 +28,7 @@ def train_both(context: RunContext) -> None:
     with run_dir.stage("teacher", f"training {resolved.teacher.name} and {resolved.student.name} at once"):
         teacher, student = context.build_model("teacher"), context.build_model("student")
         teacher_data, data = TrainingSet(context, "teacher"), TrainingSet(context, "student")
+        data.hash_centers = teacher_data.hash_centers
         spec, own = context.train_spec("teacher"), context.train_spec("student")
         loss = build_student_loss(context, data, np.zeros((0, context.config.bits), np.float32))
         teacher_fn, student_fn = forward_logits(teacher), forward_logits(student)

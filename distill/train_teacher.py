@@ -44,7 +44,7 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
                 linear_probe(model, loss, data, cache_features(context, model), probe, context.checkpoint(stage))
             if how != "linear_probe":
                 finetune(model, loss, data, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
-            if (codes := loss.codes()) is not None and is_main_process():  # which are kept until the gallery has them
+            if (codes := loss.codes()) is not None and is_main_process():  # the gallery is made of them
                 with atomic_path(run_dir.cache / LEARNED_CODES) as draft, draft.open("wb") as stream:
                     np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
             save_teacher(context, model, data)

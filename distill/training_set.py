@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.codebook import hash_centers_of
 from distill.context import Role, RunContext, multi_hot
+from distill.hash_centers.constructions import Centers
 from distill.hash_centers.multilabel import target_codes
 from distill.infer import ENCODE_BATCH, Indices, forward_logits
 from distill.losses.csch import center_consistency
@@ -26,9 +27,13 @@ class TrainingSet:
     """
 
     def __init__(self, context: RunContext, role: Role) -> None:
-        self.loader, self.labels = context.image_loader(role), context.labels
-        self.hash_centers = hash_centers_of(context)
+        self.context, self.loader, self.labels = context, context.image_loader(role), context.labels
         self.train, self.validation = context.data.train, context.data.validation
+
+    @cached_property
+    def hash_centers(self) -> Centers:
+        """Hash centers int8 `[C, bits]`."""
+        return hash_centers_of(self.context)
 
     @cached_property
     def centers(self) -> Tensor:

@@ -21,7 +21,10 @@ def read_metadata(path: Path) -> ModelMetadata:
     Raises `InputError` for another kind of file, `CorruptFile` for a damaged one, `CodeSpaceMismatch` without metadata,
     `MissingBackend` without the format's library.
     """
-    readers = {".onnx": _onnx, ".tflite": _litert, ".mlpackage": _coreml, ".aimodel": _coreai}
+    readers = {
+        ".onnx": _onnx, ".tflite": _litert, ".aimodel": _coreai,
+        ".mlpackage": lambda path: coreml_spec(path).description.metadata.userDefined.get(KEY),
+    }  # fmt: skip
     if path.suffix not in readers:
         raise InputError("an .onnx, .tflite, .mlpackage or .aimodel file", path.name, "Name a file of the bundle.")
     try:
@@ -47,10 +50,6 @@ def _litert(path: Path) -> str | None:
         if entry.Name() == KEY.encode():
             return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).decode()
     return None
-
-
-def _coreml(path: Path) -> str | None:
-    return coreml_spec(path).description.metadata.userDefined.get(KEY)
 
 
 def _coreai(path: Path) -> str | None:

@@ -82,7 +82,7 @@ def _list(
 
 def _download(folder: Path) -> Path:
     for name, md5 in FILES.items():
-        if (folder / name).exists():
+        if (folder / name).exists() and hashlib.md5((folder / name).read_bytes()).hexdigest() == md5:
             continue
         try:
             with urlopen(f"{MIRROR}/{name}", timeout=TIMEOUT_S) as response:

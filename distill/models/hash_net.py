@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from distill.registry import did_you_mean
 from gallery.errors import InputError
 
-# Short names; the first timm name with weights at hand is taken, the first one of all when none has any.
+# Short names; the first timm name with available weights is taken, the first one of all when none has any.
 SHORT_NAMES: dict[str, tuple[str, ...]] = {
-    "vit_b": ("vit_base_patch16_224",),
-    "vit_s": ("vit_small_patch16_224",),
-    "vit_t": ("vit_tiny_patch16_224",),
-    "dinov2_b": ("vit_base_patch14_dinov2",),
-    "dinov2_s": ("vit_small_patch14_dinov2",),
+    "vit_b": ("vit_base_patch16_224",), "vit_s": ("vit_small_patch16_224",), "vit_t": ("vit_tiny_patch16_224",),
+    "dinov2_b": ("vit_base_patch14_dinov2",), "dinov2_s": ("vit_small_patch14_dinov2",),
     "convnext_t": ("convnext_tiny",),
     "efficientnet_lite0": ("tf_efficientnet_lite0", "efficientnet_lite0"),
     "efficientnet_lite1": ("tf_efficientnet_lite1", "efficientnet_lite1"),
@@ -27,7 +24,7 @@ SHORT_NAMES: dict[str, tuple[str, ...]] = {
     "mobilenetv3_large": ("mobilenetv3_large_100", "tf_mobilenetv3_large_100"),
     "mobilenetv3_small": ("mobilenetv3_small_100", "tf_mobilenetv3_small_100"),
     "mobilenetv4": ("mobilenetv4_conv_small",),
-}
+}  # fmt: skip
 
 
 class HashHead(nn.Sequential):

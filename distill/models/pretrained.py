@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distill.config import BackboneInfo
 from distill.models.hash_net import create_meta_model, import_timm, is_transformer, patch_size, timm_names
-from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
 from gallery.files import sha256_of
@@ -55,9 +54,9 @@ def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
     """
     names = timm_names(name)
     if path is not None:
-        if not path.is_file():
-            wanted = "a weights file (.safetensors, or .pth of plain tensors)"
-            raise InputError(wanted, f"nothing at {path}", "Check the path.")
+        if not path.is_file() or path.suffix in (".npz", ".npy"):
+            there = path.suffix if path.is_file() else f"nothing at {path}"
+            raise InputError("a weights file (.safetensors, or .pth of plain tensors)", there, "Check the path.")
         return PretrainedWeights(next((n for n in names if path.name.startswith(n)), names[0]), path, str(path))
     for source in (_from_folder, _from_hub, _from_package):
         for candidate in names:
@@ -70,15 +69,10 @@ def backbone_info(weights: PretrainedWeights) -> BackboneInfo:
     """The properties of a network initialized with `weights`; nothing is allocated."""
     timm = import_timm()
     cfg = timm.get_pretrained_cfg(weights.name) or timm.models.PretrainedCfg()
-    return _describe(weights.name, weights.source, weights.path is None, cfg)
+    return describe(weights.name, weights.source, weights.path is None, cfg)
 
 
-def backbone_info_of(space: CodeSpace, source: str) -> BackboneInfo:
-    """The properties of a code space's trained teacher."""
-    return _describe(space.teacher, source, False, space.preprocessing)
-
-
-def _describe(name: str, source: str, random: bool, pixels: Any) -> BackboneInfo:
+def describe(name: str, source: str, random: bool, pixels: Any) -> BackboneInfo:
     """The properties of timm's `name`; pixels: has the `mean` and `std` of its input."""
     net = create_meta_model(name)
     return BackboneInfo(name=name, source=source, random=random, transformer=is_transformer(net),
@@ -88,28 +82,30 @@ def _describe(name: str, source: str, random: bool, pixels: Any) -> BackboneInfo
 def load_pretrained(backbone: nn.Module, weights: PretrainedWeights) -> None:
     """Load `weights` into a timm backbone built without a classifier, as timm does; random ones leave it as it is.
 
-    Position embeddings are resampled to the backbone's input size.  Raises `CorruptFile` when the file's checksum
-    is wrong or it cannot be read, `InputError` when it belongs to another network.
+    Position embeddings are resampled to the backbone's input size where timm can; other tensors that depend on it stay
+    random, with a warning.  Raises `CorruptFile` when the file's checksum is wrong or it cannot be read, `InputError`
+    when it belongs to another network.
     """
     path, digest = weights.path, weights.sha256
     if path is None:
         return
     if digest and sha256_of(path) != digest:
         raise CorruptFile(f"{path} with sha256 {digest[:12]}…", "other bytes", "Install its package again.")
-    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    adapt, own = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None), backbone.state_dict()
+
+    def fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        adapted: dict[str, Tensor] = adapt(state, model) if adapt else state
+        return {name: value for name, value in adapted.items() if name not in own or own[name].shape == value.shape}
+
     try:
         keys = import_timm().models.load_checkpoint(
-            backbone, str(path), strict=False, remap=bool(digest), filter_fn=adapt, weights_only=True
+            backbone, str(path), strict=False, remap=bool(digest), filter_fn=fitting, weights_only=True
         )
     except Exception as error:  # safetensors and torch.load raise half a dozen types for a damaged file
-        if "size mismatch" not in str(error):
-            raise CorruptFile("a readable weights file", f"{path}: {error}", "Download it again.") from error
-        found = f"{path}, which does not fit it ({str(error).splitlines()[1].strip()})"
-        raise InputError(f"weights of {weights.name}", found, OTHER_WEIGHTS) from error
+        raise CorruptFile("a readable weights file", f"{path}: {error}", "Download it again.") from error
     if weights.name in SUBSTITUTES:
-        fitting = len(backbone.state_dict()) - len(keys.missing_keys)
-        total = fitting + len(keys.unexpected_keys)
-        log.info("%s: %d of the %d tensors of %s fit", weights.name, fitting, total, weights.source)
+        fit, others = len(own) - len(keys.missing_keys), len(keys.unexpected_keys)
+        log.info("%s: %d of the %d tensors of %s fit", weights.name, fit, fit + others, weights.source)
     sizes = {name: p.numel() for name, p in backbone.named_parameters()}
     missing = [name for name in keys.missing_keys if name in sizes]
     share = 1 - sum(sizes[name] for name in missing) / sum(sizes.values())

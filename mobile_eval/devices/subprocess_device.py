@@ -29,6 +29,10 @@ class WorkerFailed(TwinhashError):
     """The process that ran a model failed or was killed; the device itself is still there."""
 
 
+class WorkerKilled(WorkerFailed):
+    """The process was killed, or took too long: nothing is known about the model."""
+
+
 TYPED = {kind.__name__: kind for kind in (InputError, MissingBackend, CorruptFile, CodeSpaceMismatch, WorkerFailed)}
 SIGNALS = {"SIGILL": "an instruction that this processor does not have", "SIGKILL": "out of memory, or killed by hand"}
 
@@ -60,14 +64,15 @@ class SubprocessDevice(Device):
                     command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, timeout=limit_s
                 )
         except subprocess.TimeoutExpired as error:
-            raise WorkerFailed(EXPECTED, f"still running after {limit_s:.0f} s", "Give fewer images.") from error
+            raise WorkerKilled(EXPECTED, f"still running after {limit_s:.0f} s", "Give fewer images.") from error
         if not (self.folder / REPORT).exists():
             with log.open("rb") as printed:
                 printed.seek(max(0, log.stat().st_size - MAX_LOG))
                 lines = printed.read(MAX_LOG).decode(errors="replace").split("\n")
             last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
             found = describe_exit(done.returncode, last_line)
-            raise WorkerFailed(EXPECTED, found, "Run it again, or leave the file out.")
+            kind = WorkerKilled if done.returncode < 0 else WorkerFailed
+            raise kind(EXPECTED, found, "Run it again, or leave the file out.")
         return read_output(self.folder, model, len(self.images))
 
     def close(self) -> None:

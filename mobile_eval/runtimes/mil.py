@@ -20,13 +20,11 @@ from gallery.errors import MissingBackend
 from mobile_eval.runtimes.mil_ops import OPS
 
 _ROUND: dict[str, Callable[[Tensor], Tensor]] = {
-    "fp16": lambda value: value.half().float(),
-    "fp32": lambda value: value.float(),
+    "fp16": lambda value: value.half().float(), "fp32": lambda value: value.float(), "bool": lambda value: value.bool(),
     "int32": lambda value: value.to(torch.int32),
     "int8": lambda value: value.clamp(-128, 127).to(torch.int8),
     "uint8": lambda value: value.clamp(0, 255).to(torch.uint8),
-    "bool": lambda value: value.bool(),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

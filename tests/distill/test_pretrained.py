@@ -73,8 +73,24 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
     assert torch.allclose(net.backbone.pos_embed[:, 0], backbone.pos_embed[:, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "pit_ti_224", "visformer_tiny"])
+def test_own_weights_load_at_another_input_size(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """timm resamples nothing of these: what depends on the size stays random, and is named."""
+    save_file(build(name, 224, 16, seed=9).backbone.state_dict(), tmp_path / "w.safetensors")
+    net = build(name, 128, 16, seed=0)
+    with caplog.at_level("WARNING", logger="twinhash"):
+        pretrained.load_pretrained(net.backbone, pretrained.find_pretrained(name, tmp_path / "w.safetensors"))
+    assert "initialized at random" in caplog.text
+
+
+def test_weights_of_numpy_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "w.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"\.npz"):
+        pretrained.find_pretrained(SMALL, tmp_path / "w.npz")
+
+
 def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not fit it \(size mismatch"):
+    with pytest.raises(InputError, match=r"which fits \d+% of it"):
         pretrained.load_pretrained(
             build(SMALL, 32, 16, 0).backbone, pretrained.find_pretrained(SMALL, state_file(tmp_path, "mobilenetv2_100"))
         )
