@@ -158,6 +158,7 @@ def build_results(
         created=results.now(), command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]), system=describe(),
         name=config.title, seed=config.seed, code_space=models.space.id, bits=config.bits, student=config.student,
         query_set=context.protocol, num_queries=len(data.query), gallery_size=len(data.gallery), skipped=data.skipped,
+        data_warnings=data.warnings,
         map=scores[results.STUDENT_GALLERY].map, center_distance=min_distance(hash_centers_of(context)),
         protocol=results.EvaluationProtocol(
             dataset=data.name, classes=len(data.classes), train=len(data.train), validation=len(data.validation),

@@ -294,7 +294,11 @@ class EvaluationResults(Record):
 
 
 class RunResults(EvaluationResults):
-    """A whole training run.  center_distance: least Hamming distance between hash centers; seconds: by stage."""
+    """A whole training run.  center_distance: least Hamming distance between hash centers; seconds: by stage.
+
+    data_warnings, warnings: sentences on the data ("check your data") and on results that are of no use; a strict gate
+    fails by any of them
+    """
 
     seed: int
     center_distance: int
@@ -305,14 +309,17 @@ class RunResults(EvaluationResults):
     quantization: Quantization | None = None
     curves: tuple[TrainingCurve, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    data_warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     seconds: dict[str, float]
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What must be said before anything else: random starts, which are never forgotten."""
+        """What must be said before anything else: random starts, which are never forgotten, and `warnings`."""
         roles = [summary.role for summary in self.model_summaries if summary.random]
         who = " and ".join(roles).capitalize() + (" start" if len(roles) > 1 else " starts")
-        return (f"{who} from RANDOM weights: expect far less than from pretrained ones.",) if roles else ()
+        start = f"{who} from RANDOM weights: expect far less than from pretrained ones."
+        return (*([start] if roles else []), *self.warnings)
 
 
 def load(path: Path) -> EvaluationResults:

@@ -22,8 +22,9 @@ Results = TypeVar("Results", bound=EvaluationResults)
 
 def apply(results: Results, thresholds: Thresholds, strict: bool = False) -> Results:
     """Return the results with these thresholds and the gate's result."""
-    pairs = results.pairs if isinstance(results, RunResults) else ()
-    gate = check(results.models, thresholds, pairs, strict, results.notes)
+    run = results if isinstance(results, RunResults) else None
+    warnings = (*run.alarms, *run.data_warnings) if run and strict else ()
+    gate = check(results.models, thresholds, run.pairs if run else (), strict, (*results.notes, *warnings))
     return results.model_copy(update={"thresholds": thresholds, "gate": gate})
 
 

@@ -200,6 +200,8 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
     run = results if isinstance(results, RunResults) else None
     for alarm in run.alarms if run else ():
         console.print(Text(f"WARNING: {plain(alarm)}", style="bold yellow"))
+    for sentence in run.data_warnings if run else ():
+        console.print(Text(f"Check your data: {plain(sentence)}", style="yellow"))
     word, style = ("PASSED", "bold green") if gate.passed else ("FAILED", "bold red")
     console.print(Text(f"{word}  {plain(results.name)}", style))
     for sentence in (*gate.failures, *gate.notes[:MAX_NOTES]):

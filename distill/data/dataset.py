@@ -44,6 +44,7 @@ class Dataset(Split):
     pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
     fingerprint: SHA-256 over classes, names, labels, splits and the contents of the image files
     top_k:       R of the mAP@R in which results on this protocol are published; None for the whole gallery
+    warnings:    sentences on what the user should check in the data, each once
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset(Split):
     skipped: tuple[Skipped, ...]
     fingerprint: str
     top_k: int | None = None
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def seen(self) -> Indices:
@@ -89,7 +91,7 @@ class ImageList:
     classes: their order where the source fixes it, else sorted
     skipped: files found that are no candidates
     published_sizes: numbers of images in train, gallery and query as published, where they are known
-    top_k:   as in `Dataset`
+    top_k, warnings: as in `Dataset`
     """
 
     name: str
@@ -103,3 +105,4 @@ class ImageList:
     skipped: tuple[Skipped, ...] = ()
     published_sizes: tuple[int | None, ...] = ()
     top_k: int | None = None
+    warnings: tuple[str, ...] = ()

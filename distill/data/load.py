@@ -81,7 +81,7 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
         fingerprint.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return Dataset(
         **vars(own), name=images.name, classes=classes, labels=labels, names=images.names, pixels=decoded.pixels,
-        skipped=skipped, fingerprint=fingerprint.hexdigest(), top_k=images.top_k,
+        skipped=skipped, fingerprint=fingerprint.hexdigest(), top_k=images.top_k, warnings=images.warnings,
     )  # fmt: skip
 
 
