@@ -14,7 +14,7 @@ from benchmarks.export import ExportBenchmark
 from benchmarks.losses import LossBenchmark
 from benchmarks.metric import MetricBenchmark
 from benchmarks.multilabel_centers import MultilabelCenters
-from gallery.console import run_cli
+from gallery.command_line import run_cli
 from gallery.errors import EXIT_PASSED
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -26,10 +26,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main() -> int:
     """Run one benchmark and return the exit code."""
-    import tyro
 
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
-    return run_cli(lambda: command.run() or EXIT_PASSED, "Rerun the same command to resume.")
+    def work() -> int:
+        import tyro
+
+        return tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run() or EXIT_PASSED
+
+    return run_cli(work, "Rerun the same command to resume.")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,34 @@
 """Networks and training states on disk: safetensors, written atomically, nothing pickled."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.models.hash_net import HashNet, build
+from distill.config import StrictModel
+from distill.models.hash_net import HashNet, build, create_meta_model
 from distill.system import device
-from gallery.errors import CorruptFile
-from gallery.files import atomic_path
+from gallery.errors import CorruptFile, InputError
+from gallery.files import atomic_path, check_regular
 
 FIX = "Restore it, or delete it to make it again."
+SMALLEST, LARGEST, MAX_BITS = 1, 2048, 4096  # side of an input, pixels; length of a code
 Part = nn.Module | torch.optim.Optimizer
+
+
+class CheckpointHeader(StrictModel):
+    """The header of a network that a run saved: the arguments of `build`."""
+
+    name: str
+    size: int = Field(strict=True, ge=SMALLEST, le=LARGEST)
+    bits: int = Field(strict=True, ge=8, le=MAX_BITS)
 
 
 def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int) -> None:
@@ -28,9 +40,14 @@ def load_network(path: Path) -> HashNet:
     """The inverse of `save_network`, in eval mode on the device; raises `CorruptFile` when the file is damaged."""
     tensors, header = read_checkpoint(path)
     try:
-        net = build(header["name"], header["size"], header["bits"], seed=0)
+        saved = CheckpointHeader.model_validate(header)
+        with torch.random.fork_rng(devices=[]):
+            parameters = sum(p.numel() for p in create_meta_model(saved.name).parameters())
+        if parameters > 2 * sum(value.numel() for value in tensors.values()):  # positions depend on the size
+            raise ValueError(f"too few tensors for {saved.name}")
+        net = build(saved.name, saved.size, saved.bits, seed=0)
         net.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:
+    except (ValueError, RuntimeError, InputError) as error:
         raise CorruptFile("a network saved by Twinhash", f"{path}: {error}", "Restore it from its run.") from error
     return net.eval().to(device())
 
@@ -94,8 +111,11 @@ def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
 def read_checkpoint(path: Path, fix: str = FIX) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, and the header that a run wrote, if any; raises `CorruptFile` with `fix`."""
     try:
+        check_regular(path, sys.maxsize)
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("twinhash", "{}"))
+            if not isinstance(header, dict):
+                raise ValueError(f"a header that is a {type(header).__name__}")
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CorruptFile("a readable safetensors file", f"{path}: {error}", fix) from error

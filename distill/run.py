@@ -5,7 +5,8 @@
 
 A teacher network hashes the gallery, once.  A student is distilled into its Hamming space and exported to ONNX, LiteRT
 and Core ML, and every exported model is run: its codes must find in the gallery what the float student finds.
-Interrupted, the same command resumes.  Exit codes: 0 passed, 1 the quality gate failed, 2 bad input.
+Interrupted, the same command resumes.  Exit codes: 0 passed, 1 the quality gate failed, 2 bad input,
+3 a crash, 130 or 143 stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from distill.config import TrainConfig
 from gallery import results
-from gallery.console import log, run_cli
+from gallery.command_line import run_cli
+from gallery.console import log
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
 from gallery.results import RunResults
@@ -44,11 +46,11 @@ QUANTIZATION = "quantization.json"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    import tyro
-
-    command = tyro.cli(TrainConfig, args=arguments, description=__doc__)
 
     def work() -> int:
+        import tyro
+
+        command = tyro.cli(TrainConfig, args=arguments, description=__doc__)
         from distill.distributed import init_distributed
         from distill.run_dir import open_run
 

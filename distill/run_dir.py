@@ -1,11 +1,10 @@
 """The run folder: one process at a time, what is finished is not done again, and a log of all that was said."""
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 
 from distill.config import StrictModel, load_yaml, to_yaml
 from distill.distributed import barrier, is_main_process, main_process_first
-from gallery.console import log
+from gallery.console import log, log_to
 from gallery.errors import InputError, RunLocked
 from gallery.files import acquire_lock, atomic_write, remove_partial, write_json
 
@@ -126,7 +125,4 @@ def _lock(folder: Path, stack: ExitStack) -> None:
         raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
     remove_partial(folder)
     owner.write_text(str(os.getpid()))
-    handler = stack.enter_context(closing(logging.FileHandler(folder / "log.txt")))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    stack.callback(log.removeHandler, handler)
+    stack.enter_context(log_to(folder / "log.txt"))

@@ -1,7 +1,7 @@
 """Read the metadata of a model file with its format's own library; nothing of the file is executed."""
 
 import hashlib
-import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,17 @@ def corrupt_file(path: Path, error: Exception) -> CorruptFile:
 
 
 def import_backend(name: str, package: str = "") -> Any:
-    """Import an engine or a format's library; `MissingBackend` says how to install it (as `package`)."""
+    """Import an engine or a format's library; `MissingBackend` says how to install it (as `package`), or why it fails.
+
+    One that is installed may still not load: for want of memory, or of a library of the system.
+    """
+    root = name.split(".")[0]
+    package = package or root.replace("_", "-")
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        package = package or name.split(".")[0].replace("_", "-")
-        raise MissingBackend(f"{package} to be installed", str(error), f"Run: pip install {package}") from error
+    except (ImportError, OSError) as error:
+        if importlib.util.find_spec(root) is None:
+            fix = f"Run: pip install {package}"
+            raise MissingBackend(f"{package} to be installed", str(error), fix) from error
+        fix = f"It is installed: give the process more memory, or run: pip install --force-reinstall {package}"
+        raise MissingBackend(f"{package} to load", str(error), fix) from error

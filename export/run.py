@@ -7,7 +7,7 @@
 
 The first two write a bundle; the last checks one: that names, sizes, checksums and code space are as the manifest says,
 and that every file returns the golden codes (`verify --help`).
-Exit codes: 0 all is well, 1 a file does not return its codes, 2 bad input.
+Exit codes: 0 all is well, 1 a file does not return its codes, 2 bad input, 3 a crash, 130 or 143 stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import tyro
 
 from distill.config import StrictModel
 from export.artifact import FLOAT
-from gallery.console import log, run_cli
+from gallery.command_line import run_cli
+from gallery.console import log
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, InputError, TwinhashError
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from gallery.codes import BIT_ORDER, BIT_RULE, check_bits, pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.files import atomic_path, write_json
+from gallery.files import atomic_path, open_array, read_json, write_json
 
 FILE, CENTERS = "codespace.json", "centers.npy"
+MAX_CENTERS = 256 << 20  # bytes: two million classes of 128 bits
 RGB = tuple[float, float, float]
 
 
@@ -104,10 +105,11 @@ def save(folder: Path, space: CodeSpace, centers: NDArray[np.int8]) -> None:
 def load(folder: Path) -> tuple[CodeSpace, NDArray[np.int8]]:
     """Read what `save` wrote; raises `CorruptFile` if the centers are not those of the space."""
     try:
-        space = CodeSpace.from_dict(json.loads((folder / FILE).read_text("utf-8")))
-        centers: NDArray[np.int8] = np.load(folder / CENTERS, allow_pickle=False)
+        space = CodeSpace.from_dict(read_json(folder / FILE, dict))
+        centers: NDArray[np.int8] = np.array(open_array(folder / CENTERS, MAX_CENTERS))
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{FILE} and {CENTERS} in {folder}", str(error), "Restore them from the run.") from error
-    if centers.shape[1:] != (space.bits,) or hash_centers(centers) != space.centers_sha256:
+    sound = centers.dtype == np.int8 and centers.ndim == 2 and centers.shape[1] == space.bits
+    if not sound or hash_centers(centers) != space.centers_sha256:
         raise CorruptFile(f"the centers of code space {space.id}", "other centers", f"Restore {folder / CENTERS}.")
     return space, centers

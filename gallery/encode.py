@@ -1,6 +1,5 @@
 """Resumable, sharded batch inference over many images."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery.console import log, track
-from gallery.errors import InputError
-from gallery.files import atomic_path, sha256_of, write_json
+from gallery.errors import CorruptFile, InputError
+from gallery.files import atomic_path, open_array, read_json, sha256_of, write_json
 
 INDEX = "shards.json"
 Logits = NDArray[np.float32]
@@ -79,8 +78,9 @@ class _Shards:
     def _read_sums(self) -> dict[str, str]:
         path = self.folder / INDEX
         try:
-            record = json.loads(path.read_text())
-            return dict(record["sha256"]) if record["made_from"] == self.made_from else {}
+            record = read_json(path, dict)
+            sums = dict(record["sha256"]) if record["made_from"] == self.made_from else {}
+            return {f"{number:05d}.npy": str(sums[f"{number:05d}.npy"]) for number in range(len(sums))}
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, KeyError) as error:
@@ -92,7 +92,7 @@ class _Shards:
         path = self._path(number)
         if path.name not in self.sums:
             return False
-        if path.exists() and sha256_of(path) == self.sums[path.name]:
+        if path.is_file() and sha256_of(path) == self.sums[path.name]:
             return True
         log.warning("  shard %s is missing or damaged: encoding it again", path)
         return False
@@ -106,9 +106,16 @@ class _Shards:
         write_json(self.folder / INDEX, {"made_from": self.made_from, "sha256": self.sums})
 
     def read(self) -> Logits:
-        """Return all shards, joined."""
-        paths = [self._path(number) for number in range(len(self.sums))]
-        return np.concatenate([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
+        """Return all shards, joined; raises `CorruptFile` where they are not logits, whatever their checksums."""
+        paths = [self._path(number) for number in range(-(-self.made_from["images"] // self.made_from["shard"]))]
+        try:
+            logits = np.concatenate([open_array(path, path.stat().st_size) for path in paths])
+            if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != self.made_from["images"]:
+                raise ValueError(f"{logits.dtype} {logits.shape}")
+        except ValueError as error:
+            expected = f"logits of {self.made_from['images']} images in {self.folder}"
+            raise CorruptFile(expected, str(error), f"Delete {self.folder} to encode them again.") from error
+        return logits
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.npy"

@@ -1,10 +1,12 @@
 """Errors meant for the user, and the exit codes of the command lines.
 
 Every error names what was expected, what was found, and the fix.  A command that meets one prints it
-without a traceback and exits with `EXIT_BAD_INPUT`.
+without a traceback and exits with `EXIT_BAD_INPUT`; so it does where this machine lacks something: memory, rights,
+space.  Whatever else goes wrong is a fault of this program and ends with `EXIT_CRASH`.  A command that is stopped by
+signal n exits with `EXIT_STOPPED` + n: 130 by Ctrl-C, 143 by SIGTERM.
 """
 
-EXIT_PASSED, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_PASSED, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_CRASH, EXIT_STOPPED = 0, 1, 2, 3, 128
 
 
 class TwinhashError(Exception):
@@ -29,6 +31,10 @@ class CorruptFile(TwinhashError):
 
 class MissingBackend(TwinhashError):
     """An optional engine or library that is not installed here."""
+
+
+class GalleryReplaced(TwinhashError):
+    """A gallery that another process replaced while it was open here."""
 
 
 class RunLocked(TwinhashError):

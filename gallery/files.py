@@ -8,18 +8,23 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gallery.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from filelock import AcquireReturnProxy, FileLock
+    from numpy.typing import NDArray
 
 PARTIAL = ".partial"  # ends the names of temporary folders
+MAX_JSON = 64 << 20  # bytes
+T = TypeVar("T")
 
 
 @contextmanager
@@ -103,6 +108,47 @@ def atomic_write(path: Path, data: bytes | str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically."""
     return atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_regular(path: Path, limit: int) -> None:
+    """Raise `ValueError` unless `path` is a file of at most `limit` bytes: a pipe would never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        what = f"{status.st_size:,} bytes" if stat.S_ISREG(status.st_mode) else "a folder, pipe or device"
+        raise ValueError(f"{path.name} is {what}, not a file of at most {limit:,} bytes")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes; raises `ValueError` for a larger one and whatever is no file."""
+    check_regular(path, limit)
+    with path.open("rb") as stream:
+        return stream.read(limit)
+
+
+def read_json(path: Path, kind: type[T], limit: int = MAX_JSON) -> T:
+    """Read JSON whose outermost value is a `kind`; raises `OSError`, or `ValueError` for all that is wrong in it."""
+    try:
+        value = json.loads(read_bytes(path, limit))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path.name} holds a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def open_array(path: Path, limit: int) -> NDArray[Any]:
+    """Map an .npy of at most `limit` bytes into memory; raises `OSError`, or `ValueError` for all that is wrong in it.
+
+    Nothing is pickled, and what is in the header takes no memory: a map is as long as its file.
+    """
+    import numpy as np
+
+    check_regular(path, limit)
+    try:
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
+    except (EOFError, TypeError, OverflowError, RecursionError, SyntaxError) as error:
+        raise ValueError(f"{path.name} is no array: {error}") from error
+    return array
 
 
 def sha256_of(path: Path) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property, partial
+import operator
+import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,7 @@ from gallery.codes import Codes
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.distance_histogram import Labels, check_labelled
-from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+from gallery.errors import CodeSpaceMismatch, CorruptFile, GalleryReplaced, InputError
 from gallery.files import atomic_path
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 TABLE = "gallery"
 SPACE_KEY, SUMS_KEY = b"twinhash.codespace", b"twinhash.sums"
 RESTORE = "The table is damaged or was edited: restore it, or encode the gallery again."
+MAX_CLASSES = 1 << 16
+TRIES, WAIT_S = 20, 0.05  # for a folder that is being replaced
+T = TypeVar("T")
 
 
 class SearchResult(NamedTuple):
@@ -45,35 +51,41 @@ class GalleryIndex:
     metadata hold the code space and checksums of codes and labels, which are read once and verified.
     """
 
-    def __init__(self, uri: str, table: Any) -> None:
-        self.uri, self._table = uri, table
+    def __init__(self, uri: str, table: Any, stamp: tuple[int, int] | None = None) -> None:
+        self.uri, self._table, self._stamp = uri, table, stamp
         metadata = table.schema.metadata or {}
         if SPACE_KEY not in metadata or SUMS_KEY not in metadata:
             fix = "Encode the gallery again with Twinhash."
             raise CodeSpaceMismatch(f"the gallery {uri} to carry a code space", "a table without one", fix)
         try:
             space, self._sums = (dict(json.loads(metadata[key])) for key in (SPACE_KEY, SUMS_KEY))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CorruptFile(f"readable metadata in the gallery {uri}", str(error), RESTORE) from error
         self.space = CodeSpace.from_dict(space)
+        self._length: int = self._read(table.count_rows)
 
     def __len__(self) -> int:
-        return int(self._table.count_rows())
+        return self._length
 
-    def search(self, codes: Codes, k: int) -> SearchResult:
+    def search(self, codes: Codes, k: SupportsIndex) -> SearchResult:
         """Return the k nearest items of packed codes `[n, bytes]`; `InputError` for a wrong dtype, width or k below 1.
 
+        The gallery's codes are verified before the first search.
         On one thread: two that spin on a busy machine took 136 ms for what takes one 0.8 ms.
         """
         import faiss
 
         _check_codes(self.space, codes)
-        if k < 1:
+        try:
+            count = operator.index(k)
+        except TypeError as error:
+            raise InputError("a whole number as k", repr(k), "Change k.") from error
+        if count < 1:
             raise InputError("k of at least 1", str(k), "Change k.")
         flat, threads = self._flat, faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
         try:
-            distances, ids = flat.search(np.ascontiguousarray(codes), min(k, len(self)))
+            distances, ids = flat.search(np.ascontiguousarray(codes), min(count, len(self)))
         finally:
             faiss.omp_set_num_threads(threads)
         return SearchResult(distances.astype(np.uint16), ids)
@@ -90,36 +102,58 @@ class GalleryIndex:
     @cached_property
     def codes(self) -> Codes:
         """The packed codes, uint8 `[len, bytes]`; `CorruptFile` when they are not those that were written."""
-        codes = self._column("code").flatten().to_numpy().reshape(-1, self.space.bits // 8)
-        return self._verified("codes", np.ascontiguousarray(codes, np.uint8))
+
+        def convert(column: Any) -> Codes:
+            codes = column.flatten().to_numpy(zero_copy_only=False).reshape(len(self), self.space.bits // 8)
+            return np.ascontiguousarray(codes, np.uint8)
+
+        return self._column("codes", "code", convert)
 
     @cached_property
     def labels(self) -> Labels:
         """int64 `[len]` or multi-hot bool `[len, classes]`; `CorruptFile` when they are not as written."""
+
+        def multi_hot(column: Any) -> Labels:
+            classes, found = int(self._sums["classes"]), column.flatten().to_numpy(zero_copy_only=False)
+            if not 0 < classes <= MAX_CLASSES or not 0 <= found.min(initial=0) <= found.max(initial=0) < classes:
+                raise ValueError(f"{classes} classes")
+            labels = np.zeros((len(self), classes), bool)
+            labels[column.value_parent_indices().to_numpy(), found] = True
+            return labels
+
         if "label" in self._table.schema.names:
-            return self._verified("labels", self._column("label").to_numpy())
-        column = self._column("labels")
-        labels = np.zeros((len(column), int(self._sums.get("classes", 0))), bool)
-        if column.flatten().to_numpy().max(initial=-1) < labels.shape[1]:
-            labels[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
-        return self._verified("labels", labels)
+            return self._column("labels", "label", lambda column: column.to_numpy(zero_copy_only=False))
+        return self._column("labels", "labels", multi_hot)
 
     @cached_property
     def names(self) -> list[str]:
-        """The name of each item, e.g. its path."""
-        return list(self._column("name").to_pylist())
+        """The name of each item, e.g. its path; `CorruptFile` when they are not as written."""
+        return self._column("names", "name", lambda column: [str(name) for name in column.to_pylist()])
 
-    def _column(self, name: str) -> Any:
+    def _column(self, what: str, name: str, convert: Callable[[Any], Any]) -> Any:
+        """Read a column in the order of the ids, and compare it with its checksum."""
         query = self._table.search().select(["id", name]).limit(len(self))
-        rows = _read(self.uri, query.to_arrow).sort_by("id").combine_chunks()
-        if not np.array_equal(rows["id"].to_numpy(), np.arange(len(rows))):
-            raise CorruptFile(f"ids 0..{len(rows) - 1} in the gallery {self.uri}", "others", RESTORE)
-        return rows[name].combine_chunks()
 
-    def _verified(self, what: str, values: NDArray[Any]) -> NDArray[Any]:
+        def read() -> Any:
+            rows = query.to_arrow().sort_by("id").combine_chunks()
+            if not np.array_equal(rows["id"].to_numpy(), np.arange(len(self))):
+                raise ValueError(f"ids that are not 0..{len(self) - 1}")
+            return convert(rows[name].combine_chunks())
+
+        values = self._read(read)
         if _checksum(values) != self._sums.get(what):
             raise CorruptFile(f"the {what} the gallery {self.uri} was made with", "others", RESTORE)
         return values
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Call `read`; `GalleryReplaced` where another process has put a new gallery in the place of this one."""
+        try:
+            return _call(self.uri, read)
+        except CorruptFile as error:
+            if _stamp(self.uri) == self._stamp:
+                raise
+            found = "a new one in its place, made by another process"
+            raise GalleryReplaced(f"the gallery {self.uri} as it was opened", found, "Open it again.") from error
 
 
 def create_gallery(uri: str | Path, space: CodeSpace, codes: Codes, labels: Labels, names: list[str]) -> GalleryIndex:
@@ -133,6 +167,7 @@ def create_gallery(uri: str | Path, space: CodeSpace, codes: Codes, labels: Labe
     if len(names) != len(codes):
         found = f"{len(codes)} codes and {len(names)} names"
         raise InputError("one name for each code", found, "Pass lists of one length.")
+    _check_names(names)
     rows = _rows(space, codes, labels, names)
     if _is_remote(uri):
         return GalleryIndex(str(uri), _connect(uri).create_table(TABLE, data=rows, mode="overwrite"))
@@ -151,13 +186,35 @@ def open_gallery(uri: str | Path, expected: CodeSpace | str | None = None) -> Ga
     Raises `InputError` where there is none, `CorruptFile` for a damaged one, and `CodeSpaceMismatch` for one without a
     code space or with another one than expected.
     """
-    if not _is_remote(uri) and not _holds_gallery(Path(uri)):
-        raise InputError("a Twinhash gallery", f"none at {uri}", "Check the path, or run the command that encodes it.")
-    gallery = GalleryIndex(str(uri), _read(str(uri), partial(_connect(uri).open_table, TABLE)))
+    gallery = _open(str(uri))
     if expected is not None:
         other = expected if isinstance(expected, str) else expected.id
         gallery.space.check_compatible(other, f"the gallery {uri}", "what is compared with it")
     return gallery
+
+
+def _open(uri: str) -> GalleryIndex:
+    """Open a gallery; one that is being replaced is waited for."""
+    for left in reversed(range(TRIES)):
+        before = _stamp(uri)
+        try:
+            if not _is_remote(uri) and not _holds_gallery(Path(uri)):
+                fix = "Check the path, or run the command that encodes it."
+                raise InputError("a Twinhash gallery", f"none at {uri}", fix)
+            return GalleryIndex(uri, _call(uri, lambda: _connect(uri).open_table(TABLE)), before)
+        except (CorruptFile, GalleryReplaced, InputError):
+            if not left or (before == _stamp(uri) and not _is_being_replaced(uri)):
+                raise
+            time.sleep(WAIT_S)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_being_replaced(uri: str) -> bool:
+    """Whether another process is about to put a gallery at `uri`."""
+    folder = Path(uri).absolute()
+    if _is_remote(uri) or folder.exists() or not folder.parent.is_dir():
+        return False
+    return any(path.name.startswith(f".{folder.name}.") for path in folder.parent.iterdir())
 
 
 def _rows(space: CodeSpace, codes: Codes, labels: Labels, names: list[str]) -> pa.Table:
@@ -168,7 +225,7 @@ def _rows(space: CodeSpace, codes: Codes, labels: Labels, names: list[str]) -> p
         "name": pa.array(names, pa.string()),
         "code": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), space.bits // 8),
     }
-    sums: dict[str, Any] = {"codes": _checksum(codes)}
+    sums: dict[str, Any] = {"codes": _checksum(codes), "names": _checksum(names)}
     if labels.ndim == 1:
         labels = labels.astype(np.int64)
         columns["label"] = pa.array(labels)
@@ -186,7 +243,18 @@ def _check_codes(space: CodeSpace, codes: Codes) -> None:
         raise InputError(expected, f"{codes.dtype} {codes.shape}", "Pack logits of that space with gallery.codes.pack.")
 
 
-def _checksum(values: NDArray[Any]) -> str:
+def _check_names(names: list[str]) -> None:
+    """Raise `InputError` for a name that is no text, such as the name of a file in another encoding."""
+    for name in names:
+        try:
+            name.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise InputError("names that are text", ascii(name), "Rename it in UTF-8.") from error
+
+
+def _checksum(values: NDArray[Any] | list[str]) -> str:
+    if isinstance(values, list):
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
@@ -198,15 +266,26 @@ def _holds_gallery(folder: Path) -> bool:
     return (folder / f"{TABLE}.lance").is_dir()
 
 
+def _stamp(uri: str) -> tuple[int, int] | None:
+    """What tells a gallery in a local folder from one that replaced it; None where there is none."""
+    try:
+        status = Path(uri, f"{TABLE}.lance").stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
 def _connect(uri: str | Path) -> Any:
     import lancedb
 
     return lancedb.connect(str(uri))
 
 
-def _read(uri: str, read: Any) -> Any:
-    """Call `read`: LanceDB raises ValueError, RuntimeError or OSError for whatever is wrong with a table."""
+def _call(uri: str, read: Callable[[], T]) -> T:
+    """Call `read`: LanceDB and pyarrow raise a dozen types for whatever is wrong with a table, or panic."""
     try:
         return read()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise CorruptFile(f"a readable gallery at {uri}", str(error), RESTORE) from error
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise CorruptFile(f"a readable gallery at {uri}", f"{type(error).__name__}: {error}", RESTORE) from error

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from gallery.console import plain
 from gallery.errors import CorruptFile, InputError
 from gallery.results import ModelResult
-from mobile_eval.formatting import plain
 from mobile_eval.latency import Latency
 
 MAX_BYTES, MAX_SAMPLES, MAX_TEXT = 16 << 20, 1_000_000, 200

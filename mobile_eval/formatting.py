@@ -1,11 +1,6 @@
 """Numbers and names as people read them, in the tables and in the report."""
 
 
-def plain(text: str) -> str:
-    """`text` on one line and fit for a terminal: control characters, which could steer it, become "?"."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-
-
 def number(value: float | None, digits: int) -> str:
     """Fixed digits; "-" for what was not measured, "nan" for what is not a number; no minus before a zero."""
     return "-" if value is None else f"{value:z.{digits}f}"

@@ -4,9 +4,9 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from gallery.console import plain
 from gallery.files import atomic_write
 from gallery.results import EvaluationResults
-from mobile_eval.formatting import plain
 from mobile_eval.gate import row_failures
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gallery.console import log
+from gallery.console import log, plain
 from gallery.files import atomic_write
 from gallery.results import (
     STUDENT_GALLERY,
@@ -21,7 +21,7 @@ from gallery.results import (
     ratio,
 )
 from mobile_eval import junit, plots
-from mobile_eval.formatting import count, duration, number, percent, plain, size
+from mobile_eval.formatting import count, duration, number, percent, size
 from mobile_eval.gate import exit_code, row_failures
 
 RESULTS, PAGE, JUNIT = "results.json", "report.html", "junit.xml"

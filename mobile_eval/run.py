@@ -7,7 +7,8 @@
 `evaluate` compares every model's codes with the float student's, and on other devices with the same model's on the
 host.  A bundle in its run folder is evaluated on all queries, in the run's gallery; any other on its golden inputs.
 It writes report.html, results.json and junit.xml.  `import-results` adds measurements of other tools.
-Exit codes: 0 passed, 1 the gate failed, 2 bad input, or with --strict something that could not be checked.
+Exit codes: 0 passed, 1 the gate failed, 2 bad input, or with --strict something that could not be checked, 3 a crash,
+130 or 143 stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from distill.config import StrictModel
-from gallery.console import log, run_cli
+from gallery.command_line import run_cli
+from gallery.console import log
 from gallery.errors import EXIT_PASSED, InputError
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate, report
@@ -114,8 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     runners: dict[Any, Any] = {SetupCommand: set_up, EvaluateCommand: evaluate, ImportCommand: import_results}
     names = dict(zip(("setup", "evaluate", "import-results"), runners, strict=True))
-    command = tyro.extras.subcommand_cli_from_dict(names, args=arguments, description=__doc__)
-    return run_cli(lambda: runners[type(command)](command), "No results were written: run the same command again.")
+
+    def work() -> int:
+        command = tyro.extras.subcommand_cli_from_dict(names, args=arguments, description=__doc__)
+        return runners[type(command)](command)
+
+    return run_cli(work, "No results were written: run the same command again.")
 
 
 def set_up(command: SetupCommand) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.checkpoint import read_checkpoint
-from distill.config import BackboneInfo, StrictModel
+from distill.checkpoint import CheckpointHeader, read_checkpoint
+from distill.config import BackboneInfo
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import ImageFiles, name_of, walk
 from distill.models import pretrained
@@ -21,14 +21,6 @@ from gallery.results import Skipped
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # images that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
-
-
-class CheckpointHeader(StrictModel):
-    """The header of a network that a run saved."""
-
-    name: str
-    size: int
-    bits: int
 
 
 class CustomModel(NamedTuple):

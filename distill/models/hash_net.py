@@ -1,6 +1,7 @@
 """Networks: any timm backbone, a hash head, and the names people use for them."""
 
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +62,7 @@ def build(name: str, size: int, bits: int, seed: int) -> HashNet:
 
     The global random state is left as it was.  Raises `InputError` when the network cannot take that size.
     """
+    check_timm_name(name)
     timm = import_timm()
     cfg = timm.get_pretrained_cfg(name)
     with torch.random.fork_rng(devices=[]):
@@ -91,6 +93,18 @@ def timm_names(name: str) -> tuple[str, ...]:
     raise InputError("a network that timm knows, or a short name", repr(name), hint)
 
 
+def check_timm_name(name: object) -> str:
+    """Return the name of a network that timm knows itself, maybe with the tag of its weights.
+
+    Raises `InputError` for any other, e.g. "hf-hub:..." or "local-dir:...", which timm would fetch or read: names come
+    from files.
+    """
+    plain_name = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name)
+    if not plain_name or not import_timm().is_model(name.split(".")[0]):  # type: ignore[attr-defined]
+        raise InputError("the name of a network that timm knows", repr(name)[:200], "Name another network.")
+    return str(name)
+
+
 def patch_size(backbone: nn.Module) -> int:
     """What a transformer's input is a multiple of, pixels: its patches, or blocks of them; 1 for networks without."""
     size = getattr(backbone, "input_step", getattr(getattr(backbone, "patch_embed", None), "patch_size", 1))
@@ -99,6 +113,7 @@ def patch_size(backbone: nn.Module) -> int:
 
 def create_meta_model(name: str) -> nn.Module:
     """timm's `name` without a classifier and without memory behind its tensors."""
+    check_timm_name(name)
     with torch.device("meta"):
         net: nn.Module = import_timm().create_model(name, num_classes=0)
     return net

@@ -4,25 +4,38 @@ In order: a path given by the user; the folder in `TWINHASH_WEIGHTS`; timm's hub
 packages that carry weights; random initialization.
 """
 
+import errno
 import importlib.util
 import os
-import socket
+import re
 import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from distill.config import BackboneInfo
-from distill.models.hash_net import create_meta_model, import_timm, is_transformer, patch_size, timm_names
+from distill.models.hash_net import (
+    check_timm_name,
+    create_meta_model,
+    import_timm,
+    is_transformer,
+    patch_size,
+    timm_names,
+)
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
 from gallery.files import sha256_of
 
 FOLDER_VARIABLE = "TWINHASH_WEIGHTS"
-HUB_TIMEOUT_S = 3.0
+HUB_TIMEOUT_S, HUB_FILE = 5.0, "model.safetensors"
+HTTP_REASONS = {
+    401: "private, renamed or not there: log in with `hf auth login` if it is yours",
+    403: "gated: ask for access on its page, then log in with `hf auth login`",
+    404: "not there",
+    429: "too many requests",
+}
 OTHER_WEIGHTS = "Name the network that these weights belong to, or other weights."
 ENOUGH = 0.5  # of a backbone's parameters must be in a file for it to count as that network's weights
 
@@ -68,7 +81,7 @@ def find_pretrained(name: str, path: Path | None = None) -> PretrainedWeights:
 def backbone_info(weights: PretrainedWeights) -> BackboneInfo:
     """The properties of a network initialized with `weights`; nothing is allocated."""
     timm = import_timm()
-    cfg = timm.get_pretrained_cfg(weights.name) or timm.models.PretrainedCfg()
+    cfg = timm.get_pretrained_cfg(check_timm_name(weights.name)) or timm.models.PretrainedCfg()
     return describe(weights.name, weights.source, weights.path is None, cfg)
 
 
@@ -126,6 +139,10 @@ def _from_folder(name: str) -> PretrainedWeights | None:
 
 
 def _from_hub(name: str) -> PretrainedWeights | None:
+    """Weights of timm's hub, from its cache or downloaded at a known commit; None, with a warning, where it has none.
+
+    Behind a proxy its client finds the way (HTTPS_PROXY), so only the client is asked whether the hub can be reached.
+    """
     import huggingface_hub as hub
 
     cfg = import_timm().get_pretrained_cfg(name)
@@ -133,25 +150,51 @@ def _from_hub(name: str) -> PretrainedWeights | None:
         return None
     tagged = cfg.architecture + (f".{cfg.tag}" if cfg.tag else "")
     repo = cfg.hf_hub_id + tagged if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
-    cached = hub.try_to_load_from_cache(repo, "model.safetensors")
-    if isinstance(cached, str):
-        return PretrainedWeights(name, Path(cached), f"{repo} (hub cache)")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if offline or not _reachable(hub.constants.ENDPOINT):
+    cached = hub.try_to_load_from_cache(repo, HUB_FILE)
+    if isinstance(cached, str) and (found := _checked(name, repo, Path(cached))):
+        return found
+    answered, offline = False, os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    if offline or hub.constants.ENDPOINT in _unreachable:
         return None
-    return PretrainedWeights(name, Path(hub.hf_hub_download(repo, "model.safetensors")), f"{repo} (hub)")
-
-
-@cache
-def _reachable(endpoint: str) -> bool:
-    """Whether the hub answers a connection within seconds; probed once a process (its client retries for minutes)."""
-    name, _, port = endpoint.split("//")[-1].split("/")[0].partition(":")
     try:
-        socket.create_connection((name, int(port or 443)), HUB_TIMEOUT_S).close()
-    except OSError as error:
-        log.info("the model hub cannot be reached (%s)", error)
-        return False
-    return True
+        hub.get_hf_file_metadata(hub.hf_hub_url(repo, HUB_FILE), timeout=HUB_TIMEOUT_S)  # a download retries for long
+        answered = True
+        return _checked(name, repo, Path(hub.hf_hub_download(repo, HUB_FILE, etag_timeout=HUB_TIMEOUT_S)))
+    except Exception as error:  # its errors, those of its HTTP client, and OSErrors share no base class
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if not answered and not isinstance(error, hub.errors.HfHubHTTPError):
+            _unreachable.add(hub.constants.ENDPOINT)  # other networks would wait for it too
+        log.warning("%s on the model hub cannot be had (%s): looking elsewhere", repo, _reason(error))
+        return None
+
+
+_unreachable: set[str] = set()  # hubs that gave this process no answer
+
+
+def _checked(name: str, repo: str, path: Path) -> PretrainedWeights | None:
+    """The weights in the hub's cache at `path`, with their commit and checksum as their source.
+
+    The cache names a large file by its SHA-256; one that does not have it is removed, with a warning.
+    """
+    digest, said = sha256_of(path), path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", said) and said != digest:
+        log.warning("%s: the file in the hub's cache is damaged, and removed: %s", repo, path)
+        for file in {path.resolve(), path}:
+            file.unlink(missing_ok=True)
+        return None
+    source = f"{repo} on the hub, commit {path.parent.name}, sha256 {digest}"
+    log.info("  %s: %s", name, source)
+    return PretrainedWeights(name, path, source)
+
+
+def _reason(error: Exception) -> str:
+    """Why the hub does not give a file, in a few words."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status:
+        return f"HTTP {status}, {HTTP_REASONS.get(status, type(error).__name__)}"
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
 
 
 def _from_package(name: str) -> PretrainedWeights | None:

@@ -82,3 +82,31 @@ def test_on_a_terminal_a_bar_is_shown_and_standard_output_stays_clean() -> None:
     assert process.stdout == "10\n"
     assert "hashing" in shown
     assert "8/8" in shown
+
+
+BROKEN = """
+import sys
+from gallery import console
+from rich.progress import Progress
+def fail(*_, **__):
+    raise RuntimeError("no bar")
+setattr(Progress, sys.argv[1], fail)
+print(sum(console.track(range(5), "hashing", 5)), file=sys.__stdout__)
+"""
+
+
+@pytest.mark.parametrize("part", ["__init__", "start", "advance", "stop", "add_task"])
+def test_a_broken_progress_bar_ends_no_work(part: str) -> None:
+    master, slave = pty.openpty()
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.run([sys.executable, "-c", BROKEN, part], cwd=root, stdout=subprocess.PIPE, stderr=slave,
+                             text=True, check=True, env={**os.environ, "TERM": "xterm"})  # fmt: skip
+    os.close(slave)
+    os.close(master)
+    assert process.stdout == "10\n"
+
+
+def test_without_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    console.show_log()
+    assert list(console.track(range(3), "x", 3)) == [0, 1, 2]
