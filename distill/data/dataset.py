@@ -24,6 +24,7 @@ class Split:
     validation: held out of train, but stays in the gallery
     unlabeled:  images to learn from without a label, in no other split
     unseen:     classes of which no image is in train or validation, by choice
+    warnings:   sentences on what the user should check in the data, each once
     """
 
     protocol: str
@@ -33,6 +34,7 @@ class Split:
     query: Indices
     unlabeled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
     unseen: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,6 @@ class Dataset(Split):
     pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
     fingerprint: SHA-256 over classes, names, labels, splits and the contents of the image files
     top_k:       R of the mAP@R in which results on this protocol are published; None for the whole gallery
-    warnings:    sentences on what the user should check in the data, each once
     """
 
     name: str
@@ -55,7 +56,6 @@ class Dataset(Split):
     skipped: tuple[Skipped, ...]
     fingerprint: str
     top_k: int | None = None
-    warnings: tuple[str, ...] = ()
 
     @cached_property
     def seen(self) -> Indices:

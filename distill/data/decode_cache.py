@@ -1,8 +1,9 @@
 """Memory-mapped cache of decoded images: `<cache>/<key>/<size>.npy`, uint8 `[N, size, size, 3]`.
 
-The key is a hash of the list (path, size, modification time and mode of each file), the resize rule and Pillow's
-version.  Beside each array lies `<size>.json`, written after it: the array's own size and time, so that nothing else
-is taken for it; the digests of the files; and the images that could not be read.
+The key is a hash of the list (path, size, modification time and mode of each file), the resize rule, the formats and
+sizes read, and Pillow's version.  Beside each array lies `<size>.json`, written after it: the array's own size and
+time, so that nothing else is taken for it; the digests of the files; the images that could not be read; and of those
+with 16 bits a channel how many bits their values take.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices
-from distill.data.decode import to_square
+from distill.data.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
@@ -33,16 +34,21 @@ from gallery.results import Skipped
 
 BYTES = hashlib.sha256().digest_size
 Record = dict[str, Any]
-DecodeResult = tuple[str, list[NDArray[np.uint8]]] | str  # an image's SHA-256 and squares, or why there are none
+# An image's SHA-256, its bits where it has 16 a channel, and its squares; or why there are none.
+DecodeResult = tuple[str, int | None, list[NDArray[np.uint8]]] | str
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The images that could be read: indices into the list, SHA-256 of their files, their squares by size."""
+    """The images that could be read: indices into the list, SHA-256 of their files, their squares by size.
+
+    bits: of the largest value, in order, of those with 16 bits a channel (`decode`)
+    """
 
     kept: Indices
     skipped: tuple[Skipped, ...]
     digests: tuple[bytes, ...]
+    bits: tuple[int, ...]
     pixels: dict[int, NDArray[np.uint8]]
 
 
@@ -51,7 +57,7 @@ def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], 
 
     Raises `InputError` when the cache cannot be written, e.g. for want of room.
     """
-    key = f"{Preprocessing.resize}\0{PIL.__version__}\0{source.stamp()}"
+    key = f"{Preprocessing.resize}\0{PIL.__version__}\0{FORMATS}\0{LARGEST_PIXELS}\0{source.stamp()}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     path, fix = folder / ".lock", "Choose another cache folder."
     try:
@@ -71,7 +77,8 @@ def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], 
             raise CorruptFile(expected, f"{array.dtype} {array.shape}", f"Delete {folder}.")
     skipped = tuple(Skipped(path=names[i], reason=reason) for i, reason in reasons.items())
     digests = bytes.fromhex(record["digests"])
-    return DecodedImages(kept, skipped, tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES)), pixels)
+    parts = tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES))
+    return DecodedImages(kept, skipped, parts, tuple(record["bits"]), pixels)
 
 
 def _load_or_decode(folder: Path, source: ImageSource, count: int, sizes: Sequence[int]) -> Record:
@@ -79,7 +86,7 @@ def _load_or_decode(folder: Path, source: ImageSource, count: int, sizes: Sequen
     old = {size: record for size in sizes if (record := _read_record(folder, size, count))}
     missing = [size for size in sizes if size not in old]
     records = [*old.values(), *([_decode_sizes(folder, source, count, missing)] if missing else [])]
-    same = all(record[kind] == records[0][kind] for record in records for kind in ("digests", "skipped"))
+    same = all(record[kind] == records[0][kind] for record in records for kind in ("digests", "skipped", "bits"))
     return records[0] if same else _decode_sizes(folder, source, count, sizes)
 
 
@@ -90,7 +97,8 @@ def _read_record(folder: Path, size: int, count: int) -> Record | None:
         record: Record = json.loads(path.read_bytes())
         sound = len(bytes.fromhex(record["digests"])) == BYTES * (count - len(record["skipped"]))
         if sound and record["array"] == _state(folder, size) and all(0 <= i < count for i, _ in record["skipped"]):
-            return {"digests": str(record["digests"]), "skipped": record["skipped"]}
+            bits = [int(own) for own in record["bits"]]
+            return {"digests": str(record["digests"]), "skipped": record["skipped"], "bits": bits}
         log.warning("the array of %s is not as it was written: decoding again", path)
     except FileNotFoundError:
         return None
@@ -114,6 +122,7 @@ def _decode_sizes(folder: Path, source: ImageSource, count: int, sizes: Sequence
         raise InputError(expected, f"{free:,} free", fix)
     skipped: list[list[Any]] = []
     digests: list[str] = []
+    bits: list[int] = []
     try:
         with ExitStack() as stack:
             streams = [stack.enter_context(_open_growing_npy(folder / f"{size}.npy", size)) for size in sizes]
@@ -121,10 +130,12 @@ def _decode_sizes(folder: Path, source: ImageSource, count: int, sizes: Sequence
                 if isinstance(result, str):
                     skipped.append([i, result])
                     continue
-                digests.append(result[0])
-                for stream, square in zip(streams, result[1], strict=True):
+                digest, own_bits, squares = result
+                digests.append(digest)
+                bits += [own_bits] if own_bits else []
+                for stream, square in zip(streams, squares, strict=True):
                     stream.write(square.data)
-        record: Record = {"digests": "".join(digests), "skipped": skipped}
+        record: Record = {"digests": "".join(digests), "skipped": skipped, "bits": bits}
         for size in sizes:
             write_json(folder / f"{size}.json", {**record, "array": _state(folder, size)})
     except OSError as error:  # of writing: those of reading are in `skipped`
@@ -156,7 +167,7 @@ def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Itera
             image, digest = source.read(index)
         except InputError as error:
             return error.found
-        return digest, [to_square(image, size) for size in sizes]
+        return digest, image.info.get("bits"), [to_square(image, size) for size in sizes]
 
     workers, ahead = os.cpu_count() or 1, deque[Future[DecodeResult]]()
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:

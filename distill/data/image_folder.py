@@ -1,24 +1,46 @@
-"""Images in folders: `class/...`, or `train|gallery|query/class/...`."""
+"""Images in folders: `class/...`, or `train|gallery|query|validation/class/...`."""
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL.Image import Image
 
-from distill.data.dataset import QUERY, SPLITS, TRAIN, ImageList
+from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList
 from distill.data.decode import decode, shorter_side
+from distill.data.names import clean_label, counted, some
 from gallery.errors import InputError
 from gallery.files import sha256_of
 from gallery.results import Skipped
 
 # Found beside images and clearly none: passed over in silence, like hidden files.
 NO_IMAGE = re.compile(
-    r".*\.(txt|md|[ct]sv|jsonl?|xml|ya?ml|html?|pdf|log|db|ini|parquet|np[yz]|mat|py|zip|gz|tar)", re.I
+    r".*\.(txt|md|[ct]sv|jsonl?|xml|ya?ml|html?|pdf|log|db|ini|parquet|np[yz]|mat|py|zip|gz|tar|aae|xmp)"
+    r"|icon\r|.*:zone\.identifier|.*@syno\w+",
+    re.I | re.S,
 )
-SPLIT_NAMES = frozenset((*SPLITS, "test", "val", "valid", "validation", "database", "db", "retrieval"))
+# Folders of file servers, desktops and archivers: thumbnails, trash and snapshots of the images, not images.
+SOFTWARE = re.compile(
+    r"@eadir|[@#]recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+"
+    r"|__macosx|\$recycle\.bin|recycler|recycled|system volume information|found\.\d{3}|lost\+found|lost\.dir"
+    r"|network trash folder|temporary items|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|lrdata)",
+    re.I,
+)
+TEST = "test"  # whether of queries, of a gallery or of both only its maker knows
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), TRAIN),
+    **dict.fromkeys(("query", "queries", "probe", "probes"), QUERY),
+    **dict.fromkeys(("gallery", "database", "db"), GALLERY),
+    **dict.fromkeys(("validation", "valid", "val"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "retrieval", "holdout"), TEST),
+    UNLABELED: UNLABELED,
+}
+AROUND = "set|data|images?|imgs?|photos?|seg|split|folder|files|crops?|cropped|boundingbox"
+SPLIT_NAME = re.compile(f"(?:{AROUND})*({'|'.join(SPLIT_WORDS)})(?:{AROUND})*")
 
 
 class ImageFiles:
@@ -46,24 +68,51 @@ class ImageFiles:
         return shorter_side(self.paths[index])
 
 
+@dataclass
+class FolderContents:
+    """What is below a folder, however deep, each folder once.
+
+    paths: files that may be images; folders: names of those that were read; software: of those made by other software
+    skipped: folders that were not read
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    software: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        if not self.software:
+            return ()
+        what = f"{counted(len(self.software), 'folder')} of thumbnails, trash or snapshots"
+        return (f"{what} passed over, with all images in them: {some(self.software)}.",)
+
+
 def list_folder(root: Path) -> ImageList:
     """List the images below `root`, sorted by name.
 
     Links are followed, since the owner of the folder made them, but no folder is visited twice.  Raises
-    `InputError` for a folder that cannot be read, or whose first level is a split not known here.
+    `InputError` for a folder that cannot be read, and where splits and classes cannot be told apart.
     """
-    skipped: list[Skipped] = []
-    depth = 1 if _has_splits(root) else 0
-    found = sorted((name_of(path, root), path) for path in walk(root, skipped))
+    contents = walk(root)
+    found = sorted((name_of(path, root), path) for path in contents.paths)
+    roles = _find_splits(root, [name for name, _ in found])
+    depth = 1 if roles else 0
     outside = [name for name, _ in found if name.count("/") <= depth]
-    skipped += [Skipped(path=name, reason="not inside a class folder") for name in outside]
     images = [(name, path) for name, path in found if name.count("/") > depth]
     steps = [name.split("/") for name, _ in images]
+    labels = [clean_label(step[depth]) for step in steps]
+    skipped = [Skipped(path=name, reason="not inside a class folder") for name in outside]
+    chosen = [i for i, own in enumerate(labels) if own]
+    skipped += [Skipped(path=images[i][0], reason="a class without a name") for i, own in enumerate(labels) if not own]
     return ImageList(
-        name=root.resolve().name, names=tuple(name for name, _ in images),
-        labels=tuple((step[depth],) for step in steps), splits=tuple(frozenset(step[:depth]) for step in steps),
-        source=ImageFiles(root, [path for _, path in images]), split_source="split given by the folder's first level",
-        skipped=tuple(skipped),
+        name=root.resolve().name, names=tuple(images[i][0] for i in chosen),
+        labels=tuple((labels[i],) for i in chosen),
+        splits=tuple(frozenset([roles[steps[i][0]]] if roles else []) for i in chosen),
+        source=ImageFiles(root, [images[i][1] for i in chosen]), split_source="split given by the folder's first level",
+        skipped=(*contents.skipped, *skipped), warnings=(*contents.warnings, *_merged([step[depth] for step in steps]),
+                                           *_empty_folders(contents, found, depth)),
     )  # fmt: skip
 
 
@@ -72,34 +121,93 @@ def name_of(path: Path, root: Path) -> str:
     return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _has_splits(root: Path) -> bool:
-    """Return whether the first level of `root` is a split rather than the classes."""
-    tops = {path.name for path in _entries(root) if os.path.isdir(path)}
-    if {TRAIN, QUERY} <= tops <= set(SPLITS):
-        return True
-    if tops and tops <= SPLIT_NAMES:
-        found = f"{', '.join(sorted(tops))} in {root}"
-        raise InputError("class folders, or train, query and perhaps gallery", found, "Rename or add folders.")
-    return False
+def _empty_folders(contents: FolderContents, found: Sequence[tuple[str, Path]], depth: int) -> tuple[str, ...]:
+    """Return a sentence on folders of classes, or of splits, without a file that may be an image."""
+    filled = {"/".join(name.split("/")[: k + 1]) for name, _ in found for k in range(depth + 1)}
+    empty = {name for name in contents.folders if name.count("/") <= depth and name not in filled}
+    empty = {name for name in empty if name.rpartition("/")[0] not in empty}
+    return (f"{counted(len(empty), 'folder')} without an image: {some(sorted(empty))}.",) if empty else ()
 
 
-def walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield the files that may be images, in every folder below `root` once."""
-    folders, seen = [root], {os.path.realpath(root)}
+def _merged(folders: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence on folders that are one class, since their names look the same."""
+    names = defaultdict[str, list[str]](list)
+    for folder in sorted(set(folders)):
+        names[clean_label(folder)].append(folder)
+    if not (same := [own for own in names.values() if len(own) > 1]):
+        return ()
+    few = "; ".join(some(map(ascii, own)) for own in same[:3])
+    return (f"{counted(len(same), 'class', 'classes')} in several folders whose names look the same: {few}.",)
+
+
+def split_role(name: str) -> str | None:
+    """Return the split that a folder's name speaks of ("Training", "seg_train", "val2017"), if any."""
+    match = SPLIT_NAME.fullmatch(re.sub(r"[\W\d_]+", "", clean_label(name).casefold()))
+    return SPLIT_WORDS[match[1]] if match else None
+
+
+def _find_splits(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the split of each folder of the first level; none where these are the classes.
+
+    Raises `InputError` where it may be either: for several folders named like splits that are no train and query,
+    for one whose folders are found elsewhere too, and for splits on the second level.
+    """
+    below = defaultdict[str, set[str]](set)
+    for name in names:
+        first, *rest = name.split("/")
+        if rest:
+            below[first] |= set(rest[:-1][:1])
+    roles = {first: role for first in below if (role := split_role(first))}
+    if _is_split(list(roles.values())) and len(roles) == len(below):
+        return roles
+    expected = "class folders, or train, query and perhaps gallery"
+    others = [first for first in below if first not in roles]
+    repeated = {name for first in others for name in (first, *below[first])}
+    if len(roles) > 1 or (roles and (not others or any(below[first] & repeated for first in roles))):
+        found = f"{some(sorted(roles))} in {root}" + (f" beside {some(sorted(others))}" if others else "")
+        fix = "Rename or add folders; if they are classes, list the images in a manifest."
+        raise InputError(expected, found, fix)
+    for first in others:
+        inner = {name for name in below[first] if split_role(name)}
+        if len({split_role(name) for name in inner}) > 1:
+            found = f"{some(f'{first}/{name}' for name in sorted(inner))} in {root}"
+            fix = "Move these to the first level, rename them, or give the folder that holds them as --data."
+            raise InputError(f"{expected} on the first level", found, fix)
+    return {}
+
+
+def _is_split(roles: Sequence[str]) -> bool:
+    return {TRAIN, QUERY} <= set(roles) <= {TRAIN, QUERY, GALLERY, VALIDATION} and len(set(roles)) == len(roles)
+
+
+def walk(root: Path) -> FolderContents:
+    """Return the files that may be images, in every folder below `root` once; raises `InputError` if that is none."""
+    contents, folders, seen = FolderContents(), [root], {os.path.realpath(root)}
     while folders:
-        for path in _entries(folders.pop()):
+        folder = folders.pop()
+        try:
+            entries = sorted(folder / name for name in os.listdir(folder))
+        except OSError as error:
+            reason = str(error.strerror)
+            if folder == root:
+                raise InputError(f"a readable folder {root}", reason, "Check its path and rights.") from error
+            reason = f"a folder that cannot be read: {reason}"
+            contents.skipped.append(Skipped(path=name_of(folder, root), reason=reason))
+            continue
+        if folder != root:
+            contents.folders.append(name_of(folder, root))
+        for path in entries:
             if not os.path.isdir(path):
-                if not NO_IMAGE.fullmatch(path.name):
-                    yield path
+                if not path.name.startswith(".") and not NO_IMAGE.fullmatch(path.name):
+                    contents.paths.append(path)
+            elif SOFTWARE.fullmatch(path.name):
+                contents.software.append(name_of(path, root))
+            elif path.name.startswith("."):
+                continue
             elif (real := os.path.realpath(path)) in seen:
-                skipped.append(Skipped(path=name_of(path, root), reason="a link to a folder that is listed already"))
+                reason = "a link to a folder that is listed already"
+                contents.skipped.append(Skipped(path=name_of(path, root), reason=reason))
             else:
                 seen.add(real)
                 folders.append(path)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder / name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError as error:
-        raise InputError(f"a readable folder {folder}", str(error.strerror), "Check its path and rights.") from error
+    return contents

@@ -6,20 +6,24 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
 from distill.data import fashion_mnist
-from distill.data.dataset import Dataset, ImageList
+from distill.data.check import check_bits, check_classes, check_copies
+from distill.data.dataset import Dataset, ImageList, Split
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
 from distill.data.list_files import list_published
 from distill.data.manifest import list_manifest
+from distill.data.names import visible
 from distill.data.protocol_specs import CIFAR10, PUBLISHED, UCMERCED, DatasetSource
 from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
-from distill.data.splits import SplitConfig, encode_labels, split
+from distill.data.splits import Labels, SplitConfig, encode_labels, split
 from distill.data.unlabeled import join_unlabeled
 from gallery.console import log
 from gallery.errors import InputError
@@ -58,46 +62,62 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     wanted = sorted(set(sizes))
     if not wanted or wanted[0] < 1 or wanted[-1] > LARGEST:
         raise InputError(f"input sizes from 1 to {LARGEST} pixels", str(wanted), "Choose others.")
-    images = join_unlabeled(_list_images(source, cache_dir, options.data_root, options.seed), options.unlabeled_data)
-    if not images.names:
-        _report_skipped(images, images.skipped, options.strict)
-    encode_labels(images)  # to fail before hours of decoding
-    decoded = decode_all(images.source, images.names, wanted, cache_dir)
-    skipped = images.skipped + decoded.skipped
-    _report_skipped(images, skipped, options.strict)
+    listed = join_unlabeled(_list_images(source, cache_dir, options.data_root, options.seed), options.unlabeled_data)
+    if not listed.names:
+        _report_skipped(listed, listed.skipped, options.strict)
+    encode_labels(listed)  # to fail before hours of decoding
+    decoded = decode_all(listed.source, listed.names, wanted, cache_dir)
+    skipped = listed.skipped + decoded.skipped
+    _report_skipped(listed, skipped, options.strict)
     columns = "names", "labels", "splits"
-    kept: dict[str, Any] = {c: tuple(getattr(images, c)[i] for i in decoded.kept) for c in columns}
-    images = replace(images, **kept)
+    kept: dict[str, Any] = {c: tuple(getattr(listed, c)[i] for i in decoded.kept) for c in columns}
+    images = replace(listed, **kept)
     classes, labels = encode_labels(images)
-    own = split(images, (classes, labels), options)
-    queries = {decoded.digests[i] for i in own.query}
-    copies = np.array([decoded.digests[i] in queries for i in own.unlabeled], bool)
-    if copies.any():  # training must not see what a query is to find
-        log.warning("left out %d unlabeled images that are copies of queries", copies.sum())
-    own = replace(own, unlabeled=own.unlabeled[~copies])
-    content = hashlib.sha256(b"".join(decoded.digests)).hexdigest()
-    fingerprint = hashlib.sha256(json.dumps([classes, images.names, content]).encode())
-    for array in (labels, own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabeled])):
-        fingerprint.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    own = _without_leaks(split(images, (classes, labels), options, decoded.digests), decoded.digests)
+    checks = check_classes(listed, images), check_copies(images, own, decoded.digests), check_bits(decoded.bits)
+    own = replace(own, warnings=(*images.warnings, *own.warnings, *chain.from_iterable(checks)))
+    for sentence in own.warnings:
+        log.warning("Check your data: %s", sentence)
     return Dataset(
         **vars(own), name=images.name, classes=classes, labels=labels, names=images.names, pixels=decoded.pixels,
-        skipped=skipped, fingerprint=fingerprint.hexdigest(), top_k=images.top_k, warnings=images.warnings,
+        skipped=tuple(Skipped(path=visible(skip.path), reason=visible(skip.reason)) for skip in skipped),
+        fingerprint=_fingerprint(images.names, (classes, labels), own, decoded.digests), top_k=images.top_k,
     )  # fmt: skip
+
+
+def _without_leaks(own: Split, digests: Sequence[bytes]) -> Split:
+    """Return the split without unlabeled images that are copies of queries: training must not see what these find."""
+    queries = {digests[i] for i in own.query}
+    copies = np.array([digests[i] in queries for i in own.unlabeled], bool)
+    if copies.any():
+        log.warning("left out %d unlabeled images that are copies of queries", copies.sum())
+    return replace(own, unlabeled=own.unlabeled[~copies])
+
+
+def _fingerprint(names: Sequence[str], encoded: Labels, own: Split, digests: Sequence[bytes]) -> str:
+    content = hashlib.sha256(b"".join(digests)).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps([encoded[0], names, content]).encode())
+    for array in (encoded[1], own.train, own.validation, own.gallery, own.query, *filter(len, [own.unlabeled])):
+        fingerprint.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return fingerprint.hexdigest()
 
 
 def median_image_size(source: str, data_root: Path | None = None) -> int:
     """Return the median shorter side, in pixels, of up to 200 of the source's images, from their headers."""
     if source in fashion_mnist.SOURCES:
         return fashion_mnist.EDGE
-    images, reason = _list_images(source, Path(), data_root, 0), "none"
-    sides = []
-    for i in np.unique(np.linspace(0, max(0, len(images.names) - 1), min(SAMPLE, len(images.names)), dtype=int)):
-        try:
-            sides.append(images.source.shorter_side(int(i)))
-        except InputError as error:
-            reason = f"{images.names[i]}: {error.found}"
+    images, sides, skipped = _list_images(source, Path(), data_root, 0), list[int](), list[Skipped]()
+    count = len(images.names)
+    sample = np.unique(np.linspace(0, max(0, count - 1), min(SAMPLE, count), dtype=int))
+    with catch_warnings():
+        filterwarnings("ignore", module="PIL")  # on odd metadata and large images
+        for i in sample.tolist():
+            try:
+                sides.append(images.source.shorter_side(i))
+            except InputError as error:
+                skipped.append(Skipped(path=images.names[i], reason=error.found))
     if not sides:
-        raise InputError(f"images in {source}", reason, "Point --data at a folder or manifest of images.")
+        raise _nothing_left(images.name, count + len(images.skipped), [*images.skipped, *skipped])
     return int(np.median(sides))
 
 
@@ -124,9 +144,18 @@ def _list_images(source: str, cache_dir: Path, data_root: Path | None, seed: int
 
 def _report_skipped(images: ImageList, skipped: Sequence[Skipped], strict: bool) -> None:
     total = len(images.names) + len(images.skipped)
-    few = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
-    found = f"{len(skipped)} of {total} that cannot be used: {few}"
     if len(skipped) == total or (strict and skipped):
-        raise InputError(f"readable images in {images.name}", found, "Repair or remove these, or add others.")
+        raise _nothing_left(images.name, total, skipped)
     if skipped:
-        log.warning("skipped %s", found)
+        log.warning("skipped %s", _few(skipped, total))
+
+
+def _nothing_left(name: str, total: int, skipped: Sequence[Skipped]) -> InputError:
+    fix = "Repair or remove these, or add others: images in class folders, or listed in a manifest."
+    return InputError(f"readable images in {name}", _few(skipped, total), fix)
+
+
+def _few(skipped: Sequence[Skipped], total: int) -> str:
+    few = "; ".join(f"{visible(s.path)}: {visible(s.reason)}" for s in skipped[:5])
+    few += "; ..." if len(skipped) > 5 else ""
+    return f"{len(skipped)} of {total} that cannot be used: {few}" if total else "none, nor a file that may be one"

@@ -1,6 +1,8 @@
 """Train, validation, gallery and query."""
 
 import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList, Indices, Split, present
-from gallery.console import log
+from distill.data.names import some, visible
 from gallery.errors import InputError
 
 Labels = tuple[tuple[str, ...], NDArray[Any]]  # classes; int64 `[N]` (-1 for none), or multi-hot bool `[N, C]`
@@ -53,18 +55,20 @@ def encode_labels(images: ImageList) -> Labels:
     return classes, hot
 
 
-def split(images: ImageList, labels: Labels, options: SplitConfig) -> Split:
+def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequence[bytes] = ()) -> Split:
     """Take the source's split or sample one, take unseen classes out of train, and hold out the validation images.
 
     Samples class by class where images have one label each.  What is sampled of a class depends on the seed, its name
-    and its own images, so that other classes may come and go.  Raises `InputError` for a split that is empty.
+    and its own images, so that other classes may come and go.  Images of the same digest are sampled together, as far
+    as `digests` are given.  Raises `InputError` for a split that is empty.
     """
     (classes, values), seed, unseen = labels, options.seed, options.num_unseen_classes
-    train, gallery, query, description = _assign_splits(images, labels, options)
+    warnings: list[str] = []
+    train, gallery, query, description = _assign_splits(images, labels, options, digests)
     found = {TRAIN: len(train), GALLERY: len(gallery), QUERY: len(query)}
     published = {own: size for own, size in zip(found, images.published_sizes, strict=False) if size is not None}
     if wrong := [f"{found[own]} {own} images here, {n} published" for own, n in published.items() if found[own] != n]:
-        log.warning("%s is not as published: %s", images.name, ", ".join(wrong))
+        warnings.append(f"{images.name} is not as published: {', '.join(wrong)}.")
     if images.multi:  # without a label there is nothing to learn, and nothing to find
         labeled = [own[values[own].any(1)] for own in (query, train)]
         fewer = [len(own) - len(left) for own, left in zip((query, train), labeled, strict=True)]
@@ -74,15 +78,18 @@ def split(images: ImageList, labels: Labels, options: SplitConfig) -> Split:
     if unseen:
         description += f", {unseen} classes held out of train by seed {seed}"
         train = train[~(values[train][:, hidden].any(1) if images.multi else np.isin(values[train], hidden))]
-    _check_splits(images.name, labels, train, gallery, query)
+    warnings += _check_splits(images.name, labels, train, gallery, query)
     marked = np.intersect1d(train, _members(images, VALIDATION))
-    validation = marked if len(marked) else _sample(train, labels, options.validation_fraction, seed + 1, True)
+    validation = (
+        marked if len(marked) else _sample(train, labels, options.validation_fraction, seed + 1, digests, dither=True)
+    )
     sizes = f"{len(train)} train" + (" = gallery" if np.array_equal(train, gallery) else f", {len(gallery)} gallery")
     by = "" if len(marked) else f" by seed {seed}"
     description += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
     return Split(
         protocol=description, train=np.setdiff1d(train, validation), validation=validation, gallery=gallery,
         query=query, unlabeled=_members(images, UNLABELED), unseen=tuple(classes[c] for c in hidden),
+        warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -90,18 +97,20 @@ def _members(images: ImageList, own: str) -> Indices:
     return np.flatnonzero([own in splits for splits in images.splits])
 
 
-def _assign_splits(images: ImageList, labels: Labels, options: SplitConfig) -> tuple[Indices, Indices, Indices, str]:
+def _assign_splits(
+    images: ImageList, labels: Labels, options: SplitConfig, digests: Sequence[bytes]
+) -> tuple[Indices, Indices, Indices, str]:
     """Return train, gallery and query as the source has them, or sampled; and a description."""
     if any(splits - {UNLABELED} for splits in images.splits):
         for name, splits in zip(images.names, images.splits, strict=True):
             if QUERY in splits and len(splits) > 1:
-                found = f"{name} in {', '.join(sorted(splits))}"
+                found = f"{visible(name)} in {', '.join(sorted(splits))}"
                 raise InputError("queries that are in no other split", found, "It would find itself.")
         train, gallery, query = (_members(images, own) for own in (TRAIN, GALLERY, QUERY))
         train = np.union1d(train, _members(images, VALIDATION))
         return train, (gallery if len(gallery) else train), query, images.split_source
     labeled = np.flatnonzero([not splits for splits in images.splits])
-    query = _sample(labeled, labels, options.query_fraction, options.seed)
+    query = _sample(labeled, labels, options.query_fraction, options.seed, digests)
     train = np.setdiff1d(labeled, query)
     of = "all images" if images.multi else "each class"
     return train, train, query, f"{options.query_fraction:.0%} of {of} sampled as queries by seed {options.seed}"
@@ -115,28 +124,76 @@ def _sample_unseen(classes: Indices, count: int, seed: int) -> Indices:
     return np.sort(np.random.default_rng([seed, zlib.crc32(b"unseen")]).permutation(classes)[:count])
 
 
-def _sample(chosen: Indices, labels: Labels, fraction: float, seed: int, dither: bool = False) -> Indices:
+def _sample(
+    chosen: Indices, labels: Labels, fraction: float, seed: int, digests: Sequence[bytes], *, dither: bool = False
+) -> Indices:
     """Sample a share of each class, or of all where images have several labels, but never the whole.
 
     Rounded to the nearest, and at least one of a class of two; with `dither`, rounded up or down by chance, so that
-    a small share of many small classes comes out right, and at least one in all.
+    a small share of many small classes comes out right, and at least one in all.  Copies are sampled all or none.
     """
-    (classes, values), groups, sampled = labels, {"": chosen}, list[Indices]()
+    (classes, values), groups = labels, {"": chosen}
     if values.ndim == 1:
         own = values[chosen]
         ends = np.cumsum(np.bincount(own, minlength=len(classes)))[:-1]
         groups = dict(zip(classes, np.split(chosen[np.argsort(own, kind="stable")], ends), strict=True))
+    sampled, copies = list[Indices](), _Copies(chosen, digests)
     for name, members in groups.items():
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         wanted = int(len(members) * fraction + random.random()) if dither else max(1, round(len(members) * fraction))
-        sampled.append(random.permutation(members)[: max(0, min(wanted, len(members) - 1))])
+        order, count = random.permutation(members), max(0, min(wanted, len(members) - 1))
+        sampled.append(copies.draw(order, count) if copies else order[:count])
     if fraction and not sum(map(len, sampled)):
         largest = max(groups.values(), key=len)
-        sampled.append(largest[: min(1, len(largest) - 1)])
+        alone = [i for i in largest if i not in copies.set_of]
+        sampled.append(np.array(alone[: min(1, len(largest) - 1)], np.int64))
     return np.sort(np.concatenate(sampled))
 
 
-def _check_splits(name: str, labels: Labels, train: Indices, gallery: Indices, query: Indices) -> None:
+class _Copies:
+    """Sets of images with the same bytes, drawn all or none, whatever the classes they are in; false without any."""
+
+    def __init__(self, chosen: Indices, digests: Sequence[bytes]) -> None:
+        self.sets = copies_among(chosen, digests)
+        self.set_of = {i: number for number, members in enumerate(self.sets) for i in members}
+        self.drawn = dict[int, bool]()  # of each set that was decided on, whether it was drawn
+
+    def __bool__(self) -> bool:
+        return bool(self.sets)
+
+    def draw(self, order: Indices, count: int) -> Indices:
+        """Return about `count` of a class's images, in whole sets: the first of `order` that fit, or the smallest.
+
+        A set that another class has drawn, or left, is decided.
+        """
+        inside, left = set(order.tolist()), list[tuple[int, list[int]]]()
+        own = [i for i in order.tolist() if self.drawn.get(self.set_of.get(i, -1))]
+        for i in order.tolist():
+            number = self.set_of.get(i, -1)
+            if number in self.drawn:
+                continue
+            together = [j for j in self.sets[number] if j in inside] if number >= 0 else [i]
+            fits = len(own) + len(together) <= count
+            own += together if fits else []
+            left += [] if fits else [(number, together)]
+            if number >= 0:
+                self.drawn[number] = fits
+        number, together = min(left, key=lambda one: len(one[1]), default=(-1, []))
+        if count and not own and len(together) < len(order):
+            own, self.drawn[number] = together, True
+        return np.array(own, np.int64)
+
+
+def copies_among(chosen: Indices, digests: Sequence[bytes]) -> list[list[int]]:
+    """Return the sets of two or more of the images whose digests are the same, in order."""
+    found = defaultdict[bytes, list[int]](list)
+    for i in chosen.tolist() if digests else ():
+        found[digests[i]].append(i)
+    return [members for members in found.values() if len(members) > 1]
+
+
+def _check_splits(name: str, labels: Labels, train: Indices, gallery: Indices, query: Indices) -> Iterator[str]:
+    """Yield what should be checked; raises `InputError` for a split that cannot be used."""
     classes, values = labels
     for own, members in ((TRAIN, train), (QUERY, query)):
         if not len(members):
@@ -146,5 +203,5 @@ def _check_splits(name: str, labels: Labels, train: Indices, gallery: Indices, q
     if learned.sum() < 2:
         raise InputError(f"at least two classes among the train images of {name}", "one", "Add images of others.")
     if lost := [classes[c] for c in np.flatnonzero(queried & ~there)]:
-        few = ", ".join(lost[:5])
-        log.warning("%d classes are queried but not in the gallery (%s): they cannot be found", len(lost), few)
+        what = "class is" if len(lost) == 1 else "classes are"
+        yield f"{len(lost)} {what} queried but not in the gallery ({some(lost)}): they cannot be found."

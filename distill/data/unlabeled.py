@@ -43,7 +43,7 @@ def join_unlabeled(images: ImageList, folders: Sequence[str | Path]) -> ImageLis
         return images
     known = set(_file_ids(images.source.paths)) if isinstance(images.source, ImageFiles) else set()
     lists = [images, *(_list_folder(Path(folder), known) for folder in folders)]
-    columns = ("names", "labels", "splits", "skipped")
+    columns = ("names", "labels", "splits", "skipped", "warnings")
     joined: dict[str, Any] = {c: tuple(chain.from_iterable(getattr(one, c) for one in lists)) for c in columns}
     return replace(images, **joined, source=ConcatSource(lists))
 
@@ -52,8 +52,8 @@ def _list_folder(root: Path, known: set[FileId | None]) -> ImageList:
     """List the files that are not in `known`, and add them; raises `InputError` for no readable folder."""
     if not root.is_dir():
         raise InputError(f"a folder of unlabeled images at {root}", "none", "Check the path.")
-    skipped: list[Skipped] = []
-    found, new = sorted(walk(root, skipped)), []
+    contents, new = walk(root), list[Path]()
+    found = sorted(contents.paths)
     for path, file_id in zip(found, _file_ids(found), strict=True):
         if file_id is None or file_id not in known:  # what cannot be read is reported later
             new.append(path)
@@ -63,7 +63,8 @@ def _list_folder(root: Path, known: set[FileId | None]) -> ImageList:
     return ImageList(
         name=root.name, names=tuple(f"{prefix}/{name_of(path, root)}" for path in new), labels=((),) * len(new),
         splits=(frozenset({UNLABELED}),) * len(new), source=ImageFiles(root, new),
-        skipped=tuple(Skipped(path=f"{prefix}/{skip.path}", reason=skip.reason) for skip in skipped),
+        skipped=tuple(Skipped(path=f"{prefix}/{skip.path}", reason=skip.reason) for skip in contents.skipped),
+        warnings=tuple(f"{prefix}: {sentence}" for sentence in contents.warnings),
     )  # fmt: skip
 
 

@@ -12,12 +12,12 @@ from distill.checkpoint import CheckpointHeader, read_checkpoint
 from distill.config import BackboneInfo
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import ImageFiles, name_of, walk
+from distill.data.names import visible
 from distill.models import pretrained
 from distill.models.hash_net import build, timm_names
 from gallery.codes import hamming
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
-from gallery.results import Skipped
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # images that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes
@@ -80,14 +80,16 @@ def load_strict(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
 
 def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     """Up to `MOST` squares uint8 `[n, size, size, 3]`, evenly of all that are below `folder`; others are named."""
-    left: list[Skipped] = []
-    found = sorted(walk(folder, left))
+    contents = walk(folder)
+    found = sorted(contents.paths)
     paths = found[:: -(-len(found) // MOST) or 1]
     with tempfile.TemporaryDirectory() as cache:
         made = decode_all(ImageFiles(folder, paths), [name_of(path, folder) for path in paths], [size], Path(cache))
         pixels = np.array(made.pixels[size])
-    for one in (*left, *made.skipped):
-        log.warning("  skipped %s: %s", one.path, one.reason)
+    for sentence in contents.warnings:
+        log.warning("%s", sentence)
+    for one in (*contents.skipped, *made.skipped):
+        log.warning("  skipped %s: %s", visible(one.path), visible(one.reason))
     if not len(pixels):
         raise InputError(f"images in {folder}", f"none among {len(paths)} files", "Name another folder.")
     log.info("%d images, of %d files in %s", len(pixels), len(found), folder)

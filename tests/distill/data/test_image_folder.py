@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data import DataConfig, decode, image_folder, load, median_image_size
 from distill.data.decode import to_square
+from distill.data.image_folder import list_folder, split_role
 from gallery.errors import InputError
 from gallery.results import Skipped
 from tests.distill.data.factories import MakeFolder, noise
@@ -57,14 +60,149 @@ def test_a_split_on_the_first_level(make_folder: MakeFolder, tmp_path: Path) -> 
     assert "first level" in data.protocol
 
 
+@pytest.mark.parametrize(
+    ("train", "gallery", "query"),
+    [("Train", "GALLERY", "Query"), ("training", "database", "queries"), ("seg_train", "gallery_images", "query-set")],
+)
+def test_a_split_may_be_spelled_in_other_ways(
+    make_folder: MakeFolder, tmp_path: Path, train: str, gallery: str, query: str
+) -> None:
+    root = make_folder({f"{train}/a": 4, f"{train}/b": 4, f"{gallery}/a": 2, f"{gallery}/b": 2, f"{query}/a": 2,
+                        "val2017/b": 3})  # fmt: skip
+    (root / "annotations").mkdir()
+    (root / "annotations" / "x.json").touch()
+    make_folder({"@eaDir/SYNO": 1, "__MACOSX/train": 1}, "images")
+    data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    assert data.classes == ("a", "b")
+    splits = {
+        part: {data.names[i].split("/")[0] for i in getattr(data, part)} for part in ("train", "gallery", "query")
+    }
+    assert splits == {"train": {train}, "gallery": {gallery}, "query": {query}}
+    assert {data.names[i].split("/")[0] for i in data.validation} == {"val2017"}
+    assert len(data.warnings) == 2
+    assert "1 folder without an image: annotations." in data.warnings
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(InputError, match="class folders, or train, query and perhaps gallery") as caught:
+        list_folder(root)
+    return caught.value.found
+
+
 def test_a_foreign_split_is_not_taken_for_classes(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 2})
     with pytest.raises(InputError, match=r"train, query.*found test, train in .*Rename"):
         load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
-    with pytest.raises(InputError, match="train, query"):
-        load(str(make_folder({"train/a": 2, "train/b": 2}, "lone")), [8], tmp_path / "cache", DataConfig(seed=0))
+    assert "train" in refused(make_folder({"train/a": 2, "train/b": 2}, "lone"))
+    assert "query, train in" in refused(make_folder({"train/a": 2, "query/a": 2, "extra/a": 2}, "three"))
+    assert "test" in refused(make_folder({"a": 2, "b": 2, "test/a": 2, "test/b": 2}, "beside"))
+    assert "Train, query, train2" in refused(make_folder({"Train/a": 2, "train2/b": 2, "query/a": 1}, "twice"))
+    assert "seg_test, seg_train" in refused(make_folder({"seg_train/a": 2, "seg_test/a": 2, "seg_pred": 2}, "intel"))
+    assert "bounding_box_train, query" in refused(make_folder({"bounding_box_train": 2, "query": 2, "x": 1}, "market"))
+    assert "a/test, a/train" in refused(make_folder({"a/train": 2, "a/test": 2, "b/train": 2, "b/test": 2}, "inside"))
+    assert "set/query, set/train" in refused(make_folder({"set/train/a": 2, "set/query/a": 2}, "above"))
     vehicles = make_folder({"train": 2, "bus": 2, "car": 2}, "vehicles")  # COCO has a class of that name
     assert load(str(vehicles), [8], tmp_path / "cache", DataConfig(seed=0)).classes == ("bus", "car", "train")
+
+
+WORDS = ("train", "Training", "query", "gallery", "val", "test", "TEST_images", "cat", "dog", "train station", "@eaDir")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(["", *WORDS[:7], "a", "b"])), min_size=1, max_size=7))
+def test_no_name_of_a_split_becomes_a_class_beside_another(folders: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        for folder in folders:
+            Path(root, *folder).mkdir(parents=True, exist_ok=True)
+            Path(root, *folder, "1.png").touch()
+        try:
+            listed = list_folder(Path(root))
+        except InputError:
+            return
+    classes = {label for row in listed.labels for label in row}
+    tops = {name.split("/")[0] for name in listed.names}
+    if any(listed.splits):
+        assert all(split_role(top) for top in tops)
+        assert {"train", "query"} <= {own for splits in listed.splits for own in splits}
+    else:
+        assert classes == tops
+        assert sum(split_role(top) is not None for top in tops) <= 1
+    assert "@eaDir" not in tops
+
+
+def test_folders_of_other_software_are_passed_over_and_counted(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 5, "b": 5})
+    plain = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    junk = [
+        "a/@eaDir/000.png",
+        "b/.@__thumb",
+        "__MACOSX/a",
+        "$RECYCLE.BIN/S-1-5-21",
+        "#recycle",
+        "a/@Recycle",
+        "lost+found",
+    ]
+    make_folder(dict.fromkeys(junk, 2), "images")
+    for name in ("000.png:Zone.Identifier", "Icon\r", "IMG_1.AAE", "000.png@SynoEAStream"):
+        (root / "a" / name).write_bytes(b"x")
+    (root / "lost+found").chmod(0)
+    data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    (root / "lost+found").chmod(0o755)
+    assert (data.names, data.fingerprint, data.skipped) == (plain.names, plain.fingerprint, ())
+    assert len(data.warnings) == 1
+    assert data.warnings[0].startswith("7 folders of thumbnails, trash or snapshots passed over")
+
+
+def test_classes_that_vanish_are_counted(
+    make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_folder({"a": 3, "b": 3, "c": 2, "d/deep": 1, "e/@eaDir": 1})
+    for path in (*(root / "c").iterdir(), *(root / "d" / "deep").iterdir()):
+        path.write_bytes(b"broken")
+    (root / "empty" / "er").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING, "twinhash"):
+        data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    assert data.classes == ("a", "b")
+    assert data.warnings[1:] == (
+        "2 folders without an image: e, empty.", "2 classes without an image that can be read: c, d.",
+    )  # fmt: skip
+    assert all(caplog.text.count(sentence) == 1 for sentence in data.warnings)
+
+
+def test_names_that_look_the_same_are_one_class_and_said(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder(
+        {"caf\u00e9": 3, "cafe\u0301": 3, "cat": 2, "cat\u200b ": 2, "Cat": 2, "\u202egod": 2, "x\x1b[2J": 2}
+    )
+    data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    assert data.classes == ("Cat", "caf\u00e9", "cat", "god", "x\\x1b[2J")
+    assert np.bincount(data.labels).tolist() == [2, 6, 4, 2, 2]
+    assert data.warnings[0].startswith("2 classes in several folders whose names look the same: 'caf")
+    assert "1 group of classes whose names differ only in case, blanks" in data.warnings[1]
+    assert "'Cat', 'cat'" in data.warnings[1]
+
+
+def test_hostile_names_do_not_reach_log_or_report(
+    make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_folder({"a": 3, "b": 3})
+    (root / "a" / "\x1b[2J\rVerdict: passed\n\u202egnp.png").write_bytes(b"x")
+    with caplog.at_level(logging.INFO, "twinhash"):
+        data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    shown = "a/\\x1b[2J\\rVerdict: passed\\n\\u202egnp.png"
+    assert [skip.path for skip in data.skipped] == [shown]
+    assert all(shown in record.message and record.message.isprintable() for record in caplog.records)
+    with pytest.raises(InputError) as caught:
+        load(str(root), [8], tmp_path / "cache", DataConfig(seed=0, strict=True))
+    assert str(caught.value).isprintable()
+
+
+def test_the_better_message_comes_first(make_folder: MakeFolder) -> None:
+    flat = make_folder({"x": 3}) / "x"
+    with pytest.raises(InputError, match=r"3 of 3 that cannot be used: 000\.png: not inside a class folder"):
+        median_image_size(str(flat))
+    (flat / "m.csv").write_text("path,label\n" + "".join(f"wrong/{i}.png,a\n" for i in range(9)))
+    with pytest.raises(InputError, match=r"9 of 9 that cannot be used: wrong/0\.png: No such file"):
+        median_image_size(str(flat / "m.csv"))
 
 
 def spoil(root: Path) -> dict[str, str]:
@@ -139,7 +277,7 @@ def test_a_class_without_a_readable_image_is_none(make_folder: MakeFolder, tmp_p
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "0 classes, 0 images|0 of 0"),
+        ({}, "0 classes, 0 images|found none"),
         ({"a": 4}, "1 classes, 4 images"),
         ({"a": 1, "b": 1}, "query images"),
         ({"train/a": 3, "query/a": 1, "query/b": 1}, "at least two classes among the train images"),
@@ -169,7 +307,7 @@ def test_a_queried_class_that_is_not_in_the_gallery(
     with caplog.at_level(logging.WARNING, "twinhash"):
         data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     assert data.classes == ("a", "b", "zebra")
-    assert "1 classes are queried but not in the gallery (zebra)" in caplog.text
+    assert "1 class is queried but not in the gallery (zebra)" in caplog.text
 
 
 def test_links(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -195,13 +333,21 @@ def test_an_unreadable_folder(make_folder: MakeFolder, tmp_path: Path) -> None:
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to the user below
         os.chmod(open_to_all, 0o755)
-        root = Path(shutil.copytree(make_folder({"a": 3, "b": 3}), Path(open_to_all, "images")))
+        root = Path(shutil.copytree(make_folder({"a": 3, "b": 3, "c": 3}), Path(open_to_all, "images")))
         (root / "b").chmod(0)
+        cache = Path(open_to_all, "cache")
+        cache.mkdir()
+        cache.chmod(0o777)
         try:
             if user == 0:
                 os.seteuid(65534)  # root may read everything
+            data = load(str(root), [8], cache, DataConfig(seed=0))
+            reason = "a folder that cannot be read: Permission denied"
+            assert (data.classes, data.skipped) == (("a", "c"), (Skipped(path="b", reason=reason),))
+            with pytest.raises(InputError, match=f"1 of 7 that cannot be used: b: {reason}"):
+                load(str(root), [8], cache, DataConfig(seed=0, strict=True))
             with pytest.raises(InputError, match=r"a readable folder .*b; found Permission denied"):
-                load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+                load(str(root / "b"), [8], cache, DataConfig(seed=0))
         finally:
             os.seteuid(user)
             (root / "b").chmod(0o755)
@@ -255,10 +401,10 @@ def test_median_image_size_reads_headers_of_a_bounded_sample(
 def test_median_image_size_of_nothing(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 1})
     (root / "a" / "000.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a/000\.png: not an image"):
+    with pytest.raises(InputError, match=r"1 of 1 that cannot be used: a/000\.png: not an image"):
         median_image_size(str(root))
     (root / "a" / "000.png").unlink()
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match="found none, nor a file"):
         median_image_size(str(root))
 
 

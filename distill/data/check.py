@@ -1,0 +1,56 @@
+"""What the user should check in the data: a sentence on each thing that changes what a result means."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from distill.data.dataset import ImageList, Split
+from distill.data.names import counted, folded, some
+from distill.data.splits import copies_among
+
+DARK_BITS = 14  # 16-bit images without values of more bits are at most a quarter as bright as white
+MANY_DARK = 20  # so many of them are no accident, nor are three that are half of all
+
+
+def check_classes(before: ImageList, after: ImageList) -> Iterator[str]:
+    """Yield what to check in the classes of a list, and of its images that could be read."""
+    found, kept = ({label for row in images.labels for label in row} for images in (before, after))
+    if lost := sorted(found - kept):
+        yield f"{counted(len(lost), 'class', 'classes')} without an image that can be read: {some(lost)}."
+    alike = defaultdict[str, list[str]](list)
+    for label in sorted(kept):
+        alike[folded(label)].append(label)
+    if same := [labels for labels in alike.values() if len(labels) > 1]:
+        few = "; ".join(some(repr(label) for label in labels) for labels in same[:3])
+        many = counted(len(same), "group")
+        yield f"{many} of classes whose names differ only in case, blanks or invisible characters: {few}."
+
+
+def check_copies(images: ImageList, own: Split, digests: Sequence[bytes]) -> Iterator[str]:
+    """Yield what to check in images of the same bytes: between queries and other splits, and of different labels."""
+    sets, names = copies_among(np.arange(len(digests)), digests), images.names
+    queries, train = set(own.query.tolist()), {*own.train.tolist(), *own.validation.tolist()}
+    splits = {"gallery": set(own.gallery.tolist()), "train": train}
+    for split, members in splits.items():
+        if split == "train" and members == splits["gallery"]:
+            continue
+        both = [([i for i in one if i in queries], [i for i in one if i in members]) for one in sets]
+        if found := [(query, others) for query, others in both if query and others]:
+            count, example = sum(len(query) for query, _ in found), some(names[one[0]] for one in found[0])
+            what = f"{count:,} of {counted(len(queries), 'query', 'queries')}"
+            yield f"{what} copied, byte for byte, in {split}, where they find themselves: {example}."
+    labels = [{images.labels[i] for i in one if images.labels[i]} for one in sets]
+    if torn := [one for one, several in zip(sets, labels, strict=True) if len(several) > 1]:
+        example = some(names[i] for i in torn[0])
+        yield f"{counted(len(torn), 'image')} listed several times, with different labels: {example}."
+
+
+def check_bits(bits: Sequence[int]) -> Iterator[str]:
+    """Yield what to check in images of 16 bits a channel: whether most of their range is unused."""
+    dark = [own for own in bits if own <= DARK_BITS]
+    if len(dark) >= MANY_DARK or len(dark) >= max(3, len(bits) / 2):
+        yield (
+            f"{len(dark):,} of {counted(len(bits), 'image')} with 16 bits a channel have values of {max(dark)} bits or "
+            "less, which is dark: scale them to 16 bits, or state the bits of grey ones (sBIT, MaxSampleValue)."
+        )
