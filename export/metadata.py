@@ -96,5 +96,5 @@ def import_backend(name: str, package: str = "") -> Any:
         if importlib.util.find_spec(root) is None:
             fix = f"Run: pip install {package}"
             raise MissingBackend(f"{package} to be installed", str(error), fix) from error
-        fix = f"It is installed: give the process more memory, or run: pip install --force-reinstall {package}"
-        raise MissingBackend(f"{package} to load", str(error), fix) from error
+        fix = f"Give the process more memory, or install it again: pip install {package} --force-reinstall"
+        raise MissingBackend(f"{package}, which is installed, to load", str(error), fix) from error

@@ -192,7 +192,7 @@ def _reason(error: Exception) -> str:
     """Why the hub does not give a file, in a few words."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status:
-        return f"HTTP {status}, {HTTP_REASONS.get(status, type(error).__name__)}"
+        return f"HTTP {status}, {HTTP_REASONS.get(status, 'a fault of the server')}"
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
 

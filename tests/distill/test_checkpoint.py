@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +67,40 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
         model(torch.full((1, 3), 2.0)).sum().backward()
         opt.step()
     assert torch.equal(net.weight, other.weight)
+
+
+HEADERS: list[Any] = [
+    {"name": "hf-hub:evil/repo"}, {"name": "hf_hub:evil/repo"}, {"name": "local-dir:/etc"}, {"name": "../x"},
+    {"name": ""},
+    {"name": "no_such_network"}, {"name": f"{SMALL}.no_such_tag"}, {"name": 5}, {"name": None}, {"name": [SMALL]},
+    {"name": "vit_large_patch16_224"}, {"size": "32"}, {"size": 1 << 40}, {"size": 0}, {"size": -32}, {"size": 32.5},
+    {"size": True}, {"bits": "16"}, {"bits": 1 << 40}, {"bits": 0}, {"bits": None}, {"more": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", HEADERS, ids=str)
+def test_a_header_is_not_believed(change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name goes to timm only if it is one of timm's own: others would be fetched, or read from a folder."""
+
+    def no_network(*_: object) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    header = {"name": SMALL, "size": 32, "bits": 16, **change}
+    tensors = {key: value.contiguous() for key, value in build(SMALL, 32, 16, seed=0).state_dict().items()}
+    save_file(tensors, tmp_path / "n.safetensors", {"twinhash": json.dumps(header)})
+    with pytest.raises(CorruptFile, match="a network saved by Twinhash"):
+        load_network(tmp_path / "n.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{", "[" * 100_000, "", '{"name": 1e999}', "\ud800"])
+def test_a_header_that_is_none_is_corrupt(text: str, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "n.safetensors", {"twinhash": text.encode("utf-8", "replace").decode()})
+    with pytest.raises(CorruptFile):
+        load_network(tmp_path / "n.safetensors")
+
+
+def test_a_pipe_is_no_network(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "n.safetensors")
+    with pytest.raises(CorruptFile, match="pipe"):
+        load_network(tmp_path / "n.safetensors")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.models.hash_net import SHORT_NAMES, build, is_transformer, timm_names
+from distill.models.hash_net import (
+    SHORT_NAMES,
+    build,
+    check_timm_name,
+    create_meta_model,
+    import_timm,
+    is_transformer,
+    timm_names,
+)
 from gallery.errors import InputError
 
 SMALL = "mobilenetv3_small_100"
@@ -38,6 +46,19 @@ def test_the_seed_decides_the_start_and_the_global_state_is_left_alone() -> None
 def test_a_size_the_network_cannot_take_is_an_error_that_names_one_it_can(size: int) -> None:
     with pytest.raises(InputError, match="multiple of 16"):
         build("vit_tiny_patch16_224", size, 16, seed=0)
+
+
+def test_the_names_of_all_networks_and_weights_of_timm_are_names() -> None:
+    timm = import_timm()
+    for name in (*timm.list_models(), *timm.list_pretrained()):
+        assert check_timm_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "hf_hub:x/y", "local-dir:/etc", "resnet18\n", "Resnet18", 3])
+def test_what_timm_would_fetch_or_read_is_no_name(name: object) -> None:
+    for use in (lambda: build(name, 32, 16, 0), lambda: create_meta_model(name)):
+        with pytest.raises(InputError, match="timm knows"):
+            use()
 
 
 def test_a_wrong_name_gets_close_matches() -> None:

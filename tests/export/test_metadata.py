@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export.artifact import KEY, ModelMetadata
-from export.metadata import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, read_metadata
+from export.metadata import COREAI_ABOUT, COREAI_HASH, COREAI_OWN, COREAI_PROGRAM, SPEC, import_backend, read_metadata
 from gallery.errors import CodeSpaceMismatch, CorruptFile, MissingBackend
 from tests.export.factories import Exports
 
@@ -28,7 +28,7 @@ READER = """
 import dataclasses, json, pathlib, sys
 blocked, *paths = sys.argv[1:]
 sys.modules.update(dict.fromkeys(blocked.split(",")))  # importing any of them raises
-from export.metadata import read_metadata
+from export.metadata import import_backend, read_metadata
 print(json.dumps([dataclasses.asdict(read_metadata(pathlib.Path(path))) for path in paths]))
 """
 
@@ -146,3 +146,17 @@ def test_junk_is_an_error_that_names_the_file(tmp_path: Path, data: bytes, suffi
 def test_metadata_of_any_json_is_metadata_or_an_error(value: object) -> None:
     with contextlib.suppress(CorruptFile, CodeSpaceMismatch):
         assert isinstance(ModelMetadata.from_json(json.dumps(value), "here"), ModelMetadata)
+
+
+@pytest.mark.parametrize(
+    "error", ["ImportError('x.so: failed to map segment')", "OSError(12, 'Cannot allocate memory')"]
+)
+def test_a_library_that_is_installed_and_does_not_load_is_not_to_be_installed(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "an_engine.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingBackend, match="an-engine, which is installed, to load.* more memory"):
+        import_backend("an_engine")
+    with pytest.raises(MissingBackend, match="Run: pip install no-engine"):
+        import_backend("no_engine")

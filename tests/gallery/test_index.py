@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from gallery.codes import hamming
 from gallery.codespace import CodeSpace, Preprocessing
-from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+from gallery.errors import CodeSpaceMismatch, CorruptFile, GalleryReplaced, InputError
 from gallery.index import SPACE_KEY, SUMS_KEY, GalleryIndex, create_gallery, open_gallery
 
 
@@ -179,15 +180,18 @@ def test_an_edited_code_space_is_corrupt(tmp_path: Path, text: str) -> None:
         open_gallery(tmp_path / "g")
 
 
-def test_edited_codes_and_labels_are_corrupt(tmp_path: Path) -> None:
+def test_edited_codes_labels_and_names_are_corrupt(tmp_path: Path) -> None:
     codes, labels, names = items(20)
-    for column, wrong in (("label", labels + 1), ("code", codes ^ 1)):
+    changed = {
+        "label": pa.array(labels + 1), "code": pa.FixedSizeListArray.from_arrays(pa.array((codes ^ 1).ravel()), 2),
+        "name": pa.array(["EVIL", *names[1:]]),
+    }  # fmt: skip
+    for column, values in changed.items():
         gallery = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
-        values = pa.array(wrong) if column == "label" else pa.FixedSizeListArray.from_arrays(pa.array(wrong.ravel()), 2)
         rewrite(tmp_path / "g", lambda rows, c=column, v=values: rows.set_column(rows.schema.names.index(c), c, v))
         gallery = open_gallery(tmp_path / "g")
         with pytest.raises(CorruptFile, match="was made with"):
-            _ = gallery.codes, gallery.labels
+            _ = gallery.codes, gallery.labels, gallery.names
 
 
 @pytest.mark.parametrize("sums", ["", "3", "[]", "{}", '{"classes": 2}', '{"classes": 3, "labels": "x", "codes": ""}'])
@@ -254,3 +258,68 @@ def test_the_number_of_faiss_threads_is_put_back(gallery: GalleryIndex) -> None:
         assert faiss.omp_get_max_threads() == 3
     finally:
         faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda table: table.update(where="id = 3", values={"code": [0, 0]}), lambda table: table.delete("id = 3"),
+], ids=["a code", "a row"])  # fmt: skip
+def test_a_gallery_that_was_edited_is_not_searched(tmp_path: Path, edit: Callable[[Any], Any]) -> None:
+    codes, labels, names = items(20)
+    create_gallery(tmp_path / "g", space_of(), codes | 1, labels, names)
+    edit(lancedb.connect(str(tmp_path / "g")).open_table("gallery"))
+    with pytest.raises(CorruptFile):
+        open_gallery(tmp_path / "g").search(np.zeros((1, 2), np.uint8), 1)
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3), np.int32(3)])
+def test_whole_numbers_of_numpy_are_a_k(gallery: GalleryIndex, k: Any) -> None:
+    assert gallery.search(CODES, k).ids.tolist() == gallery.search(CODES, 3).ids.tolist()
+
+
+@pytest.mark.parametrize("k", [1.5, "3", None, np.float64(2.0)])
+def test_another_k_is_an_error(gallery: GalleryIndex, k: Any) -> None:
+    with pytest.raises(InputError, match="a whole number as k"):
+        gallery.search(CODES, k)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "\ud800", None, b"x", 3])
+def test_names_that_are_no_text_are_errors(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(InputError, match="names that are text"):
+        create_gallery(tmp_path / "g", space_of(), CODES, LABELS, [*NAMES[:3], name])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_handle_on_a_replaced_gallery_says_so_and_keeps_what_it_has_read(tmp_path: Path) -> None:
+    codes, labels, names = items(20)
+    old = create_gallery(tmp_path / "g", space_of(), codes, labels, names)
+    before = old.search(CODES, 3)
+    create_gallery(tmp_path / "g", space_of(), *items(30, seed=5))
+    after = old.search(CODES, 3)
+    assert np.array_equal(before.ids, after.ids)
+    assert len(old) == 20
+    with pytest.raises(GalleryReplaced, match="Open it again"):
+        _ = old.names
+    assert open_gallery(tmp_path / "g").names == items(30, seed=5)[2]
+
+
+def test_readers_outlive_replacements(tmp_path: Path) -> None:
+    """Whoever opens the gallery while it is replaced gets one of the galleries, or is told to open it again."""
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    stop, told, read = threading.Event(), 0, 0
+
+    def replace() -> None:
+        for seed in range(15):
+            create_gallery(tmp_path / "g", space_of(), *items(20 + seed, seed=seed))
+        stop.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    while not stop.is_set():
+        gallery = open_gallery(tmp_path / "g")
+        try:
+            assert np.array_equal(gallery.codes, items(len(gallery), seed=len(gallery) - 20)[0])
+            read += 1
+        except GalleryReplaced:
+            told += 1
+    writer.join()
+    assert read
