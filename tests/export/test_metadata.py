@@ -28,7 +28,7 @@ READER = """
 import dataclasses, json, pathlib, sys
 blocked, *paths = sys.argv[1:]
 sys.modules.update(dict.fromkeys(blocked.split(",")))  # importing any of them raises
-from export.metadata import import_backend, read_metadata
+from export.metadata import read_metadata
 print(json.dumps([dataclasses.asdict(read_metadata(pathlib.Path(path))) for path in paths]))
 """
 
@@ -156,7 +156,7 @@ def test_a_library_that_is_installed_and_does_not_load_is_not_to_be_installed(
 ) -> None:
     (tmp_path / "an_engine.py").write_text(f"raise {error}")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingBackend, match="an-engine, which is installed, to load.* more memory"):
+    with pytest.raises(MissingBackend, match=r"an-engine, which is installed, to load.* more memory"):
         import_backend("an_engine")
     with pytest.raises(MissingBackend, match="Run: pip install no-engine"):
         import_backend("no_engine")
