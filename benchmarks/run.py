@@ -14,6 +14,7 @@ from benchmarks.export import ExportBenchmark
 from benchmarks.losses import LossBenchmark
 from benchmarks.metric import MetricBenchmark
 from benchmarks.multilabel_centers import MultilabelCenters
+from benchmarks.students import StudentBenchmark
 from gallery.command_line import run_cli
 from gallery.errors import EXIT_PASSED
 
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "csch": Csch, "teacher-finetuning": TeacherFinetuning, "csch-ablation": CschAblation,
     "unseen-classes": UnseenClasses, "distillers": Distillers, "losses": LossBenchmark,
     "multilabel-centers": MultilabelCenters, "export": ExportBenchmark, "metric": MetricBenchmark,
+    "students": StudentBenchmark,
 }  # fmt: skip
 
 

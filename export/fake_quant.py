@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import SMALL_WEIGHTS
+from export.plain_layers import is_plain, same_padded
 
 Mode = Literal["float", "observe", "weights", "int8"]
 LEVELS, LARGEST = 255, 127  # steps of an activation's range; the largest weight: symmetric, so that zero is exact
@@ -56,7 +57,7 @@ class ActivationRange:
 
 def pad_same(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Pad as timm's TensorFlow-like convolutions do, by the size of the input; others pad by themselves."""
-    if "Same" not in type(conv).__name__:
+    if not isinstance(conv, same_padded()):
         return x
     from timm.layers.padding import pad_same
 
@@ -158,12 +159,17 @@ class QDQConv2d(nn.Module):
 
 
 def insert_fake_quant(net: nn.Module) -> nn.Module:
-    """Copy `net` with fake-quantized convolutions, but for those of the hash head."""
+    """Copy `net` with fake-quantized convolutions, but for those of the hash head and those that are not plain."""
     copied = copy.deepcopy(net)
     for name, conv in list(copied.named_modules()):
-        if isinstance(conv, nn.Conv2d) and not name.startswith("head"):
+        if isinstance(conv, nn.Conv2d) and is_plain(conv) and not name.startswith("head"):
             copied.set_submodule(name, FakeQuantConv2d(conv))
     return copied
+
+
+def unsupported_layers(net: nn.Module) -> list[str]:
+    """Names of the convolutions and linear layers whose numbers do not follow from their stored weights."""
+    return [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and not is_plain(m)]
 
 
 def layers(net: nn.Module) -> dict[str, FakeQuantConv2d]:

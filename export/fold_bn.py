@@ -1,5 +1,6 @@
 """Fold batch norm into the layer before it: with s = g / sqrt(v + eps), `w' = w s` and `b' = (b - m) s + beta`."""
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from export.plain_layers import is_plain
 from gallery.console import log
 
 
@@ -37,12 +39,12 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     found = []
     for node in graph.nodes:
-        if not _calls(net, node, _BatchNorm) or calls[node.target] > 1:
-            continue
-        if net.get_submodule(node.target).running_var is None:  # without running statistics it is no constant
+        if not _calls(net, node, _BatchNorm) or calls[node.target] > 1 or not _is_known(net.get_submodule(node.target)):
             continue
         source = node.args[0]
-        if _calls(net, source, (nn.Conv2d, nn.Linear)) and calls[source.target] == 1 and len(source.users) == 1:
+        if not _calls(net, source, (nn.Conv2d, nn.Linear)) or calls[source.target] > 1 or len(source.users) > 1:
+            continue
+        if is_plain(net.get_submodule(source.target)):
             found.append((source.target, node.target))
     return found
 
@@ -50,6 +52,18 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
 def _calls(net: nn.Module, node: Any, kind: Any) -> bool:
     is_call = isinstance(node, fx.Node) and node.op == "call_module"
     return is_call and isinstance(net.get_submodule(node.target), kind)
+
+
+def _is_known(norm: Any) -> bool:
+    """Whether a batch norm is a constant (it has running statistics) and what follows it is in `_activation_of`."""
+    kinds: list[Any] = [_BatchNorm, nn.SyncBatchNorm]
+    if "timm" in sys.modules:
+        from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+
+        kinds += [BatchNormAct2d, SyncBatchNormAct]
+    hooks = norm._forward_pre_hooks or norm._forward_hooks or "forward" in vars(norm)
+    stored = {"weight", "bias"} <= norm._parameters.keys() and norm.running_var is not None
+    return stored and not hooks and any(type(norm).forward is kind.forward for kind in kinds)
 
 
 def _activation_of(norm: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from export import fake_quant
 from export.artifact import SMALL_WEIGHTS
 from export.fake_quant import ANYTHING, layers, set_mode
 from export.gptq import gptq_
+from export.query_model import TOLERANCE
 from gallery.codespace import Preprocessing
 from gallery.console import log
 from gallery.errors import InputError
@@ -58,6 +59,7 @@ class QuantizationResult:
     """A fake-quantized network, each layer in the mode it is exported in, and how the modes were chosen.
 
     stored: the network of plain convolutions, its larger weights quantized but for those of `float_layers`
+    unsupported: layers whose numbers do not follow from their stored weights
     sensitivities: worst first, of the weights and then of the activations
     flips: bit flip rate on the held-out images, with the weights alone and with all
     """
@@ -67,6 +69,7 @@ class QuantizationResult:
     sensitivities: tuple[LayerSensitivity, ...]
     flips: dict[QuantMode, float]
     calibration: str
+    unsupported: tuple[str, ...] = ()
 
     @property
     def activations(self) -> bool:
@@ -76,7 +79,8 @@ class QuantizationResult:
     @property
     def float_layers(self) -> tuple[str, ...]:
         """Layers whose weights are kept in float in every quantized precision."""
-        return tuple(one.layer for one in self.sensitivities if one.mode == "weights" and one.kept)
+        kept = tuple(one.layer for one in self.sensitivities if one.mode == "weights" and one.kept)
+        return kept + self.unsupported
 
     def record(self) -> dict[str, Any]:
         """Return all but the networks, for a file of results."""
@@ -94,14 +98,19 @@ def quantize(
     activations: choose those too.  Layers whose output is one pixel (squeeze-excite gates, what is behind the pooling)
     keep float activations: they cost next to nothing.  Weights of fewer than `SMALL_WEIGHTS` numbers are float unless
     their activations are 8-bit.
-    Raises `InputError` without images.
+    A layer of a class that is not known, and that no plain layer repeats, is kept in float, which the log and the
+    result say.  Raises `InputError` without images, or when the network and its copy in float differ.
     """
     if not len(seen) or not len(held):
         raise InputError("images to take the ranges from", "none", "Give some like the app's queries.")
+    before, unsupported = net, tuple(fake_quant.unsupported_layers(net))
+    for name in unsupported:
+        log.warning("  %s is kept in float: %s is not plain", name, type(net.get_submodule(name)).__name__)
     net = fake_quant.insert_fake_quant(net)
     images, held_out = normalize(seen, preprocessing), normalize(held, preprocessing)
     spatial = _calibrate(net, images)
-    expected = logits(net, held_out)
+    expected = logits(before, held_out)
+    _check_same(logits(net, held_out), expected)
     large = [name for name, layer in layers(net).items() if layer.conv.weight.numel() >= SMALL_WEIGHTS]
     gptq_layers(net, images, large)
     flips: dict[QuantMode, float] = {}
@@ -114,7 +123,16 @@ def quantize(
         of_activations, flips["int8"] = choose_layers(net, held_out, expected, names, "int8")
         sensitivities += of_activations
     calibration = f"ranges of {len(seen)} images, layers chosen on {len(held)}"
-    return QuantizationResult(net, stored, tuple(sensitivities), flips, calibration)
+    calibration += f"; not supported and in float: {', '.join(unsupported)}" if unsupported else ""
+    return QuantizationResult(net, stored, tuple(sensitivities), flips, calibration, unsupported)
+
+
+def _check_same(found: Tensor, expected: Tensor) -> None:
+    """Raise `InputError` unless fake-quantized layers in float repeat the network."""
+    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * scale:
+        what = f"fake-quantized layers in float to repeat the network's logits within {TOLERANCE:g} of {scale:.3g}"
+        raise InputError(what, f"a difference of {difference:.3g}", "Export it without 8-bit precisions.")
 
 
 def gptq_layers(net: nn.Module, images: Sequence[Tensor], names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from export.fold_bn import fold_batch_norm
+from export.plain_layers import materialize_weights
 from gallery.codes import check_bits
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError
@@ -17,6 +18,8 @@ TOLERANCE = 1e-4  # of the largest logit; folding mobilenetv3, v2 and lite0 cost
 def inference_copy(net: nn.Module, size: int) -> nn.Module:
     """Copy `net` to the CPU in float32 and eval mode, branches merged and batch norm folded, numbers unchanged.
 
+    Weights that are computed at each call are stored instead, where that gives the same numbers.
+
     net: normalised float32 `[B, 3, size, size]` to logits `[B, bits]`; not modified.
     Raises `InputError` when the copy's logits differ from the network's by more than `TOLERANCE`.
     """
@@ -24,6 +27,7 @@ def inference_copy(net: nn.Module, size: int) -> nn.Module:
     for parameter in before.parameters():
         parameter.data = parameter.data.contiguous()  # or channels_last training would show in the exported bytes
     after = copy.deepcopy(before)
+    materialize_weights(after)
     if "timm" in sys.modules:  # only its networks have training-time branches: FastViT, MobileOne, RepGhost
         from timm.utils.model import reparameterize_model
 

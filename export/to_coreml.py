@@ -20,6 +20,14 @@ from gallery.files import atomic_path
 FORMAT, SUFFIX, LAYOUT = "coreml", ".mlpackage", "image"
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "palettize6")
 QDQ_STYLE = {"stored": True, "signed": True}
+_ATEN: Any = torch.ops.aten
+_VIEWS = {  # the same numbers where the shape is the same
+    getattr(_ATEN, name)
+    for name in (
+        "alias", "alias_copy", "detach", "detach_copy", "lift", "lift_fresh", "lift_fresh_copy", "expand",
+        "expand_copy", "slice", "slice_copy", "view", "view_copy", "_unsafe_view", "reshape", "repeat", "squeeze",
+    )
+}  # fmt: skip
 _DATED = "com.github.apple.coremltools.conversion_date"
 
 
@@ -33,7 +41,8 @@ class ExportedPrograms:
         self.integers = any(isinstance(m, QDQConv2d) for m in model.modules())
         self.depthwise = [name for name, m in weighted.items() if isinstance(m, nn.Conv2d) and m.groups > 1]
         pixels = torch.zeros(1, 3, model.size, model.size)
-        self.exported = torch.export.export(_ImageGraph(model).eval(), (pixels,)).run_decompositions({})
+        exported = torch.export.export(_ImageGraph(model).eval(), (pixels,)).run_decompositions({})
+        self.exported = remove_identities(exported)
 
     def stored(self, precision: str, float_layers: Sequence[str]) -> Any:
         """Return the program of a precision; but for fp32 activations are fp16, and the larger weights are as it says.
@@ -94,6 +103,22 @@ class _ImageGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.query.logits(pixels)
         return self.query.pack(logits).to(torch.int32), logits
+
+
+def remove_identities(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Replace, in place, views that change nothing by what they view: coremltools knows no `aten.alias`."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if getattr(node.target, "overloadpacket", None) not in _VIEWS:
+            continue
+        source = node.args[0]
+        before, after = source.meta["val"], node.meta["val"]
+        if before.shape == after.shape and before.dtype == after.dtype:
+            program.graph_signature.replace_all_uses(node.name, source.name)
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def _make_reproducible(package: Path) -> None:

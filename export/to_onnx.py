@@ -108,9 +108,19 @@ def _fp16(program: ModelProto) -> ModelProto:
     last = next(place for place, node in enumerate(nodes) if "logits" in node.output)
     others = [node.name for node in (*nodes[:first], *nodes[last + 1 :])]
     half = OnnxModel(convert_float_to_float16(program, keep_io_types=True, node_block_list=others))
+    _drop_repeated(half.model.graph)
     half.topological_sort()  # the casts come last otherwise
     in_order: ModelProto = half.model
     return in_order
+
+
+def _drop_repeated(graph: GraphProto) -> None:
+    """Keep the first of the casts that the converter names alike: it adds one for each node that stays float32."""
+    for items, names in ((graph.node, lambda one: tuple(one.output)), (graph.value_info, lambda one: one.name)):
+        unique = list({names(one): one for one in reversed(items)}.values())[::-1]
+        if len(unique) < len(items):
+            del items[:]
+            items.extend(unique)
 
 
 def _quantize_weights(graph: GraphProto, float_layers: Sequence[str]) -> None:

@@ -29,14 +29,28 @@ _ROUND: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation: constants and earlier values by name go in, one value comes out; `spent` ones are freed."""
+    """One operation: constants and earlier values by name go in, values come out; `spent` ones are freed.
 
-    operation: Callable[..., Tensor]
+    inputs: a name, or for a parameter that is a list the names and constants in it
+    """
+
+    operation: Callable[..., Any]
     constants: dict[str, Any]
-    inputs: dict[str, str]
-    output: str
-    round: Callable[[Tensor], Tensor]
+    inputs: dict[str, str | list[str | Tensor]]
+    outputs: dict[str, Callable[[Tensor], Tensor]]
     spent: tuple[str, ...]
+
+    def run(self, values: dict[str, Tensor]) -> None:
+        """Compute the outputs from `values`, into these."""
+        inputs = {
+            name: values[source] if isinstance(source, str) else [_value(values, one) for one in source]
+            for name, source in self.inputs.items()
+        }
+        found = self.operation(**self.constants, **inputs)
+        several = found if len(self.outputs) > 1 else [found]
+        values |= {name: rounded(value) for (name, rounded), value in zip(self.outputs.items(), several, strict=True)}
+        for name in self.spent:
+            del values[name]
 
 
 class MilProgram:
@@ -60,10 +74,7 @@ class MilProgram:
         try:
             with torch.no_grad():
                 for step in self._steps:
-                    inputs = {name: values[source] for name, source in step.inputs.items()}
-                    values[step.output] = step.round(step.operation(**step.constants, **inputs))
-                    for name in step.spent:
-                        del values[name]
+                    step.run(values)
         finally:
             torch.set_num_threads(before)
         return {name: values[name].numpy() for name in self._outputs}
@@ -77,7 +88,7 @@ class MilProgram:
         alone = [self.run(images[i : i + 1]) for i in range(len(images))]
         try:
             together = self.run(images)
-        except RuntimeError:  # torch: shapes that only fit a batch of 1
+        except (RuntimeError, ValueError, IndexError):  # torch: shapes that only fit a batch of 1
             return 1
         same = all(np.array_equal(together[name], np.concatenate([one[name] for one in alone])) for name in together)
         return limit if same else 1
@@ -101,25 +112,46 @@ def _compile(function: Any, outputs: list[str]) -> list[_Step]:
     for op in reversed(operations):
         given = {name: var for name, var in op.inputs.items() if var is not None}
         constants = {name: _to_python(name, var) for name, var in given.items() if _is_constant(var)}
-        sources = {name: var.name for name, var in given.items() if name not in constants}
-        spent = tuple(set(sources.values()) - read_later)
-        read_later.update(sources.values())
-        output = op.outputs[0]
-        steps.append(_Step(OPS[op.op_type], constants, sources, output.name, _ROUND[_type(output)], spent))
+        sources = {name: _source(var) for name, var in given.items() if name not in constants}
+        several = [source if isinstance(source, list) else [source] for source in sources.values()]
+        read = {one for names in several for one in names if isinstance(one, str)}
+        rounded = {output.name: _ROUND[_type(output)] for output in op.outputs}
+        spent = tuple((read | set(rounded)) - read_later)
+        read_later |= read
+        steps.append(_Step(OPS[op.op_type], constants, sources, rounded, spent))
     return steps[::-1]
 
 
 def _check_supported(operations: list[Any]) -> None:
-    unknown = set()
+    """Name each operation that is not known once, a known one with what is not known of it."""
+    unknown: dict[str, set[str]] = {}
     for op in operations:
-        accepted = inspect.signature(OPS[op.op_type]).parameters if op.op_type in OPS else {}
+        if op.op_type not in OPS:
+            unknown[op.op_type] = set()
+            continue
+        accepted = inspect.signature(OPS[op.op_type]).parameters
         given = {name for name, var in op.inputs.items() if var is not None}
-        unknown |= {f"{op.op_type}({name})" for name in given - set(accepted)}
-        unknown |= {f"{op.op_type} -> {_type(var)}" for var in op.outputs if _type(var) not in _ROUND}
+        required = {name for name, one in accepted.items() if one.default is one.empty}
+        wrong = {f"with {name}" for name in given - set(accepted)} | {f"without {name}" for name in required - given}
+        wrong |= {f"to {_type(var)}" for var in op.outputs if _type(var) not in _ROUND}
+        if wrong:
+            unknown.setdefault(op.op_type, set()).update(wrong)
     if unknown:
         fix = "Evaluate this file on macOS, or add the operation to mobile_eval/runtimes/mil_ops.py."
         known = "ML Program operations that the reference evaluator knows"
-        raise MissingBackend(known, ", ".join(sorted(unknown)), fix)
+        found = ", ".join(" ".join([name, *sorted(unknown[name])]) for name in sorted(unknown))
+        raise MissingBackend(known, found, fix)
+
+
+def _source(var: Any) -> str | list[str | Tensor]:
+    """Where the value of an input comes from: see `_Step`."""
+    if not isinstance(var, (tuple, list)):
+        return str(var.name)
+    return [torch.as_tensor(_to_python("", one)) if _is_constant(one) else str(one.name) for one in var]
+
+
+def _value(values: dict[str, Tensor], source: str | Tensor) -> Tensor:
+    return values[source] if isinstance(source, str) else source
 
 
 def _type(var: Any) -> str:
@@ -129,7 +161,9 @@ def _type(var: Any) -> str:
 
 
 def _is_constant(var: Any) -> bool:
-    return not isinstance(var, tuple) and (var.val is not None or (var.op and var.op.op_type.startswith("constexpr_")))
+    return not isinstance(var, (tuple, list)) and (
+        var.val is not None or (var.op and var.op.op_type.startswith("constexpr_"))
+    )
 
 
 def _to_python(name: str, var: Any) -> Any:

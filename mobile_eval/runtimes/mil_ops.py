@@ -4,7 +4,8 @@ Sums (convolutions, products, means) and transcendental functions run in float64
 vector instructions show after rounding; the caller rounds each result to the type the program declares.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,74 @@ def gelu(x: Tensor, mode: str) -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x.double() * torch.sigmoid(1.702 * x.double())
     return F.gelu(x.double(), approximate="none" if mode == "EXACT" else "tanh")
+
+
+def layer_norm(
+    x: Tensor, axes: list[int], gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
+) -> Tensor:
+    """Along any axes; gamma and beta have the sizes of these."""
+    along = [axis % x.ndim for axis in axes]
+    shape = [size if axis in along else 1 for axis, size in enumerate(x.shape)]
+    centred = x.double() - x.double().mean(along, keepdim=True)
+    y = centred / torch.sqrt(centred.square().mean(along, keepdim=True) + epsilon)
+    y = y if gamma is None else y * gamma.double().view(shape)
+    return y if beta is None else y + beta.double().view(shape)
+
+
+def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    return (x.mT if transpose_x else x).double() @ (y.mT if transpose_y else y).double()
+
+
+def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Tensor:
+    """A constant of one row is there for each image, unless along the batch; interleaved: a1 b1 a2 b2 ..."""
+    images = max(len(value) for value in values)
+    if axis % values[0].ndim:
+        values = [value.expand(images, *value.shape[1:]) if len(value) == 1 else value for value in values]
+    if interleave:
+        return torch.stack(list(values), axis % values[0].ndim + 1).flatten(
+            axis % values[0].ndim, axis % values[0].ndim + 1
+        )
+    return torch.cat(list(values), axis)
+
+
+def slice_by_index(
+    x: Tensor, begin: list[int], end: list[int], stride: list[int] | None = None, begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None, squeeze_mask: list[bool] | None = None,
+) -> Tensor:  # fmt: skip
+    """As NumPy slices: masked ends are left out, a squeezed axis is the one slice at `begin`."""
+    none = [False] * x.ndim
+    for axis in reversed(range(x.ndim)):
+        first = None if (begin_mask or none)[axis] else begin[axis]
+        if (squeeze_mask or none)[axis]:
+            x = x.select(axis, first or 0)
+            continue
+        last = None if (end_mask or none)[axis] else end[axis]
+        chosen = range(x.shape[axis])[first : last : (stride or [1] * x.ndim)[axis]]
+        x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64))
+    return x
+
+
+def split(
+    x: Tensor, axis: int, num_splits: int | None = None, split_sizes: list[int] | None = None
+) -> tuple[Tensor, ...]:
+    parts = x.split(split_sizes or x.shape[axis] // (num_splits or 1), axis)
+    return parts
+
+
+def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
+    for axis, factor in ((-2, scale_factor_height), (-1, scale_factor_width)):
+        x = x.repeat_interleave(int(factor), axis)
+    return x
+
+
+def upsample_bilinear(
+    x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1, align_corners: bool = True,
+) -> Tensor:  # fmt: skip
+    size = [
+        round(side * factor)
+        for side, factor in zip(x.shape[2:], (scale_factor_height, scale_factor_width), strict=True)
+    ]
+    return F.interpolate(x.double(), size, mode="bilinear", align_corners=align_corners)
 
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
@@ -104,12 +173,20 @@ def _padded(x: Tensor, reach: list[int], strides: list[int], pad_type: str, pad:
     return F.pad(x, sides, value=value)
 
 
-FUNCTIONS = conv, batch_norm, max_pool, avg_pool, gelu, reshape, expand_dims, pad, quantize, dequantize
-OPS: dict[str, Callable[..., Tensor]] = {function.__name__: function for function in FUNCTIONS} | {
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    conv, batch_norm, layer_norm, matmul, max_pool, avg_pool, gelu, concat, slice_by_index, split, reshape, expand_dims,
+    pad, upsample_nearest_neighbor, upsample_bilinear, quantize, dequantize,
+)  # fmt: skip
+OPS: dict[str, Callable[..., Any]] = {function.__name__: function for function in FUNCTIONS} | {
     "cast": lambda x, dtype: x,  # the declared output type does the work
     "linear": lambda x, weight, bias=None: F.linear(x.double(), weight.double(), _double(bias)),
     "reduce_mean": lambda x, axes, keep_dims: x.double().mean(axes, keepdim=keep_dims),
     "reduce_sum": lambda x, axes, keep_dims: x.double().sum(axes, keepdim=keep_dims),
+    "softmax": lambda x, axis=-1: torch.softmax(x.double(), axis),
+    "tile": lambda x, reps: x.repeat(*reps),
+    "stack": lambda values, axis: torch.stack(list(values), axis),
+    "reduce_l2_norm": lambda x, axes, keep_dims: torch.linalg.vector_norm(x.double(), dim=axes, keepdim=keep_dims),
+    "sqrt": lambda x: torch.sqrt(x.double()), "square": lambda x: x.double().square(),
     "clip": lambda x, alpha, beta: x.clamp(alpha, beta),
     "thresholded_relu": lambda x, alpha: torch.where(x >= alpha, x, 0.0),
     "sigmoid_hard": lambda x, alpha, beta: (x.double() * alpha + beta).clamp(0, 1),

@@ -119,6 +119,31 @@ CASES: dict[str, tuple[str, nn.Module]] = {
     "transpose": ("transpose", Apply(lambda x: x.permute(0, 2, 3, 1))),
     "expand_dims": ("expand_dims", Apply(lambda x: x.mean((2, 3))[:, :, None, None] + x)),
     "squeeze": ("squeeze", Apply(lambda x: x.mean((2, 3), keepdim=True).relu().squeeze(3).squeeze(2))),
+    "layer_norm": ("layer_norm", Apply(lambda x: x.flatten(2).transpose(1, 2), nn.LayerNorm(SIZE, bias=False))),
+    "layer_norm of two axes": ("layer_norm", Apply(itself, nn.LayerNorm((SIZE, SIZE), eps=0.1))),
+    "matmul": ("matmul", Apply(lambda x: x @ torch.sigmoid(x))),
+    "matmul, transposed": ("matmul", Apply(lambda x: x.flatten(2) @ torch.sigmoid(x).flatten(2).transpose(1, 2))),
+    "softmax": ("softmax", Apply(lambda x: 10 * x.softmax(1))),
+    "concat": ("concat", Apply(lambda x: torch.cat([x, torch.sigmoid(x)[:, 1:]], 1))),
+    "concat with a constant": (
+        "concat",
+        Apply(lambda x: torch.cat([torch.ones(1, 1, SIZE, SIZE).expand(len(x), -1, -1, -1), x], 1)),
+    ),
+    "stack": ("stack", Apply(lambda x: torch.stack([x, torch.sigmoid(x)], 2))),
+    "slice": ("slice_by_index", Apply(lambda x: x[:, :2, 3:, 1::2])),
+    "slice from behind, one index": ("slice_by_index", Apply(lambda x: x[:, -1, -7:-2])),
+    "split": ("split", Apply(lambda x: (lambda a, b: a * b.mean(2, keepdim=True))(*x.split([4, 11], 2)))),
+    "split in equal parts": ("split", Apply(lambda x: (lambda a, b, c: a * b - c)(*x.chunk(3, 1)))),
+    "tile": ("tile", Apply(lambda x: x.mean((2, 3), keepdim=True).relu().repeat(1, 1, 2, 3))),
+    "upsample_nearest_neighbor": ("upsample_nearest_neighbor", Apply(lambda x: F.interpolate(x, scale_factor=2))),
+    "upsample_bilinear": ("upsample_bilinear", Apply(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"))),
+    "upsample_bilinear, corners": (
+        "upsample_bilinear",
+        Apply(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)),
+    ),
+    "norm of vectors": ("reduce_l2_norm", Apply(lambda x: x.norm(dim=(2, 3), keepdim=True))),
+    "square": ("square", Apply(itself, nn.GroupNorm(1, 3))),
+    "sqrt": ("sqrt", Apply(lambda x: torch.sqrt(x.relu() + 0.1))),
 }
 
 

@@ -1,0 +1,212 @@
+"""Layers that compute their weights: replaced by plain ones with the same numbers, or left in float and said."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from distill.models.hash_net import import_timm
+from export.fake_quant import insert_fake_quant, layers
+from export.fold_bn import fold_batch_norm
+from export.plain_layers import is_plain, materialize_weights
+from export.quantize import logits, normalize, quantize
+from export.query_model import inference_copy
+from tests.export.factories import IMAGENET, SIZE, synthetic_images
+
+import_timm()
+from timm.layers import (  # noqa: E402
+    BatchNormAct2d,
+    Conv2dSame,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    StdConv2d,
+    StdConv2dSame,
+)
+
+
+class Halved(nn.Conv2d):
+    """A user's own: other weights than those stored."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / 2 + 0.1, self.bias)
+
+
+class HalvedInside(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight / 2, bias)
+
+
+class WindowSame(nn.Conv2d):
+    """Plain, though its name has timm's word for padding by the size of the input."""
+
+
+class Scaled(nn.Conv2d):
+    """More than a convolution with other weights, as far as one call shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1.5
+
+
+class ByInput(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * x.mean().sigmoid(), self.bias)
+
+
+class LowRank(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + nn.functional.linear(x, self.weight.mean(0, keepdim=True))
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """A user's own: what follows the norm is in no attribute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def conv(kind: Any, **options: Any) -> nn.Conv2d:
+    layer: nn.Conv2d = kind(3, 8, 3, stride=2, **options)
+    return layer
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    return layer
+
+
+COMPUTED = {
+    "StdConv2d": lambda: conv(StdConv2d),
+    "StdConv2dSame": lambda: conv(StdConv2dSame),
+    "ScaledStdConv2d": lambda: conv(ScaledStdConv2d, gamma=1.7),
+    "ScaledStdConv2dSame": lambda: conv(ScaledStdConv2dSame),
+    "grouped": lambda: ScaledStdConv2d(3, 6, 5, groups=3, dilation=2),
+    "weight norm": lambda: parametrizations.weight_norm(conv(nn.Conv2d, padding=1)),
+    "weight norm by a hook": lambda: torch.nn.utils.weight_norm(conv(nn.Conv2d)),
+    "spectral norm": lambda: parametrizations.spectral_norm(conv(nn.Conv2d)),
+    "spectral norm, around": lambda: parametrizations.spectral_norm(
+        nn.Conv2d(3, 8, 5, padding=2, padding_mode="circular")
+    ),
+    "same, of timm, normalized": lambda: parametrizations.weight_norm(conv(Conv2dSame)),
+    "own forward": lambda: conv(Halved),
+    "own inner forward": lambda: conv(HalvedInside, padding="valid"),
+    "linear": lambda: parametrizations.weight_norm(nn.Linear(3, 8)),
+}  # fmt: skip
+LEFT = {
+    "scaled after": lambda: conv(Scaled),
+    "weights by input": lambda: conv(ByInput),
+    "hooked": lambda: hooked(conv(nn.Conv2d)),
+    "two products": lambda: LowRank(3, 8),
+}
+PLAIN = {"conv": conv(nn.Conv2d), "same": conv(Conv2dSame), "by name": conv(WindowSame), "linear": nn.Linear(3, 8)}
+
+
+def lived_in(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) / 5)
+        layer.train()(torch.randn(2, 3) if isinstance(layer, nn.Linear) else torch.randn(2, 3, 16, 16))
+    return layer.eval()
+
+
+def outputs(net: nn.Module, layer: nn.Module) -> list[Tensor]:
+    random = torch.Generator().manual_seed(5)
+    shapes: list[tuple[int, ...]] = [(2, 3, 16, 21), (1, 3, 17, 16), (3, 3, 33, 32)]
+    if isinstance(layer, nn.Linear):
+        shapes = [(4, 3)]
+    with torch.no_grad():
+        return [net(torch.randn(shape, generator=random)) for shape in shapes]
+
+
+@pytest.mark.parametrize("case", COMPUTED)
+def test_a_layer_that_computes_its_weights_is_replaced(case: str) -> None:
+    layer = lived_in(COMPUTED[case]())
+    net = nn.Sequential(layer)
+    assert not is_plain(layer)
+    expected, state = outputs(net, layer), torch.get_rng_state()
+    assert materialize_weights(net) == []
+    assert torch.equal(torch.get_rng_state(), state)
+    assert is_plain(net[0])
+    assert not {"original0", "gain", "weight_v"} & {name.split(".")[-1] for name in net.state_dict()}
+    for found, exact in zip(outputs(net, layer), expected, strict=True):
+        assert torch.allclose(found, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_a_layer_that_no_plain_one_repeats_stays(case: str) -> None:
+    layer = lived_in(LEFT[case]())
+    net = nn.Sequential(layer)
+    assert materialize_weights(net) == ["0"]
+    assert net[0] is layer
+    assert list(layers(insert_fake_quant(net))) == []
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_plain_layer_is_left_alone(case: str) -> None:
+    net = nn.Sequential(PLAIN[case])
+    assert is_plain(net[0])
+    assert materialize_weights(net) == []
+    assert net[0] is PLAIN[case]
+    before = outputs(net, net[0])
+    quantized = insert_fake_quant(net)
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(quantized, net[0]), strict=True))
+
+
+def test_a_layer_in_two_places_stays_one() -> None:
+    layer = lived_in(StdConv2d(3, 3, 3))
+    net = nn.Sequential(layer, nn.ReLU(), layer)
+    materialize_weights(net)
+    assert net[0] is net[2]
+    assert is_plain(net[0])
+
+
+def small_net(kind: Any, norm: Any = nn.BatchNorm2d) -> nn.Module:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        body = kind(3, 16, 3, stride=2), norm(16), nn.ReLU(), kind(16, 160, 3), norm(160), nn.AdaptiveAvgPool2d(1)
+        net = nn.Sequential(*body, nn.Flatten(), nn.Linear(160, 64), nn.BatchNorm1d(64))
+        for _ in range(4):
+            net.train()(torch.randn(16, 3, SIZE, SIZE))
+    return net.eval()
+
+
+@pytest.mark.parametrize("kind", [StdConv2d, StdConv2dSame, ScaledStdConv2d])
+def test_norms_behind_standardized_weights_are_folded_and_layers_are_chosen_for_this_network(kind: Any) -> None:
+    net = small_net(kind)
+    folded = inference_copy(net, SIZE)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
+    assert all(is_plain(module) for module in folded.modules() if isinstance(module, nn.Conv2d))
+    images = [synthetic_images(24, seed)[0] for seed in (1, 2)]
+    chosen = quantize(folded, IMAGENET, *images)
+    batches = normalize(images[1], IMAGENET)
+    exact, stored = logits(net, batches), logits(chosen.stored, batches)
+    assert chosen.flips["weights"] == pytest.approx(float(((stored > 0) != (exact > 0)).double().mean()), abs=1e-6)
+    assert chosen.flips["weights"] < 0.02
+
+
+def test_a_layer_that_stays_is_said_and_keeps_its_weights(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("twinhash").propagate = True
+    net = inference_copy(small_net(Scaled), SIZE)
+    images = [synthetic_images(24, seed)[0] for seed in (1, 2)]
+    with caplog.at_level(logging.WARNING):
+        chosen = quantize(net, IMAGENET, *images)
+    assert chosen.float_layers == ("0", "3")
+    assert chosen.calibration.endswith("in float: 0, 3")
+    assert caplog.text.count("kept in float: Scaled is not plain") == 2
+    assert torch.equal(chosen.stored.get_submodule("3").weight, net.get_submodule("3").weight)
+
+
+def test_a_norm_of_an_unknown_class_is_not_folded() -> None:
+    known = copy.deepcopy(small_net(nn.Conv2d, BatchNormAct2d))
+    assert fold_batch_norm(known) == 3
+    net = small_net(nn.Conv2d, NormWithActivation)
+    assert fold_batch_norm(copy.deepcopy(net)) == 1
+    with torch.no_grad():
+        x = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        assert np.allclose(net(x), inference_copy(net, SIZE)(x), atol=1e-5)
