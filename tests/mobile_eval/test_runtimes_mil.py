@@ -281,6 +281,17 @@ def test_what_the_evaluator_does_not_know_is_named(tmp_path: Path) -> None:
             saved(net, tmp_path / f"{index}.mlpackage")
 
 
+def test_each_operation_that_is_missing_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def relu_without_its_input(y: Tensor) -> Tensor:
+        return y
+
+    monkeypatch.setitem(mil_ops.OPS, "relu", relu_without_its_input)
+    net = Apply(lambda x: x.cumsum(1).relu().cumsum(2).flip(3).relu() + torch.sigmoid(x))
+    with pytest.raises(MissingBackend) as caught:
+        saved(net, tmp_path / "a.mlpackage")
+    assert caught.value.found == "cumsum, relu with x without y, reverse"
+
+
 @pytest.mark.parametrize("target", ["iOS16", "iOS18"])
 def test_int8_weights_are_read_back_as_they_were_stored(target: str, tmp_path: Path) -> None:
     import coremltools as ct
