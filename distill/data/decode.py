@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from distill.data.names import visible
+from gallery.console import plain
 from gallery.errors import InputError
 
 with suppress(ImportError):  # an extra
@@ -183,5 +183,7 @@ def _to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not an image in a format read here ({', '.join(FORMATS)})"
+    if isinstance(error, MemoryError):
+        return "more pixels than there is memory for"
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return visible(text)[:200]
+    return plain(text)[:200]

@@ -20,12 +20,11 @@ from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
 from distill.data.list_files import list_published
 from distill.data.manifest import list_manifest
-from distill.data.names import visible
 from distill.data.protocol_specs import CIFAR10, PUBLISHED, UCMERCED, DatasetSource
 from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
 from distill.data.splits import Labels, SplitConfig, encode_labels, split
 from distill.data.unlabeled import join_unlabeled
-from gallery.console import log
+from gallery.console import log, plain
 from gallery.errors import InputError
 from gallery.results import Skipped
 
@@ -80,7 +79,7 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
         log.warning("Check your data: %s", sentence)
     return Dataset(
         **vars(own), name=images.name, classes=classes, labels=labels, names=images.names, pixels=decoded.pixels,
-        skipped=tuple(Skipped(path=visible(skip.path), reason=visible(skip.reason)) for skip in skipped),
+        skipped=tuple(Skipped(path=plain(skip.path), reason=plain(skip.reason)) for skip in skipped),
         fingerprint=_fingerprint(images.names, (classes, labels), own, decoded.digests), top_k=images.top_k,
     )  # fmt: skip
 
@@ -156,6 +155,6 @@ def _nothing_left(name: str, total: int, skipped: Sequence[Skipped]) -> InputErr
 
 
 def _few(skipped: Sequence[Skipped], total: int) -> str:
-    few = "; ".join(f"{visible(s.path)}: {visible(s.reason)}" for s in skipped[:5])
+    few = "; ".join(f"{plain(s.path)}: {plain(s.reason)}" for s in skipped[:5])
     few += "; ..." if len(skipped) > 5 else ""
     return f"{len(skipped)} of {total} that cannot be used: {few}" if total else "none, nor a file that may be one"

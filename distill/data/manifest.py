@@ -24,7 +24,8 @@ import numpy as np
 
 from distill.data.dataset import GALLERY, QUERY, SPLITS, TRAIN, VALIDATION, Dataset, ImageList
 from distill.data.image_folder import ImageFiles
-from distill.data.names import clean_label, some, visible
+from distill.data.names import clean_label, some
+from gallery.console import plain
 from gallery.errors import InputError
 from gallery.files import atomic_write
 
@@ -50,7 +51,7 @@ def list_manifest(path: Path) -> ImageList:
         name = _inside(root, _text(row["path"], where), where)
         own, own_splits = _parse(row, where)
         if labels.setdefault(name, own) != own:
-            found = f"{some(labels[name])} and {some(own)} for {visible(name)}"
+            found = f"{some(labels[name])} and {some(own)} for {plain(name)}"
             raise InputError(f"the same labels in every row of an image ({where})", found, "Use a `labels` column.")
         splits[name] |= own_splits
     names = tuple(sorted(labels))
@@ -102,7 +103,7 @@ def _read_rows(path: Path) -> tuple[int, list[Row], Sequence[str]]:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         expected = "a CSV file in UTF-8" if is_csv else "a Parquet file"
         fix = "Save it again as UTF-8 CSV, and quote fields that hold a comma." if is_csv else "Write it again."
-        raise InputError(f"{expected} at {path}", visible(str(error))[:200], fix) from error
+        raise InputError(f"{expected} at {path}", plain(str(error))[:200], fix) from error
 
 
 def _read_csv(path: Path) -> tuple[list[Row], Sequence[str]]:
@@ -177,7 +178,7 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int):
-        found = f"{type(value).__name__} {visible(repr(value)[:80])}"
+        found = f"{type(value).__name__} {plain(repr(value)[:80])}"
         raise InputError(f"text in {where}", found, "Write the column as text; for several labels call it `labels`.")
     return str(value).strip()
 

@@ -4,19 +4,20 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 
+from gallery.console import plain
+
 JOINERS = "\u200c\u200d"  # inside of a word they belong to the spelling of some languages
-STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that move a cursor or hide, reorder or break text
 MOST_SHOWN = 80  # characters of one name in a sentence
 
 
 def clean_label(text: str) -> str:
-    """Return a label so that what looks the same is the same: NFC, without blanks around it or invisible characters.
+    """Return a label so that what looks the same is the same: NFC, single blanks, no invisible characters.
 
-    Control characters inside of it are spelled out, so that a class may be shown anywhere.
+    Control characters are spelled out, so that a class may be shown anywhere.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = " ".join(unicodedata.normalize("NFC", text).split())
     kept = (c for c in text if unicodedata.category(c) != "Cf" or c in JOINERS)
-    return visible("".join(kept).strip().strip(JOINERS).strip(), JOINERS)
+    return "".join(c if c in JOINERS or c == " " else plain(c) for c in "".join(kept).strip(f" {JOINERS}"))
 
 
 def folded(label: str) -> str:
@@ -25,18 +26,9 @@ def folded(label: str) -> str:
     return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
 
 
-def visible(text: str, keep: str = "") -> str:
-    """Return `text` on one line, with each character that could steer a terminal or reorder text spelled out."""
-    return "".join(_spelled(c) if unicodedata.category(c) in STEERING and c not in keep else c for c in text)
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
 def some(names: Iterable[str], most: int = 5) -> str:
     """Return the first names as they may be shown, by comma, with dots where there are more."""
-    first = [visible(name) for name in islice(names, most + 1)]
+    first = [plain(name) for name in islice(names, most + 1)]
     shown = [name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}..." for name in first[:most]]
     return ", ".join([*shown, "..."] if len(first) > most else shown)
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList, Indices, Split, present
-from distill.data.names import some, visible
+from distill.data.names import some
+from gallery.console import plain
 from gallery.errors import InputError
 
 Labels = tuple[tuple[str, ...], NDArray[Any]]  # classes; int64 `[N]` (-1 for none), or multi-hot bool `[N, C]`
@@ -104,7 +105,7 @@ def _assign_splits(
     if any(splits - {UNLABELED} for splits in images.splits):
         for name, splits in zip(images.names, images.splits, strict=True):
             if QUERY in splits and len(splits) > 1:
-                found = f"{visible(name)} in {', '.join(sorted(splits))}"
+                found = f"{plain(name)} in {', '.join(sorted(splits))}"
                 raise InputError("queries that are in no other split", found, "It would find itself.")
         train, gallery, query = (_members(images, own) for own in (TRAIN, GALLERY, QUERY))
         train = np.union1d(train, _members(images, VALIDATION))

@@ -12,11 +12,10 @@ from distill.checkpoint import CheckpointHeader, read_checkpoint
 from distill.config import BackboneInfo
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import ImageFiles, name_of, walk
-from distill.data.names import visible
 from distill.models import pretrained
 from distill.models.hash_net import build, timm_names
 from gallery.codes import hamming
-from gallery.console import log
+from gallery.console import log, plain
 from gallery.errors import CorruptFile, InputError
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
@@ -89,7 +88,7 @@ def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     for sentence in contents.warnings:
         log.warning("%s", sentence)
     for one in (*contents.skipped, *made.skipped):
-        log.warning("  skipped %s: %s", visible(one.path), visible(one.reason))
+        log.warning("  skipped %s: %s", plain(one.path), plain(one.reason))
     if not len(pixels):
         raise InputError(f"images in {folder}", f"none among {len(paths)} files", "Name another folder.")
     log.info("%d images, of %d files in %s", len(pixels), len(found), folder)
