@@ -17,7 +17,7 @@ from distill.data import Dataset
 from distill.data.augment import ImageLoader
 from distill.distributed import main_process_first
 from distill.engine import Checkpoint, TrainSpec
-from distill.infer import ENCODE_BATCH, Indices, Logits, ModelFn, forward_logits
+from distill.infer import ENCODE_BATCH, Indices, Logits, ModelFn, code_logits, forward_logits
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss
 from distill.models import pretrained
@@ -171,9 +171,13 @@ class RunContext:
     def infer_logits(
         self, role: Role, model: HashNet, index: Indices, label: str, key: str, crops: Tensor | None = None
     ) -> Logits:
-        """Return logits `[len(index), bits]` of images, or of one crop of each; the student's in fp32, as exported."""
+        """Return logits `[len(index), bits]` of images, whose signs may be stored, or of one crop of each, for training.
+
+        Those of crops are in bf16 where that pays: they are never compared with stored codes.
+        """
         model.eval()
-        return self.infer(forward_logits(model) if role == "teacher" else model, role, index, label, key, crops)
+        model_fn = code_logits(model) if crops is None else forward_logits(model)
+        return self.infer(model_fn, role, index, label, key, crops)
 
 
 def multi_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:

@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from distill.codebook import hash_centers_of
 from distill.context import RunContext
-from distill.infer import Indices, Logits
+from distill.infer import Indices, Logits, code_logits
 from distill.models.hash_net import HashNet
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
@@ -40,8 +39,7 @@ def calibration_images(context: RunContext) -> tuple[NDArray[np.uint8], NDArray[
 def golden_inputs(context: RunContext, student: HashNet) -> tuple[NDArray[np.uint8], Codes, Logits]:
     """Return a few queries with the float student's codes and logits: the bundle's own test."""
     index = evenly_spaced(context.data.query, NUM_GOLDEN)
-    with torch.inference_mode():
-        logits = student(context.image_loader("student").load(index)).float().cpu().numpy()
+    logits = code_logits(student)(context.image_loader("student").load(index)).cpu().numpy()
     return np.asarray(context.data.pixels[context.resolved.student_img_size][index]), pack(logits), logits
 
 

@@ -10,6 +10,7 @@ from distill.context import RunContext
 from distill.distributed import main_process_first
 from distill.infer import Logits
 from distill.models.hash_net import HashNet
+from distill.teacher_golden import check_golden
 from distill.train_joint import train_both
 from distill.train_student import distill_student
 from distill.train_teacher import LEARNED_CODES, train_teacher
@@ -45,6 +46,7 @@ def train_all(context: RunContext) -> TrainedModels:
 def train_teacher_and_gallery(context: RunContext) -> tuple[HashNet, CodeSpace, GalleryIndex, Logits]:
     """Return the teacher, its code space and gallery, and what the codes are the signs of, `[len(gallery), bits]`."""
     teacher, space = train_teacher(context)
+    check_golden(context, context.run_dir.folder, space, teacher)
     return teacher, space, *build_gallery(context, teacher, space)
 
 
@@ -90,6 +92,7 @@ def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, Co
     if sha256_of(path) != space.teacher_sha256:
         raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
     teacher = load_network(path)
+    check_golden(context, folder, space, teacher)
     logits = infer_gallery(context, teacher, space)
     return teacher, space, gallery, np.copysign(logits, codes_as_signs(gallery))  # where they differ, the codes hold
 

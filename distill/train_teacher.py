@@ -18,6 +18,7 @@ from distill.losses import LOSSES
 from distill.losses.base import HashLoss, LossBatch, LossContext
 from distill.models.hash_net import HashNet
 from distill.system import device
+from distill.teacher_golden import golden_logits, save_golden
 from distill.training_set import MetricFn, TrainingSet
 from gallery import codespace
 from gallery.codespace import CodeSpace
@@ -152,9 +153,11 @@ def save_teacher(context: RunContext, model: HashNet, data: TrainingSet) -> None
     centers, path = final_centers(context, model, data.hash_centers), context.save_model("teacher", model)
     with main_process_first() as first:
         if first:
+            preprocessing = context.preprocessing("teacher")
+            golden = golden_logits(load_network(path), preprocessing)  # of the network that everyone else will read
             space = CodeSpace(
                 bits=context.config.bits, classes=context.classes, teacher=context.resolved.teacher.name,
                 teacher_sha256=sha256_of(path), centers_sha256=codespace.hash_centers(centers),
-                preprocessing=context.preprocessing("teacher"),
+                preprocessing=preprocessing, golden_sha256=save_golden(path.parent, golden),
             )  # fmt: skip
             codespace.save(path.parent, space, centers)

@@ -17,6 +17,7 @@ from gallery.files import atomic_path, open_array, read_json, write_json
 
 FILE, CENTERS = "codespace.json", "centers.npy"
 MAX_CENTERS = 256 << 20  # bytes: two million classes of 128 bits
+ARITHMETIC = "fp32"  # of all logits whose signs are stored, or compared with stored ones
 RGB = tuple[float, float, float]
 
 
@@ -39,6 +40,7 @@ class CodeSpace:
     """What a gallery, a student and every exported file must share to be comparable.
 
     teacher_sha256 and centers_sha256 are the hashes of `teacher.safetensors` and of the packed centers.
+    golden_sha256: of the teacher's logits of known images, by which an encoder is checked; arithmetic: of all logits
     """
 
     bits: StrictInt
@@ -47,6 +49,8 @@ class CodeSpace:
     teacher_sha256: str
     centers_sha256: str
     preprocessing: Preprocessing
+    golden_sha256: str = ""
+    arithmetic: str = ARITHMETIC
     bit_rule: str = BIT_RULE
     bit_order: str = BIT_ORDER
 

@@ -42,7 +42,7 @@ def test_files_bring_back_the_same_space(tmp_path: Path) -> None:
 
 
 CHANGES = [{"bits": 128}, {"teacher": "vit_b"}, {"teacher_sha256": "00" * 32}, {"centers_sha256": "00" * 32},
-           {"bit_rule": "logit >= 0"}, {"bit_order": "big"},
+           {"bit_rule": "logit >= 0"}, {"bit_order": "big"}, {"arithmetic": "bf16"}, {"golden_sha256": "00" * 32},
            {"preprocessing": Preprocessing(65, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))},
            {"preprocessing": Preprocessing(64, (0.5, 0.4, 0.31), (0.2, 0.2, 0.3))}]  # fmt: skip
 
