@@ -171,9 +171,9 @@ class RunContext:
     def infer_logits(
         self, role: Role, model: HashNet, index: Indices, label: str, key: str, crops: Tensor | None = None
     ) -> Logits:
-        """Return logits `[len(index), bits]` of images, whose signs may be stored, or of one crop of each, for training.
+        """Return logits `[len(index), bits]` of images, in the arithmetic of stored codes, or of one crop of each.
 
-        Those of crops are in bf16 where that pays: they are never compared with stored codes.
+        Logits of crops are for training alone, in bf16 where that pays: they are never compared with stored codes.
         """
         model.eval()
         model_fn = code_logits(model) if crops is None else forward_logits(model)

@@ -41,7 +41,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
     cuDNN's convolutions are in TF32 unless they are told otherwise.
     """
     cudnn, mkldnn = _backends.cudnn, _backends.mkldnn
-    settings = [(op, "fp32_precision", "ieee") for op in (cudnn.conv, _backends.cuda.matmul, mkldnn.conv, mkldnn.matmul)]
+    operations = cudnn.conv, _backends.cuda.matmul, mkldnn.conv, mkldnn.matmul
+    settings: list[tuple[Any, str, Any]] = [(operation, "fp32_precision", "ieee") for operation in operations]
     settings += [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
     before = [getattr(owner, name) for owner, name, _ in settings]
     try:

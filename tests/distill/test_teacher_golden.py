@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from distill import context as context_module
 from distill import infer, pipeline, teacher_golden
@@ -82,13 +84,13 @@ def test_convolutions_on_gpus_are_not_in_tf32() -> None:
 @pytest.mark.usefixtures("bf16_units")
 def test_all_that_is_stored_or_compared_with_it_is_in_fp32(learn: Learn) -> None:
     context, models = learn()
-    data, teacher, student = context.data, models.teacher, models.student
+    data, teacher, student, query = context.data, models.teacher, models.student, context.data.query
     assert teacher is not None
     assert models.space.arithmetic == "fp32"
     assert np.array_equal(models.gallery.codes, pack(plain(teacher, context, "teacher", data.gallery)))
     pairs = pair_logits(context, models)
     for found, model, role, index in [
-        (pairs.teacher_queries, teacher, "teacher", data.query), (pairs.student_queries, student, "student", data.query),
+        (pairs.teacher_queries, teacher, "teacher", query), (pairs.student_queries, student, "student", query),
         (pairs.student_gallery, student, "student", data.gallery),
         (np.load(context.run_dir.cache / "gallery" / "00000.npy"), teacher, "teacher", data.gallery),
     ]:  # fmt: skip
@@ -102,61 +104,44 @@ def test_the_own_teacher_passes_and_a_rerun_adds_to_its_gallery(learn: Learn, tm
     context, models = learn()
     assert models.teacher is not None
     check_golden(context, tmp_path / "run", models.space, models.teacher)
+    before = models.gallery.codes
     context.run_dir.invalidate("gallery")
     _, again = learn()
-    assert np.array_equal(again.gallery.codes, models.gallery.codes)
+    assert np.array_equal(again.gallery.codes, before)
 
 
-def other_teacher(context: RunContext, teacher: HashNet) -> tuple[RunContext, HashNet]:
-    return context, build("resnet10t", SIZE, BITS, seed=3)
+def squeezed(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def rounded_to_bf16(context: RunContext, teacher: HashNet) -> tuple[RunContext, HashNet]:
-    for tensor in teacher.parameters():
+def not_antialiased(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.crop((224, 0, 672, 448)).resize((size, size), Image.Resampling.NEAREST))
+
+
+def with_preprocessing(context: RunContext, **changes: object) -> RunContext:
+    info = context.resolved.teacher.model_copy(update=changes)
+    return replace(context, resolved=context.resolved.model_copy(update={"teacher": info}))
+
+
+def test_what_hashes_otherwise_is_rejected(learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, models = learn()
+    assert models.teacher is not None
+    folder, space, rounded = tmp_path / "run", models.space, copy.deepcopy(models.teacher)
+    for tensor in rounded.parameters():
         tensor.data = tensor.data.bfloat16().float()
-    return context, teacher
-
-
-def with_preprocessing(**changes: object) -> Callable[[RunContext, HashNet], tuple[RunContext, HashNet]]:
-    def change(context: RunContext, teacher: HashNet) -> tuple[RunContext, HashNet]:
-        info = context.resolved.teacher.model_copy(update=changes)
-        return replace(context, resolved=context.resolved.model_copy(update={"teacher": info})), teacher
-
-    return change
-
-
-CHANGES = {
-    "another teacher": other_teacher,
-    "weights in bf16": rounded_to_bf16,
-    "another mean": with_preprocessing(mean=(0.5, 0.5, 0.5)),
-    "another std": with_preprocessing(std=(0.2, 0.2, 0.2)),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_hashes_otherwise_is_rejected(learn: Learn, tmp_path: Path, change: str) -> None:
-    context, models = learn()
-    assert models.teacher is not None
-    context, teacher = CHANGES[change](context, models.teacher)
-    with pytest.raises(CodeSpaceMismatch, match=r"bits, on .* in torch\.float32"):
-        check_golden(context, tmp_path / "run", models.space, teacher)
-
-
-@pytest.mark.parametrize("change", ["squeezed", "not antialiased"])
-def test_another_resize_is_rejected(learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    from PIL import Image
-
-    context, models = learn()
-    resample = Image.Resampling.BILINEAR if change == "squeezed" else Image.Resampling.NEAREST
-
-    def resize(image: Image.Image, size: int) -> np.ndarray:
-        cropped = image if change == "squeezed" else image.crop((224, 0, 672, 448))
-        return np.asarray(cropped.resize((size, size), resample))
-
-    monkeypatch.setattr(teacher_golden, "to_square", resize)
-    assert models.teacher is not None
-    with pytest.raises(CodeSpaceMismatch, match="golden logits"):
-        check_golden(context, tmp_path / "run", models.space, models.teacher)
+    cases = {
+        "another teacher": (context, build("resnet10t", SIZE, BITS, seed=3)),
+        "weights in bf16": (context, rounded),
+        "another mean": (with_preprocessing(context, mean=(0.5, 0.5, 0.5)), models.teacher),
+        "another std": (with_preprocessing(context, std=(0.2, 0.2, 0.2)), models.teacher),
+    }
+    for name, (there, teacher) in cases.items():
+        with pytest.raises(CodeSpaceMismatch, match=r"bits, on .* in torch\.float32"):
+            pytest.fail(f"{name} passes: {check_golden(there, folder, space, teacher)}")
+    for resize in (squeezed, not_antialiased):
+        monkeypatch.setattr(teacher_golden, "to_square", resize)
+        with pytest.raises(CodeSpaceMismatch, match="golden logits"):
+            pytest.fail(f"{resize.__name__} passes: {check_golden(context, folder, space, models.teacher)}")
 
 
 @pytest.mark.usefixtures("bf16_units")
@@ -164,9 +149,9 @@ def test_another_resize_is_rejected(learn: Learn, tmp_path: Path, monkeypatch: p
 def test_a_machine_that_hashes_in_bf16_adds_to_no_gallery(
     learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reuse: bool
 ) -> None:
-    context, models = learn("old")
+    context, _ = learn("old")
     for module in (context_module, teacher_golden):
-        monkeypatch.setattr(module, "code_logits", forward_logits)
+        monkeypatch.setattr(module, "code_logits", lambda model: torch.inference_mode()(forward_logits(model)))
     monkeypatch.setattr(pipeline, "create_gallery", lambda *_: pytest.fail("codes in bf16 are stored"))
     context.run_dir.invalidate("gallery")
     more = {"reuse_gallery": tmp_path / "old"} if reuse else {}
@@ -183,19 +168,24 @@ def test_codes_of_another_arithmetic_are_rejected(learn: Learn, tmp_path: Path) 
         check_golden(context, tmp_path / "run", declared, models.teacher)
 
 
-def damaged(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
+DAMAGES: tuple[Callable[[Path], object], ...] = (
+    lambda path: path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x3f"),
+    lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"\x80\x04."),  # a pickle
+    Path.unlink,
+)
 
 
-@pytest.mark.parametrize(
-    "damage", [Path.unlink, damaged, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\x80\x04.")],
-    ids=["missing", "edited", "empty", "pickle"],
-)  # fmt: skip
-def test_damaged_golden_logits_are_corrupt(learn: Learn, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+def test_damaged_golden_logits_are_corrupt(learn: Learn, tmp_path: Path) -> None:
     learn("old")
-    damage(tmp_path / "old" / FILE)
-    with pytest.raises(CorruptFile, match=r"teacher_golden\.npy"):
-        learn("new", reuse_gallery=tmp_path / "old")
+    path = tmp_path / "old" / FILE
+    sound = path.read_bytes()
+    for damage in DAMAGES:
+        path.write_bytes(sound)
+        damage(path)
+        with pytest.raises(CorruptFile, match=r"teacher_golden\.npy"):
+            learn("new", reuse_gallery=tmp_path / "old")
 
 
 def test_golden_images_are_coloured_different_and_wide() -> None:
