@@ -2,18 +2,26 @@
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from gallery.codes import BIT_ORDER, BIT_RULE
+from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
 
 KEY, VERSION = "twinhash.metadata", 1
 ANY_SIZE = "NHWC uint8, resized inside"  # layout with a dynamic image size: the model itself resizes to `size`
+LAYOUTS = {  # that a format can have
+    "onnx": ("NHWC uint8", ANY_SIZE), "litert": ("NHWC uint8",), "coreml": ("image",), "coreai": ("NHWC uint8",),
+}  # fmt: skip
 FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
+PRECISIONS = (*FLOAT, "w8a32", "w8a8", "w8a16", "w8a8-dynamic", "palettize6")
 SMALL_WEIGHTS = 2048  # numbers; w8a32 keeps smaller tensors in float: depthwise kernels, squeeze-excite gates
+MAX_BITS, MAX_SIZE = 4096, 4096  # of a code; of an input's side, pixels
+MAX_METADATA, MAX_TEXT = 1 << 20, 1000  # characters of all of it, and of one field
 
 
 @dataclass(frozen=True)
@@ -52,10 +60,31 @@ class ModelMetadata:
         if not text:
             raise CodeSpaceMismatch(f"Twinhash metadata in {where}", "none", "Export the file with Twinhash.")
         try:
+            if len(text) > MAX_METADATA:
+                raise ValueError(f"{len(text):,} characters")
             fields = json.loads(text)
-            return cls(**fields | {"float_layers": tuple(fields.get("float_layers", ()))})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CorruptFile(f"readable metadata in {where}", str(error), "Export the file again.") from error
+            return cls(**fields | {"float_layers": tuple(_texts(fields.get("float_layers", [])))})._checked()
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise CorruptFile(f"readable metadata in {where}", first_line(error), "Export the file again.") from error
+
+    def _checked(self) -> Self:
+        """Raise `ValueError` for a field of another type, out of its range, or of a name that is not known."""
+        _texts([self.code_space, self.student, self.resize, self.calibration])
+        for name, most in {"bits": MAX_BITS, "size": MAX_SIZE, "version": VERSION}.items():
+            if type(value := getattr(self, name)) is not int or not 0 < value <= most:
+                raise ValueError(f"{name} {value!r:.99}, not a whole number of 1 to {most}")
+        known = {
+            "precision": PRECISIONS, "layout": {name for names in LAYOUTS.values() for name in names},
+            "colour_order": ("RGB",), "bit_rule": (BIT_RULE,), "bit_order": (BIT_ORDER,),
+        }  # fmt: skip
+        for name, names in known.items():
+            if (value := getattr(self, name)) not in names:
+                raise ValueError(f"{name} {value!r:.99}, not one of {', '.join(names)}")
+        if self.bits % 8:
+            raise ValueError(f"{self.bits} bits, which do not fill whole bytes")
+        if self.float_layers and self.precision in FLOAT:
+            raise ValueError(f"layers kept in float in a file of {self.precision}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,6 +92,7 @@ class ExportedModel:
     """A model file (Core ML, Core AI: a folder), complete on disk.
 
     format: "onnx", "litert", "coreml" or "coreai"; sha256, bytes: of the file, or over the folder (`gallery.files`)
+    stored_as: of what precision its weights are; empty: that of the metadata
     """
 
     path: Path
@@ -70,6 +100,12 @@ class ExportedModel:
     metadata: ModelMetadata
     sha256: str
     bytes: int
+    stored_as: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The precision that it is judged by: a file that is quantized in name alone is a float file."""
+        return self.stored_as or self.metadata.precision
 
     @property
     def variant(self) -> str:
@@ -102,6 +138,16 @@ def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the error's class and the first line of its message that is not empty."""
+    """Return the error's class and the first line of its message that is not empty, fit for a terminal."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
+    return plain(f"{type(error).__name__}: {lines[0] if lines else 'no detail'}")
+
+
+def _texts(values: object) -> Sequence[str]:
+    """Return a list of printable texts as it is; raises `ValueError` for anything else."""
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r:.99}, not a list of texts")
+    for value in values:
+        if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_TEXT:
+            raise ValueError(f"{value!r:.99}, not a printable text of at most {MAX_TEXT} characters")
+    return values

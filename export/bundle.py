@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -14,17 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.artifact import ExportedModel, ExportFailure, ExportResult, ModelMetadata
-from export.metadata import read_metadata
+from export.artifact import LAYOUTS, ExportedModel, ExportFailure, ExportResult, ModelMetadata, first_line
+from export.metadata import MAX_MODEL, read_metadata
+from export.tensors import check_tensors_of
 from gallery import codespace
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
+from gallery.console import plain
 from gallery.errors import CorruptFile, InputError
-from gallery.files import atomic_path, sha256_of, size_of, write_json
+from gallery.files import (
+    atomic_path,
+    is_desktop_file,
+    list_entries,
+    read_bytes,
+    read_json,
+    sha256_of,
+    size_of,
+    write_json,
+)
 
 MANIFEST, GOLDEN, VERSION = "manifest.json", "golden.json", 1
 IMAGE = "golden/{:03}.png"
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
+MAX_GOLDEN, MAX_GOLDEN_PIXELS = 999, 1 << 28  # images, as many as IMAGE has names; pixels of all of them
+ATTRIBUTES = ".gitattributes"  # or git on Windows would end the lines of text files in another way
 FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
 APPS = {
     "queryEncoder.ts": "onnx",
@@ -32,8 +48,8 @@ APPS = {
     "QueryEncoder.swift": "coreml",
     "run_on_mac.py": "coreml",
 }
-_FAILURE = {"variant": str, "reason": str}
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?|\.gitattributes")
+_VARIANT = re.compile(r"[a-z0-9]+-[a-z0-9-]+")
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,7 @@ def write_bundle(
         codespace.save(draft, space, centers)
         _write_golden(draft, golden)
         (draft / "README.md").write_text(_readme(models, space, apps), "utf-8")
+        (draft / ATTRIBUTES).write_text("* -text\n")
         write_json(draft / MANIFEST, _record(draft, models, failures, space))
         open_bundle(draft)
     return open_bundle(folder)
@@ -89,11 +106,13 @@ def write_bundle(
 def open_bundle(folder: Path) -> Manifest:
     """Read and verify a bundle: names, links, sizes, checksums, code space, and the metadata inside every model.
 
+    The metadata must be that of the manifest and of the code space, and fit the model's inputs, outputs and weights.
+    What desktop software leaves behind is passed over.  Nothing of a model is executed.
     Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says.
     """
     record, space = _read_manifest(folder / MANIFEST)
     files = record["files"]
-    _check_names(folder, set(files))
+    _check_names(folder, files)
     for name, entry in files.items():
         size = size_of(folder / name)
         digest = sha256_of(folder / name) if size == entry["bytes"] else "not computed"
@@ -102,29 +121,57 @@ def open_bundle(folder: Path) -> Manifest:
             raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")
     if codespace.load(folder)[0] != space:
         raise CorruptFile(f"the manifest's code space in {codespace.FILE}", "another one", "Restore the bundle.")
-    models = []
-    for name, entry in ((name, entry) for name, entry in files.items() if "metadata" in entry):
-        metadata = read_metadata(folder / name)
-        if json.loads(metadata.to_json()) != entry["metadata"]:
-            raise CorruptFile(f"the manifest's metadata in {name}", metadata.to_json(), "Restore the bundle.")
-        _check_metadata(metadata, space, name)
-        models.append(ExportedModel(folder / name, entry["format"], metadata, entry["sha256"], entry["bytes"]))
+    models = [_open_model(folder / name, entry, space) for name, entry in files.items() if "metadata" in entry]
+    if len({(model.metadata.student, model.metadata.size) for model in models}) != 1:
+        found = ", ".join(f"{one.metadata.student} at {one.metadata.size} pixels" for one in models) or "no model"
+        raise CorruptFile(f"models of one student and input size in {folder}", found, "Restore the bundle.")
     return Manifest(space, tuple(models), tuple(ExportFailure(**one) for one in record["failures"]))
 
 
-def read_golden(folder: Path, bits: int) -> Golden:
-    """Read the golden inputs of a bundle; raises `CorruptFile` unless their logits give codes of `bits` bits."""
+def _open_model(path: Path, entry: dict[str, Any], space: CodeSpace) -> ExportedModel:
+    metadata = read_metadata(path)
+    if json.loads(metadata.to_json()) != entry["metadata"]:
+        raise CorruptFile(f"the manifest's metadata in {path.name}", metadata.to_json(), "Restore the bundle.")
+    _check_metadata(metadata, space, path.name)
+    stored_as = check_tensors_of(path, metadata)
+    return ExportedModel(path, entry["format"], metadata, entry["sha256"], entry["bytes"], stored_as)
+
+
+def read_golden(folder: Path, manifest: Manifest) -> Golden:
+    """Read the golden inputs of a bundle that was opened.
+
+    Raises `CorruptFile` unless the images are PNG files of the models' input size, and their logits give their codes.
+    """
+    bits, size = manifest.space.bits, manifest.files[0].metadata.size
     try:
-        rows = json.loads((folder / GOLDEN).read_text("utf-8"))
-        images = np.stack([np.asarray(Image.open(folder / IMAGE.format(i)).convert("RGB")) for i in range(len(rows))])
+        rows = read_json(folder / GOLDEN, list, MAX_MANIFEST_BYTES)
+        names = [IMAGE.format(i) for i in range(len(rows))]
+        if not 0 < len(rows) <= min(MAX_GOLDEN, MAX_GOLDEN_PIXELS // size**2) or [row["file"] for row in rows] != names:
+            raise ValueError(f"{len(rows)} images, or others than {IMAGE.format(0)} and the next")
+        if len(names) != sum(not is_desktop_file(path.name) for path in (folder / IMAGE).parent.iterdir()):
+            raise ValueError("images without a code")
+        images = np.stack([_read_png(folder / name, size) for name in names])
         codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
         logits = np.array([row["logits"] for row in rows], np.float32)
-        if logits.shape != (len(rows), bits) or not np.array_equal(pack(logits), codes):
+        if (
+            logits.shape != (len(rows), bits)
+            or not np.isfinite(logits).all()
+            or not np.array_equal(pack(logits), codes)
+        ):
             raise ValueError(f"codes of {8 * codes.shape[1]} bits and logits {list(logits.shape)}, which give others")
         return Golden(images, codes, logits)
-    except (OSError, ValueError, KeyError, TypeError, Image.DecompressionBombError) as error:
-        what = f"golden logits that give the golden codes of {bits} bits in {folder}"
-        raise CorruptFile(what, str(error), "Restore the bundle.") from error
+    except Exception as error:  # OSError, what JSON and numpy raise for other data, and Pillow, which documents none
+        what = f"{size} x {size} images, and golden logits that give the golden codes of {bits} bits, in {folder}"
+        raise CorruptFile(what, first_line(error), "Restore the bundle.") from error
+
+
+def _read_png(path: Path, size: int) -> NDArray[np.uint8]:
+    """Read RGB pixels `[size, size, 3]`; no decoder but PNG's sees the file, and none before its header fits."""
+    data = read_bytes(path, 4 * size**2 + (1 << 16))
+    with Image.open(BytesIO(data), formats=("PNG",)) as image:
+        if (*image.size, image.mode) != (size, size, "RGB"):
+            raise ValueError(f"{path.name} of {image.size} pixels, {image.mode}")
+        return np.array(image)
 
 
 def _check_parts(
@@ -149,9 +196,13 @@ def _check_parts(
 
 def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> None:
     space.check_compatible(metadata.code_space, "the bundle", name)
-    said, meant = (metadata.bits, metadata.bit_rule, metadata.bit_order), (space.bits, space.bit_rule, space.bit_order)
+    said = metadata.bits, metadata.bit_rule, metadata.bit_order, metadata.resize
+    meant = space.bits, space.bit_rule, space.bit_order, space.preprocessing.resize
     if said != meant:
         raise CorruptFile(f"metadata of {meant} in {name}", str(said), "Export it again.")
+    layouts = LAYOUTS[FORMATS[Path(name).suffix]]
+    if metadata.layout not in layouts:
+        raise CorruptFile(f"an input {' or '.join(layouts)} in {name}", metadata.layout, "Export it again.")
 
 
 def _write_golden(folder: Path, golden: Golden) -> None:
@@ -182,7 +233,7 @@ def _record(
     files: dict[str, dict[str, Any]] = {
         model.path.name: {"format": model.format, "metadata": dataclasses.asdict(model.metadata)} for model in models
     }
-    others = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    others = [path.relative_to(folder) for path, status in list_entries(folder) if stat.S_ISREG(status.st_mode)]
     files |= {name: {} for name in sorted(path.as_posix() for path in others if path.parts[0] not in files)}
     for name, entry in files.items():
         files[name] = {"sha256": sha256_of(folder / name), "bytes": size_of(folder / name), **entry}
@@ -193,43 +244,67 @@ def _record(
 def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
     """Read the manifest; every key and type is checked, and the text must be as `write_bundle` writes it."""
     try:
-        if path.is_symlink() or path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"a link, or more than {MAX_MANIFEST_BYTES} bytes")
-        text = path.read_text("utf-8")
+        text = read_bytes(path, MAX_MANIFEST_BYTES).decode()
         record = json.loads(text)
         if set(record) != {"version", "code_space", "files", "failures"} or record["version"] != VERSION:
             raise ValueError(f"not the fields of version {VERSION}")
-        if any({key: type(value) for key, value in one.items()} != _FAILURE for one in record["failures"]):
-            raise ValueError("a failure without its reason")
+        for failure in record["failures"]:
+            _check_failure(**failure)
         for name, entry in record["files"].items():
             _check_entry(name, entry)
         if text != json.dumps(record, indent=1, ensure_ascii=False) + "\n":
             raise ValueError("edited text")
         return record, CodeSpace.from_dict(record["code_space"])
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, CorruptFile) as error:
-        raise CorruptFile(f"a bundle's manifest at {path}", str(error), "Restore the bundle from its run.") from error
+    except Exception as error:  # OSError, and whatever a text of another structure raises
+        found, fix = first_line(error), "Restore the bundle from its run."
+        raise CorruptFile(f"a bundle's manifest at {path}", found, fix) from error
+
+
+def _check_failure(variant: str, reason: str) -> None:
+    if not _VARIANT.fullmatch(variant) or plain(reason) != reason:
+        raise ValueError("a failure of no variant, or for a reason that is no text")
 
 
 def _check_entry(name: str, entry: dict[str, Any]) -> None:
     if not _NAME.fullmatch(name) or name == MANIFEST:
-        raise ValueError(f"the name {name!r}, which may not be in a bundle")
+        raise ValueError(f"the name {name!r:.99}, which may not be in a bundle")
     kind = FORMATS.get(Path(name).suffix)
     expected = {"sha256": str, "bytes": int} | ({"format": str, "metadata": dict} if kind else {})
     if {key: type(value) for key, value in entry.items()} != expected or entry.get("format") != kind:
         raise ValueError(f"the entry of {name}")
+    if not 0 <= entry["bytes"] <= MAX_MODEL:
+        raise ValueError(f"{name} of {entry['bytes']} bytes")
 
 
-def _check_names(folder: Path, listed: set[str]) -> None:
-    """Raise unless exactly the listed entries and the manifest exist, and nothing is a link or a device."""
+def _check_names(folder: Path, listed: Collection[str]) -> None:
+    """Raise unless exactly the listed entries and the manifest exist, and nothing is a link, a pipe or a device."""
     parents = {name.split("/")[0] for name in listed if "/" in name}
     found = set()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise CorruptFile(f"plain files in {folder}", f"{name}, a link or a device", "Restore the bundle.")
-        inside = any(name.startswith(f"{entry}/") for entry in listed)
-        if not inside and name != MANIFEST and not (path.is_dir() and name in parents):
+    for path, status in _entries(folder):
+        name, is_folder = path.relative_to(folder).as_posix(), stat.S_ISDIR(status.st_mode)
+        if not is_folder and not stat.S_ISREG(status.st_mode):
+            what = f"{ascii(name)[1:-1]}, a link or a device"
+            raise CorruptFile(f"plain files in {folder}", what, "Restore the bundle.")
+        package = name.split("/")[0]
+        if package != name and package in listed and package not in parents:
+            continue  # inside a model that is a folder: its checksum is over all that it holds
+        if name in listed and is_folder != (Path(name).suffix in (".mlpackage", ".aimodel")):
+            raise CorruptFile(
+                f"{name} to be {'a file' if is_folder else 'a folder'}", "the other", "Restore the bundle."
+            )
+        if name != MANIFEST and not (is_folder and name in parents):
             found.add(name)
-    for what, names in (("nothing but the listed files", found - listed), ("every listed file", listed - found)):
+    for what, names in (
+        ("nothing but the listed files", found - set(listed)),
+        ("every listed file", set(listed) - found),
+    ):
         if names:
-            raise CorruptFile(f"{what} in {folder}", ", ".join(sorted(names)[:5]), "Restore the bundle.")
+            some = ", ".join(ascii(name)[1:-1] for name in sorted(names)[:5])
+            raise CorruptFile(f"{what} in {folder}", some, "Restore the bundle.")
+
+
+def _entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    try:
+        return list(list_entries(folder))
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"a readable bundle at {folder}", first_line(error), "Restore the bundle.") from error

@@ -2,16 +2,18 @@
 
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
-from export.artifact import KEY, ModelMetadata, first_line
+from export.artifact import KEY, MAX_METADATA, ModelMetadata, first_line
 from export.capture_output import quiet
 from gallery.errors import CorruptFile, InputError, MissingBackend
+from gallery.files import read_bytes, read_json
 
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
 COREAI_ABOUT, COREAI_OWN = "metadata.json", "creatorDefinedMetadata"
+MAX_MODEL, MAX_SPEC = 2 << 30, 512 << 20  # bytes: protobuf takes no larger file; a package has its weights beside it
+MAX_ENTRIES = 1000  # of metadata in a .tflite
 COREAI_PROGRAM, COREAI_HASH = "main.mlirb", "main.hash"
 
 
@@ -36,25 +38,41 @@ def read_metadata(path: Path) -> ModelMetadata:
     return ModelMetadata.from_json(text, path.name)
 
 
+def onnx_model(path: Path) -> Any:
+    """Parse an .onnx (protobuf); weights that it has outside are not read."""
+    return import_backend("onnx").load_model_from_string(read_bytes(path, MAX_MODEL))
+
+
 def _onnx(path: Path) -> str | None:
-    model = import_backend("onnx").load(path, load_external_data=False)
-    return {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
+    return {entry.key: entry.value for entry in onnx_model(path).metadata_props}.get(KEY)
+
+
+def litert_model(path: Path) -> Any:
+    """Return the root of a .tflite (flatbuffer), which is read where it is asked."""
+    schema, data = import_backend("ai_edge_litert.schema_py_generated"), read_bytes(path, MAX_MODEL)
+    if not schema.Model.ModelBufferHasIdentifier(data, 0):
+        raise ValueError("no TFL3 identifier")
+    return schema.Model.GetRootAs(data, 0)
 
 
 def _litert(path: Path) -> str | None:
-    schema, data = import_backend("ai_edge_litert.schema_py_generated"), path.read_bytes()
-    if not schema.Model.ModelBufferHasIdentifier(data, 0):
-        raise ValueError("no TFL3 identifier")
-    model = schema.Model.GetRootAs(data, 0)
+    model = litert_model(path)
+    if model.MetadataLength() > MAX_ENTRIES:
+        raise ValueError(f"{model.MetadataLength():,} metadata entries")
     for entry in map(model.Metadata, range(model.MetadataLength())):
-        if entry.Name() == KEY.encode():
-            return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).decode()
+        place = entry._tab.Offset(4)  # of the name, which is copied when read: a thousand may be the same megabytes
+        if place and entry._tab.VectorLen(place) == len(KEY) and entry.Name() == KEY.encode():
+            buffer = model.Buffers(entry.Buffer())
+            if buffer.DataLength() > MAX_METADATA:
+                raise ValueError(f"metadata of {buffer.DataLength():,} bytes")
+            return bytes(buffer.DataAsNumpy()).decode() if buffer.DataLength() else None
     return None
 
 
 def _coreai(path: Path) -> str | None:
-    text: str | None = json.loads((path / COREAI_ABOUT).read_text()).get(COREAI_OWN, {}).get(KEY)
-    if hashlib.sha256((path / COREAI_PROGRAM).read_bytes()).digest() != (path / COREAI_HASH).read_bytes():
+    text: str | None = read_json(path / COREAI_ABOUT, dict, MAX_METADATA).get(COREAI_OWN, {}).get(KEY)
+    program, said = read_bytes(path / COREAI_PROGRAM, MAX_MODEL), read_bytes(path / COREAI_HASH, MAX_METADATA)
+    if hashlib.sha256(program).digest() != said:
         raise ValueError(f"{COREAI_PROGRAM} is not what {COREAI_HASH} says")
     return text
 
@@ -66,12 +84,12 @@ def coreml_spec(path: Path) -> Any:
     from coremltools.proto import Model_pb2
 
     try:
-        manifest = json.loads((path / "Manifest.json").read_text())
+        manifest = read_json(path / "Manifest.json", dict, MAX_METADATA)
         root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
         if Path("Data", root) != SPEC:
             raise ValueError(f"the manifest leads to {root}")
         spec = Model_pb2.Model()
-        spec.ParseFromString((path / SPEC).read_bytes())
+        spec.ParseFromString(read_bytes(path / SPEC, MAX_SPEC))
     except Exception as error:  # OSError, JSON, KeyError, protobuf's DecodeError: all say that the package is damaged
         raise corrupt_file(path, error) from error
     return spec

@@ -69,6 +69,9 @@ class ExportCommand(StrictModel):
 class VerifyCommand(StrictModel):
     """Verify a bundle: names, bytes and metadata against its manifest, then every file against the golden codes.
 
+    Each file runs in a process of its own, with limits of time and memory.  Its metadata must fit its inputs, outputs
+    and weights, and its codes must be the signs of its own logits.
+
     Allowed bit flips against the golden codes: in an fp32 file none, unless both logits are within 0.001 of zero; in an
     fp16 file none, unless both are within a tenth of the logits' standard deviation; in a quantized file 2 % and three
     standard deviations more, since the images are few.  A damaged file flips tens of percent.  Whether a file is good
@@ -188,14 +191,17 @@ def write(request: ExportRequest, variants: list[str], out: Path) -> None:
 
 
 def verify(command: VerifyCommand) -> int:
-    """Verify every byte of a bundle, then run every model."""
+    """Verify every byte of a bundle, then run every model, each in a process of its own."""
     from export.bundle import open_bundle, read_golden
+    from mobile_eval.devices.host import Host
     from mobile_eval.golden import FAILED, OK, check_golden
 
     manifest = open_bundle(command.bundle)
-    golden = read_golden(command.bundle, manifest.space.bits)
+    golden = read_golden(command.bundle, manifest)
     log.info("%s: code space %s; names, bytes and metadata match the manifest", command.bundle, manifest.space.id)
-    rows = [check_golden(file, golden) for file in manifest.files]
+    with Host(samples=0) as host:
+        host.push(manifest.files, golden.images)
+        rows = [check_golden(host, file, golden) for file in manifest.files]
     for file, (end, why) in zip(manifest.files, rows, strict=True):
         (log.info if end == OK else log.warning)("  %s: %s: %s", file.variant, end, why)
     for one in manifest.failures:

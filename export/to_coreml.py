@@ -130,6 +130,7 @@ def _make_reproducible(package: Path) -> None:
     listing = (package / "Manifest.json").read_text()
     for name, item in json.loads(listing)["itemInfoEntries"].items():
         listing = listing.replace(name, str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])))
-    (package / "Manifest.json").write_text(json.dumps(json.loads(listing), indent=1, sort_keys=True) + "\n")
+    # in the form in which coremltools writes it again when it opens the package on Linux
+    (package / "Manifest.json").write_text(json.dumps(json.loads(listing), indent=4, sort_keys=True) + "\n")
     for item in package.rglob("*"):
         item.chmod(0o755 if item.is_dir() else 0o644)

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"  # ends the names of temporary folders
 MAX_JSON = 64 << 20  # bytes
 T = TypeVar("T")
+MAX_PACKAGE_MANIFEST = 1 << 20  # bytes
+MAX_ENTRIES = 100_000  # files and folders that are listed below a folder
+DESKTOP_FILES = {  # what macOS, Windows, file servers and archivers leave in folders that were only looked at
+    ".ds_store", ".localized", ".apdisk", "__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".trashes",
+    ".temporaryitems", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin",
+    "system volume information", ".directory", "lost+found", "@eadir", "#recycle", ".@__thumb",
+}  # fmt: skip
 
 
 @contextmanager
@@ -151,20 +158,68 @@ def open_array(path: Path, limit: int) -> NDArray[Any]:
     return array
 
 
+def is_desktop_file(name: str) -> bool:
+    """Return whether desktop software made a file or folder of this name by itself, and not the user."""
+    return name.startswith("._") or name.lower() in DESKTOP_FILES
+
+
+def list_entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield everything below `folder` with its lstat(2), without `DESKTOP_FILES`; no link is followed, nothing opened.
+
+    Raises `ValueError` where there are more than `MAX_ENTRIES`.
+    """
+    waiting, count = [folder], 0
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if (count := count + 1) > MAX_ENTRIES:
+                    raise ValueError(f"more than {MAX_ENTRIES:,} files")
+                if is_desktop_file(entry.name):
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                yield Path(entry.path), status
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append(Path(entry.path))
+
+
 def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a file; of a directory, the hash over its sorted `relative name, file hash` lines."""
+    """Return the hex SHA-256 of a file; of a directory, the hash over its sorted `relative name, file hash` lines.
+
+    Desktop files do not count, and of an .mlpackage's Manifest.json only the content does: coremltools writes it again,
+    in the form of its own system, whenever it opens the package.
+    """
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+        for file in _files_below(path):
+            line = f"{file.relative_to(path).as_posix()}\0{_content_sha256(file)}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a directory."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    """Return the bytes of a file, or of all files below a directory that `sha256_of` reads as they are."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in _files_below(path) if not _is_package_manifest(file))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path, _ in list_entries(folder) if path.is_file())
+
+
+def _is_package_manifest(file: Path) -> bool:
+    return file.name == "Manifest.json" and file.parent.suffix == ".mlpackage"
+
+
+def _content_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, or of what the JSON of a package's manifest says."""
+    if _is_package_manifest(file):
+        with suppress(ValueError):  # anything else is hashed as it is
+            content = json.dumps(read_json(file, dict, MAX_PACKAGE_MANIFEST), sort_keys=True)
+            return hashlib.sha256(content.encode()).hexdigest()
+    return sha256_of(file)
 
 
 def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy[FileLock]:

@@ -2,19 +2,21 @@
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from export.artifact import ExportedModel, ExportFailure
-from gallery.codes import pack
+from export.artifact import ExportedModel, ExportFailure, first_line
+from export.bundle import Golden
+from gallery.codes import pack, unpack
 from gallery.console import log, track
 from gallery.errors import CodeSpaceMismatch, CorruptFile, DeviceLost, InputError
-from gallery.results import ModelResult
+from gallery.results import ModelResult, Thresholds
 from mobile_eval.compare import NO_ENGINE, FloatReference, compare_to_float, compare_to_host
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
 from mobile_eval.formatting import count, number, percent
-from mobile_eval.gate import row_name
+from mobile_eval.gate import row_failures, row_name
+from mobile_eval.golden import OK, compare_golden
 
 RETRIEVAL = ("map", "map_drop")
 Model = ExportedModel | ExportFailure
@@ -89,6 +91,28 @@ def evaluate_on(
     return results
 
 
+def fail_on_golden(
+    results: DeviceResults, models: Sequence[ExportedModel], golden: Golden, thresholds: Thresholds
+) -> DeviceResults:
+    """Fail the rows of models that do not return the golden codes, as `verify` would, though no threshold is exceeded.
+
+    results: of a device that ran the golden inputs, or some of them
+    """
+    indices = results.reference.indices
+    part = Golden(golden.images[indices], golden.codes[indices], golden.logits[indices])
+    rows, by_sum = [], {model.sha256: model for model in models}
+    for row in results.rows:
+        if row.status == "ran" and row.bit_flip_rate is not None and not row_failures(row, thresholds):
+            status, reason = compare_golden(by_sum[row.sha256].precision, results.outputs[row.sha256], part)
+            row = (
+                row
+                if status == OK
+                else row.model_copy(update={"status": "failed", "reason": f"golden codes: {reason}"})
+            )
+        rows.append(row)
+    return replace(results, rows=rows)
+
+
 def format_row(row: ModelResult) -> str:
     """Format a row as one line of the log."""
     if row.status != "ran":
@@ -128,7 +152,7 @@ def _evaluate_model(device: Device, model: Model, results: DeviceResults, host: 
 def _row(device: Device, model: Model, status: str, error: Exception | None = None, **measured: Any) -> ModelResult:
     format, _, precision = model.variant.partition("-")
     if isinstance(model, ExportedModel):
-        reason = "" if error is None else f"{type(error).__name__}: {error}"
+        reason, precision = "" if error is None else first_line(error), model.precision
         file: dict[str, Any] = {"path": model.path.name, "bytes": model.bytes, "sha256": model.sha256, "reason": reason}
     else:
         file = {"path": "", "reason": model.reason}
@@ -151,6 +175,9 @@ def _compare(
     if (codes.shape, logits.shape) != expected:
         found = f"{codes.shape} and {logits.shape}"
         raise CorruptFile(f"codes and logits of {expected} from {model.path.name}", found, "Export it again.")
+    if wrong := int((unpack(codes) != unpack(pack(logits))).sum()):
+        what, found = f"codes of {model.path.name} to be the signs of its logits", f"{wrong} bits that are not"
+        raise CorruptFile(what, found, "Export it again, or use another engine.")
     measured = compare_to_float(codes, logits, reference)
     on_host = host.outputs.get(model.sha256) if host else None
     if host is None or on_host is None or on_host.codes is None or on_host.logits is None:

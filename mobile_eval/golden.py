@@ -2,33 +2,39 @@
 
 import numpy as np
 
-from export.artifact import FLOAT, ExportedModel
+from export.artifact import FLOAT, ExportedModel, first_line
 from export.bundle import Golden
-from gallery.codes import unpack
+from gallery.codes import pack, unpack
 from gallery.results import Thresholds
 from mobile_eval.compare import NO_ENGINE
-from mobile_eval.runtimes import ModelOutput, open_model
+from mobile_eval.devices.base import Device, DeviceOutput
+from mobile_eval.runtimes import ModelOutput
 
 FP16_MARGIN = 0.1  # of the logits' standard deviation
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 
 
-def check_golden(model: ExportedModel, golden: Golden) -> tuple[str, str]:
-    """Run one model on the golden inputs: the status, and the figures or the error."""
+def check_golden(device: Device, model: ExportedModel, golden: Golden) -> tuple[str, str]:
+    """Run one model on the golden inputs that the device has: the status, and the figures or the error."""
     try:
-        return compare_golden(model.metadata.precision, open_model(model.path).run(golden.images), golden)
+        return compare_golden(model.precision, device.run(model), golden)
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
-        return SKIPPED if isinstance(error, NO_ENGINE) else FAILED, f"{type(error).__name__}: {error}"
+        return SKIPPED if isinstance(error, NO_ENGINE) else FAILED, first_line(error)
 
 
-def compare_golden(precision: str, output: ModelOutput, golden: Golden) -> tuple[str, str]:
+def compare_golden(precision: str, output: ModelOutput | DeviceOutput, golden: Golden) -> tuple[str, str]:
     """Compare a model's output with the golden codes: the status, and the figures.
 
+    The codes must be the signs of the model's own logits, whatever its precision.
     fp32: no bit flips, unless both logits are within the gate's tolerance of zero; fp16: unless both are within
     `FP16_MARGIN`, 5 to 30 times the largest error seen.  Quantized: the gate's share of bit flips, and three standard
     deviations more, since so few images cannot tell 2 % from 3: 19 of the 512 bits of 8 images.  A model with exactly
     2 % of bit flips fails one such bundle in 250.
     """
+    if output.codes is None or output.logits is None:
+        return SKIPPED, "the device gives no codes"
+    if wrong := int((unpack(output.codes) != unpack(pack(output.logits))).sum()):
+        return FAILED, f"{wrong} bits of its codes are not the signs of its own logits"
     thresholds, flipped = Thresholds(), unpack(output.codes) != unpack(golden.codes)
     error = float(np.abs(output.logits - golden.logits).max())
     count, size, share = int(flipped.sum()), flipped.size, thresholds.quantized.max_bit_flip_rate

@@ -140,14 +140,14 @@ def evaluate(command: EvaluateCommand) -> int:
     """Evaluate every model of a bundle on every device, and write the reports."""
     from export.bundle import open_bundle, read_golden
     from mobile_eval.devices import devices_by_name
-    from mobile_eval.evaluate import evaluate
+    from mobile_eval.evaluate import evaluate, fail_on_golden
 
     if command.thresholds.min_map_ratio is not None:
         fix = "Leave it out: distill/run.py judges the networks, this the exported models."
         raise InputError("thresholds on exported models", "--thresholds.min-map-ratio", fix)
     devices, bundle = devices_by_name(command.device, command.num_runs), command.bundle.resolve()
     manifest = open_bundle(bundle)
-    golden, out = read_golden(bundle, manifest.space.bits), (command.out or bundle.parent / "evaluation").resolve()
+    golden, out = read_golden(bundle, manifest), (command.out or bundle.parent / "evaluation").resolve()
     if out.is_relative_to(bundle):
         raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
     out.mkdir(parents=True, exist_ok=True)
@@ -156,6 +156,8 @@ def evaluate(command: EvaluateCommand) -> int:
     names = ", ".join(device.name for device in devices)
     log.info("[evaluate] %d models on %s. %s", len(manifest.files), names, inputs.description)
     found, notes = evaluate(devices, (*manifest.files, *manifest.failures), inputs.reference, command.num_queries)
+    if not run:
+        found = [fail_on_golden(one, manifest.files, golden, inputs.thresholds) for one in found]
     results = build_results(bundle, manifest, inputs, found, notes)
     return report.write_reports(gate.apply(results, inputs.thresholds, command.strict), out)
 

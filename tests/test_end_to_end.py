@@ -23,7 +23,7 @@ from PIL import Image
 
 from distill.data import DataConfig, load
 from distill.metrics_log import read_metrics
-from export.bundle import read_golden
+from export.bundle import open_bundle, read_golden
 from gallery.codespace import CodeSpace
 from gallery.index import open_gallery
 from gallery.results import load as load_results
@@ -110,7 +110,7 @@ def test_the_readmes_python_example(whole: tuple[Path, str], monkeypatch: pytest
     monkeypatch.chdir(runs.parent)
     example = example.replace('"runs/', f'"{runs.name}/').replace("query-w8a32", "query-fp32")  # what this run exports
     bundle = runs / "r" / "bundle"
-    golden = read_golden(bundle, 16)
+    golden = read_golden(bundle, open_bundle(bundle))
     names: dict[str, Any] = {"images": golden.images}
     exec(compile(example, "README.md", "exec"), names)
     assert (names["codes"] == golden.codes).all()

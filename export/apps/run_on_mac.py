@@ -4,15 +4,17 @@
     pip install coremltools numpy pillow
     python apps/run_on_mac.py
 
-Writes mac.json for Twinhash: python mobile_eval/run.py import-results mac.json
+Writes mac.json for Twinhash, beside the bundle: python mobile_eval/run.py import-results mac.json
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import platform
+import stat
 import subprocess
 import sys
 import time
@@ -33,6 +35,12 @@ Pixels = NDArray[np.uint8]
 Output = tuple[NDArray[np.uint8], NDArray[np.float32]]
 Predict = Callable[[Pixels], Output]
 Open = Callable[[Path, str], Predict]
+MAX_JSON, MAX_IMAGE, MAX_SIDE = 8 << 20, 64 << 20, 4096  # bytes, bytes, pixels
+DESKTOP_FILES = {  # no part of a package
+    ".ds_store", ".localized", ".apdisk", "__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".trashes",
+    ".temporaryitems", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin",
+    "system volume information", ".directory", "lost+found", "@eadir", "#recycle", ".@__thumb",
+}  # fmt: skip
 Golden = list[tuple[Pixels, NDArray[np.uint8], NDArray[np.float32]]]
 
 
@@ -54,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, open_file: Open = CoreMl) -> in
     """Return the exit code: 0, 1 when a model failed, 2 without a model or without Core ML."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="?", type=Path, default=Path(__file__).resolve().parents[1])
-    parser.add_argument("--out", type=Path, default=Path("mac.json"))
+    parser.add_argument("--out", type=Path, help="by default mac.json beside the bundle")
     parser.add_argument("--units", nargs="+", choices=UNITS, default=UNITS)
     parser.add_argument("--samples", type=int, default=SAMPLES)
     options = parser.parse_args(arguments)
@@ -62,42 +70,73 @@ def main(arguments: Sequence[str] | None = None, open_file: Open = CoreMl) -> in
         return _bad_input(f"Core ML runs on macOS; this is {platform.system()}.")
     if find_spec("coremltools") is None:
         return _bad_input("coremltools is missing: pip install coremltools")
+    bundle = options.bundle.resolve()
+    out = (options.out or bundle.parent / "mac.json").resolve()
+    if out.is_relative_to(bundle):
+        return _bad_input(
+            f"{out} lies in the bundle, which holds only what its manifest.json lists: choose another --out"
+        )
     try:
-        files, golden = read_bundle(options.bundle)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return _bad_input(f"{options.bundle} is no Twinhash bundle with Core ML files: {error}")
+        files, golden = read_bundle(bundle)
+    except Exception as error:  # noqa: BLE001 - whatever json, numpy and Pillow raise for files that are damaged
+        return _bad_input(f"{bundle} is no Twinhash bundle with Core ML files: {type(error).__name__}: {error}")
     rows = []
     for path, sha256 in files.items():
         for unit in options.units:
             result = check(path, unit, golden, open_file, options.samples)
             rows.append({"file": path.name, "sha256": sha256, "unit": unit, **result})
             print(_line(rows[-1]), flush=True)
-    options.out.write_text(json.dumps({"run_on_mac": 1, "machine": machine(), "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({"run_on_mac": 1, "machine": machine(), "rows": rows}, indent=1) + "\n")
     return int(any("error" in row for row in rows))
 
 
 def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
     """Return the Core ML files with their checksums, and the golden inputs with codes and logits."""
-    listed = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
+    listed = json.loads(read_regular(folder / "manifest.json", MAX_JSON))["files"]
     files = {folder / name: entry["sha256"] for name, entry in listed.items() if entry.get("format") == "coreml"}
     if not files:
         raise ValueError("none is listed in manifest.json")
     for path, sha256 in files.items():
-        if digest(path) != sha256:
+        if path.parent != folder or digest(path) != sha256:
             raise ValueError(f"{path.name} is not what manifest.json says")
     golden = []
-    for row in json.loads((folder / "golden.json").read_text("utf-8")):
-        image, code = np.asarray(Image.open(folder / row["file"]).convert("RGB")), bytes.fromhex(row["code"])
+    for i, row in enumerate(json.loads(read_regular(folder / "golden.json", MAX_JSON))):
+        image, code = read_png(folder / f"golden/{i:03}.png"), bytes.fromhex(row["code"])
         golden.append((image, np.frombuffer(code, np.uint8), np.array(row["logits"], np.float32)))
     return files, golden
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        raise ValueError(f"{path.name} is no file of at most {most} bytes")
+    return path.read_bytes()
+
+
+def read_png(path: Path) -> Pixels:
+    """Read a PNG image as RGB pixels `[S, S, 3]`; no other decoder sees the file, and none a large image."""
+    with Image.open(io.BytesIO(read_regular(path, MAX_IMAGE)), formats=("PNG",)) as image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(f"{path.name} has {image.size} pixels")
+        return np.asarray(image.convert("RGB"))
+
+
 def digest(folder: Path) -> str:
-    """Return the manifest's checksum of a package: SHA-256 over the sorted names of its files and their SHA-256."""
+    """Return the manifest's checksum of a package: SHA-256 over the sorted names of its files and their SHA-256.
+
+    Of Manifest.json only the content counts, since coremltools writes it again when it opens the package; what Finder
+    and the like leave in a folder does not.
+    """
     total = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        line = f"{file.relative_to(folder).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
-        total.update(line.encode())
+        name = file.relative_to(folder)
+        if any(part.startswith("._") or part.lower() in DESKTOP_FILES for part in name.parts):
+            continue
+        data = file.read_bytes()
+        if name == Path("Manifest.json"):
+            data = json.dumps(json.loads(data), sort_keys=True).encode()
+        total.update(f"{name.as_posix()}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     return total.hexdigest()
 
 

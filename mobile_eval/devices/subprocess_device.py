@@ -57,7 +57,7 @@ class SubprocessDevice(Device):
         for name in (OUTPUTS, REPORT):
             (self.folder / name).unlink(missing_ok=True)
         command = self._command([str(model.path.resolve()), model.metadata.to_json(), IMAGES, OUTPUTS, REPORT])
-        limit_s, log = self.limit_s + self.image_s * len(self.images), self.folder / "log.txt"
+        limit_s, log = self.seconds_for(model), self.folder / "log.txt"
         try:
             with log.open("wb") as sink:
                 done = subprocess.run(
@@ -74,6 +74,10 @@ class SubprocessDevice(Device):
             kind = WorkerKilled if done.returncode < 0 else WorkerFailed
             raise kind(EXPECTED, found, "Run it again, or leave the file out.")
         return read_output(self.folder, model, len(self.images))
+
+    def seconds_for(self, model: ExportedModel) -> float:
+        """Return how long a model may take for all images."""
+        return self.limit_s + self.image_s * len(self.images)
 
     def close(self) -> None:
         """Remove the folder."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from export.artifact import ModelMetadata
 from export.capture_output import quiet
 from gallery.errors import TwinhashError
-from gallery.files import atomic_path, write_json
+from gallery.files import atomic_path, size_of, write_json
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime, open_model
 
@@ -35,6 +35,11 @@ ENGINES = {
     ".tflite": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
     ".mlpackage": ("coremltools", "torch"),
 }  # what is loaded before the clock starts and the memory is read: both are of the model alone
+BASE_BYTES, BYTES_A_PIXEL, COPIES = (
+    4 << 30,
+    16 << 10,
+    8,
+)  # memory of an engine, a pixel of the input, a byte of the file
 GOVERNORS = "devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
 
@@ -72,6 +77,7 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
             import_module(name)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size_of(options.file))
     before = memory("VmRSS")
     runtime, load_ms = latency.timed(lambda: open_model(options.file, latency.THREADS, metadata))
     report: dict[str, Any] = {"engine": runtime.engine}
@@ -88,8 +94,22 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def limit_memory(more: int) -> None:
+    """Let this process allocate that many bytes more, on Linux: elsewhere the system sets no such limit.
+
+    A file that asks for a thousand times its size then fails alone, and not with all else on the machine.
+    """
+    if (now := memory("VmData")) is not None:
+        import resource
+
+        most = int(now * 1e6) + more
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an engine that dies leaves no file of that size
+
+
 def memory(key: str) -> float | None:
-    """Return `VmRSS` or `VmHWM` of this process in 10**6 bytes; None where the system does not tell."""
+    """Return `VmRSS`, `VmHWM` or `VmData` of this process in 10**6 bytes; None where the system does not tell."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):

@@ -21,6 +21,8 @@ def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | Non
     path = Path(path)
     if not path.exists():
         raise InputError("a model file", f"nothing at {path}", "Name an .onnx, .tflite, .mlpackage or .aimodel file.")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError("a model file", f"a device or a pipe at {path}", "Name a file of the bundle.")
     if path.suffix == ".onnx":
         from mobile_eval.runtimes.onnxruntime_cpu import OnnxRuntime
 

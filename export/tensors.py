@@ -1,0 +1,190 @@
+"""Read what a model file takes, returns and stores, and compare it with what its metadata says; nothing is executed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.artifact import ANY_SIZE, FLOAT, SMALL_WEIGHTS, ModelMetadata
+from export.metadata import coreml_spec, corrupt_file, import_backend, litert_model, onnx_model
+from gallery.errors import CorruptFile, MissingBackend
+
+MAX_TENSORS, MAX_DIMENSIONS = 200_000, 8
+QUANTIZED = "integers"
+COREML_WEIGHTS = "@model_path/weights/weight.bin"
+Interface = dict[str, tuple[str, tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """interface: type and shape, without the batch, of image, codes and logits
+
+    weights: numbers of the largest tensor of weights by how they are stored: "fp32", "fp16", `QUANTIZED`
+    """
+
+    interface: Interface
+    weights: dict[str, int]
+
+
+def check_tensors_of(path: Path, metadata: ModelMetadata) -> str:
+    """Return the precision of the weights: that of the metadata, or the float one of a file that has nothing to round.
+
+    Raises `CorruptFile` unless inputs, outputs and weights are those that the metadata says.  A Core AI program, which
+    only its own engine reads, is not looked into.
+    """
+    readers = {".onnx": _onnx, ".tflite": _litert, ".mlpackage": _coreml}
+    if path.suffix not in readers:
+        return metadata.precision
+    try:
+        found = readers[path.suffix](path)
+    except (CorruptFile, MissingBackend):
+        raise
+    except Exception as error:  # what protobuf and flatbuffers raise for a damaged file
+        raise corrupt_file(path, error) from error
+    if found.interface != (expected := _expected(metadata)):
+        what = f"{path.name} to take and return {expected}, as its metadata says"
+        raise CorruptFile(what, str(found.interface), "Export it again.")
+    return _stored_precision(found.weights, metadata, path.name)
+
+
+def _expected(metadata: ModelMetadata) -> Interface:
+    image, code = ("RGB image", "int32") if metadata.layout == "image" else ("uint8", "uint8")
+    sides = ("height", "width") if metadata.layout == ANY_SIZE else (metadata.size, metadata.size)
+    codes, logits = (code, (metadata.bits // 8,)), ("float32", (metadata.bits,))
+    return {"codes": codes, "image": (image, (*sides, 3)), "logits": logits}
+
+
+def _stored_precision(weights: dict[str, int], metadata: ModelMetadata, name: str) -> str:
+    """A precision with integers may leave small tensors, and layers it names, in float; no other may differ."""
+    floats = {kind: weights[kind] for kind in FLOAT if kind in weights}
+    largest = max(floats, key=floats.__getitem__) if floats else "none"
+    if metadata.precision in FLOAT:
+        right = largest == metadata.precision and QUANTIZED not in weights
+    else:
+        right = QUANTIZED in weights or bool(metadata.float_layers) or max(floats.values(), default=0) < SMALL_WEIGHTS
+    if not right:
+        found = ", ".join(f"{count:,} numbers as {kind}" for kind, count in weights.items()) or "none"
+        raise CorruptFile(f"weights of {metadata.precision} in {name}, as its metadata says", found, "Export it again.")
+    return metadata.precision if QUANTIZED in weights or not floats else largest
+
+
+def _largest(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Return the numbers of the largest tensor of each kind, of those with two dimensions or more."""
+    found: dict[str, int] = {}
+    for count, (kind, shape) in enumerate(tensors):
+        if count > MAX_TENSORS or len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"more than {MAX_TENSORS:,} tensors, or one of {len(shape)} dimensions")
+        if kind and len(shape) > 1:
+            found[kind] = max(found.get(kind, 0), math.prod(shape))
+    return found
+
+
+def _onnx(path: Path) -> ModelTensors:
+    onnx = import_backend("onnx")
+    types, model = onnx.TensorProto, onnx_model(path)
+    names = {types.UINT8: "uint8", types.FLOAT: "float32"}
+    kinds = {types.FLOAT: "fp32", types.DOUBLE: "fp32", types.FLOAT16: "fp16", types.BFLOAT16: "fp16"}
+    others = (types.UNDEFINED, types.INT32, types.INT64, types.BOOL, types.STRING)  # shapes, axes and flags
+    interface: Interface = {}
+    for value in (*model.graph.input, *model.graph.output):
+        tensor = value.type.tensor_type
+        shape = tuple(one.dim_param or one.dim_value for one in tensor.shape.dim[1:])
+        interface[value.name] = names.get(tensor.elem_type, f"type {tensor.elem_type}"), shape
+    tensors = list(_onnx_tensors(model))
+    if any(tensor.data_location == types.EXTERNAL or tensor.external_data for tensor in tensors):
+        raise ValueError("weights outside the file")
+    stored = [(one.data_type, tuple(one.dims)) for one in tensors if one.data_type not in others]
+    weights = _largest((kinds.get(kind, QUANTIZED), shape) for kind, shape in stored)
+    return ModelTensors(dict(sorted(interface.items())), weights)
+
+
+def _onnx_tensors(model: Any) -> Iterator[Any]:
+    """Yield every constant of graphs, inner graphs and functions; of the outer graph those that a node reads."""
+    read = {name for node in model.graph.node for name in node.input}
+    yield from (one for one in model.graph.initializer if one.name in read or one.external_data)
+    yield from (part for one in model.graph.sparse_initializer for part in (one.values, one.indices))
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node]
+    while nodes:
+        for attribute in nodes.pop().attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.initializer
+                nodes.extend(graph.node)
+
+
+def _litert(path: Path) -> ModelTensors:
+    schema, model = import_backend("ai_edge_litert.schema_py_generated"), litert_model(path)
+    types = schema.TensorType
+    names = {types.UINT8: "uint8", types.FLOAT32: "float32"}
+    kinds = {types.FLOAT32: "fp32", types.FLOAT64: "fp32", types.FLOAT16: "fp16"}
+    others = (types.INT32, types.INT64, types.BOOL, types.STRING)
+    graph = model.Subgraphs(0)
+    if (graph.InputsLength(), graph.OutputsLength()) != (1, 2) or model.ExternalBufferGroupsLength():
+        raise ValueError("not one input and two outputs, or weights outside the file")
+    tensors = [graph.Tensors(i) for i in (graph.Inputs(0), graph.Outputs(0), graph.Outputs(1))]
+    image, *outputs = [(names.get(one.Type(), f"type {one.Type()}"), _shape(one)[1:]) for one in tensors]
+    logits, codes = sorted(outputs)  # by type: names and order depend on the converter
+    interface = {"codes": codes, "image": image, "logits": logits}
+    stored = ((tensor.Type(), _shape(tensor)) for tensor in _litert_constants(model))
+    weights = _largest((kinds.get(kind, QUANTIZED), shape) for kind, shape in stored if kind not in others)
+    return ModelTensors(interface, weights)
+
+
+def _litert_constants(model: Any) -> Iterator[Any]:
+    count = 0
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            if (count := count + 1) > MAX_TENSORS:
+                raise ValueError(f"more than {MAX_TENSORS:,} tensors")
+            buffer = model.Buffers(tensor.Buffer())
+            if buffer is not None and (buffer.DataLength() or buffer.Size()):
+                yield tensor
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    if tensor.ShapeLength() > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {tensor.ShapeLength()} dimensions")
+    return tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
+
+
+def _coreml(path: Path) -> ModelTensors:
+    spec = coreml_spec(path)
+    from coremltools.proto import FeatureTypes_pb2, MIL_pb2
+
+    array, colour = FeatureTypes_pb2.ArrayFeatureType, FeatureTypes_pb2.ImageFeatureType
+    names = {array.INT32: "int32", array.FLOAT32: "float32"}
+    interface: Interface = {}
+    for feature in (*spec.description.input, *spec.description.output):
+        image, numbers = feature.type.imageType, feature.type.multiArrayType
+        if feature.type.WhichOneof("Type") == "imageType":
+            kind = "RGB image" if image.colorSpace == colour.RGB else f"image of colours {image.colorSpace}"
+            interface[feature.name] = kind, (image.height, image.width, 3)
+        else:
+            kind = names.get(numbers.dataType, f"type {numbers.dataType}")
+            interface[feature.name] = kind, tuple(numbers.shape[1:])
+    weights = _largest(_coreml_weights(spec, MIL_pb2))
+    return ModelTensors(dict(sorted(interface.items())), weights)
+
+
+def _coreml_weights(spec: Any, mil: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield kind and shape of the constants of an ML Program; raises `ValueError` for one outside the package."""
+    kinds = {mil.FLOAT32: "fp32", mil.FLOAT64: "fp32", mil.FLOAT16: "fp16"}
+    others = (mil.BOOL, mil.STRING, mil.INT32, mil.INT64, mil.UINT32, mil.UINT64)
+    functions = spec.mlProgram.functions.values()
+    blocks = [block for function in functions for block in function.block_specializations.values()]
+    while blocks:
+        for operation in blocks.pop().operations:
+            blocks.extend(operation.blocks)
+            given = [part.value for one in operation.inputs.values() for part in one.arguments]
+            for value in (*operation.attributes.values(), *given):
+                if value.blobFileValue.fileName not in ("", COREML_WEIGHTS):
+                    raise ValueError("weights outside the package")
+            if operation.outputs and (operation.type == "const" or operation.type.startswith("constexpr_")):
+                tensor = operation.outputs[0].type.tensorType
+                shape = tuple(one.constant.size for one in tensor.dimensions)
+                packed = operation.type not in ("const", "constexpr_cast")
+                kind = QUANTIZED if packed else kinds.get(tensor.dataType, QUANTIZED)
+                yield "" if tensor.dataType in others else kind, shape
