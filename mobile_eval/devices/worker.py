@@ -73,11 +73,12 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
     images = np.load(options.images, mmap_mode="r", allow_pickle=False)
     metadata = ModelMetadata.from_json(options.metadata, options.file.name)
     for name in ENGINES.get(options.file.suffix, ()):
-        with suppress(ImportError), quiet():  # `open_model` says what is missing
+        with suppress(ImportError), quiet():  # `open_model` says that it is missing
             import_module(name)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size_of(options.file))
+    if options.file.exists():  # `open_model` says what is missing
+        limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size_of(options.file))
     before = memory("VmRSS")
     runtime, load_ms = latency.timed(lambda: open_model(options.file, latency.THREADS, metadata))
     report: dict[str, Any] = {"engine": runtime.engine}

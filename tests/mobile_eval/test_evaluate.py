@@ -229,7 +229,13 @@ def test_bits_unlike_the_hosts_are_told_and_fail_an_fp32_file(good: Good, refere
 
 def test_few_images_give_the_map_of_all(good: Good, reference: FloatReference) -> None:
     """Where the outputs are the host's, so is the figure; a difference on the few moves it by what it makes there."""
-    found, _ = evaluate([Host(samples=1), Other(), Other(lambda o: replace(o, codes=~o.codes), "mad")],
+
+    def opposite(output: DeviceOutput) -> DeviceOutput:
+        assert output.codes is not None
+        assert output.logits is not None
+        return replace(output, codes=~output.codes, logits=-output.logits)
+
+    found, _ = evaluate([Host(samples=1), Other(), Other(opposite, "mad")],
                           good.manifest.files[:1], reference, 7)  # fmt: skip
     host, same, mad = (one.rows[0] for one in found)
     assert (same.map, same.map_drop) == (pytest.approx(host.map, abs=1e-12), pytest.approx(host.map_drop, abs=1e-12))
@@ -238,10 +244,10 @@ def test_few_images_give_the_map_of_all(good: Good, reference: FloatReference) -
     assert few.map is not None
     assert abs(few.map - host.map) > 1e-3, "the figure of the few alone is another"
     assert mad.bit_flip_rate == 1.0
-    alone = evaluate_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], few)
+    alone = evaluate_on(Other(opposite), good.manifest.files[:1], few)
     assert alone.rows[0].map is None, "without the host there is nothing to correct"
     here = FloatReference(few.pixels, few.logits, SPACE, few.labels, open_gallery(good.gallery, SPACE))
-    drop = evaluate_on(Other(lambda o: replace(o, codes=~o.codes)), good.manifest.files[:1], here).rows[0].map_drop
+    drop = evaluate_on(Other(opposite), good.manifest.files[:1], here).rows[0].map_drop
     assert mad.map_drop == pytest.approx(host.map_drop + drop, abs=1e-9)
 
 
