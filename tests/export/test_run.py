@@ -372,8 +372,12 @@ def test_golden_codes_that_no_file_returns_are_found_by_running_them(bundle: Pat
     assert (code, "onnx-fp32: FAILED: 1 bit flips in" in said) == (1, True), said
 
 
-def test_a_file_without_an_engine_is_a_row(bundle: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+def test_a_file_without_an_engine_is_a_row(
+    bundle: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "onnxruntime.py").write_text("raise ImportError('no onnxruntime on this machine')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "blocked"))  # of the process that runs the file
     code, said = call("verify", bundle)
     assert (code, "onnx-fp32: skipped: MissingBackend" in said) == (0, True), said
     assert call("verify", bundle, "--strict")[0] == 2
