@@ -153,8 +153,8 @@ def open_array(path: Path, limit: int) -> NDArray[Any]:
     check_regular(path, limit)
     try:
         array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
-    except (EOFError, TypeError, OverflowError, RecursionError, SyntaxError) as error:
-        raise ValueError(f"{path.name} is no array: {error}") from error
+    except Exception as error:  # numpy's reader of headers raises what Python's tokenizer does
+        raise ValueError(f"{path.name} is no array: {type(error).__name__}: {error}") from error
     return array
 
 
@@ -215,11 +215,15 @@ def _is_package_manifest(file: Path) -> bool:
 
 def _content_sha256(file: Path) -> str:
     """Return the SHA-256 of a file, or of what the JSON of a package's manifest says."""
-    if _is_package_manifest(file):
-        with suppress(ValueError):  # anything else is hashed as it is
-            content = json.dumps(read_json(file, dict, MAX_PACKAGE_MANIFEST), sort_keys=True)
-            return hashlib.sha256(content.encode()).hexdigest()
-    return sha256_of(file)
+    if not _is_package_manifest(file):
+        return sha256_of(file)
+    try:
+        data = read_bytes(file, MAX_PACKAGE_MANIFEST)
+        with suppress(ValueError, RecursionError):  # anything else is hashed as it is
+            data = json.dumps(json.loads(data), sort_keys=True).encode()
+    except ValueError as error:
+        data = str(error).encode()  # too large to be one
+    return hashlib.sha256(data).hexdigest()
 
 
 def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
