@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.artifact import KEY, ExportedModel, ExportFailure
 from export.bundle import MANIFEST, Golden, Manifest, open_bundle, read_golden, write_bundle
@@ -337,3 +339,124 @@ def test_a_model_that_changed_after_its_export_is_an_error(exports: Exports, tmp
 
 def test_the_golden_size_is_that_of_the_metadata(exports: Exports) -> None:
     assert {file.metadata.size for file in exports.files.values()} == {SIZE}
+
+
+DESKTOP: dict[str, Callable[[Path], object]] = {
+    "Finder": lambda b: [(folder / ".DS_Store").write_bytes(b"x") for folder in (b, b / "golden", (b / SPEC).parent)],
+    "a Mac's archive": lambda b: (b / "__MACOSX").mkdir() or (b / "__MACOSX" / "._query-w8a32.onnx").write_bytes(b"x"),
+    "a resource fork": lambda b: (b / SPEC).with_name("._model.mlmodel").write_bytes(b"x"),
+    "Explorer": lambda b: [(b / name).write_bytes(b"x") for name in ("Thumbs.db", "desktop.ini", "golden/THUMBS.DB")],
+    "a file server": lambda b: (b / "golden" / "@eaDir").mkdir(),
+    "a pipe of such a name": lambda b: os.mkfifo(b / ".DS_Store"),
+}
+
+
+@pytest.mark.parametrize("software", DESKTOP)
+def test_what_desktop_software_leaves_behind_is_no_tampering(bundle: Path, software: str) -> None:
+    before = open_bundle(bundle)
+    DESKTOP[software](bundle)
+    assert open_bundle(bundle) == before
+    assert len(read_golden(bundle, before).images) == 5
+
+
+def test_a_package_that_coremltools_opened_is_the_one_it_was(bundle: Path) -> None:
+    import coremltools
+
+    package = bundle / "query-w8a32.mlpackage"
+    before = open_bundle(bundle), (package / "Manifest.json").read_bytes()
+    for _ in range(2):
+        coremltools.models.MLModel(str(package), skip_model_load=True)
+        assert (open_bundle(bundle), (package / "Manifest.json").read_bytes()) == before
+    listing = json.loads((package / "Manifest.json").read_text())
+    (package / "Manifest.json").write_text(json.dumps(listing).replace("/", "\\/"))  # as macOS writes it
+    assert open_bundle(bundle) == before[0]
+    listing["itemInfoEntries"][listing["rootModelIdentifier"]]["path"] = "com.apple.CoreML/other.mlmodel"
+    (package / "Manifest.json").write_text(json.dumps(listing))
+    with pytest.raises(CorruptFile, match=r"query-w8a32\.mlpackage"):
+        open_bundle(bundle)
+
+
+def test_golden_images_are_png_files_of_the_models_size(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, path = open_bundle(bundle), bundle / "golden" / "000.png"
+    image, opened = Image.open(path).copy(), []
+    monkeypatch.setattr(subprocess, "Popen", lambda *command, **_: opened.append(command))  # Ghostscript's
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(CorruptFile, match="32 x 32 images"):
+        read_golden(bundle, manifest)
+    assert opened == []
+    for other, format in ((image, "BMP"), (image, "JPEG"), (Image.new("RGB", (13_000, 13_000)), "PNG"),
+                          (image.convert("L"), "PNG"), (image.resize((16, 64)), "PNG")):  # fmt: skip
+        other.save(path, format)
+        with pytest.raises(CorruptFile, match="32 x 32 images"):
+            read_golden(bundle, manifest)
+
+
+def test_golden_rows_name_their_images_in_order_and_nothing_else(bundle: Path) -> None:
+    rows, manifest = json.loads((bundle / "golden.json").read_text()), open_bundle(bundle)
+    zeros = [{**row, "logits": [0.0] * 64} for row in rows]
+    nan = [{**row, "logits": [float("nan")] * 64, "code": "00" * 8} for row in rows]
+    outside = [{**rows[0], "file": "../../secret.png"}, *rows[1:]]
+    for damage in (zeros, nan, outside, rows[:-1], rows[::-1], [], [None], {"rows": rows}):
+        (bundle / "golden.json").write_text(json.dumps(damage))
+        with pytest.raises(CorruptFile, match="golden"):
+            read_golden(bundle, manifest)
+    (bundle / "golden.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptFile, match="deep"):
+        read_golden(bundle, manifest)
+
+
+def test_a_manifest_that_is_a_pipe_is_not_opened(bundle: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    os.mkfifo(bundle / MANIFEST)
+    with pytest.raises(CorruptFile, match="pipe"):
+        open_bundle(bundle)
+
+
+def test_a_bundle_without_a_model_is_an_error(bundle: Path) -> None:
+    def drop_models(record: dict[str, Any]) -> None:
+        for name in [name for name, entry in record["files"].items() if "metadata" in entry]:
+            del record["files"][name]
+            (shutil.rmtree if (bundle / name).is_dir() else os.remove)(bundle / name)
+
+    edited(bundle, drop_models)
+    with pytest.raises(CorruptFile, match="no model"):
+        open_bundle(bundle)
+
+
+def test_a_failure_in_the_manifest_may_not_steer_a_terminal(bundle: Path) -> None:
+    edited(bundle, lambda record: record["failures"].append({"variant": "onnx-fp16", "reason": "\x1b[2J"}))
+    with pytest.raises(CorruptFile, match="manifest"):
+        open_bundle(bundle)
+
+
+LIES: dict[str, Any] = {
+    "precision": "fp32", "size": 64, "bits": 32, "resize": "stretch to size", "layout": "NCHW float32",
+    "colour_order": "BGR", "bit_order": "big", "version": 99, "student": 5, "float_layers": "abc", "calibration": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_metadata_that_lies_is_found_even_where_file_and_manifest_agree(bundle: Path, field: str) -> None:
+    import onnx
+
+    path = bundle / "query-w8a32.onnx"
+    model = onnx.load(path)
+    (entry,) = model.metadata_props
+    said = json.loads(entry.value) | {field: LIES[field]}
+    entry.value = json.dumps(said, sort_keys=True)
+    path.write_bytes(model.SerializeToString())
+    edited(bundle, lambda record: first(record).update(metadata=said))
+    resigned(bundle)
+    with pytest.raises(CorruptFile, match=r"query-w8a32\.onnx"):
+        open_bundle(bundle)
+
+
+def test_one_bundle_has_one_student(bundle: Path) -> None:
+    path = bundle / "query-w8a32.tflite"
+    path.write_bytes(path.read_bytes().replace(b"mobilenetv3_small_100", b"mobilenetv3_small_050"))
+    text = json.loads((bundle / MANIFEST).read_text())
+    text["files"]["query-w8a32.tflite"]["metadata"]["student"] = "mobilenetv3_small_050"
+    edited(bundle, lambda record: record.update(text))
+    resigned(bundle)
+    with pytest.raises(CorruptFile, match="one student"):
+        open_bundle(bundle)
