@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.data.dataset import ImageList, Split
 from distill.data.names import counted, folded, some
 from distill.data.splits import copies_among
 
 DARK_BITS = 14  # 16-bit images without values of more bits are at most a quarter as bright as white
+DARK, SAMPLE = 15, 200  # values up to which an 8-bit image is nearly black, and images looked at
 MANY_DARK = 20  # so many of them are no accident, nor are three that are half of all
 
 
@@ -44,6 +46,17 @@ def check_copies(images: ImageList, own: Split, digests: Sequence[bytes]) -> Ite
     if torn := [one for one, several in zip(sets, labels, strict=True) if len(several) > 1]:
         example = some(names[i] for i in torn[0])
         yield f"{counted(len(torn), 'image')} listed several times, with different labels: {example}."
+
+
+def check_brightness(pixels: NDArray[np.uint8]) -> Iterator[str]:
+    """Yield what to check in the decoded images `[N, size, size, 3]`, by a sample: whether they are nearly black."""
+    sample = np.unique(np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels)), dtype=int))
+    dark = sum(int(pixels[i].max()) <= DARK for i in sample)
+    if dark >= max(3, len(sample) / 2):
+        yield (
+            f"{dark:,} of {counted(len(sample), 'image')} looked at are nearly black (no value above {DARK} of 255): "
+            "do they hold class numbers, or another range of values?"
+        )
 
 
 def check_bits(bits: Sequence[int]) -> Iterator[str]:

@@ -165,7 +165,7 @@ def _find_splits(root: Path, names: Sequence[str]) -> dict[str, str]:
     repeated = {name for first in others for name in (first, *below[first])}
     if len(roles) > 1 or (roles and (not others or any(below[first] & repeated for first in roles))):
         found = f"{some(sorted(roles))} in {root}" + (f" beside {some(sorted(others))}" if others else "")
-        fix = "Rename or add folders; if they are classes, list the images in a manifest."
+        fix = "Rename them train, query and perhaps gallery; if they are classes, list the images in a manifest."
         raise InputError(expected, found, fix)
     for first in others:
         inner = {name for name in below[first] if split_role(name)}

@@ -151,6 +151,9 @@ def _parse(row: Row, where: str) -> tuple[tuple[str, ...], set[str]]:
         labels = tuple(sorted({label for text in _texts(row["labels"], where) if (label := _label(text))}))
     else:
         labels = tuple(filter(None, [_label(_text(row["label"], where))]))
+    if any(label.startswith("[") and label.endswith("]") for label in labels if multi):
+        found = plain(str(row["labels"]))[:80]
+        raise InputError(f"labels separated by `;` in {where}", found, "Write each list as text, joined by `;`.")
     if not labels and not (multi and splits == {GALLERY}):
         raise InputError(f"a label in {where}", "none", "Fill it in, or remove the row.")
     if ("split" in row and not splits) or not splits <= {*SPLITS, VALIDATION}:

@@ -15,9 +15,9 @@ def clean_label(text: str) -> str:
 
     Control characters are spelled out, so that a class may be shown anywhere.
     """
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    kept = (c for c in text if unicodedata.category(c) != "Cf" or c in JOINERS)
-    return "".join(c if c in JOINERS or c == " " else plain(c) for c in "".join(kept).strip(f" {JOINERS}"))
+    kept = "".join(c for c in text if unicodedata.category(c) != "Cf" or c in JOINERS)
+    text = " ".join(unicodedata.normalize("NFC", kept).split()).strip(f" {JOINERS}")
+    return "".join(c if c in JOINERS or c == " " else plain(c) for c in text)
 
 
 def folded(label: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.checkpoint import CheckpointHeader, read_checkpoint
 from distill.config import BackboneInfo
+from distill.data.check import check_bits
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import ImageFiles, name_of, walk
 from distill.models import pretrained
@@ -85,7 +86,7 @@ def read_images(folder: Path, size: int) -> NDArray[np.uint8]:
     with tempfile.TemporaryDirectory() as cache:
         made = decode_all(ImageFiles(folder, paths), [name_of(path, folder) for path in paths], [size], Path(cache))
         pixels = np.array(made.pixels[size])
-    for sentence in contents.warnings:
+    for sentence in (*contents.warnings, *check_bits(made.bits)):
         log.warning("%s", sentence)
     for one in (*contents.skipped, *made.skipped):
         log.warning("  skipped %s: %s", plain(one.path), plain(one.reason))

@@ -105,3 +105,12 @@ def test_images_that_use_few_of_their_16_bits(tmp_path: Path, bits: int) -> None
 def test_a_few_dark_ones_among_many_are_no_reason_to_worry() -> None:
     assert list(check_bits([16] * 50 + [12] * 5)) == list(check_bits([12, 12])) == list(check_bits([])) == []
     assert len(list(check_bits([16] * 500 + [12] * 20))) == len(list(check_bits([16] * 3 + [12] * 3))) == 1
+
+
+def test_masks_are_no_photographs(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            mask = np.random.default_rng([i, ord(name)]).integers(0, 3, (16, 16, 3), np.uint8)
+            Image.fromarray(mask * (90 if i == 0 else 1)).save(tmp_path / "images" / name / f"{i}.png")
+    assert opened(tmp_path / "images").warnings[0].startswith("6 of 8 images looked at are nearly black")

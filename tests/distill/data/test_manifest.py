@@ -115,6 +115,7 @@ INVALID = [
     ({"path": "x/000.png", "label": "a", "labels": "b"}, "not both"),
     ({"path": "x/000.png", "label": ""}, "a label in row"),
     ({"path": "x/000.png", "labels": " ; "}, "a label in row"),
+    ({"path": "x/000.png", "labels": "['a', 'b']"}, "labels separated by `;` in row"),
     ({"path": "", "label": "a"}, "a path inside"),
     ({"path": ".", "label": "a"}, "a path inside"),
     ({"path": "../secret.png", "label": "a"}, "a path inside .*'../secret.png'.*folder above its images"),
