@@ -48,17 +48,21 @@ def avg_pool(
     return pooled(x) / pooled(torch.ones_like(x)) if exclude_padding_from_average else pooled(x)
 
 
-def gelu(x: Tensor, mode: str) -> Tensor:
+def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x.double() * torch.sigmoid(1.702 * x.double())
     return F.gelu(x.double(), approximate="none" if mode == "EXACT" else "tanh")
 
 
 def layer_norm(
-    x: Tensor, axes: list[int], gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
+    x: Tensor,
+    axes: list[int] | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: float = 1e-5,
 ) -> Tensor:
     """Along any axes; gamma and beta have the sizes of these."""
-    along = [axis % x.ndim for axis in axes]
+    along = [axis % x.ndim for axis in (range(x.ndim) if axes is None else axes)]
     shape = [size if axis in along else 1 for axis, size in enumerate(x.shape)]
     centred = x.double() - x.double().mean(along, keepdim=True)
     y = centred / torch.sqrt(centred.square().mean(along, keepdim=True) + epsilon)
@@ -180,12 +184,14 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
 OPS: dict[str, Callable[..., Any]] = {function.__name__: function for function in FUNCTIONS} | {
     "cast": lambda x, dtype: x,  # the declared output type does the work
     "linear": lambda x, weight, bias=None: F.linear(x.double(), weight.double(), _double(bias)),
-    "reduce_mean": lambda x, axes, keep_dims: x.double().mean(axes, keepdim=keep_dims),
-    "reduce_sum": lambda x, axes, keep_dims: x.double().sum(axes, keepdim=keep_dims),
+    "reduce_mean": lambda x, axes=None, keep_dims=False: x.double().mean(axes, keepdim=keep_dims),
+    "reduce_sum": lambda x, axes=None, keep_dims=False: x.double().sum(axes, keepdim=keep_dims),
     "softmax": lambda x, axis=-1: torch.softmax(x.double(), axis),
     "tile": lambda x, reps: x.repeat(*reps),
     "stack": lambda values, axis: torch.stack(list(values), axis),
-    "reduce_l2_norm": lambda x, axes, keep_dims: torch.linalg.vector_norm(x.double(), dim=axes, keepdim=keep_dims),
+    "reduce_l2_norm": lambda x, axes=None, keep_dims=False: torch.linalg.vector_norm(
+        x.double(), dim=axes, keepdim=keep_dims
+    ),
     "sqrt": lambda x: torch.sqrt(x.double()), "square": lambda x: x.double().square(),
     "clip": lambda x, alpha, beta: x.clamp(alpha, beta),
     "thresholded_relu": lambda x, alpha: torch.where(x >= alpha, x, 0.0),

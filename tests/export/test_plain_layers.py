@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from distill.models.hash_net import import_timm
+from export.artifact import ExportedModel
+from export.exporter import export_all, prepare_quantized
 from export.fake_quant import insert_fake_quant, layers
 from export.fold_bn import fold_batch_norm
 from export.plain_layers import is_plain, materialize_weights
 from export.quantize import logits, normalize, quantize
 from export.query_model import inference_copy
-from tests.export.factories import IMAGENET, SIZE, synthetic_images
+from mobile_eval.runtimes import open_model
+from tests.export.factories import IMAGENET, SIZE, request_of, synthetic_images
 
 import_timm()
 from timm.layers import (  # noqa: E402
@@ -210,3 +214,30 @@ def test_a_norm_of_an_unknown_class_is_not_folded() -> None:
     with torch.no_grad():
         x = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
         assert np.allclose(net(x), inference_copy(net, SIZE)(x), atol=1e-5)
+
+
+def test_layers_that_stay_keep_their_weights_in_every_format(tmp_path: Path) -> None:
+    """One whose output is scaled, one whose weights depend on the input, and a plain one that is quantized."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        body = Scaled(3, 128, 3, stride=2), nn.ReLU(), ByInput(128, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)
+        net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(64))
+        for seed in range(4):
+            net.train()(normalize(synthetic_images(32, seed)[0], IMAGENET)[0])
+    net = net.eval()
+    images = [synthetic_images(24, seed)[0] for seed in (1, 2)]
+    variants = [f"{format}-{precision}" for format in ("onnx", "litert", "coreml") for precision in ("w8a32", "w8a8")]
+    request = request_of(net, "own", IMAGENET, calibration=(images[0], images[1]))
+    quantized = prepare_quantized(request, variants)
+    assert quantized is not None
+    assert set(quantized.float_layers) >= {"0", "2"}
+    queries = [image[None] for image in images[1][:4]]  # one by one: weights by the input mix a batch
+    batches = [normalize(query, IMAGENET)[0] for query in queries]
+    exact, expected = logits(net, batches).numpy(), logits(quantized.stored, batches).numpy()
+    for row in export_all(request, variants, tmp_path, quantized):
+        assert isinstance(row, ExportedModel), row
+        model = open_model(row.path)
+        found = np.concatenate([model.run(query).logits for query in queries])
+        assert np.mean((found > 0) != (exact > 0)) < 0.05
+        if row.variant in ("onnx-w8a32", "litert-w8a32"):
+            assert np.abs(found - expected).max() < 1e-4

@@ -164,6 +164,9 @@ def test_norms_and_squares() -> None:
     for i in range(2):
         expected[i, 0, 0] = math.sqrt(math.fsum(float(x[i, j, k]) ** 2 for j, k in places((3, 4))))
     in_float32(mil_ops.OPS["reduce_l2_norm"](x, axes=[1, 2], keep_dims=True), expected)
+    numbers = [float(x[place]) for place in places((2, 3, 4))]
+    in_float32(mil_ops.OPS["reduce_mean"](x), np.array(math.fsum(numbers) / 24))
+    in_float32(mil_ops.OPS["reduce_sum"](x, keep_dims=True), np.full((1, 1, 1), math.fsum(numbers)))
     squares = mil_ops.OPS["square"](x)
     assert all(float(squares[place]) == float(x[place]) ** 2 for place in places((2, 3, 4)))
     assert all(
