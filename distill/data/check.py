@@ -1,5 +1,6 @@
 """What the user should check in the data: a sentence on each thing that changes what a result means."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageList, Split
+from distill.data.image_folder import SPLIT_WORDS
 from distill.data.names import counted, folded, some
 from distill.data.splits import copies_among
 
@@ -27,6 +29,14 @@ def check_classes(before: ImageList, after: ImageList) -> Iterator[str]:
         few = "; ".join(some(repr(label) for label in labels) for labels in same[:3])
         many = counted(len(same), "group")
         yield f"{many} of classes whose names differ only in case, blanks or invisible characters: {few}."
+    of_splits = defaultdict[tuple[str, ...], dict[str, str]](dict)
+    for label in sorted(kept):
+        words = re.findall(r"[^\W\d_]+", label.casefold())
+        if roles := [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]:
+            of_splits[tuple(word for word in words if word not in SPLIT_WORDS)][roles[0]] = label
+    if same_but := [own for own in of_splits.values() if len(own) > 1]:
+        few = "; ".join(some(own.values()) for own in same_but[:3])
+        yield f"{counted(len(same_but), 'group')} of classes whose names differ only in the name of a split: {few}."
 
 
 def check_copies(images: ImageList, own: Split, digests: Sequence[bytes]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList, Indices, Split, present
-from distill.data.names import some
+from distill.data.names import counted, some
 from gallery.console import plain
 from gallery.errors import InputError
 
@@ -79,6 +79,12 @@ def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequ
     if unseen:
         description += f", {unseen} classes held out of train by seed {seed}"
         train = train[~(values[train][:, hidden].any(1) if images.multi else np.isin(values[train], hidden))]
+    learned = present(values[train], len(classes))
+    learned[hidden] = True
+    if new := np.flatnonzero(present(values[np.union1d(gallery, query)], len(classes)) & ~learned).tolist():
+        description += (
+            f", {counted(len(new), 'class', 'classes')} in gallery or query alone ({some(classes[c] for c in new)})"
+        )
     warnings += _check_splits(images.name, labels, train, gallery, query)
     marked = np.intersect1d(train, _members(images, VALIDATION))
     validation = (

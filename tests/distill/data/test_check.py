@@ -114,3 +114,16 @@ def test_masks_are_no_photographs(tmp_path: Path) -> None:
             mask = np.random.default_rng([i, ord(name)]).integers(0, 3, (16, 16, 3), np.uint8)
             Image.fromarray(mask * (90 if i == 0 else 1)).save(tmp_path / "images" / name / f"{i}.png")
     assert opened(tmp_path / "images").warnings[0].startswith("6 of 8 images looked at are nearly black")
+
+
+def test_classes_of_a_split_in_their_names(make_folder: MakeFolder) -> None:
+    root = make_folder({"cat_train": 3, "cat-test": 3, "Test tube": 3, "bullet train": 3})
+    sentence = "1 group of classes whose names differ only in the name of a split: cat_train, cat-test."
+    assert [text.replace("cat-test, cat_train", "cat_train, cat-test") for text in opened(root).warnings] == [sentence]
+
+
+def test_classes_that_are_not_learned_are_named(make_folder: MakeFolder) -> None:
+    root = make_folder({f"{part}/{c}": 3 for part in ("train", "gallery", "query") for c in "abcd"})
+    assert "alone" not in opened(root).protocol
+    shutil.rmtree(root / "train" / "d")
+    assert "1 class in gallery or query alone (d): " in opened(root).protocol
