@@ -1,17 +1,16 @@
 """From an image file to upright RGB, and from that to a network's square input."""
 
-import os
 import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from distill.data.bit_depth import IN_COLOR, WHITE, is_16_bit, largest_value, scaled_color, stated_white, to_8_bit
 from gallery.console import plain
 from gallery.errors import InputError
 
@@ -27,11 +26,8 @@ MAX_PIXELS = 89_478_485  # of an image read in full: a quarter of a GiB of RGB; 
 LARGEST_PIXELS = 16_384 * 12_288  # the sensors of phones end here
 MAX_ASPECT = 50  # a strip of 50:1, its shorter side resized to 224 px, takes 7 MB
 MAX_BYTES = 1 << 30
-MAX_CHUNKS = 4096  # of a PNG, searched for its number of bits
 ROWS = 1024  # of a large image, converted at once
-BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
 LARGE = threading.Lock()  # a large image takes up to 1.5 GB while it is read: one at a time
-WHITE = 65_535  # of 16 bits
 
 Image.MAX_IMAGE_PIXELS = LARGEST_PIXELS  # Pillow refuses twice as many, in some formats before anything is allocated
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB: prompts and edit histories exceed 1 MiB
@@ -40,8 +36,8 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB: prompt
 def decode(path: Path) -> Image.Image:
     """Return the image in `path` as upright RGB; raises `InputError` with the reason when it cannot be read.
 
-    EXIF orientation is applied; of an animation the first frame counts; transparency is laid on white; 16-bit grey
-    is scaled from 0..65535, or from the range that the file states, not clipped.  ICC profiles are ignored, as they
+    EXIF orientation is applied; of an animation the first frame counts; transparency is laid on white; 16 bits
+    are scaled from 0..65535, or from the range that the file states, not clipped.  ICC profiles are ignored, as they
     are in the images that networks are pretrained on.  JPEGs are decoded in full: the decoder's `draft` mode would be
     faster (12 Mpx to a square: 30 ms for 110), but would make an image's pixels at one size depend on the other sizes
     asked for.  Images of more than `MAX_PIXELS` are halved while they are read.
@@ -98,62 +94,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    white, deep = _stated_white(image), _is_16_bit(image)
+    deep, white = is_16_bit(image), stated_white(image)
     if image.width * image.height > MAX_PIXELS:
         image.draft(None, (image.width // 2, image.height // 2))  # in JPEGs alone; halves them in the decoder
+    elif deep and white < WHITE and image.mode in IN_COLOR:
+        image, white = scaled_color(image, white), WHITE
+        deep = False
     ImageOps.exif_transpose(image, in_place=True)
-    top = _largest_value(image) if deep else 0
+    top = largest_value(image) if deep else 0
     if top > white:
         white = WHITE  # what is stated does not hold
     rgb = _halved(image, white) if image.width * image.height > MAX_PIXELS else _to_rgb(image, white)
     rgb.info = {"bits": top.bit_length()} if top and white == WHITE else {}
     return rgb
-
-
-def _stated_white(image: Image.Image) -> int:
-    """Return the largest value that a grey image of up to 16 bits may have: what its file states, else 65535."""
-    if not image.mode.startswith("I"):
-        return WHITE
-    tags, bits = getattr(image, "tag_v2", {}), 16
-    if image.format == "PNG":
-        bits = _png_bits(image.fp)  # type: ignore[attr-defined]  # of an ImageFile, which it is
-    elif isinstance(largest := tags.get(MAX_SAMPLE_VALUE), tuple | int):
-        largest = largest[0] if isinstance(largest, tuple) else largest
-        bits = largest.bit_length() if isinstance(largest, int) else bits
-    bits = min([bits, *tags.get(BITS_PER_SAMPLE, ())])
-    return (1 << min(16, max(8, bits))) - 1
-
-
-def _png_bits(stream: IO[bytes]) -> int:
-    """Return the significant bits of a grey PNG by its sBIT chunk; 16 without one."""
-    start = stream.tell()
-    stream.seek(len(b"\x89PNG\r\n\x1a\n"))
-    try:
-        for _ in range(MAX_CHUNKS):
-            head = stream.read(8)
-            if head[4:] == b"sBIT":
-                return (stream.read(1) or b"\x10")[0]
-            if head[4:] in (b"", b"IDAT"):
-                break
-            stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    finally:
-        stream.seek(start)
-    return 16
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    """Return whether the file has 16 bits a channel, of which Pillow keeps 8 in colour; asked before it is read."""
-    return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-
-
-def _largest_value(image: Image.Image) -> int:
-    """Return the largest value of a 16-bit image's channels; of one in colour, of which 8 bits are left, a bound."""
-    if image.mode.startswith("I"):
-        return int(np.asarray(image).max())
-    if image.mode not in ("RGB", "RGBA", "RGBa", "L", "LA"):
-        return 0
-    largest = np.array(image.getextrema()).reshape(-1, 2)[: 3 if image.mode.startswith("RGB") else 1, 1].max()
-    return int(largest) << 8 | 255
 
 
 def _halved(image: Image.Image, white: int) -> Image.Image:
@@ -172,8 +125,7 @@ def _to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
         values = np.asarray(image)  # "I;16..." as uint16; "I" as int32, in which Pillow holds a 16-bit PGM
         if values.min() < 0 or values.max() > WHITE:
             raise ValueError("32-bit pixels, whose range is unknown")
-        scaled = (values.astype(np.uint32) * 255 + white // 2) // white
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+        return Image.fromarray(to_8_bit(values, white)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

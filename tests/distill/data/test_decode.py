@@ -302,6 +302,33 @@ def test_what_is_stated_but_does_not_hold_is_not_believed(tmp_path: Path) -> Non
     assert decode(path).info == {"bits": 16}
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["png", "II", "MM", "II deflated", "MM deflated"])
+def test_bits_that_a_file_in_color_states(tmp_path: Path, bits: int, kind: str) -> None:
+    white = (1 << bits) - 1
+    values = np.random.default_rng(0).integers(0, white + 1, (16, 24, 3))
+    values[0, 0] = white
+    exact = values.astype(">u2" if kind in ("png", "MM", "MM deflated") else "<u2")
+    path = tmp_path / "a.img"
+    if kind == "png":
+        path.write_bytes(png(24, 16, 16, 2, b"".join(b"\0" + row.tobytes() for row in exact)))
+        chunk_after_header(path, b"sBIT", bytes([bits] * 3))
+    else:
+        strip = zlib.compress(exact.tobytes()) if "deflated" in kind else exact.tobytes()
+        order, at = "<" if kind.startswith("II") else ">", 8 + 2 + 11 * 12 + 4
+        fields = [(256, 4, 1, 24), (257, 4, 1, 16), (258, 3, 3, at), (259, 4, 1, 8 if "deflated" in kind else 1),
+                  (262, 4, 1, 2), (273, 4, 1, at + 12), (274, 4, 1, 3), (277, 4, 1, 3), (278, 4, 1, 16),
+                  (279, 4, 1, len(strip)), (281, 3, 3, at + 6)]  # fmt: skip
+        entries = b"".join(struct.pack(f"{order}HHII", *one) for one in fields)
+        head = struct.pack(f"{order}2sHIH", kind[:2].encode(), 42, 8, len(fields)) + entries + bytes(4)
+        path.write_bytes(head + struct.pack(f"{order}6H", 16, 16, 16, white, white, white) + strip)
+        values = values[::-1, ::-1]
+    image = decode(path)
+    assert image.info == ({"bits": 16} if bits == 16 else {})
+    expected = values >> 8 if bits == 16 else np.floor(values * (255 / white) + 0.5)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+
+
 def test_bits_of_color_are_a_bound(tmp_path: Path) -> None:
     for bits in (8, 12, 16):
         values = np.random.default_rng(0).integers(0, 1 << bits, (8, 8, 3)).astype(">u2")
