@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WHITE = 65_535  # of 16 bits
-IN_COLOR = ("RGB", "RGBA")  # modes in which Pillow keeps the upper 8 bits alone
 BITS_PER_SAMPLE, ORIENTATION, MAX_SAMPLE_VALUE = 258, 274, 281  # tags of TIFF
 MAX_CHUNKS = 4096  # of a PNG, searched for its number of bits
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of the two bytes of a value
@@ -18,6 +17,12 @@ OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 def is_16_bit(image: Image.Image) -> bool:
     """Return whether the file has 16 bits a channel; asked before it is read."""
     return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def is_in_color(image: Image.Image) -> bool:
+    """Return whether Pillow can read both bytes of the file's channels, one after the other (`scaled_color`)."""
+    forms = [tile[3][0] if isinstance(tile[3], tuple) else tile[3] for tile in getattr(image, "tile", ())]
+    return bool(forms) and all(str(form).startswith(("RGB;16", "RGBA;16")) for form in forms)
 
 
 def stated_white(image: Image.Image) -> int:
@@ -55,7 +60,7 @@ def largest_value(image: Image.Image) -> int:
     """Return the largest value of a 16-bit image's channels; of one in colour, of which 8 bits are left, a bound."""
     if image.mode.startswith("I"):
         return int(np.asarray(image).max())
-    if image.mode not in (*IN_COLOR, "RGBa", "L", "LA"):
+    if image.mode not in ("RGB", "RGBA", "RGBa", "L", "LA"):
         return 0
     largest = np.array(image.getextrema()).reshape(-1, 2)[: 3 if image.mode.startswith("RGB") else 1, 1].max()
     return int(largest) << 8 | 255

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from distill.data.bit_depth import IN_COLOR, WHITE, is_16_bit, largest_value, scaled_color, stated_white, to_8_bit
+from distill.data.bit_depth import WHITE, is_16_bit, is_in_color, largest_value, scaled_color, stated_white, to_8_bit
 from gallery.console import plain
 from gallery.errors import InputError
 
@@ -97,13 +97,12 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     deep, white = is_16_bit(image), stated_white(image)
     if image.width * image.height > MAX_PIXELS:
         image.draft(None, (image.width // 2, image.height // 2))  # in JPEGs alone; halves them in the decoder
-    elif deep and white < WHITE and image.mode in IN_COLOR:
-        image, white = scaled_color(image, white), WHITE
-        deep = False
+    elif white < WHITE and is_in_color(image):
+        image, deep = scaled_color(image, white), False
     ImageOps.exif_transpose(image, in_place=True)
     top = largest_value(image) if deep else 0
-    if top > white:
-        white = WHITE  # what is stated does not hold
+    if top > white or not image.mode.startswith("I"):
+        white = WHITE  # what is stated does not hold, or cannot be made use of
     rgb = _halved(image, white) if image.width * image.height > MAX_PIXELS else _to_rgb(image, white)
     rgb.info = {"bits": top.bit_length()} if top and white == WHITE else {}
     return rgb

@@ -166,6 +166,8 @@ def _find_splits(root: Path, names: Sequence[str]) -> dict[str, str]:
     if len(roles) > 1 or (roles and (not others or any(below[first] & repeated for first in roles))):
         found = f"{some(sorted(roles))} in {root}" + (f" beside {some(sorted(others))}" if others else "")
         fix = "Rename them train, query and perhaps gallery; if they are classes, list the images in a manifest."
+        if not others and len(roles) == 1:
+            fix = f"Give that folder itself as --data, or add others.  {fix}"
         raise InputError(expected, found, fix)
     for first in others:
         inner = {name for name in below[first] if split_role(name)}

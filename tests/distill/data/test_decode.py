@@ -335,6 +335,9 @@ def test_bits_of_color_are_a_bound(tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(png(8, 8, 16, 2, b"".join(b"\0" + row.tobytes() for row in values)))
         assert decode(tmp_path / "a.png").info == {"bits": bits}
     assert decode(write(tmp_path / "b.png", Image.fromarray(UPRIGHT))).info == {}
+    values = np.random.default_rng(0).integers(0, 1 << 12, (8, 8, 2)).astype(">u2")  # grey with alpha: not scaled
+    (tmp_path / "c.png").write_bytes(png(8, 8, 16, 4, b"".join(b"\0" + row.tobytes() for row in values)))
+    assert decode(chunk_after_header(tmp_path / "c.png", b"sBIT", b"\x0c\x0c")).info == {"bits": 12}
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt", b"iCCP"])

@@ -93,7 +93,10 @@ def test_a_foreign_split_is_not_taken_for_classes(make_folder: MakeFolder, tmp_p
     root = make_folder({"train/a": 2, "train/b": 2, "test/a": 2, "test/b": 2})
     with pytest.raises(InputError, match=r"train, query.*found test, train in .*Rename"):
         load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
-    assert "train" in refused(make_folder({"train/a": 2, "train/b": 2}, "lone"))
+    lone = make_folder({"seg_train/a": 2, "seg_train/b": 2}, "lone")
+    with pytest.raises(InputError, match=r"Give that folder itself as --data"):
+        list_folder(lone)
+    assert list_folder(lone / "seg_train").labels == (("a",), ("a",), ("b",), ("b",))
     assert "query, train in" in refused(make_folder({"train/a": 2, "query/a": 2, "extra/a": 2}, "three"))
     assert "test" in refused(make_folder({"a": 2, "b": 2, "test/a": 2, "test/b": 2}, "beside"))
     assert "Train, query, train2" in refused(make_folder({"Train/a": 2, "train2/b": 2, "query/a": 1}, "twice"))
