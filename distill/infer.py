@@ -23,8 +23,8 @@ def code_logits(model: nn.Module) -> ModelFn:
     """Return `model` as a function of normalized images to logits whose signs may be stored, or compared with stored.
 
     They are computed in `gallery.codespace.ARITHMETIC`, so that every processor gives the same codes but for logits
-    that are zero within rounding.  Measured on 2 cores of AMD EPYC with bf16 units, CPU seconds for 7,000 images of 32
-    px: ViT-B takes 76 in fp32 and 40 in bf16, EfficientNet-lite2 16 and 14.
+    that are zero within rounding.  Measured on 2 cores of AMD EPYC with bf16 units, CPU seconds for the 7,000 embedded
+    images: ViT-B at 32 px takes 76 in fp32 and 40 in bf16, EfficientNet-lite2 at 64 px 15 and 9.
     """
 
     def logits(images: Tensor) -> Tensor:
