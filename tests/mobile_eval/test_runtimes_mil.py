@@ -269,6 +269,20 @@ class Mixing(nn.Module):
         return x.reshape(3 * SIZE, SIZE).sum(1)
 
 
+def test_images_that_are_folded_into_rows_and_back_are_run_one_by_one(tmp_path: Path) -> None:
+    """MobileViT's patches: the leading 1 of the second shape is the batch, the leading size of the first is not."""
+
+    def turned(x: Tensor) -> Tensor:
+        rows = x.reshape(len(x) * 3 * 5, 3, SIZE).transpose(1, 2).relu()
+        return rows.reshape(len(x), 3, -1).reshape(len(x), 5, 3 * 3 * SIZE)
+
+    net = Apply(turned)
+    program, images = saved(net, tmp_path / "a.mlpackage"), random_images()
+    assert program.safe_batch(32) == 1
+    found = np.concatenate([program.run(images[i : i + 1])["y"] for i in range(3)])
+    assert np.abs(found - in_torch(net, images)).max() < 3e-6
+
+
 @pytest.mark.parametrize("how", ["sum over the batch", "reshape without the batch"])
 def test_a_program_that_mixes_images_is_run_one_by_one(how: str, tmp_path: Path) -> None:
     assert saved(Mixing(how), tmp_path / "a.mlpackage").safe_batch(32) == 1
