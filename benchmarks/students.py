@@ -29,10 +29,9 @@ SIZES = {  # pixels, of students of many families: a small input that all of the
     "lcnet_050": 64, "mobilenetv3_small_100": 64, "mnasnet_small": 64, "tinynet_e": 64, "mobilenetv4_conv_small": 64,
     "mobilenetv2_100": 64, "mobilenetv1_100": 64, "regnety_002": 64, "semnasnet_075": 64, "ghostnet_100": 64,
     "edgenext_xx_small": 64, "convnext_atto": 64, "mobileone_s0": 64, "fastvit_t8": 64, "efficientvit_b0": 64,
-    "hardcorenas_a": 64, "tf_efficientnet_lite0": 64, "resnet10t": 64, "vit_tiny_patch16_224": 64, "spnasnet_100": 64,
-    "fbnetc_100": 64, "levit_128s": 64, "repvgg_a0": 64, "mobilevit_xxs": 64, "nf_regnet_b0": 64,
-    "efficientnet_b0": 64, "rexnet_100": 64, "efficientformerv2_s0": 64, "deit_tiny_patch16_224": 64, "resnet18": 64,
-    "nf_resnet26": 64, "poolformer_s12": 64, "resnetv2_50x1_bit": 64,
+    "hardcorenas_a": 64, "tf_efficientnet_lite0": 64, "resnet10t": 64, "vit_tiny_patch16_224": 64, "fbnetc_100": 64,
+    "levit_128s": 64, "repvgg_a0": 64, "mobilevit_xxs": 64, "nf_regnet_b0": 64, "efficientnet_b0": 64,
+    "rexnet_100": 64, "efficientformerv2_s0": 64, "poolformer_s12": 64, "resnetv2_50x1_bit": 64,
 }  # fmt: skip
 NOISE = 0.5  # deviation, of normalised pixels
 NOTE = (

@@ -112,6 +112,8 @@ def _compile(function: Any, outputs: list[str]) -> list[_Step]:
     for op in reversed(operations):
         given = {name: var for name, var in op.inputs.items() if var is not None}
         constants = {name: _to_python(name, var) for name, var in given.items() if _is_constant(var)}
+        if "shape" in constants:
+            constants["shape"] = [int(side) for side in op.outputs[0].shape]  # without the -1 that is to be derived
         sources = {name: _source(var) for name, var in given.items() if name not in constants}
         several = [source if isinstance(source, list) else [source] for source in sources.values()]
         read = {one for names in several for one in names if isinstance(one, str)}

@@ -128,8 +128,7 @@ def upsample_bilinear(
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """A leading 1 is the batch, which the program fixed and the evaluator frees: as many as there are numbers for."""
-    free = len(x) if -1 in shape else -1
-    return x.reshape([free if shape[0] == 1 else shape[0], *shape[1:]])
+    return x.reshape([-1 if shape[0] == 1 else shape[0], *shape[1:]])
 
 
 def expand_dims(x: Tensor, axes: list[int]) -> Tensor:

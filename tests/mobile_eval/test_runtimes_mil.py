@@ -274,7 +274,7 @@ def test_images_that_are_folded_into_rows_and_back_are_run_one_by_one(tmp_path: 
 
     def turned(x: Tensor) -> Tensor:
         rows = x.reshape(len(x) * 3 * 5, 3, SIZE).transpose(1, 2).relu()
-        return rows.reshape(len(x), 3, -1).reshape(len(x), 5, 3 * 3 * SIZE)
+        return rows.reshape(len(x), 15, SIZE, -1).transpose(1, 3)
 
     net = Apply(turned)
     program, images = saved(net, tmp_path / "a.mlpackage"), random_images()
