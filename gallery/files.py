@@ -119,7 +119,12 @@ def write_json(path: Path, value: Any) -> Path:
 
 def check_regular(path: Path, limit: int) -> None:
     """Raise `ValueError` unless `path` is a file of at most `limit` bytes: a pipe would never end."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path.name} is a link that leads to itself") from error
+        raise
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         what = f"{status.st_size:,} bytes" if stat.S_ISREG(status.st_mode) else "a folder, pipe or device"
         raise ValueError(f"{path.name} is {what}, not a file of at most {limit:,} bytes")

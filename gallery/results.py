@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from gallery.errors import CorruptFile
-from gallery.files import atomic_write
+from gallery.files import MAX_JSON, atomic_write, read_bytes
 
 TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
 MAX_DISAGREEMENTS = 50  # listed in `ModelResult.disagreements`
@@ -325,13 +325,13 @@ class RunResults(EvaluationResults):
 def load(path: Path) -> EvaluationResults:
     """Read what `save` wrote, `RunResults` of a training run; `CorruptFile` names the first field at fault."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_JSON)
         kind = RunResults if b'"model_summaries":' in data else EvaluationResults
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-    except OSError as error:
+    except (OSError, ValueError) as error:
         found = str(error)
     raise CorruptFile(f"evaluation results of schema 2 in {path}", found, "Run the command that wrote it again.")
 

@@ -22,6 +22,7 @@ from pydantic.alias_generators import to_camel
 
 from gallery.console import plain
 from gallery.errors import CorruptFile, InputError
+from gallery.files import read_json
 from gallery.results import ModelResult
 from mobile_eval.latency import Latency
 
@@ -56,19 +57,15 @@ def read_results(path: Path, model: str = "", device: str = "") -> list[Measurem
     Raises `CorruptFile` naming the field at fault, `InputError` for a file that is no report.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        text = path.read_bytes()
-        if not isinstance(data := json.loads(text), dict):
-            raise ValueError(f"a JSON {type(data).__name__}, not an object")
-    except (OSError, ValueError, RecursionError) as error:
+        data = read_json(path, dict, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise CorruptFile(f"a report in JSON at {path}", str(error)[:MAX_TEXT], "Export it again.") from error
     report = next((report for key, report in REPORTS.items() if key in data), None)
     if report is None:
         known = "a report of LiteRT's benchmark, Qualcomm AI Hub or apps/run_on_mac.py"
         raise InputError(known, f"none of {', '.join(REPORTS)} in {path}", "Give the JSON as the tool wrote it.")
     try:
-        measurements = report.model_validate_json(text).measurements()
+        measurements = report.model_validate_json(json.dumps(data)).measurements()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

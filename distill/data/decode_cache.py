@@ -7,9 +7,9 @@ with 16 bits a channel how many bits their values take.
 """
 
 import hashlib
-import json
 import os
 import shutil
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,11 @@ from distill.data.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
-from gallery.files import acquire_lock, atomic_path, remove_partial, write_json
+from gallery.files import acquire_lock, atomic_path, open_array, read_json, remove_partial, write_json
 from gallery.results import Skipped
 
 BYTES = hashlib.sha256().digest_size
+MAX_RECORD = 4 << 30  # bytes: fifty million images
 Record = dict[str, Any]
 # An image's SHA-256, its bits where it has 16 a channel, and its squares; or why there are none.
 DecodeResult = tuple[str, int | None, list[NDArray[np.uint8]]] | str
@@ -71,10 +72,14 @@ def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], 
     kept = np.array([i for i in range(len(names)) if i not in reasons], np.int64)
     pixels: dict[int, NDArray[np.uint8]] = {}
     for size in sizes:
-        pixels[size] = array = np.load(folder / f"{size}.npy", mmap_mode="r", allow_pickle=False)
-        if array.shape != (len(kept), size, size, 3) or array.dtype != np.uint8:
-            expected = f"{len(kept)} images of {size} px in {folder}"
-            raise CorruptFile(expected, f"{array.dtype} {array.shape}", f"Delete {folder}.")
+        try:
+            pixels[size] = array = open_array(folder / f"{size}.npy", sys.maxsize)
+            if array.shape != (len(kept), size, size, 3) or array.dtype != np.uint8:
+                raise ValueError(f"{array.dtype} {array.shape}")
+        except ValueError as error:
+            raise CorruptFile(
+                f"{len(kept)} images of {size} px in {folder}", str(error), f"Delete {folder}."
+            ) from error
     skipped = tuple(Skipped(path=names[i], reason=reason) for i, reason in reasons.items())
     digests = bytes.fromhex(record["digests"])
     parts = tuple(digests[i : i + BYTES] for i in range(0, len(digests), BYTES))
@@ -94,11 +99,13 @@ def _read_record(folder: Path, size: int, count: int) -> Record | None:
     """Return the record of an array; None where there is none, or the array is not as it was written."""
     path = folder / f"{size}.json"
     try:
-        record: Record = json.loads(path.read_bytes())
-        sound = len(bytes.fromhex(record["digests"])) == BYTES * (count - len(record["skipped"]))
-        if sound and record["array"] == _state(folder, size) and all(0 <= i < count for i, _ in record["skipped"]):
-            bits = [int(own) for own in record["bits"]]
-            return {"digests": str(record["digests"]), "skipped": record["skipped"], "bits": bits}
+        record: Record = read_json(path, dict, MAX_RECORD)
+        skipped = {int(i): str(reason) for i, reason in record["skipped"] if 0 <= i < count}
+        bits, digests = [int(own) for own in record["bits"]], str(record["digests"])
+        kept = count - len(record["skipped"])
+        sound = len(bytes.fromhex(digests)) == BYTES * kept and len(bits) == kept and len(skipped) == count - kept
+        if sound and record["array"] == _state(folder, size):
+            return {"digests": digests, "skipped": [list(one) for one in skipped.items()], "bits": bits}
         log.warning("the array of %s is not as it was written: decoding again", path)
     except FileNotFoundError:
         return None

@@ -1,7 +1,6 @@
 """What the emulated ARM64 and the browser need: where it is, whether it is up to date, its set-up by shell scripts."""
 
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 from gallery.console import log
 from gallery.errors import InputError, MissingBackend
-from gallery.files import atomic_path, write_json
+from gallery.files import atomic_path, read_json, write_json
 
 LIMIT_S, LAST_LINES, STEP = 1800.0, 6, "== "
 FOLDER = Path(__file__).parent
@@ -169,7 +168,6 @@ def _check_own(folder: Path, ours: bool) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file; empty when there is none that can be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return read_json(path, dict)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}

@@ -122,3 +122,11 @@ def test_an_incompatible_space_says_which_side_is_stale() -> None:
 def test_a_length_without_whole_bytes_is_rejected() -> None:
     with pytest.raises(InputError):
         space_of(bits=12)
+
+
+def test_centers_of_other_values_with_the_same_signs_are_corrupt(tmp_path: Path) -> None:
+    """The checksum is over the packed signs."""
+    save(tmp_path, space_of(), ROWS)
+    np.save(tmp_path / CENTERS, ROWS * 3)
+    with pytest.raises(CorruptFile, match="centers"):
+        load(tmp_path)
