@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -23,7 +24,7 @@ from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.distance_histogram import Labels, check_labelled
 from gallery.errors import CodeSpaceMismatch, CorruptFile, GalleryReplaced, InputError
-from gallery.files import atomic_path
+from gallery.files import atomic_path, check_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -201,12 +202,20 @@ def _open(uri: str) -> GalleryIndex:
             if not _is_remote(uri) and not _holds_gallery(Path(uri)):
                 fix = "Check the path, or run the command that encodes it."
                 raise InputError("a Twinhash gallery", f"none at {uri}", fix)
+            _call(uri, lambda: _check_files(Path(uri)))
             return GalleryIndex(uri, _call(uri, lambda: _connect(uri).open_table(TABLE)), before)
         except (CorruptFile, GalleryReplaced, InputError):
             if not left or (before == _stamp(uri) and not _is_being_replaced(uri)):
                 raise
             time.sleep(WAIT_S)
     raise AssertionError("the last try returns or raises")
+
+
+def _check_files(folder: Path) -> None:
+    """Raise `ValueError` for anything in a local gallery but folders and files: LanceDB would wait for a pipe."""
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if not path.is_dir():
+            check_regular(path, sys.maxsize)
 
 
 def _is_being_replaced(uri: str) -> bool:

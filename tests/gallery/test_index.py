@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -323,3 +324,13 @@ def test_readers_outlive_replacements(tmp_path: Path) -> None:
             told += 1
     writer.join()
     assert read
+
+
+@pytest.mark.parametrize("pattern", ["data/*.lance", "_versions/*.manifest"])
+def test_a_pipe_in_a_gallery_is_corrupt(tmp_path: Path, pattern: str) -> None:
+    create_gallery(tmp_path / "g", space_of(), *items(20))
+    [path] = (tmp_path / "g" / "gallery.lance").glob(pattern)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CorruptFile, match="pipe"):
+        open_gallery(tmp_path / "g")
