@@ -144,7 +144,7 @@ def read_json(path: Path, kind: type[T], limit: int = MAX_JSON) -> T:
     except RecursionError as error:
         raise ValueError(f"{path.name} is nested too deeply") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{path.name} holds a {type(value).__name__}, not a {kind.__name__}")
+        raise ValueError(f"{path.name} holds a JSON {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
