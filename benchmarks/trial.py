@@ -86,7 +86,7 @@ class Benchmark(StrictModel):
         limit_threads()
         tune_malloc()
         with open_run(folder) as run_dir:
-            learning = resolve.keep_stored(resolve.with_absolute_paths(learning), folder)
+            learning = resolve.keep_stored(resolve.with_absolute_paths(learning), run_dir)
             run_dir.check_config("config", learning)
             trial = score(open_context(run_dir, learning, self.runs / "cache"))
             write_json(record, trial.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,42 @@ from torch import Tensor, nn
 from distill.config import StrictModel
 from distill.models.hash_net import HashNet, build, create_meta_model
 from distill.system import device
+from gallery.codespace import CodeSpace
+from gallery.console import log
 from gallery.errors import CorruptFile, InputError
 from gallery.files import atomic_path, check_regular
 
-FIX = "Restore it, or delete it to make it again."
+FIX = "Restore it, or run the command that made it again."
 SMALLEST, LARGEST, MAX_BITS = 1, 2048, 4096  # side of an input, pixels; length of a code
 Part = nn.Module | torch.optim.Optimizer
 
 
 class CheckpointHeader(StrictModel):
-    """The header of a network that a run saved: the arguments of `build`."""
+    """The header of a network that a run saved: the arguments of `build`, and the code space of a student."""
 
     name: str
     size: int = Field(strict=True, ge=SMALLEST, le=LARGEST)
     bits: int = Field(strict=True, ge=8, le=MAX_BITS)
+    code_space: str = ""
 
 
-def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int) -> None:
-    """Write a `HashNet`'s tensors, with the arguments of `build` in the file's header."""
-    _save(path, dict(net.state_dict()), {"name": name, "size": size, "bits": bits})
+def save_network(path: Path, net: nn.Module, name: str, size: int, bits: int, space: str = "") -> None:
+    """Write a `HashNet`'s tensors, with the arguments of `build` in the file's header.
+
+    space: the id of the code space of a student; a teacher's is made of its file
+    """
+    header = CheckpointHeader(name=name, size=size, bits=bits, code_space=space)
+    _save(path, dict(net.state_dict()), header.model_dump(exclude_defaults=True))
 
 
-def load_network(path: Path) -> HashNet:
-    """The inverse of `save_network`, in eval mode on the device; raises `CorruptFile` when the file is damaged."""
+def load_network(path: Path, space: CodeSpace | None = None) -> HashNet:
+    """The inverse of `save_network`, in eval mode on the device; raises `CorruptFile` when the file is damaged.
+
+    space: that of a student's gallery; raises `CodeSpaceMismatch` for a student of another one
+    """
     tensors, header = read_checkpoint(path)
+    if space:
+        space.check_compatible(header.get("code_space"), "the gallery", str(path))
     try:
         saved = CheckpointHeader.model_validate(header)
         with torch.random.fork_rng(devices=[]):
@@ -58,22 +71,40 @@ def save_state(path: Path, parts: Mapping[str, Part], step: int, key: str) -> No
     parts: networks and optimizers by name; key: identifies the training; a state with another key is not resumed
     """
     tensors = {f"{name}/{k}": v for name, part in parts.items() for k, v in _tensors(part).items()}
-    _save(path, tensors, {"step": step, "key": key})
+    _save(path, tensors, {"step": step, "key": key, "crc32": _crc32(tensors)})
 
 
 def load_state(path: Path, parts: Mapping[str, Part], key: str) -> int:
-    """Restores what `save_state` wrote and returns its step; 0, with nothing changed, where there is none for `key`."""
+    """Restores what `save_state` wrote and returns its step; 0, with nothing changed, where there is none for `key`.
+
+    A damaged file is no state: it is said, and training starts again.
+    """
     if not path.exists():
         return 0
-    tensors, header = read_checkpoint(path)
-    if header.get("key") != key:
+    try:
+        tensors, header = read_checkpoint(path)
+        if header.get("key") != key:
+            return 0
+        if header.get("crc32") != _crc32(tensors) or not isinstance(header.get("step"), int):
+            raise CorruptFile("the state of a training", f"other bytes in {path}", "It starts again.")
+    except CorruptFile as error:
+        log.warning("  %s is damaged (%s): starting this training again", path, " ".join(error.found.split()))
         return 0
     try:
         for name, part in parts.items():
             _restore(part, {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")})
-    except (RuntimeError, ValueError) as error:
-        raise CorruptFile("the state of this training", f"{path}: {error}", "Delete it to train again.") from error
+    except (RuntimeError, ValueError, LookupError) as error:
+        raise CorruptFile("the state of this training", f"{path}: {error}", f"Delete {path} to train again.") from error
     return int(header["step"])
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    """Return a checksum of tensors, to find damage: a GB a second, less than it takes to write them."""
+    crc = 0
+    for name in sorted(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        crc = zlib.crc32(flat.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def _tensors(part: Part) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from gallery.console import log
 
 def hash_centers_of(context: RunContext) -> Centers:
     """Return the hash centers `[classes, bits]`, in class order: those of the code space once there is one."""
-    for folder in (context.config.reuse_gallery, context.run_dir.folder):
-        if folder and (folder / codespace.FILE).exists():
-            return codespace.load(folder)[1]
+    folder, trained = context.config.reuse_gallery, context.run_dir.is_done("teacher")
+    if folder := folder or (context.run_dir.folder if trained else None):
+        return codespace.load(folder)[1]
     config, how = context.config, center_assignment(context)
     centers = hash_centers(len(context.classes), config.bits, config.seed, center_construction(context))
     positive = multi_hot(context.labels[context.data.train], len(context.classes))

@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from distill.hash_centers.assignment import Assignment
 from distill.hash_centers.constructions import Construction
 from gallery.errors import InputError
+from gallery.files import read_bytes
 from gallery.results import Thresholds
 
 Finetune = Literal["linear_probe", "full", "lp_ft"]
 MethodArg = int | float | str
 AutoInt = int | Literal["auto"]
 AutoFloat = float | Literal["auto"]
+MAX_YAML = 1 << 20  # bytes; the largest seen has 3 kB
+OTHER_FOLDER = "run distill/run.py under another --name"
 
 
 class StrictModel(BaseModel):
@@ -194,13 +197,13 @@ class ResolvedConfig(StrictModel):
 def load_yaml(path: Path, kind: type[StrictModel]) -> Any:
     """Read a configuration; every error names its key."""
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text()) or {})
+        return kind.model_validate(yaml.safe_load(read_bytes(path, MAX_YAML).decode("utf-8")) or {})
     except ValidationError as error:
-        fix = "Correct or remove these keys."
+        fix = f"Correct or remove these keys, or {OTHER_FOLDER}."
         raise InputError(f"a valid configuration in {path}", _message(error), fix) from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        fix = "Restore it, or use another run folder."
-        raise InputError(f"a readable configuration in {path}", str(error), fix) from error
+    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise InputError(f"a readable configuration in {path}", problem, f"Restore it, or {OTHER_FOLDER}.") from error
 
 
 def _message(error: ValidationError) -> str:

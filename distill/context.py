@@ -1,5 +1,6 @@
 """What all stages of one run share: its configuration, data and folder."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from distill.checkpoint import save_network
 from distill.config import BackboneInfo, OptimizerConfig, ResolvedConfig, StrictModel, TrainConfig
 from distill.data import Dataset
 from distill.data.augment import ImageLoader
-from distill.distributed import main_process_first
+from distill.data.split_changes import describe_changes
+from distill.distributed import broadcast, main_process_first
 from distill.engine import Checkpoint, TrainSpec
 from distill.infer import ENCODE_BATCH, Indices, Logits, ModelFn, code_logits, forward_logits
 from distill.losses import LOSSES
@@ -32,6 +34,7 @@ from gallery.encode import ShardCache, encode
 from gallery.errors import InputError
 
 Role = Literal["teacher", "student"]
+SPLIT = "split.csv"
 
 
 class DatasetFingerprint(StrictModel):
@@ -41,7 +44,7 @@ class DatasetFingerprint(StrictModel):
 
 
 def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
-    """Resolve every "auto" once for the life of the run folder, and log why.
+    """Resolve every "auto" once for the life of the run folder, and log why; nothing is written.
 
     A run that has begun needs its pretrained weights only where it builds a network anew.
     """
@@ -58,7 +61,9 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
         student = pretrained.backbone_info(pretrained.find_pretrained(config.student, config.student_weights))
         return resolve(asked, teacher, student, image_size, gpu)
 
-    resolved = run_dir.load_or_save("resolved_config", ResolvedConfig, make)
+    with main_process_first() as first:
+        found = (run_dir.load_settings("resolved_config", ResolvedConfig) or make()) if first else None
+    resolved: ResolvedConfig = broadcast(found)
     for reason in resolved.reasons:
         log.info("  %s", reason)
     for role, backbone in (("teacher", resolved.teacher), ("student", resolved.student)):
@@ -75,9 +80,6 @@ class RunContext:
     config: TrainConfig
     resolved: ResolvedConfig
     data: Dataset
-
-    def __post_init__(self) -> None:
-        self.run_dir.check_config("dataset_fingerprint", DatasetFingerprint(images=self.data.fingerprint))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -131,12 +133,12 @@ class RunContext:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub forgets this one
         return model.to(device())
 
-    def save_model(self, role: Role, model: HashNet) -> Path:
-        """Write a trained network, in the main process, and return its path."""
+    def save_model(self, role: Role, model: HashNet, space: str = "") -> Path:
+        """Write a trained network, in the main process, and return its path; space: the id of a student's space."""
         path, (info, size) = self.run_dir.folder / f"{role}.safetensors", self.backbone(role)
         with main_process_first() as first:
             if first:
-                save_network(path, model, info.name, size, self.config.bits)
+                save_network(path, model, info.name, size, self.config.bits, space)
         return path
 
     def train_spec(self, role: Role, n_unlabeled: int = 0) -> TrainSpec:
@@ -185,13 +187,33 @@ def multi_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:
     return labels if labels.ndim == 2 else labels[:, None] == np.arange(classes)
 
 
-def open_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContext:
-    """Resolve the configuration and load the data; `cache` is the folder of decoded images."""
+def open_context(run_dir: RunDir, config: TrainConfig, cache: Path, stale: Collection[str] = ()) -> RunContext:
+    """Resolve the configuration and load the data; then save what both are, and mark `stale` stages as not done.
+
+    cache: the folder of decoded images.  Raises `InputError`, with nothing changed, where the data are others.
+    """
+    context = load_context(run_dir, config, cache)
+    run_dir.invalidate(*stale)
+    fingerprint = DatasetFingerprint(images=context.data.fingerprint)
+    with main_process_first() as first:
+        run_dir.save_settings(
+            {"config": config, "resolved_config": context.resolved, "dataset_fingerprint": fingerprint}
+        )
+        if first:
+            data.save_split(context.data, run_dir.folder / SPLIT)
+    return context
+
+
+def load_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContext:
+    """Resolve the configuration and load the data, which must be those of the folder; nothing is written to it."""
     resolved = resolve_config(run_dir, config)
     with run_dir.stage("data", f"reading {config.data}"), main_process_first() as first:
         sizes = {resolved.teacher_img_size, resolved.student_img_size}
         options = {field.name: getattr(config, field.name) for field in fields(data.DataConfig)}
         dataset = data.load(config.data, sizes, cache, data.DataConfig(**options))
-        if first:
-            data.save_split(dataset, run_dir.folder / "split.csv")
+        stored = run_dir.load_settings("dataset_fingerprint", DatasetFingerprint) if first else None
+        if stored is not None and stored.images != dataset.fingerprint:
+            found = describe_changes(run_dir.folder / SPLIT, dataset)
+            fix = "Bring them back, or give this run another --name."
+            raise InputError(f"the images, labels and splits that {run_dir.folder} was made with", found, fix)
     return RunContext(run_dir, config, resolved, dataset)

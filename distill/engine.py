@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill import distributed
@@ -26,6 +26,11 @@ from gallery.console import log, track
 from gallery.errors import InputError
 
 CHECKPOINT_EVERY_S = 120.0
+LR_FLAGS = {
+    "teacher": "--teacher-train.lr",
+    "head": "--teacher-train.linear-probe-lr",
+    "student": "--student-train.lr",
+}
 BETAS = (0.9, 0.99)  # of AdamW: the average over a thousand steps is too long for runs of a few hundred
 
 Batch = Any
@@ -166,7 +171,7 @@ class _FitState:
         with distributed.main_process_first():
             self.first_step = load_state(self.state, self.parts, self.key)
             self.metrics = MetricsLogger(folder.parent / "train.jsonl", self.stage, self.first_step, epoch_steps)
-        self.saved = time.monotonic()
+        self.saved, self.unchecked = time.monotonic(), list[Tensor]()
         if self.first_step:
             log.info("  resuming %s at step %d of %d", self.stage, self.first_step, self.steps)
         elif spec.early_stopping_patience and self.validate() is None:
@@ -190,16 +195,45 @@ class _FitState:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
             torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + distributed.rank())  # of dropout
             loss, accuracy = loss_fn(batch)
+        ends = (step + 1) % self.epoch_steps == 0
+        due = ends or time.monotonic() - self.saved > CHECKPOINT_EVERY_S
+        self.unchecked.append(loss.detach())
+        if due or loss.device.type == "cpu" or (step + 1) % self.metrics.every == 0:  # a read waits for a GPU
+            self.check_losses(step)
         loss.backward()
         for optimized in self.optimized:
             optimized.update(self.spec.lr_factor(step, self.steps), self.spec.clip_grad)
+        if due:
+            self.check_weights(step)
         self.metrics.log_step(step + 1, loss, accuracy)
-        ends = (step + 1) % self.epoch_steps == 0
         if ends:
             self.end_epoch(step + 1)
-        if ends or time.monotonic() - self.saved > CHECKPOINT_EVERY_S:
+        if due:
             self.save(self.state, self.parts, step + 1)
             self.saved = time.monotonic()
+
+    def check_losses(self, step: int) -> None:
+        """Raise `InputError` where one of the losses up to this step's is not finite."""
+        losses = torch.stack(self.unchecked)
+        self.unchecked.clear()
+        if len(bad := losses.isfinite().logical_not().nonzero()):
+            first = int(bad[0])
+            self.stop_diverged(step - len(losses) + 1 + first, f"a loss of {float(losses[first])}")
+
+    def check_weights(self, step: int) -> None:
+        """Raise `InputError` where a weight is not finite: the last step's gradient may have been the first."""
+        weights = [p.detach() for module in self.modules.values() for p in module.parameters()]
+        if weights and not torch.stack([weight.isfinite().all() for weight in weights]).all():
+            self.stop_diverged(step, "weights that are not")
+
+    def stop_diverged(self, step: int, found: str) -> None:
+        """Raise `InputError` for training that has diverged, before it is saved."""
+        trained = [module for module in self.optimized if module.optimizer]
+        rate = max((module.lr for module in trained), default=0.0) * self.spec.lr_factor(step, self.steps)
+        flags = " and ".join(LR_FLAGS[one.name] for one in trained if one.name in LR_FLAGS) or "the learning rate"
+        where = f"at step {step + 1} of {self.steps} of the {self.stage}, with a learning rate of {rate:.3g}"
+        fix = f"Lower {flags}, and give the run another --name."
+        raise InputError("losses and weights that are finite numbers", f"{found}, {where}", fix)
 
     def end_epoch(self, step: int) -> None:
         """Validate the weights that would be kept, and save the best."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.checkpoint import load_network
-from distill.config import TrainConfig, load_yaml
-from distill.context import RunContext, open_context
+from distill.config import TrainConfig
+from distill.context import RunContext, load_context
 from distill.models.hash_net import HashNet
-from distill.run_dir import open_run
+from distill.run_dir import RECORD, open_run
 from gallery import codespace
 from gallery.codespace import CodeSpace
-from gallery.errors import InputError
+from gallery.errors import CorruptFile, InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +35,23 @@ def load_run(folder: str | Path) -> Iterator[FinishedRun]:
     Raises `InputError` unless distill/run.py has finished its networks and its gallery.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
+    if not any((folder / name).is_file() for name in ("config.yaml", RECORD)):
         raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
-    config: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
     with open_run(folder) as run_dir:
-        needed = ("student",) if config.reuse_gallery else ("teacher", "gallery", "student")
+        config = run_dir.load_settings("config", TrainConfig)
+        if config is None:
+            raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
+        needed, path = ("student",) if config.reuse_gallery else ("teacher", "gallery", "student"), folder.resolve()
+        flags = f"distill/run.py --output-dir {path.parent} --name {path.name}, and its other flags"
         if missing := [stage for stage in needed if not run_dir.is_done(stage)]:
-            path = folder.resolve()
-            fix = f"Finish it: distill/run.py --output-dir {path.parent} --name {path.name}, and its other flags."
-            raise InputError(f"a finished run in {folder}", f"no finished {', '.join(missing)}", fix)
-        context = open_context(run_dir, config, folder.resolve().parent / "cache")
-        student, (space, _) = load_network(folder / "student.safetensors"), codespace.load(folder)
+            found, fix = f"no finished {', '.join(missing)}", f"Finish it: {flags}."
+            raise InputError(f"a finished run in {folder}", found, fix)
+        if damaged := run_dir.damaged("student").get("student"):  # the others check themselves where they are read
+            raise CorruptFile(f"a finished run in {folder}", f"a damaged {damaged[0]}", f"Make it again: {flags}.")
+        context = load_context(run_dir, config, path.parent / "cache")
+        try:
+            space, _ = codespace.load(folder)
+        except CorruptFile as error:
+            raise CorruptFile(error.expected, error.found, f"Make it again: {flags}.") from error
+        student = load_network(folder / "student.safetensors", space)
         yield FinishedRun(context, student, space, str((config.reuse_gallery or folder) / "gallery"))

@@ -2,19 +2,24 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict, FiniteFloat, StrictInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from distill.distributed import is_main_process
 from gallery.console import log
 from gallery.errors import MissingBackend
-from gallery.files import atomic_write
+from gallery.files import atomic_write, read_bytes
+
+MAX_BYTES = 256 << 20  # of train.jsonl: a million lines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class MetricsRecord:
     """One line: means over the steps since the last one; validation only at the end of an epoch.
 
@@ -22,19 +27,34 @@ class MetricsRecord:
     """
 
     stage: str
-    step: int
-    epoch: float
-    loss: float
-    accuracy: float
-    validation: float | None
-    seconds: float
-    data_wait_s: float = 0.0
+    step: StrictInt
+    epoch: FiniteFloat
+    loss: FiniteFloat
+    accuracy: FiniteFloat
+    validation: FiniteFloat | None
+    seconds: FiniteFloat
+    data_wait_s: FiniteFloat = 0.0
 
 
 def read_metrics(path: Path) -> list[MetricsRecord]:
-    """Return the records of `train.jsonl`, in order; a line that a kill has cut short is left out."""
-    lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
-    return [MetricsRecord(**json.loads(line)) for line in lines]
+    """Return the records of `train.jsonl`, in order; a line that a kill has cut short is left out.
+
+    So are damaged ones, with a warning: the training curves lack them.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = read_bytes(path, MAX_BYTES).rpartition(b"\n")[0].splitlines()
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): there are no training curves", path, error)
+        return []
+    found, kind = [], TypeAdapter(MetricsRecord)
+    for line in lines:
+        with suppress(ValidationError):
+            found.append(kind.validate_json(line))
+    if len(found) < len(lines):
+        log.warning("%d of %d lines of %s are damaged and left out", len(lines) - len(found), len(lines), path)
+    return found
 
 
 def to_tensorboard(path: Path, folder: Path) -> None:
@@ -79,11 +99,11 @@ class MetricsLogger:
 
     def end_epoch(self, step: int, validation: float | None) -> None:
         """Write the last line of an epoch."""
-        point, shown = self._write(step, validation), "none"
+        point, shown = self._write(step, validation), ""
         if validation is not None:
             self.history.append(validation)
-            shown = f"{validation:.3f}"
-        message = "  %s epoch %g: loss %.3f, train accuracy %.3f, validation accuracy %s"
+            shown = f", validation accuracy {validation:.3f}"
+        message = "  %s epoch %g: loss %.3f, train accuracy %.3f%s"
         log.info(message, self.stage, point.epoch, point.loss, point.accuracy, shown)
 
     def _write(self, step: int, validation: float | None) -> MetricsRecord:

@@ -1,24 +1,24 @@
 """The stages of training, each resumable: teacher, gallery, student."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from distill.checkpoint import load_network
 from distill.context import RunContext
 from distill.distributed import main_process_first
 from distill.infer import Logits
 from distill.models.hash_net import HashNet
+from distill.run_dir import LEARNED_CODES
 from distill.teacher_golden import check_golden
 from distill.train_joint import train_both
 from distill.train_student import distill_student
-from distill.train_teacher import LEARNED_CODES, train_teacher
+from distill.train_teacher import load_teacher, train_teacher
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
-from gallery.errors import CodeSpaceMismatch, InputError
-from gallery.files import sha256_of
+from gallery.errors import CorruptFile, InputError, TwinhashError
 from gallery.index import GalleryIndex, create_gallery, open_gallery
 
 
@@ -33,7 +33,8 @@ class TrainedModels:
 
 
 def train_all(context: RunContext) -> TrainedModels:
-    """Train teacher and student and build the gallery; a finished stage is read."""
+    """Train teacher and student and build the gallery; a finished stage is read, unless what it made is damaged."""
+    context.run_dir.verify()
     if context.config.reuse_gallery:
         teacher, space, gallery, logits = reuse_gallery(context, context.config.reuse_gallery)
     else:
@@ -59,21 +60,37 @@ def build_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> tu
     learned = context.loss_class.learns_gallery_codes
     if not run_dir.is_done("gallery"):
         with run_dir.stage("gallery", f"hashing {len(data.gallery)} images into {space.bits} bits each"):
-            codes = run_dir.cache / LEARNED_CODES
+            codes = run_dir.folder / LEARNED_CODES
             logits = np.load(codes, allow_pickle=False) if learned else infer_gallery(context, teacher, space)
             with main_process_first() as first:
                 if first:
+                    _remove_damaged(Path(uri))
                     names = [data.names[i] for i in data.gallery]
                     create_gallery(uri, space, pack(logits), data.labels[data.gallery], names)
     index = open_gallery(uri, space)
     return index, codes_as_signs(index) if learned else infer_gallery(context, teacher, space)
 
 
+def _remove_damaged(folder: Path) -> None:
+    """Remove what stands in the gallery's place and is no gallery, which `create_gallery` would not replace."""
+    try:
+        open_gallery(folder)
+    except TwinhashError:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
+
+
 def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpace, GalleryIndex, Logits]:
     """Return an earlier run's gallery, which must hold exactly this run's images, and its teacher where it exists."""
-    space, centers = codespace.load(folder)
-    gallery = open_gallery(str(folder / "gallery"), space)
-    known, names = gallery.names, [context.data.names[i] for i in context.data.gallery]
+    try:
+        space, centers = codespace.load(folder)
+        gallery = open_gallery(str(folder / "gallery"), space)
+        known = gallery.names
+    except CorruptFile as error:
+        fix = f"Run the command of {folder} again, which makes what is damaged again."
+        raise CorruptFile(error.expected, error.found, fix) from error
+    names = [context.data.names[i] for i in context.data.gallery]
     if known != names:
         found = f"{len(names)} images, of which {len(set(known) & set(names))} are among its {len(known)}"
         fix = "Use the --data and --seed it was made with."
@@ -89,9 +106,7 @@ def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, Co
             codespace.save(context.run_dir.folder, space, centers)
     if not path.exists():
         return None, space, gallery, codes_as_signs(gallery)
-    if sha256_of(path) != space.teacher_sha256:
-        raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
-    teacher = load_network(path)
+    teacher = load_teacher(path, space)
     check_golden(context, folder, space, teacher)
     logits = infer_gallery(context, teacher, space)
     return teacher, space, gallery, np.copysign(logits, codes_as_signs(gallery))  # where they differ, the codes hold

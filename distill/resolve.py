@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.config import BackboneInfo, ResolvedConfig, StudentTrainConfig, TeacherTrainConfig, TrainConfig, load_yaml
+from distill.config import BackboneInfo, ResolvedConfig, StudentTrainConfig, TeacherTrainConfig, TrainConfig
 from distill.data.fashion_mnist import SOURCES
 from distill.data.load import PROTOCOLS
 from distill.distillers import DISTILLERS
 from distill.losses import LOSSES
+from distill.run_dir import RunDir
 from gallery.errors import InputError
 
 MAX_SIZE, MAX_CPU_SIZE = 224, 128  # input sizes that "auto" chooses at most, pixels
@@ -48,7 +49,11 @@ def resolve(
     teacher_start, student_start = start[teacher.random], start[student.random]
     slow = not gpu and teacher.transformer
     epochs = (max(3, 6 * 32**2 // teacher_img_size**2) if slow else 30) if teacher.random else 8
-    epochs = auto("teacher epochs", options.epochs, epochs, f"{teacher_start} on a {'GPU' if gpu else 'CPU'}")
+    asked_epochs, asked_lr = options.epochs, options.lr
+    if finetune == "linear_probe":
+        asked_epochs, asked_lr = options.linear_probe_epochs, options.linear_probe_lr
+        reasons.append(f"teacher epochs {asked_epochs}, learning rate {asked_lr:g}: those of a linear probe")
+    epochs = auto("teacher epochs", asked_epochs, epochs, f"{teacher_start} on a {'GPU' if gpu else 'CPU'}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # short training from random weights gains nothing by crops
     finetune = auto("teacher finetune", finetune, "full" if teacher.random else "lp_ft", teacher_start)
     # After a linear probe a third of the rate: measured on CNNs (benchmarks/results/teacher_finetuning.md).
@@ -59,7 +64,7 @@ def resolve(
         teacher=teacher, student=student, teacher_img_size=teacher_img_size, teacher_epochs=epochs,
         student_img_size=auto("student size", config.student_img_size, sizes[1], why),
         student_epochs=auto("student epochs", distill.epochs, 15 if student.random else 10, student_start),
-        teacher_lr=auto("teacher learning rate", options.lr, lr, f"{family}, {finetune}"),
+        teacher_lr=auto("teacher learning rate", asked_lr, lr, f"{family}, {finetune}"),
         student_lr=auto("student learning rate", distill.lr, 2e-3 if student.random else 1e-3, student_start),
         teacher_crop_min_scale=auto("teacher crop", options.crop_min_scale, crop, f"{teacher_start}, {epochs} epochs"),
         student_crop_min_scale=auto("student crop", distill.crop_min_scale, 0.3, "a default, not compared with others"),
@@ -136,15 +141,15 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=paths)
 
 
-def keep_stored(config: TrainConfig, folder: Path) -> TrainConfig:
+def keep_stored(config: TrainConfig, run_dir: RunDir) -> TrainConfig:
     """Return the configuration with the run folder's own spelling of options that mean the same.
 
     That is, "auto" for the value that it became, and methods' options for the same ones given in another way.
     """
-    if not (folder / "config.yaml").exists() or not (folder / "resolved_config.yaml").exists():
+    stored = run_dir.load_settings("config", TrainConfig)
+    resolved = run_dir.load_settings("resolved_config", ResolvedConfig)
+    if stored is None or resolved is None:
         return config
-    stored: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
-    resolved: ResolvedConfig = load_yaml(folder / "resolved_config.yaml", ResolvedConfig)
     for option in AUTO:
         became = getattr(resolved, option.replace("_train.", "_"))
         if _get(stored, option) == "auto" and _get(config, option) == became:

@@ -73,14 +73,13 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     variants = select_variants(config.formats, config.precisions)
     resolve.check(config)
     resolve.check_effects(config)
-    config = resolve.keep_stored(resolve.with_absolute_paths(config), run_dir.folder)
+    config = resolve.keep_stored(resolve.with_absolute_paths(config), run_dir)
     exported = {"formats", "precisions", "dynamic_image_size"}
     free = *exported, "thresholds", "name", "output_dir", "strict", "tensorboard"
     changed = run_dir.check_config("config", config, but=free)
     stages = {"export", "evaluate"} if changed & exported else {"evaluate"} if "thresholds" in changed else ()
-    run_dir.invalidate(*stages)
-
-    context = open_context(run_dir, config, config.output_dir / "cache")
+    run_dir.digests["bundle"] = bundle_digest
+    context = open_context(run_dir, config, config.output_dir / "cache", stages)
     models = pipeline.train_all(context)
     first = distributed.is_main_process()
     distributed.destroy()
@@ -89,10 +88,22 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     if config.tensorboard:
         to_tensorboard(run_dir.folder / "train.jsonl", run_dir.folder / "tensorboard")
     manifest = export_models(context, models, variants)
-    found = evaluate_models(context, models, manifest).model_copy(update={"name": config.title})
+    found = evaluate_models(context, models, manifest)
+    found = found.model_copy(update={"name": config.title, "seconds": run_dir.seconds})  # of the evaluation too
     found = gate.apply(found, config.thresholds, config.strict)
     log.info("bundle %s", run_dir.folder / "bundle")
-    return report.write_reports(found, run_dir.folder)
+    code = report.write_reports(found, run_dir.folder)
+    run_dir.seal("evaluate")
+    return code
+
+
+def bundle_digest(folder: Path) -> str:
+    """Return the checksum of a bundle's manifest, which lists those of its files; raises unless they are intact."""
+    from export.bundle import MANIFEST, open_bundle
+    from gallery.files import sha256_of
+
+    open_bundle(folder)
+    return sha256_of(folder / MANIFEST)
 
 
 def export_models(context: RunContext, models: TrainedModels, variants: list[str]) -> Manifest:
@@ -150,18 +161,23 @@ def build_results(
     examples: tuple[results.RetrievalExample, ...],
 ) -> RunResults:  # fmt: skip
     """Build the record of the run, the only source of tables, plots and the report."""
+    from distill.alarms import result_warnings
     from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
     from distill.summary import hash_center_summary, model_summaries, training_curves
     from mobile_eval.system_info import describe
 
     data, config, quantization = context.data, context.config, context.run_dir.folder / QUANTIZATION
+    centers = hash_centers_of(context)
     return RunResults(
         created=results.now(), command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]), system=describe(),
         name=config.title, seed=config.seed, code_space=models.space.id, bits=config.bits, student=config.student,
         query_set=context.protocol, num_queries=len(data.query), gallery_size=len(data.gallery), skipped=data.skipped,
-        data_warnings=data.warnings,
-        map=scores[results.STUDENT_GALLERY].map, center_distance=min_distance(hash_centers_of(context)),
+        data_warnings=data.warnings, warnings=result_warnings(
+            scores, models.gallery, data.labels[data.query], data.classes,
+            centers if context.loss_class.centers else None,
+        ),
+        map=scores[results.STUDENT_GALLERY].map, center_distance=min_distance(centers),
         protocol=results.EvaluationProtocol(
             dataset=data.name, classes=len(data.classes), train=len(data.train), validation=len(data.validation),
             gallery=len(data.gallery), query=len(data.query), top_k=data.top_k, seed=config.seed,

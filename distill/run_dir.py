@@ -1,65 +1,173 @@
-"""The run folder: one process at a time, what is finished is not done again, and a log of all that was said."""
+"""The run folder: one process at a time, what is finished and intact is not done again, and a log of all that was said.
 
-import json
+`stages.json` records the checksums of what each stage made, and a copy of the folder's YAML files.  What is missing or
+damaged is made again, and with it whatever depends on it, should it come out different.
+"""
+
+import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from filelock import Timeout
-from pydantic import BaseModel
+from pydantic import Field, TypeAdapter, ValidationError
 
 from distill.config import StrictModel, load_yaml, to_yaml
-from distill.distributed import barrier, is_main_process, main_process_first
+from distill.distributed import barrier, broadcast, is_main_process, main_process_first
+from gallery import codespace
 from gallery.console import log, log_to
-from gallery.errors import InputError, RunLocked
-from gallery.files import acquire_lock, atomic_write, remove_partial, write_json
+from gallery.errors import InputError, RunLocked, TwinhashError
+from gallery.files import acquire_lock, atomic_write, read_json, remove_partial, sha256_of, write_json
+from gallery.index import open_gallery
 
+PRODUCTS = {  # what each stage leaves; a stage depends on those before it
+    "teacher": ("teacher.safetensors", codespace.FILE, codespace.CENTERS),
+    "gallery": ("gallery",),
+    "student": ("student.safetensors",),
+    "export": ("bundle", "quantization.json"),
+    "evaluate": ("results.json",),
+}
+LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the gallery's codes: the gallery's stage
+RECORD, SETTINGS = "stages.json", "settings"  # the copy of the YAML files, beside the stages
 M = TypeVar("M", bound=StrictModel)
 
 
+class StageRecord(StrictModel):
+    """What is known of a stage.  products: the checksums of what it made when it was last done, by name."""
+
+    done: bool = False
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    products: dict[str, str] = Field(default_factory=dict)
+
+
+def gallery_digest(folder: Path) -> str:
+    """Return a hash of what a gallery holds: its table is stored in other bytes each time."""
+    index = open_gallery(folder)
+    digest = hashlib.sha256(index.space.id.encode() + index.codes.tobytes() + index.labels.tobytes())
+    digest.update("\0".join(index.names).encode())
+    return digest.hexdigest()
+
+
 class RunDir:
-    """An open run folder: `folder / "cache"` holds what only a resumed run needs."""
+    """An open run folder: `folder / "cache"` holds what only a resumed run needs.
+
+    digests: how products are hashed that have a check of their own; it raises for what is damaged
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder, folder / "cache"
         self.cache.mkdir(parents=True, exist_ok=True)
-        self._record = folder / "stages.json"
-        self._stages: dict[str, dict[str, Any]] = json.loads(self._record.read_text()) if self._record.exists() else {}
+        self.digests: dict[str, Callable[[Path], str]] = {"gallery": gallery_digest}
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._stages: dict[str, StageRecord] = {}
+        self._doubted: set[str] = set()  # the YAML files of which it was said that their copy holds
+        if (folder / RECORD).exists():
+            self._read_record(folder / RECORD)
+
+    def _read_record(self, path: Path) -> None:
+        try:
+            record = read_json(path, dict)
+            settings = TypeAdapter(dict[str, dict[str, Any]]).validate_python(record.pop(SETTINGS, {}))
+            self._stages = TypeAdapter(dict[str, StageRecord]).validate_python(record)
+            self._settings = settings
+        except (OSError, ValueError) as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            log.warning("%s is damaged (%s), so it is not known what is finished: all is made again", path, problem)
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` was finished, here or by an earlier process."""
-        return bool(self._stages.get(stage, {}).get("done"))
+        """Whether `stage` was finished, here or by an earlier process; see `verify`."""
+        return stage in self._stages and self._stages[stage].done
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, summed over the processes that worked on it and were not killed."""
-        return {name: round(stage["seconds"], 1) for name, stage in self._stages.items()}
+        return {name: round(stage.seconds, 1) for name, stage in self._stages.items()}
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Announce a stage, time it, and mark it done if it ends without an exception."""
+        """Announce a stage, time it, and mark it done if it ends without an exception.
+
+        A stage that refuses its input leaves no trace.
+        """
         log.info("[%s] %s", name, what)
-        start, before, done = time.monotonic(), self._stages.get(name, {}).get("seconds", 0.0), False
+        start, before = time.monotonic(), self._stages.get(name, StageRecord())
         try:
             yield
-            done = True
-        finally:
-            self._stages[name] = {"done": done, "seconds": before + time.monotonic() - start}
+        except TwinhashError:
+            raise
+        except BaseException:
+            seconds = before.seconds + time.monotonic() - start
+            self._stages[name] = before.model_copy(update={"done": False, "seconds": seconds})
             self._save()
+            raise
+        self.mark_done(name, before.seconds + time.monotonic() - start)
+
+    def mark_done(self, stage: str, seconds: float = 0.0) -> None:
+        """Mark a stage as done; what depends on it is not, unless it made the same bytes as before."""
+        before, made = self._stages.get(stage, StageRecord()), self._digests(stage)
+        self._stages[stage] = StageRecord(done=True, seconds=seconds, products=made)
+        names = [*PRODUCTS]
+        later = names[names.index(stage) + 1 :] if stage in PRODUCTS and made != before.products else []
+        if stale := [name for name in later if self.is_done(name)]:
+            log.warning("  %s came out different: making %s again too", stage, ", ".join(stale))
+            self.invalidate(*stale)
+        self._save()
 
     def invalidate(self, *stages: str) -> None:
         """Mark stages as not done, so that they are done again."""
-        self._stages = {name: stage for name, stage in self._stages.items() if name not in stages}
+        known = [name for name in stages if name in self._stages]
+        for name in known:
+            self._stages[name] = StageRecord(products=self._stages[name].products)
+        if known:
+            self._save()
+
+    def verify(self) -> None:
+        """Mark as not done each stage whose products are missing or not as they were made, and say so once."""
+        with main_process_first() as first:
+            found = self.damaged(*PRODUCTS) if first else {}
+        if found := broadcast(found):
+            names = ", ".join(name for products in found.values() for name in products)
+            log.warning("missing or damaged in %s: %s.  Making again: %s", self.folder, names, ", ".join(found))
+            self.invalidate(*found)
+
+    def damaged(self, *stages: str) -> dict[str, list[str]]:
+        """Return, of each stage that is done but not intact, the products that are missing or damaged."""
+        found = {stage: self._damaged_products(stage) for stage in stages if self.is_done(stage)}
+        return {stage: products for stage, products in found.items() if products}
+
+    def _damaged_products(self, stage: str) -> list[str]:
+        noted, names = self._stages[stage].products, [*PRODUCTS.get(stage, ())]
+        if stage == "teacher" and LEARNED_CODES in noted and (not self.is_done("gallery") or self.damaged("gallery")):
+            names.append(LEARNED_CODES)
+        return [name for name in names if not noted.get(name) or self._digest(name) != noted[name]]
+
+    def seal(self, stage: str) -> None:
+        """Record the checksums of a stage's products anew, which were rewritten after it."""
+        self._stages[stage] = self._stages[stage].model_copy(update={"products": self._digests(stage)})
         self._save()
 
-    def mark_done(self, stage: str) -> None:
-        """Mark a stage as done that had no time of its own."""
-        self._stages[stage] = {"done": True, "seconds": 0.0}
-        self._save()
+    def _digests(self, stage: str) -> dict[str, str]:
+        names = [*PRODUCTS.get(stage, ())]
+        with main_process_first() as first:
+            if stage == "teacher" and (self.folder / LEARNED_CODES).exists():
+                names.append(LEARNED_CODES)
+            made = {name: self._digest(name) for name in names} if first else {}
+        result: dict[str, str] = broadcast(made)
+        return result
+
+    def _digest(self, name: str) -> str:
+        """Return the checksum of a product, empty where it is missing or cannot be read."""
+        path = self.folder / name
+        try:
+            return self.digests.get(name, sha256_of)(path) if path.is_file() or path.is_dir() else ""
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a reader meets in a damaged file: it is made again
+            log.debug("%s: %s", path, error)
+            return ""
 
     def delete(self, *names: str) -> None:
         """Delete files of `cache` that are no longer needed."""
@@ -68,35 +176,59 @@ class RunDir:
 
     def _save(self) -> None:
         if is_main_process():
-            write_json(self._record, self._stages)
+            stages = {name: stage.model_dump() for name, stage in self._stages.items()}
+            write_json(self.folder / RECORD, {**stages, SETTINGS: self._settings})
 
-    def load_or_save(self, name: str, kind: type[M], make: Callable[[], M]) -> M:
-        """Return what an earlier process saved under `name`.yaml, or make and save it now."""
-        path = self.folder / f"{name}.yaml"
-        with main_process_first():
-            if path.exists():
-                return load_yaml(path, kind)
-            value = make()
-            atomic_write(path, to_yaml(value))
-            return value
+    def load_settings(self, name: str, kind: type[M]) -> M | None:
+        """Return what was saved as `name`: the copy in stages.json, or `name`.yaml; None where there is neither.
 
-    def check_config(self, name: str, value: BaseModel, but: tuple[str, ...] = ()) -> set[str]:
-        """Save `value` as `name`.yaml; raises `InputError` if the folder was made with another one.
+        Raises `InputError` for a damaged file without a copy.
+        """
+        path, copy = self.folder / f"{name}.yaml", self._copy(name, kind)
+        try:
+            saved: M | None = load_yaml(path, kind) if path.exists() else None
+        except InputError:
+            if copy is None and (name == "config" or any(stage.done for stage in self._stages.values())):
+                raise
+            saved = None
+        if copy is not None and saved != copy and name not in self._doubted:
+            log.warning("%s is missing, damaged or edited: its copy in %s holds", path, RECORD)
+            self._doubted.add(name)
+        return saved if copy is None else copy
+
+    def _copy(self, name: str, kind: type[M]) -> M | None:
+        try:
+            return kind.model_validate(self._settings[name])
+        except (KeyError, ValidationError, RecursionError):
+            return None
+
+    def save_settings(self, values: Mapping[str, StrictModel]) -> None:
+        """Save settings by name, where they are not saved yet."""
+        texts = {name: to_yaml(value) for name, value in values.items()}
+        copies = {name: value.model_dump(mode="json") for name, value in values.items()}
+        for name, text in texts.items() if is_main_process() else ():
+            path = self.folder / f"{name}.yaml"
+            if name in self._doubted or self._settings.get(name) != copies[name] or not path.exists():
+                atomic_write(path, text)
+        if any(self._settings.get(name) != copy for name, copy in copies.items()):
+            self._settings |= copies
+            self._save()
+
+    def check_config(self, name: str, value: StrictModel, but: tuple[str, ...] = ()) -> set[str]:
+        """Raise `InputError` if the folder was made with other settings; nothing is written.
 
         but: keys that may change; returns those that did.
         """
-        path, new = self.folder / f"{name}.yaml", value.model_dump(mode="json")
-        with main_process_first():
-            defaults = type(value).model_construct().model_dump(mode="json")  # of options newer than the folder
-            old = defaults | (yaml.safe_load(path.read_text()) or {}) if path.exists() else new
-            changed = {key for key in new if new[key] != old.get(key)}
-            if fixed := sorted(changed - set(but)):
-                found = "; ".join(f"{key} {new[key]!r} instead of {old.get(key)!r}" for key in fixed)
+        changed: dict[str, str] = {}
+        with main_process_first() as first:
+            if first and (stored := self.load_settings(name, type(value))) is not None:
+                new, old = value.model_dump(mode="json"), stored.model_dump(mode="json")
+                changed = {key: f"{key} {new[key]!r} instead of {old[key]!r}" for key in new if new[key] != old[key]}
+            if fixed := sorted(changed.keys() - set(but)):
+                found = "; ".join(changed[key] for key in fixed)
                 fix = "Give this run another --name, or delete the folder."
                 raise InputError(f"the settings that {self.folder} was made with", found, fix)
-            if changed or not path.exists():
-                atomic_write(path, to_yaml(value))
-            return changed
+        return set(broadcast(changed))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from distill.infer import Indices, forward_logits
 from distill.train_student import build_student_loss
 from distill.train_teacher import save_teacher
 from distill.training_set import TrainingSet
+from gallery import codespace
 
 
 def train_both(context: RunContext) -> None:
@@ -25,6 +26,7 @@ def train_both(context: RunContext) -> None:
     run_dir, resolved = context.run_dir, context.resolved
     if run_dir.is_done("teacher") and run_dir.is_done("student"):
         return
+    run_dir.invalidate("teacher", "student")  # one is nothing without the other
     with run_dir.stage("teacher", f"training {resolved.teacher.name} and {resolved.student.name} at once"):
         teacher, student = context.build_model("teacher"), context.build_model("student")
         teacher_data, data = TrainingSet(context, "teacher"), TrainingSet(context, "student")
@@ -50,5 +52,5 @@ def train_both(context: RunContext) -> None:
         checkpoint, validate = context.checkpoint("pair"), data.make_validator(student)
         fit(modules, Batches(len(data.train), load), loss_fn, spec, checkpoint, validate)
         save_teacher(context, teacher, teacher_data)
-        context.save_model("student", student)
-        run_dir.mark_done("student")
+        context.save_model("student", student, codespace.load(run_dir.folder)[0].id)
+    run_dir.mark_done("student")

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.checkpoint import load_network
+from distill.checkpoint import load_network, read_checkpoint
 from distill.context import RunContext
 from distill.data.augment import fixed_crops, random_resized_crops
 from distill.distillers import DISTILLERS
@@ -64,6 +64,10 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
     teacher: None where only the gallery's codes are known; gallery_logits: the teacher's, `[len(gallery), bits]`
     """
     run_dir, (info, size), views = context.run_dir, context.backbone("student"), context.resolved.student_cached_views
+    path = run_dir.folder / "student.safetensors"
+    if run_dir.is_done("student") and (found := read_checkpoint(path)[1].get("code_space")) != space.id:
+        log.warning("  the student is of code space %s, the gallery of %s: distilling it again", found, space.id)
+        run_dir.invalidate("student", "export", "evaluate")
     if not run_dir.is_done("student"):
         data = TrainingSet(context, "student")
         loss = build_student_loss(context, data, gallery_logits)
@@ -81,9 +85,9 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
         with run_dir.stage("student", f"distilling {info.name} at {size} px, {info.source}"):
             model = context.build_model("student")
             train_student(model, data, batches, loss, spec, context.checkpoint("student", space.id))
-            context.save_model("student", model)
+            context.save_model("student", model, space.id)
     run_dir.delete("student.checkpoint.safetensors")
-    return load_network(run_dir.folder / "student.safetensors")
+    return load_network(path, space)
 
 
 def build_student_loss(context: RunContext, data: TrainingSet, gallery_logits: Logits) -> StudentLoss:

@@ -1,6 +1,7 @@
 """Train the teacher with --loss: linear probe, fine-tuning, or one after the other."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,15 +18,16 @@ from distill.infer import Logits, extract_features, features_and_logits
 from distill.losses import LOSSES
 from distill.losses.base import HashLoss, LossBatch, LossContext
 from distill.models.hash_net import HashNet
+from distill.run_dir import LEARNED_CODES
 from distill.system import device
 from distill.teacher_golden import golden_logits, save_golden
 from distill.training_set import MetricFn, TrainingSet
 from gallery import codespace
 from gallery.codespace import CodeSpace
+from gallery.errors import CodeSpaceMismatch
 from gallery.files import atomic_path, sha256_of
 
 SECOND_VIEW_SCALE, SECOND_VIEW_JITTER = 0.4, 0.2  # smallest area over the first view's; strength of the color jitter
-LEARNED_CODES = "learned_codes.npy"
 MAX_FEATURE_BYTES = 1 << 30  # of cached features; fewer views where all would not fit
 Rows = NDArray[np.int64]
 
@@ -42,16 +44,24 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
                 options, stage = context.config.teacher_train, "teacher" if how == "linear_probe" else "head"
                 probe = spec.model_copy(update={"epochs": options.linear_probe_epochs, "lr": options.linear_probe_lr,
                                                 "model_ema_decay": 0.0, "early_stopping_patience": 0})  # fmt: skip
-                linear_probe(model, loss, data, cache_features(context, model), probe, context.checkpoint(stage))
+                features = cache_features(context, model), cache_validation(context, model)
+                linear_probe(model, loss, data, features, probe, context.checkpoint(stage))
             if how != "linear_probe":
                 finetune(model, loss, data, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
             if (codes := loss.codes()) is not None and is_main_process():  # the gallery is made of them
-                with atomic_path(run_dir.cache / LEARNED_CODES) as draft, draft.open("wb") as stream:
+                with atomic_path(run_dir.folder / LEARNED_CODES) as draft, draft.open("wb") as stream:
                     np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
             save_teacher(context, model, data)
     run_dir.delete("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run_dir.folder)
-    return load_network(run_dir.folder / "teacher.safetensors"), space
+    return load_teacher(run_dir.folder / "teacher.safetensors", space), space
+
+
+def load_teacher(path: Path, space: CodeSpace) -> HashNet:
+    """Read a teacher; raises `CodeSpaceMismatch` unless it is that of the code space."""
+    if sha256_of(path) != space.teacher_sha256:
+        raise CodeSpaceMismatch(f"the teacher of code space {space.id} at {path}", "another", "Restore or remove it.")
+    return load_network(path)
 
 
 def build_loss(context: RunContext, model: HashNet, data: TrainingSet) -> HashLoss:
@@ -79,21 +89,39 @@ def cache_features(context: RunContext, model: HashNet) -> Logits:
     return np.stack(features)
 
 
+def cache_validation(context: RunContext, model: HashNet) -> Logits:
+    """Return the pretrained backbone's features of the validation images, `[len(validation), D]`."""
+    extract, index = extract_features(model.eval()), context.data.validation
+    if not len(index):
+        return np.zeros((0, model.head.features), np.float32)
+    return context.infer(extract, "teacher", index, "teacher features validation", "pretrained validation")
+
+
 def linear_probe(
-    model: HashNet, loss: HashLoss, data: TrainingSet, features: Logits, spec: TrainSpec, checkpoint: Checkpoint
-) -> None:
+    model: HashNet, loss: HashLoss, data: TrainingSet, features: tuple[Logits, Logits], spec: TrainSpec,
+    checkpoint: Checkpoint,
+) -> None:  # fmt: skip
     """Train the hash head, and the loss's own parameters, in place on cached features: seconds.
 
-    features: of the frozen backbone, `[views, len(train), D]`; a step samples a view of each of its images
+    features: of the frozen backbone, `[views, len(train), D]` and `[len(validation), D]`; a step samples a view of each
+    of its images
     """
-    cached = torch.from_numpy(features).to(data.loader.device)
+    cached, held_out = (torch.from_numpy(one).to(data.loader.device) for one in features)
 
     def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
         views = (torch.randint(len(cached), (len(rows),), generator=generator) for _ in range(loss.n_views))
         return [cached[view, torch.from_numpy(rows)] for view in views], rows
 
     loss_fn = _loss_of_views(lambda features: (features, model.head(features)), loss, data)
-    fit(_with_loss("head", model.head, loss, spec), Batches(len(data.train), load), loss_fn, spec, checkpoint)
+
+    def validate() -> float | None:
+        if not len(held_out):
+            return None
+        model.head.eval()
+        with torch.inference_mode():
+            return round(float(_train_metric(data, loss)(model.head(held_out), data.validation)), 4)
+
+    fit(_with_loss("head", model.head, loss, spec), Batches(len(data.train), load), loss_fn, spec, checkpoint, validate)
     model.eval()
 
 

@@ -1,0 +1,115 @@
+"""Results that are of no use, said in sentences: near chance, far below the teacher, classes not found, lost bits."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.codes import Codes, unpack
+from gallery.index import GalleryIndex
+from gallery.metrics import MapResult, mean_average_precision
+from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER
+
+# Shares of the way from random codes (0) to a perfect ranking (1).  Trained networks of the README stand at 0.75 to
+# 0.98; a student of 64 bits on classes that it never saw at 0.08 or more.
+NEAR_CHANCE = 0.05
+# The student's share over its teacher's.  Of all networks in benchmarks/results: 0.94 to 1.02; a student that had
+# failed: 0.03.
+FAR_BELOW = 0.5
+# mAP of student->gallery over teacher->teacher.  Distillation may gain 0.015 (the README's embedded run); a teacher
+# that was trained too briefly lost 0.045 to its own student.
+WORSE_BY = 0.03
+DRAWS = 3  # of random codes: their mean over all queries is then known to a few thousandths
+SHOWN = 5  # names of classes
+
+Floats = NDArray[np.float64]
+
+
+def result_warnings(
+    scores: Mapping[str, MapResult], index: GalleryIndex, labels: NDArray[Any], classes: Sequence[str],
+    centers: NDArray[np.int8] | None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Return a sentence for each way in which a run's results are of no use.
+
+    scores: mAP by the names of the pairs; labels: of the queries, int `[Q]` or multi-hot `[Q, C]`, into `classes`
+    centers: those that the gallery's codes were trained toward, None if its loss has none
+    """
+    found = scores[STUDENT_GALLERY]
+    chance = random_precision(index, labels, found.top_k)
+    networks = [*_network_warnings(scores, float(chance.mean()))]
+    lost = [] if networks else [*_class_warnings(found.per_query, chance, labels, classes)]
+    return (*networks, *lost, *bit_warnings(index.codes, centers, len(classes)))
+
+
+def random_precision(index: GalleryIndex, labels: NDArray[Any], top_k: int | None) -> Floats:
+    """Return the average precision of each query among random codes: chance, for these labels."""
+    random = np.random.default_rng(0)
+    width = index.codes.shape[1]
+    queries, items = ((DRAWS, count, width) for count in (len(labels), len(index)))
+    pairs = zip(random.integers(0, 256, queries, np.uint8), random.integers(0, 256, items, np.uint8), strict=True)
+    scored = [mean_average_precision(*codes, labels, index.labels, top_k).per_query for codes in pairs]
+    return np.asarray(np.mean(scored, axis=0))
+
+
+def _share(found: float, chance: float) -> float:
+    """Return how far a mAP is from chance (0) to perfect (1); 1 where chance is perfect already."""
+    return (found - chance) / (1 - chance) if chance < 1 - 1e-6 else 1.0
+
+
+def _network_warnings(scores: Mapping[str, MapResult], chance: float) -> Iterator[str]:
+    student, teacher = scores[STUDENT_GALLERY], scores.get(TEACHER_TEACHER)
+    share, beside = _share(student.map, chance), f"that of random codes {chance:.3f}"
+    if teacher is None:
+        if share < NEAR_CHANCE:
+            fix = "Train it longer (--student-train.epochs), or choose a larger --student."
+            yield f"The student is near chance: its mAP in the gallery is {student.map:.3f}, {beside}.  {fix}"
+        return
+    best = _share(teacher.map, chance)
+    if best < NEAR_CHANCE:
+        fix = "Check the labels; train it longer (--teacher-train.epochs), or from pretrained --teacher-weights."
+        yield f"The teacher is near chance: its mAP is {teacher.map:.3f}, {beside}.  {fix}"
+    elif share < FAR_BELOW * best:
+        fix = "Train it longer (--student-train.epochs), or choose a larger --student."
+        what = f"its mAP in the gallery is {student.map:.3f}, the teacher's {teacher.map:.3f}, {beside}"
+        yield f"The student is far below its teacher: {what}.  {fix}"
+    gain = student.per_query - teacher.per_query
+    if gain.mean() > max(WORSE_BY, 3 * gain.std() / math.sqrt(len(gain))):  # three standard errors
+        fix = "Train the teacher longer or fully (--teacher-train), or choose a better --teacher."
+        what = f"mAP {teacher.map:.3f} against {student.map:.3f} in the same gallery"
+        yield f"The teacher is worse than its own student: {what}.  {fix}"
+
+
+def _class_warnings(found: Floats, chance: Floats, labels: NDArray[Any], classes: Sequence[str]) -> Iterator[str]:
+    of_class = labels.T if labels.ndim == 2 else labels == np.arange(len(classes))[:, None]
+    queried = [(name, own) for name, own in zip(classes, of_class, strict=True) if own.any()]
+    lost = [name for name, own in queried if _share(float(found[own].mean()), float(chance[own].mean())) < NEAR_CHANCE]
+    if lost:
+        few = ", ".join(f'"{name}"' for name in lost[:SHOWN]) + (", ..." if len(lost) > SHOWN else "")
+        what = "their queries rank the gallery no better than random codes"
+        yield f"{len(lost)} of {len(queried)} classes are not found ({few}): {what}."
+
+
+def bit_warnings(codes: Codes, centers: NDArray[np.int8] | None, classes: int) -> Iterator[str]:
+    """Yield a sentence for bits that are the same in all codes, and one for codes of too few different bits.
+
+    Where there are centers, as many bits as differ in those must differ in the codes; else as many as it takes to tell
+    the classes apart.
+    """
+    bits = unpack(codes).astype(np.int8)
+    dead, all_bits = int((bits == bits[:1]).all(0).sum()), bits.shape[1]
+    planned = 0 if centers is None else int((centers == centers[:1]).all(0).sum())
+    if dead > planned:
+        yield f"{dead} of the {all_bits} bits are the same in all {len(codes):,} codes of the gallery: they are lost."
+    least = math.ceil(math.log2(classes)) if centers is None else _different_columns(centers)
+    if (different := _different_columns(bits)) < least - max(0, dead - planned):
+        what = "the others repeat or invert them, and are lost"
+        yield f"Only {different} of the {all_bits} bits of the gallery's codes differ from each other: {what}."
+
+
+def _different_columns(rows: NDArray[np.int8]) -> int:
+    """Return how many columns differ from each other and from each other's inverse, constant ones not counted."""
+    flipped = rows ^ rows[:1] if rows.min() >= 0 else rows * rows[:1] < 0
+    columns = np.unique(np.packbits(flipped.astype(bool), axis=0), axis=1)
+    return int((columns != 0).any(0).sum())
