@@ -11,6 +11,7 @@ from distill.infer import extract_features
 from distill.models.hash_net import HashNet
 from gallery import codespace
 from gallery.console import log
+from gallery.files import sha256_of
 
 
 def hash_centers_of(context: RunContext) -> Centers:
@@ -32,11 +33,11 @@ def hash_centers_of(context: RunContext) -> Centers:
 
 
 def final_centers(context: RunContext, teacher: HashNet, initial: Centers) -> Centers:
-    """Return the centers of a teacher's space: those it was trained toward, or the majority of each class's codes."""
+    """Return the centers of a saved teacher's space: those it was trained toward, or the majority of each class's codes."""
     if context.loss_class.centers:
         return initial
-    train = context.data.train
-    logits = context.infer_logits("teacher", teacher, train, "teacher train", context.data.fingerprint)
+    train, key = context.data.train, sha256_of(context.run_dir.folder / "teacher.safetensors")
+    logits = context.infer_logits("teacher", teacher, train, "teacher train", key)
     means = class_means(np.sign(logits), multi_hot(context.labels[train], len(context.classes)))
     return np.where(means > 0, np.int8(1), np.int8(-1))
 

@@ -197,7 +197,7 @@ class ResolvedConfig(StrictModel):
 def load_yaml(path: Path, kind: type[StrictModel]) -> Any:
     """Read a configuration; every error names its key."""
     try:
-        return kind.model_validate(yaml.safe_load(read_bytes(path, MAX_YAML).decode("utf-8")) or {})
+        return kind.model_validate(yaml.safe_load(read_bytes(path, MAX_YAML).decode("utf-8")))
     except ValidationError as error:
         fix = f"Correct or remove these keys, or {OTHER_FOLDER}."
         raise InputError(f"a valid configuration in {path}", _message(error), fix) from error

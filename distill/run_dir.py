@@ -5,6 +5,7 @@ damaged is made again, and with it whatever depends on it, should it come out di
 """
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,14 +25,15 @@ from gallery.files import acquire_lock, atomic_write, read_json, remove_partial,
 from gallery.index import open_gallery
 
 PRODUCTS = {  # what each stage leaves; a stage depends on those before it
-    "teacher": ("teacher.safetensors", codespace.FILE, codespace.CENTERS),
+    "teacher": ("teacher.safetensors", codespace.FILE, codespace.CENTERS, "teacher_golden.npy"),
     "gallery": ("gallery",),
     "student": ("student.safetensors",),
     "export": ("bundle", "quantization.json"),
     "evaluate": ("results.json",),
 }
 LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the gallery's codes: the gallery's stage
-RECORD, SETTINGS = "stages.json", "settings"  # the copy of the YAML files, beside the stages
+RECORD = "stages.json"
+SETTINGS, SETTINGS_DIGEST = "settings", "settings_sha256"  # the copy of the YAML files, beside the stages
 M = TypeVar("M", bound=StrictModel)
 
 
@@ -49,6 +51,11 @@ def gallery_digest(folder: Path) -> str:
     digest = hashlib.sha256(index.space.id.encode() + index.codes.tobytes() + index.labels.tobytes())
     digest.update("\0".join(index.names).encode())
     return digest.hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """Return a hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class RunDir:
@@ -70,9 +77,9 @@ class RunDir:
     def _read_record(self, path: Path) -> None:
         try:
             record = read_json(path, dict)
-            settings = TypeAdapter(dict[str, dict[str, Any]]).validate_python(record.pop(SETTINGS, {}))
+            settings, digest = record.pop(SETTINGS, {}), record.pop(SETTINGS_DIGEST, "")
             self._stages = TypeAdapter(dict[str, StageRecord]).validate_python(record)
-            self._settings = settings
+            self._settings = settings if digest == json_digest(settings) else {}
         except (OSError, ValueError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             log.warning("%s is damaged (%s), so it is not known what is finished: all is made again", path, problem)
@@ -144,6 +151,13 @@ class RunDir:
             names.append(LEARNED_CODES)
         return [name for name in names if not noted.get(name) or self._digest(name) != noted[name]]
 
+    def is_intact(self, stage: str, name: str) -> bool:
+        """Whether a product of a stage, which may not be done any more, is as it was made."""
+        noted = self._stages.get(stage, StageRecord()).products.get(name)
+        with main_process_first() as first:
+            found = first and bool(noted) and self._digest(name) == noted
+        return bool(broadcast(found))
+
     def seal(self, stage: str) -> None:
         """Record the checksums of a stage's products anew, which were rewritten after it."""
         self._stages[stage] = self._stages[stage].model_copy(update={"products": self._digests(stage)})
@@ -177,7 +191,8 @@ class RunDir:
     def _save(self) -> None:
         if is_main_process():
             stages = {name: stage.model_dump() for name, stage in self._stages.items()}
-            write_json(self.folder / RECORD, {**stages, SETTINGS: self._settings})
+            settings = {SETTINGS: self._settings, SETTINGS_DIGEST: json_digest(self._settings)}
+            write_json(self.folder / RECORD, {**stages, **settings})
 
     def load_settings(self, name: str, kind: type[M]) -> M | None:
         """Return what was saved as `name`: the copy in stages.json, or `name`.yaml; None where there is neither.
@@ -252,7 +267,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     try:
         stack.enter_context(acquire_lock(folder / ".lock", "Choose another --output-dir or --name.", timeout=0))
     except Timeout as error:
-        pid = owner.read_text() if owner.exists() else "?"
+        pid = owner.read_text(errors="replace")[:20] if owner.is_file() else "?"
         fix = "Wait for it, or give this run another --name."
         raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
     remove_partial(folder)

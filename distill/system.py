@@ -23,7 +23,7 @@ def limit_threads() -> int:
     The cores are those of its affinity mask, within the quota of its control group and OMP_NUM_THREADS.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(cores, cgroup_cores())
+    cores = max(1, math.ceil(min(cores, cgroup_cores())))
     threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is by levels of nesting
     threads = min(threads, int(asked)) if asked.isdecimal() and int(asked) else threads
@@ -31,12 +31,12 @@ def limit_threads() -> int:
     return threads
 
 
-def cgroup_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the cores of the CPU quota of this process's control group or of one above it, rounded up; many if none.
+def cgroup_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the CPU quota of this process's control group, or of one above it, in cores; infinite if there is none.
 
     Version 2 has `cpu.max` ("200000 100000", or "max 100000"), in a container below `root` itself.
     """
-    least = float(os.cpu_count() or 1)
+    least = math.inf
     with suppress(OSError, ValueError):
         group = next((line[3:] for line in proc.read_text().splitlines() if line.startswith("0::")), "/")
         folder = root / group.strip().lstrip("/")
@@ -44,7 +44,7 @@ def cgroup_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
             if level.is_relative_to(root) and (limit := level / "cpu.max").is_file():
                 quota, period = limit.read_text().split()
                 least = min(least, least if quota == "max" else int(quota) / int(period))
-    return max(1, math.ceil(least))
+    return least
 
 
 def tune_malloc() -> None:

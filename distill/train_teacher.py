@@ -34,7 +34,11 @@ Rows = NDArray[np.int64]
 
 def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
     """Train the teacher and return it with its code space, or read them where they are finished."""
-    run_dir, resolved = context.run_dir, context.resolved
+    run_dir, resolved, path = context.run_dir, context.resolved, context.run_dir.folder / "teacher.safetensors"
+    learned = context.loss_class.learns_gallery_codes
+    if not (run_dir.is_done("teacher") or learned) and run_dir.is_intact("teacher", path.name):
+        with run_dir.stage("teacher", "making its code space again"):
+            save_code_space(context, load_network(path), TrainingSet(context, "teacher"))
     if not run_dir.is_done("teacher"):
         info, how = resolved.teacher, resolved.teacher_finetune
         with run_dir.stage("teacher", f"training {info.name} at {resolved.teacher_img_size} px ({how}), {info.source}"):
@@ -54,7 +58,7 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
             save_teacher(context, model, data)
     run_dir.delete("head.checkpoint.safetensors", "teacher.checkpoint.safetensors", "pair.checkpoint.safetensors")
     space, _ = codespace.load(run_dir.folder)
-    return load_teacher(run_dir.folder / "teacher.safetensors", space), space
+    return load_teacher(path, space), space
 
 
 def load_teacher(path: Path, space: CodeSpace) -> HashNet:
@@ -178,7 +182,13 @@ def _train_metric(data: TrainingSet, loss: HashLoss) -> MetricFn:
 
 def save_teacher(context: RunContext, model: HashNet, data: TrainingSet) -> None:
     """Write the trained teacher and its code space."""
-    centers, path = final_centers(context, model, data.hash_centers), context.save_model("teacher", model)
+    context.save_model("teacher", model)
+    save_code_space(context, model, data)
+
+
+def save_code_space(context: RunContext, model: HashNet, data: TrainingSet) -> None:
+    """Write the code space of a teacher that was saved."""
+    centers, path = final_centers(context, model, data.hash_centers), context.run_dir.folder / "teacher.safetensors"
     with main_process_first() as first:
         if first:
             preprocessing = context.preprocessing("teacher")

@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distill import pipeline
-from distill.config import TrainConfig
-from distill.context import RunContext, open_context
+from distill.context import RunContext
 from distill.data import DataConfig, load
 from distill.models.hash_net import build
 from distill.pipeline import TrainedModels
-from distill.resolve import with_absolute_paths
-from distill.run_dir import open_run
-from tests.distill.factories import BITS, EACH, SIZE, STUDENT, TEACHER, Learn
+from tests.distill.factories import BITS, EACH, SIZE, Learn, learn_in
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +44,6 @@ def learn(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("TWINHASH_WEIGHTS", raising=False)
 
     def run(name: str = "run", **changes: Any) -> tuple[RunContext, TrainedModels]:
-        small = {
-            "teacher": "resnet10t",
-            "student": "mobilenetv3_small",
-            "teacher_img_size": SIZE,
-            "student_img_size": SIZE,
-            "data": str(image_folder / "labelled"),
-            "bits": BITS,
-            "teacher_train": TEACHER,
-            "student_train": STUDENT,
-        }
-        config = with_absolute_paths(TrainConfig(**{**small, **changes}))
-        with open_run(tmp_path / name) as run_dir:
-            run_dir.check_config("config", config)
-            context = open_context(run_dir, config, tmp_path / "cache")
-            return context, pipeline.train_all(context)
+        return learn_in(tmp_path, image_folder, name, **changes)
 
     return run

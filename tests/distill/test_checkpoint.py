@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from distill.checkpoint import load_network, load_state, save_network, save_state
 from distill.models.hash_net import build
-from gallery.errors import CorruptFile
+from gallery.codespace import CodeSpace, Preprocessing
+from gallery.errors import CodeSpaceMismatch, CorruptFile
 
 SMALL = "mobilenetv3_small_100"
 
@@ -104,3 +105,44 @@ def test_a_pipe_is_no_network(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "n.safetensors")
     with pytest.raises(CorruptFile, match="pipe"):
         load_network(tmp_path / "n.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "a list as header", "no step", "empty"])
+def test_a_damaged_state_is_said_and_training_starts_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, net = tmp_path / "s", torch.nn.Linear(30, 20)
+    save_state(path, {"net": net}, 7, "key")
+    whole = path.read_bytes()
+    if damage == "one bit":
+        path.write_bytes(whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:])
+    elif damage == "truncated":
+        path.write_bytes(whole[:-10])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        header = '["key"]' if damage == "a list as header" else '{"key": "key"}'
+        save_file({"net/weight": net.weight.detach()}, path, {"twinhash": header})
+    assert load_state(path, {"net": net}, "key") == 0
+    assert "is damaged" in caplog.text
+
+
+def test_a_state_that_does_not_fit_names_the_file_to_delete(tmp_path: Path) -> None:
+    save_state(tmp_path / "s", {"net": torch.nn.Linear(3, 2)}, 7, "key")
+    other = {"net": torch.nn.Linear(4, 2)}
+    with pytest.raises(CorruptFile, match=f"Delete {tmp_path / 's'}"):
+        load_state(tmp_path / "s", other, "key")
+    (tmp_path / "s").unlink()
+    assert load_state(tmp_path / "s", other, "key") == 0
+
+
+def test_a_student_carries_its_code_space(tmp_path: Path) -> None:
+    spaces = [
+        CodeSpace(16, ("a", "b"), "t", digest * 64, "0" * 64, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+        for digest in "01"
+    ]
+    path = tmp_path / "n.safetensors"
+    save_network(path, build(SMALL, 32, 16, seed=3), SMALL, 32, 16, spaces[0].id)
+    load_network(path, spaces[0])
+    with pytest.raises(CodeSpaceMismatch, match=spaces[0].id):
+        load_network(path, spaces[1])

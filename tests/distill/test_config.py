@@ -17,6 +17,7 @@ from distill.config import (
     to_yaml,
 )
 from distill.resolve import check_effects, keep_stored, resolve, with_absolute_paths
+from distill.run_dir import open_run
 from gallery.errors import InputError
 
 VIT = BackboneInfo(name="v", source="s", random=True, transformer=True, patch=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -32,7 +33,7 @@ def test_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "names"),
     [("bits: 63", "bits"), ("teacher_train: {batch_size: 1}", "teacher_train.batch_size"), ("bogus: 1", "bogus"),
-     ("bits: [", "yaml"),
+     ("", "dictionary"), ("[" * 100_000, "readable"), ("a: " + "1" * 10_000, "a"), ("bits: [", "yaml"),
      ("student_train: {lr: fast}", "student_train.lr"), ("seed: -1", "seed"), ("\x00", "yaml")],
 )  # fmt: skip
 def test_a_bad_file_names_the_key(tmp_path: Path, text: str, names: str) -> None:
@@ -172,14 +173,15 @@ def test_paths_become_absolute_and_names_of_data_sets_stay(tmp_path: Path, monke
 def test_an_option_that_equals_the_stored_one_is_no_change(tmp_path: Path) -> None:
     stored = TrainConfig(loss_args={"margin": 0.3})
     resolved = resolve(stored, CNN, CNN, image_size=64, gpu=False)
-    (tmp_path / "config.yaml").write_text(to_yaml(stored))
     given = TrainConfig(
         teacher_img_size=64,
         loss_args={"margin": "0.30"},
         distiller_args={"instance_weight": 10},
         student_train=StudentTrainConfig(epochs=resolved.student_epochs),
     )
-    assert keep_stored(given, tmp_path) == given  # nothing is resolved yet
-    (tmp_path / "resolved_config.yaml").write_text(to_yaml(resolved))
-    assert keep_stored(given, tmp_path) == stored
-    assert keep_stored(given.model_copy(update={"teacher_img_size": 96}), tmp_path) != stored
+    with open_run(tmp_path) as run:
+        run.save_settings({"config": stored})
+        assert keep_stored(given, run) == given  # nothing is resolved yet
+        run.save_settings({"resolved_config": resolved})
+        assert keep_stored(given, run) == stored
+        assert keep_stored(given.model_copy(update={"teacher_img_size": 96}), run) != stored

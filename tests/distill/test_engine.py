@@ -20,11 +20,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import engine
+from distill import engine, system
 from distill.engine import Batches, BatchFn, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import extract_features, forward_logits
 from distill.metrics_log import MetricsLogger, read_metrics, to_tensorboard
-from distill.system import limit_threads
+from distill.system import cgroup_cores, limit_threads
 from gallery.errors import InputError, MissingBackend
 
 SCHEDULE = TrainSpec(epochs=3, batch_size=8, lr=0.01, weight_decay=0.05, warmup_ratio=0.1, clip_grad=1.0, seed=3)
@@ -361,6 +361,8 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        monkeypatch.setattr(system, "cgroup_cores", lambda: 8.0)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
         assert limit_threads() == torch.get_num_threads() == 2
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
@@ -386,3 +388,92 @@ def test_without_tensorboard_the_error_names_the_extra(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingBackend, match="twinhash\\[tensorboard\\]"):
         to_tensorboard(tmp_path / "train.jsonl", tmp_path / "events")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("teacher", "--teacher-train.lr"),
+        ("head", "--teacher-train.linear-probe-lr"),
+        ("student", "--student-train.lr"),
+        ("other", "the learning rate"),
+    ],
+)
+def test_training_that_diverges_stops_before_it_is_saved(tmp_path: Path, name: str, flag: str) -> None:
+    def fit_at(lr: float) -> None:
+        model, spec = net(), SCHEDULE.model_copy(update={"lr": lr, "epochs": 1})
+
+        def loss_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            out = model(batch[0])
+            return out.pow(4).sum(), out.mean()
+
+        optimized = [OptimizedModule(name, model, lr, 0.05)]
+        fit(optimized, Batches(40, noisy), loss_fn, spec, Checkpoint(folder / "cache", "teacher", "k"))
+
+    folder = tmp_path / "run"
+    (folder / "cache").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"at step [2-5] of 5 of the teacher, with a learning rate.* Lower {flag}"):
+        fit_at(1e30)
+    assert not list((folder / "cache").glob("*.safetensors"))
+    assert all(math.isfinite(point.loss) for point in read_metrics(folder / "train.jsonl"))
+    folder = tmp_path / "another name"
+    (folder / "cache").mkdir(parents=True)
+    fit_at(1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_last_step_too(tmp_path: Path) -> None:
+    class Spoiled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * math.nan
+
+    model, spec = net(), SCHEDULE.model_copy(update={"epochs": 1, "batch_size": 40})
+
+    def loss_fn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        out = Spoiled.apply(model(batch[0]))
+        return out.square().mean(), out.mean()
+
+    (tmp_path / "cache").mkdir()
+    optimized = [OptimizedModule("student", model, 0.1, 0.05)]
+    with pytest.raises(InputError, match="weights that are not, at step 1 of 1"):
+        fit(optimized, Batches(40, noisy), loss_fn, spec, Checkpoint(tmp_path / "cache", "student", "k"))
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("line", ["", "7", "[" * 100_000, '{"stage": 5}', "\x00\xff", '{"stage": "teacher"}', "{}"])
+def test_damaged_lines_of_the_metrics_are_left_out_with_a_warning(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train([net()], tmp_path)
+    path, before = tmp_path / "train.jsonl", lines(tmp_path)
+    path.write_text(line + "\n" + path.read_text() + '{"cut sh')
+    assert lines(tmp_path) == before
+    assert "1 of" in caplog.text
+    path.unlink()
+    path.mkdir()
+    assert lines(tmp_path) == []
+    assert "cannot be read" in caplog.text
+
+
+def test_threads_stay_within_what_was_asked_and_what_the_group_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1,4")
+        assert limit_threads() == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    proc, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "user" / "job").mkdir(parents=True)
+    proc.write_text("0::/user/job\n")
+    assert cgroup_cores(proc, root) == math.inf
+    (root / "user" / "job" / "cpu.max").write_text("max 100000\n")
+    assert cgroup_cores(proc, root) == math.inf
+    (root / "user" / "cpu.max").write_text("50000 100000\n")
+    assert cgroup_cores(proc, root) == 0.5
+    assert cgroup_cores(tmp_path / "none", root) == math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import TrainConfig
-from distill.run_dir import open_run
+from distill.run_dir import RunDir, open_run
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
 
@@ -64,17 +65,118 @@ def test_finished_stages_are_remembered_and_failed_ones_are_not(tmp_path: Path) 
 def test_other_settings_are_an_error_by_name_and_permitted_ones_are_saved(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         assert not run.check_config("config", TrainConfig())
+        assert not (tmp_path / "config.yaml").exists()
+        run.save_settings({"config": TrainConfig()})
         assert not run.check_config("config", TrainConfig())
         with pytest.raises(InputError, match=r"bits 32 instead of 64.*--name"):
             run.check_config("config", TrainConfig(bits=32), but=("strict",))
         assert run.check_config("config", TrainConfig(strict=True), but=("strict",)) == {"strict"}
+        run.save_settings({"config": TrainConfig(strict=True)})
         assert not run.check_config("config", TrainConfig(strict=True))
 
 
-def test_what_was_saved_stays(tmp_path: Path) -> None:
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 9),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "another type": lambda path: path.write_text("7\n"),
+    "edited": lambda path: path.write_text(path.read_text().replace("bits: 32", "bits: 64")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_settings_that_are_damaged_are_written_again_from_their_copy(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(bits=32, data="embedded")
     with open_run(tmp_path) as run:
-        assert run.load_or_save("plan", TrainConfig, lambda: TrainConfig(seed=1)).seed == 1
-        assert run.load_or_save("plan", TrainConfig, lambda: TrainConfig(seed=2)).seed == 1
+        run.save_settings({"config": config})
+    path = tmp_path / "config.yaml"
+    before = path.read_text()
+    DAMAGES[damage](path)
+    with open_run(tmp_path) as run:
+        assert run.load_settings("config", TrainConfig) == run.load_settings("config", TrainConfig) == config
+        assert caplog.text.count("its copy in stages.json holds") == 1
+        with pytest.raises(InputError, match="bits 64 instead of 32"):
+            run.check_config("config", TrainConfig(bits=64))
+        assert path.is_fifo() or not path.exists() or path.read_bytes() != before.encode()  # so far nothing is written
+        run.save_settings({"config": config})
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name not in ("missing", "edited", "another type")])
+def test_settings_without_a_copy_are_an_error(tmp_path: Path, damage: str) -> None:
+    with open_run(tmp_path) as run:
+        run.save_settings({"config": TrainConfig(bits=32)})
+    (tmp_path / "stages.json").unlink()
+    DAMAGES[damage](tmp_path / "config.yaml")
+    with open_run(tmp_path) as run, pytest.raises(InputError, match=r"config\.yaml.*another --name"):
+        run.check_config("config", TrainConfig(bits=32))
+
+
+RECORDS = {
+    "null": "null", "list": "[]", "number": "7", "empty": "", "deep": "[" * 100_000,
+    "truncated": '{"student": {"done": tr',
+    "no seconds": '{"student": {"done": true, "seconds": null}}', "text": '{"student": "done"}',
+    "not a number": '{"student": {"done": true, "seconds": NaN}}', "settings": '{"settings": [1]}',
+    "other keys": '{"student": {"done": true, "seconds": 1.0, "product": {}}}', "binary": "\x00\x01\x02",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_damaged_record_is_said_and_nothing_is_done(
+    tmp_path: Path, record: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "stages.json").write_text(RECORDS[record])
+    with open_run(tmp_path) as run:
+        assert not run.is_done("student")
+        assert not run.seconds
+    assert "stages.json is damaged" in caplog.text
+
+
+def test_a_stage_is_done_only_while_its_products_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def make(run: RunDir, text: str) -> None:
+        with run.stage("student", "one"):
+            (tmp_path / "student.safetensors").write_text(text)
+        with run.stage("evaluate", "two"):
+            (tmp_path / "results.json").write_text("{}")
+
+    with open_run(tmp_path) as run:
+        make(run, "a")
+        run.verify()
+        assert run.is_done("student")
+    (tmp_path / "student.safetensors").write_text("b")
+    with open_run(tmp_path) as run:
+        assert run.damaged("student", "evaluate") == {"student": ["student.safetensors"]}
+        run.verify()
+        assert "missing or damaged" in caplog.text
+        assert not run.is_done("student")
+        assert run.is_done("evaluate")
+        with run.stage("student", "again"):
+            (tmp_path / "student.safetensors").write_text("a")
+        assert run.is_done("evaluate"), "the same bytes: what depends on them stays"
+        run.invalidate("student")
+        with run.stage("student", "again"):
+            (tmp_path / "student.safetensors").write_text("b")
+        assert not run.is_done("evaluate"), "other bytes: what depends on them does not"
+        assert "student came out different: making evaluate again too" in caplog.text
+
+
+def test_a_stage_without_its_checksums_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "student.safetensors").write_text("a")
+    (tmp_path / "stages.json").write_text('{"student": {"done": true, "seconds": 1}}')
+    with open_run(tmp_path) as run:
+        run.verify()
+        assert not run.is_done("student")
+
+
+def test_a_stage_that_refuses_its_input_leaves_no_trace(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run, pytest.raises(InputError), run.stage("data", "reading"):
+        raise InputError("a", "b", "c")
+    assert not (tmp_path / "stages.json").exists()
 
 
 def test_all_messages_are_in_the_log(tmp_path: Path) -> None:
