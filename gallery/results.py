@@ -1,6 +1,5 @@
 """`results.json`: every number of a run, typed and frozen.  JSON, tables and HTML render the same record."""
 
-import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -341,14 +340,6 @@ def load_run(path: Path) -> RunResults:
     if isinstance(results := load(path), RunResults):
         return results
     raise CorruptFile(f"results of a training run in {path}", "those of an evaluation", "Name a run's results.json.")
-
-
-def ratio(pairs: tuple[RetrievalPair, ...]) -> float | None:
-    """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
-    found = {pair.name: pair.map for pair in pairs}
-    if not {STUDENT_GALLERY, TEACHER_TEACHER} <= found.keys():
-        return None
-    return found[STUDENT_GALLERY] / found[TEACHER_TEACHER] if found[TEACHER_TEACHER] else math.nan
 
 
 def now() -> str:

@@ -14,7 +14,6 @@ from gallery.results import (
     RetrievalPair,
     RunResults,
     Thresholds,
-    ratio,
 )
 
 Results = TypeVar("Results", bound=EvaluationResults)
@@ -91,6 +90,14 @@ def row_failures(row: ModelResult, thresholds: Thresholds) -> list[str]:
 def _above(name: str, what: str, value: float | None, threshold: float | None) -> Iterator[str]:
     if value is not None and threshold is not None and value > threshold:  # NaN has its own sentence
         yield f"{name}: {what} {value:.6g} is above the threshold {threshold:.6g}"
+
+
+def ratio(pairs: tuple[RetrievalPair, ...]) -> float | None:
+    """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
+    found = {pair.name: pair.map for pair in pairs}
+    if not {STUDENT_GALLERY, TEACHER_TEACHER} <= found.keys():
+        return None
+    return found[STUDENT_GALLERY] / found[TEACHER_TEACHER] if found[TEACHER_TEACHER] else math.nan
 
 
 def _pair_failures(pairs: tuple[RetrievalPair, ...], thresholds: Thresholds) -> list[str]:

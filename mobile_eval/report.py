@@ -18,11 +18,10 @@ from gallery.results import (
     EvaluationResults,
     ModelResult,
     RunResults,
-    ratio,
 )
 from mobile_eval import junit, plots
 from mobile_eval.formatting import count, duration, number, percent, size
-from mobile_eval.gate import exit_code, row_failures
+from mobile_eval.gate import exit_code, ratio, row_failures
 
 RESULTS, PAGE, JUNIT = "results.json", "report.html", "junit.xml"
 MEANING = {

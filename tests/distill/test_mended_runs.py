@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -34,6 +35,12 @@ def flip(path: Path) -> None:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def repaint(path: Path) -> None:
+    """Another content of an image, which no other has."""
+    with Image.open(path) as image:
+        Image.eval(image, lambda value: value // 2 + 7).save(path)
 
 
 def lose(path: Path) -> None:
@@ -89,12 +96,14 @@ def again(call: Call, made: Path, folder: Path, *more: str) -> tuple[int, str]:
 
 
 STAGES = {
-    "teacher_golden.npy": "teacher",    "teacher.safetensors": "teacher", "codespace.json": "teacher", "centers.npy": "teacher", "gallery": "gallery",
-    "student.safetensors": "student", "bundle": "export", "quantization.json": "export", "results.json": "evaluate",
+    **dict.fromkeys(("teacher.safetensors", "codespace.json", "centers.npy", "teacher_golden.npy"), "teacher"),
+    "gallery": "gallery", "student.safetensors": "student", "bundle": "export", "quantization.json": "export",
+    "results.json": "evaluate",
 }  # fmt: skip
 DAMAGES: list[tuple[str, Damage]] = [
     ("teacher.safetensors", cut), ("teacher.safetensors", edited), ("codespace.json", occupied), ("centers.npy", flip),
-    ("teacher_golden.npy", lose),    ("gallery", occupied), ("gallery", replaced), ("student.safetensors", lose), ("student.safetensors", flip),
+    ("teacher_golden.npy", lose), ("gallery", occupied), ("gallery", replaced), ("student.safetensors", lose),
+    ("student.safetensors", flip),
 ]  # fmt: skip
 NETWORKS = "teacher.safetensors", "student.safetensors"
 
@@ -239,7 +248,7 @@ def test_a_refused_run_changes_nothing_and_names_what_changed(
     elif change == "another label":
         first.rename(images / "boot" / "moved.png")
     elif change == "another content":
-        shutil.copy(sorted((images / "boot").iterdir())[0], first)
+        repaint(first)
     else:
         with (folder / "split.csv").open() as stream:
             rows = list(csv.reader(stream))
@@ -247,7 +256,7 @@ def test_a_refused_run_changes_nothing_and_names_what_changed(
             row[2] = "train;gallery" if row[2] == "query" else "query"
         with (folder / "split.csv").open("w", newline="") as stream:
             csv.writer(stream).writerows(rows)
-        shutil.copy(sorted((images / "boot").iterdir())[0], first)
+        repaint(first)
         before = state(folder)
     code, said = again(call, images.parent, folder, *more)
     assert code == 2, said

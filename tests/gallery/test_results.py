@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gallery.errors import CorruptFile
-from gallery.results import Thresholds, Thumbnail, TrainingCurve, load, ratio
-from tests.mobile_eval.factories import IMAGE, pairs, ran, results
+from gallery.results import Thresholds, Thumbnail, TrainingCurve, load
+from tests.mobile_eval.factories import IMAGE, ran, results
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -118,9 +118,3 @@ def test_the_kind_of_a_file_decides_its_threshold() -> None:
         ("coreml-palettize6", thresholds.quantized),
     ):
         assert thresholds.of(ran(variant)) is threshold
-
-
-def test_ratio() -> None:
-    assert ratio(pairs(teacher=0.72)) == pytest.approx(0.70 / 0.72)
-    assert ratio(pairs()[:1]) is None
-    assert math.isnan(ratio(pairs(teacher=0.0)) or 0.0)

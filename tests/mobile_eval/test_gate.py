@@ -6,7 +6,7 @@ import pytest
 
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED
 from gallery.results import ModelResult, Threshold, Thresholds
-from mobile_eval.gate import check, exit_code, row_failures
+from mobile_eval.gate import check, exit_code, ratio, row_failures
 from tests.mobile_eval.factories import not_run, pairs, ran
 
 THRESHOLDS = Thresholds(
@@ -174,3 +174,9 @@ def test_notes_of_the_caller_count_as_what_could_not_be_checked() -> None:
     gate = check([ran()], THRESHOLDS, notes=("apple: none", "apple: none"))
     assert (gate.passed, gate.notes) == (True, ("apple: none",))
     assert exit_code(check([ran()], THRESHOLDS, strict=True, notes=("apple: none",))) == EXIT_BAD_INPUT
+
+
+def test_ratio() -> None:
+    assert ratio(pairs(teacher=0.72)) == pytest.approx(0.70 / 0.72)
+    assert ratio(pairs()[:1]) is None
+    assert math.isnan(ratio(pairs(teacher=0.0)) or 0.0)
