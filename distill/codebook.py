@@ -33,7 +33,7 @@ def hash_centers_of(context: RunContext) -> Centers:
 
 
 def final_centers(context: RunContext, teacher: HashNet, initial: Centers) -> Centers:
-    """Return the centers of a saved teacher's space: those it was trained toward, or the majority of a class's codes."""
+    """Return the centers of a saved teacher's space: what it was trained toward, or the majority of a class's codes."""
     if context.loss_class.centers:
         return initial
     train, key = context.data.train, sha256_of(context.run_dir.folder / "teacher.safetensors")
