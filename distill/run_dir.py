@@ -24,12 +24,18 @@ from gallery.errors import InputError, RunLocked, TwinhashError
 from gallery.files import acquire_lock, atomic_write, read_json, remove_partial, sha256_of, write_json
 from gallery.index import open_gallery
 
-PRODUCTS = {  # what each stage leaves; a stage depends on those before it
+PRODUCTS = {  # what each stage leaves
     "teacher": ("teacher.safetensors", codespace.FILE, codespace.CENTERS, "teacher_golden.npy"),
     "gallery": ("gallery",),
     "student": ("student.safetensors",),
     "export": ("bundle", "quantization.json"),
     "evaluate": ("results.json",),
+}
+DEPENDENTS = {  # a gallery's codes are the teacher's, and so is what the student learns
+    "teacher": ("gallery", "student", "export", "evaluate"),
+    "gallery": ("evaluate",),
+    "student": ("export", "evaluate"),
+    "export": ("evaluate",),
 }
 LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the gallery's codes: the gallery's stage
 RECORD = "stages.json"
@@ -116,8 +122,7 @@ class RunDir:
         """Mark a stage as done; what depends on it is not, unless it made the same bytes as before."""
         before, made = self._stages.get(stage, StageRecord()), self._digests(stage)
         self._stages[stage] = StageRecord(done=True, seconds=seconds, products=made)
-        names = [*PRODUCTS]
-        later = names[names.index(stage) + 1 :] if stage in PRODUCTS and made != before.products else []
+        later = DEPENDENTS.get(stage, ()) if made != before.products else ()
         if stale := [name for name in later if self.is_done(name)]:
             log.warning("  %s came out different: making %s again too", stage, ", ".join(stale))
             self.invalidate(*stale)

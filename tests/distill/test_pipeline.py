@@ -174,7 +174,7 @@ def test_the_teacher_never_runs_twice_on_a_whole_image(learn: Learn, image_folde
 def test_stored_features_stay_within_their_room(learn: Learn, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_teacher, "MAX_FEATURE_BYTES", 1)
     context, _ = learn(teacher_weights=weights, teacher_train=TEACHER.model_copy(update={"finetune": "linear_probe"}))
-    assert [path.name for path in context.run_dir.cache.glob("teacher-features-*")] == ["teacher-features-0"]
+    assert [path.name for path in context.run_dir.cache.glob("teacher-features-[0-9]*")] == ["teacher-features-0"]
 
 
 def test_unseen_classes_have_no_center_and_are_searched_all_the_same(learn: Learn) -> None:

@@ -14,7 +14,7 @@ from distill.context import RunContext
 from distill.infer import forward_logits
 from distill.losses import LOSSES
 from distill.pipeline import TrainedModels
-from distill.train_teacher import LEARNED_CODES
+from distill.run_dir import LEARNED_CODES
 from distill.training_set import TrainingSet
 from gallery import codespace
 from gallery.codes import pack, unpack
@@ -50,7 +50,7 @@ def test_a_method_without_centers_gets_those_of_its_own_codes(learn: Learn) -> N
 
 def test_a_method_that_learns_codes_stores_them_and_says_so(learn: Learn) -> None:
     context, models = learn(loss="adsh")
-    stored = np.load(context.run_dir.cache / LEARNED_CODES)
+    stored = np.load(context.run_dir.folder / LEARNED_CODES)
     assert (models.gallery.codes == pack(stored)).all()
     assert (stored.astype(int) @ stored.T.astype(int) / BITS > 0.99).sum() > len(stored)  # a class shares its code
     assert "adsh's own, learned from the labels" in context.protocol
