@@ -11,7 +11,7 @@ import torch
 from distill import pipeline, train_student
 from distill.codebook import hash_centers_of
 from distill.context import RunContext
-from distill.infer import forward_logits
+from distill.infer import code_logits
 from distill.losses import LOSSES
 from distill.pipeline import TrainedModels
 from distill.run_dir import LEARNED_CODES
@@ -25,7 +25,7 @@ from tests.distill.factories import BITS, TEACHER, Learn
 def logits(context: RunContext, models: TrainedModels, index: np.ndarray) -> np.ndarray:
     """The teacher's, computed anew."""
     assert models.teacher
-    return forward_logits(models.teacher)(context.image_loader("teacher").load(index)).detach().numpy()
+    return code_logits(models.teacher)(context.image_loader("teacher").load(index)).detach().numpy()
 
 
 @pytest.mark.parametrize("loss", ["csq", "dsh", "dhd"])
