@@ -4,8 +4,8 @@ The prediction itself, `CoreMl` of the bundle's run_on_mac.py, was written from 
 run on a Mac here; everything around it has.
 """
 
+import dataclasses
 import platform
-from typing import Any
 
 from export.apps.run_on_mac import UNITS
 from export.artifact import ExportedModel
@@ -13,12 +13,11 @@ from export.capture_output import quiet
 from export.metadata import import_backend
 from gallery.errors import InputError, MissingBackend
 from mobile_eval import latency
-from mobile_eval.devices.base import Device, DeviceOutput
-from mobile_eval.runtimes.base import check_images
-from mobile_eval.runtimes.coreml import AppleCoreMl, ReferenceCoreMl
+from mobile_eval.devices.base import DeviceOutput
+from mobile_eval.devices.host import Host
 
 
-class Apple(Device):
+class Apple(Host):
     """unit: a compute unit of `UNITS`, which takes a Mac; None: "ALL" on a Mac, the reference evaluator elsewhere."""
 
     formats, all_queries = ("coreml",), True
@@ -27,8 +26,9 @@ class Apple(Device):
         if unit not in (None, *UNITS):
             raise InputError(f"a compute unit, one of {', '.join(UNITS)}", str(unit), "Name one of them.")
         self.unit = "ALL" if unit is None and platform.system() == "Darwin" else unit
+        super().__init__(samples if self.unit else 0)
+        self._options += ["--unit", self.unit] if self.unit else []
         self.name = f"apple-{self.unit.lower().replace('_', '-')}" if self.unit else "coreml-reference"
-        self.samples = samples
 
     def prepare(self) -> None:
         """Raises `MissingBackend` without coremltools, or for a compute unit where this is no Mac."""
@@ -37,20 +37,11 @@ class Apple(Device):
             raise MissingBackend(f"macOS, for {self.name}", platform.system(), fix)
         with quiet():
             import_backend("coremltools")
+        super().prepare()
 
     def run(self, model: ExportedModel) -> DeviceOutput:
-        """Run the model; on a Mac also time single images."""
-        check_images(self.images, model.metadata)
-        if self.unit is None:
-            reference = ReferenceCoreMl(model.path, metadata=model.metadata)
-            arithmetic = "each operation exact, then rounded to the type that the saved program declares"
-            figures: dict[str, Any] = {"conditions": {"arithmetic": arithmetic}}
-            return DeviceOutput(*reference.run(self.images), reference.engine, figures)
-        unit = self.unit
-        runtime, load_ms = latency.timed(lambda: AppleCoreMl(model.path, unit, model.metadata))
-        measured = latency.measure(runtime.run, self.images[:1], self.samples)
-        figures = {"load_ms": load_ms, **vars(measured), "conditions": {"compute units": unit}}
-        return DeviceOutput(*runtime.run(self.images), runtime.engine, figures)
-
-    def close(self) -> None:
-        """Nothing is held."""
+        """Run the model in a process of its own; on a Mac it also times single images."""
+        output = super().run(model)
+        arithmetic = "each operation exact, then rounded to the type that the saved program declares"
+        conditions = {"compute units": self.unit} if self.unit else {"arithmetic": arithmetic}
+        return dataclasses.replace(output, figures=output.figures | {"conditions": conditions})

@@ -17,7 +17,8 @@ class Host(SubprocessDevice):
     samples: of the timing, 0 for codes alone
     """
 
-    name, formats = "host", ("onnx", "litert", "coreml", "coreai")
+    name = "host"
+    formats: tuple[str, ...] = ("onnx", "litert", "coreml", "coreai")
     image_s = 5.0  # seconds; engines take a hundredth or a tenth for most networks
     reference_s = 30.0  # the reference evaluator takes half a second for ResNet-50 at 224 pixels
 

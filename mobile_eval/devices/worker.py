@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("report", type=Path, help="the JSON to write")
     parser.add_argument("--samples", type=int, default=latency.SAMPLES, help="timed inferences; 0: no clock is read")
     parser.add_argument("--seconds", type=float, default=latency.MAX_SECONDS, help="at most, for the timed inferences")
+    parser.add_argument("--unit", default="ALL", help="Core ML's compute unit, on macOS")
     parser.add_argument("--marks", type=int, default=0, help="inferences between system calls, for a counter outside")
     options = parser.parse_args(arguments)
     try:
@@ -80,7 +81,7 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
     if options.file.exists():  # `open_model` says what is missing
         limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size_of(options.file))
     before = memory("VmRSS")
-    runtime, load_ms = latency.timed(lambda: open_model(options.file, latency.THREADS, metadata))
+    runtime, load_ms = latency.timed(lambda: open_model(options.file, latency.THREADS, metadata, options.unit))
     report: dict[str, Any] = {"engine": runtime.engine}
     if options.samples and runtime.timed:
         measured = latency.measure(runtime.run, images[:1], options.samples, options.seconds)

@@ -10,11 +10,12 @@ from mobile_eval.runtimes.base import ModelOutput, Runtime
 __all__ = ["ModelOutput", "Runtime", "open_model"]
 
 
-def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | None = None) -> Runtime:
+def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | None = None, unit: str = "ALL") -> Runtime:
     """Open an .onnx, .tflite, .mlpackage or .aimodel with Twinhash's metadata.
 
     threads:  how many the engine may use
     metadata: of the file; by default it is read from the file
+    unit:     the compute unit of Core ML, on macOS
     Raises `InputError` for anything else, `CorruptFile` for a damaged file, `CodeSpaceMismatch` for one without
     metadata, `MissingBackend` where its engine is not installed or lacks an operation.
     """
@@ -35,7 +36,7 @@ def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | Non
         from mobile_eval.runtimes.coreml import AppleCoreMl, ReferenceCoreMl
 
         on_mac = platform.system() == "Darwin"  # elsewhere the reference evaluator takes its place
-        return AppleCoreMl(path, metadata=metadata) if on_mac else ReferenceCoreMl(path, threads, metadata)
+        return AppleCoreMl(path, unit, metadata) if on_mac else ReferenceCoreMl(path, threads, metadata)
     if path.suffix == ".aimodel":
         from mobile_eval.runtimes.coreai import CoreAi
 
