@@ -1,6 +1,5 @@
 """Devices reached by starting the worker here: one process for each model, with a time limit and typed errors."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -9,12 +8,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from export.artifact import ExportedModel
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend, TwinhashError
+from gallery.files import check_regular, read_json
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.worker import WORKER_MODULES
 from mobile_eval.runtimes.base import Images
@@ -23,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = ("-m", "mobile_eval.devices.worker")
 IMAGES, OUTPUTS, REPORT = "images.npy", "outputs.npz", "report.json"
 EXPECTED, MAX_LOG = "a worker that reports", 4096  # bytes that are read of what it prints
+MAX_HEADERS = 1 << 16  # bytes of an archive beside its arrays
 
 
 class WorkerFailed(TwinhashError):
@@ -119,22 +119,24 @@ def read_output(folder: Path, model: ExportedModel, count: int) -> DeviceOutput:
     report = read_report(folder / REPORT)
     shapes = ((count, model.metadata.bits // 8), (count, model.metadata.bits))
     try:
+        engine = str(report.pop("engine"))
+        check_regular(folder / OUTPUTS, MAX_HEADERS + 5 * count * model.metadata.bits)  # bytes: codes and float32
         with np.load(folder / OUTPUTS, allow_pickle=False) as outputs:
             codes, logits = outputs["codes"], outputs["logits"]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except Exception as error:  # OSError, and what zip and numpy raise for bytes that are none of theirs
         raise CorruptFile("the worker's outputs", f"{type(error).__name__}: {error}", "Run it again.") from error
     if (codes.shape, logits.shape) != shapes or (codes.dtype, logits.dtype) != (np.uint8, np.float32):
         raise CorruptFile(f"codes and logits of {shapes}", f"{codes.shape} and {logits.shape}", "Export it again.")
-    return DeviceOutput(codes, logits, report.pop("engine"), report)
+    return DeviceOutput(codes, logits, engine, report)
 
 
 def read_report(path: Path) -> dict[str, Any]:
     """Read the worker's figures; raises its error if it had one."""
     try:
-        report: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        report = read_json(path, dict)
+        kind, expected, found, fix = map(str, report.get("error", ("",) * 4))
+    except (OSError, ValueError, TypeError) as error:
         raise CorruptFile("the worker's report", str(error), "Run it again.") from error
-    if "error" in report:
-        kind, expected, found, fix = report["error"]
+    if kind:
         raise TYPED.get(kind, WorkerFailed)(expected, found, fix)
     return report

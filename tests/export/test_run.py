@@ -33,8 +33,10 @@ from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
 from gallery.errors import InputError
 from gallery.files import sha256_of, size_of
+from mobile_eval.devices.host import Host
 from mobile_eval.golden import compare_golden
 from mobile_eval.runtimes import ModelOutput, open_model
+from tests.attack.bundle_cases import endless, onnx_changed
 
 ROOT, PATIENCE_S, BITS = Path(__file__).parents[2], 240, 16
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
@@ -403,6 +405,23 @@ def flipped_outputs(flips: int, distance: float = 1.0) -> tuple[ModelOutput, Gol
 def test_allowed_bit_flips(module: Any, precision: str, flips: int, distance: float, end: str) -> None:
     found, golden = flipped_outputs(flips, distance)
     assert compare_golden(precision, found, golden)[0] == end
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8a8"])
+def test_codes_are_the_signs_of_the_files_own_logits(module: Any, precision: str) -> None:
+    found, golden = flipped_outputs(0)
+    dead = found.codes.copy()
+    dead[:, 2] &= 0b1110_1111  # one bit of 64: fewer flips than a quantized file may have
+    status, why = compare_golden(precision, ModelOutput(dead, found.logits), golden)
+    assert (status, "not the signs of its own logits" in why) == ("FAILED", True)
+
+
+def test_a_file_that_never_ends_is_ended(bundle: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx_changed(endless)(bundle)
+    monkeypatch.setattr(Host, "limit_s", 6.0)
+    monkeypatch.setattr(Host, "image_s", 0.0)
+    code, said = call("verify", bundle)
+    assert (code, "still running after 6 s" in said) == (1, True), said
 
 
 def test_golden_logits_of_zero_excuse_nothing(module: Any) -> None:

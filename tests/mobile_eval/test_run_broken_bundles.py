@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +17,7 @@ from gallery import codespace
 from gallery.codes import pack
 from gallery.codespace import CENTERS, FILE, CodeSpace, Preprocessing, hash_centers
 from gallery.index import create_gallery
+from gallery.results import load
 from tests.mobile_eval.bundles import BITS, GOLDEN, SEEN, SPACE, Call, Good, bundle_of, in_bgr, refit
 
 ONNX = "query-fp32.onnx"
@@ -113,3 +116,30 @@ def test_permuted_centers_are_errors(bundle: Path, call: Call, vouched: str) -> 
     code, said = call("evaluate", bundle)
     assert code == 2
     assert {"by nothing": CENTERS, "by the manifest": "centers", "by the code space too": "code space"}[vouched] in said
+
+
+def test_what_verify_fails_fails_here_too(good: Good, bundle: Path, call: Call, module: Any) -> None:
+    """One bit flip of an fp16 file, far from zero: fewer than the gate allows, more than the golden codes do."""
+    rows = json.loads((bundle / "golden.json").read_text())
+    place = int(np.abs(rows[0]["logits"]).argmax())
+    rows[0]["logits"][place] *= -1
+    rows[0]["code"] = pack(np.array(rows[0]["logits"])).tobytes().hex()
+    (bundle / "golden.json").write_text(json.dumps(rows))
+    refit(bundle, "golden.json")
+    code, _ = call("evaluate", bundle, "--num-runs", 2, "--thresholds.max-fp32-bit-flips", 9)
+    junit = ElementTree.parse(bundle.parent / "evaluation" / "junit.xml")
+    assert code == 1
+    assert [failure.get("message", "").count("golden codes: 1 bit flips") for failure in junit.iter("failure")] == [
+        1,
+        1,
+    ]
+
+
+def test_a_file_that_is_quantized_in_name_alone_is_judged_as_the_float_file_it_is(
+    good: Good, tmp_path: Path, call: Call
+) -> None:
+    bundle_of(good.net, SEEN, ("onnx-w8a32",), tmp_path, good.pixels[:GOLDEN], good.logits[:GOLDEN])
+    assert [file.precision for file in open_bundle(tmp_path / "bundle").files] == ["fp32"]  # its layers are too small
+    assert call("evaluate", tmp_path / "bundle", "--num-runs", 2)[0] == 0
+    (row,) = load(tmp_path / "evaluation" / "results.json").models
+    assert (row.variant, row.precision) == ("onnx-w8a32", "fp32")

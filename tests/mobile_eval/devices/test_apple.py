@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from export.exporter import export_all
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.errors import InputError, MissingBackend
+from gallery.files import DESKTOP_FILES
 from gallery.results import ModelResult
 from mobile_eval import external_results
 from mobile_eval.devices.apple import Apple
@@ -164,6 +166,49 @@ def test_the_script_alone_says_that_it_needs_a_mac(bundle: Path, tmp_path: Path)
     assert alone.returncode == 2
     assert "Core ML runs on macOS" in alone.stderr
     assert not (tmp_path / "mac.json").exists()
+
+
+def test_the_script_writes_beside_the_bundle_which_stays_as_it_was(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (copy / ".DS_Store").write_bytes(b"x")
+    ((copy / "query-fp16.mlpackage") / "Data" / "._com.apple.CoreML").write_bytes(b"x")
+    listing = copy / "query-fp16.mlpackage" / "Manifest.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text())))  # what opening the package does
+    monkeypatch.chdir(copy)
+    assert run_on_mac.main([str(copy), "--samples", "4"], by_reference) == 1
+    assert (tmp_path / "mac.json").exists()
+    assert open_bundle(copy).space == open_bundle(bundle).space
+    assert run_on_mac.main([str(copy), "--out", "mac.json"], by_reference) == 2
+    assert "lies in the bundle" in capsys.readouterr().err
+
+
+def test_the_script_passes_over_the_same_names_and_has_the_same_checksum(bundle: Path) -> None:
+    assert run_on_mac.DESKTOP_FILES == DESKTOP_FILES
+    for file in open_bundle(bundle).files:
+        assert run_on_mac.digest(file.path) == file.sha256
+
+
+@pytest.mark.parametrize("damage", ["PostScript", "another name", "deep", "a pipe"])
+def test_the_script_reads_golden_images_as_png_and_by_their_own_names(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    if damage == "PostScript":
+        (copy / "golden/000.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 24\n%%EOF\n")
+    elif damage == "another name":
+        rows = json.loads((copy / "golden.json").read_text())
+        (copy / "golden.json").write_text(json.dumps([{**row, "file": "/dev/zero"} for row in rows]))
+        assert len(run_on_mac.read_bundle(copy)[1]) == len(IMAGES)  # not opened
+        return
+    elif damage == "deep":
+        (copy / "golden.json").write_text("[" * 100_000)
+    else:
+        (copy / "golden.json").unlink()
+        os.mkfifo(copy / "golden.json")
+    assert ran(copy, tmp_path / "mac.json") == 2
+    assert "is no Twinhash bundle" in capsys.readouterr().err
 
 
 def test_the_script_rejects_a_changed_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

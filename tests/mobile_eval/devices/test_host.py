@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from export.artifact import ExportedModel
@@ -23,7 +24,7 @@ from mobile_eval.devices import worker
 from mobile_eval.devices.host import Host
 from mobile_eval.devices.subprocess_device import OUTPUTS, REPORT, REPOSITORY, WorkerFailed, describe_exit, read_output
 from mobile_eval.runtimes import open_model
-from tests.mobile_eval.devices.handset import TOLERANCE, Handset, kill_worker_in
+from tests.mobile_eval.devices.handset import BITS, TOLERANCE, Handset, kill_worker_in
 
 
 @pytest.fixture
@@ -130,6 +131,9 @@ def test_a_worker_that_does_not_end_is_ended(host: Host, handset: Handset) -> No
         (np.array([None]), {"engine": "e"}, "pickle"),
         (None, {"engine": "e"}, "the worker's outputs"),
         (np.zeros((6, 8), np.uint8), None, "the worker's report"),
+        (np.zeros((6, 8), np.uint8), {"error": "x"}, "the worker's report"),
+        (np.zeros((6, 8), np.uint8), {}, "the worker's outputs"),
+        (np.zeros((6, 1 << 20), np.uint8), {"engine": "e"}, "not a file of at most"),
     ],
 )
 def test_answers_that_are_none_are_rejected(
@@ -140,6 +144,23 @@ def test_answers_that_are_none_are_rejected(
     (tmp_path / REPORT).write_text("{" if report is None else json.dumps(report))
     with pytest.raises(CorruptFile, match=reason):
         read_output(tmp_path, handset.files["onnx-fp32"], 6)
+
+
+def test_a_model_that_asks_for_more_memory_than_it_may_fails_alone(
+    host: Host, handset: Handset, tmp_path: Path
+) -> None:
+    file = handset.files["onnx-fp32"]
+    model = onnx.load(file.path)
+    for node in model.graph.node:
+        node.output[:] = ["before" if name == "logits" else name for name in node.output]
+        node.input[:] = ["before" if name == "logits" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([6, 1 << 22, BITS]), "large"))  # 6.4 GB
+    model.graph.node.append(onnx.helper.make_node("Expand", ["before", "large"], ["many"]))
+    model.graph.node.append(onnx.helper.make_node("ReduceMax", ["many"], ["logits"], keepdims=0))
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(WorkerFailed, match=r"alloc|memory"):
+        host.run(other(file, tmp_path / "large.onnx"))
+    assert host.run(file).codes is not None
 
 
 def test_closing_removes_the_folder_and_may_be_done_twice(handset: Handset) -> None:
