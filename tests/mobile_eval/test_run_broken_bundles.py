@@ -129,10 +129,8 @@ def test_what_verify_fails_fails_here_too(good: Good, bundle: Path, call: Call, 
     code, _ = call("evaluate", bundle, "--num-runs", 2, "--thresholds.max-fp32-bit-flips", 9)
     junit = ElementTree.parse(bundle.parent / "evaluation" / "junit.xml")
     assert code == 1
-    assert [failure.get("message", "").count("golden codes: 1 bit flips") for failure in junit.iter("failure")] == [
-        1,
-        1,
-    ]
+    found = [failure.get("message", "") for failure in junit.iter("failure")]
+    assert sum("golden codes: 1 bit flips" in message for message in found) == 2
 
 
 def test_a_file_that_is_quantized_in_name_alone_is_judged_as_the_float_file_it_is(
