@@ -45,6 +45,22 @@ def compare_golden(precision: str, output: ModelOutput | DeviceOutput, golden: G
         beyond = int((flipped & ~near).sum())
         found, failed = f"{found}; {beyond} beyond |logit| {margin:.2g}, 0 allowed", beyond > 0
     else:
-        most = int(size * share + 3 * np.sqrt(size * share * (1 - share)))
+        most = allowed_flips(size, share)
         found, failed = f"{found}; {most} allowed", count > most
     return FAILED if failed or not np.isfinite(error) else OK, found
+
+
+def allowed_flips(size: int, share: float) -> int:
+    """Return how many of `size` bits may flip where `share` of all may: three standard deviations more."""
+    return int(size * share + 3 * np.sqrt(size * share * (1 - share)))
+
+
+def golden_thresholds(size: int) -> Thresholds:
+    """Return the default thresholds for golden inputs of `size` bits, so that they pass what `compare_golden` does."""
+    defaults = Thresholds()
+    share = {name: getattr(defaults, name).max_bit_flip_rate for name in ("float", "quantized")}
+    changes = {
+        name: getattr(defaults, name).model_copy(update={"max_bit_flip_rate": allowed_flips(size, rate) / size})
+        for name, rate in share.items()
+    }
+    return defaults.model_copy(update=changes)

@@ -77,7 +77,7 @@ class EvaluateCommand(StrictModel):
     out: Path | None = None
     """Folder for report.html, results.json and junit.xml; by default `evaluation` beside the bundle."""
     thresholds: Thresholds = Thresholds()
-    """What a model may lose; by default those of its run."""
+    """What a model may lose; by default those of its run, or on golden inputs what `export/run.py verify` allows."""
     strict: bool = False
     """Exit code 2 if something could not be checked."""
 
@@ -208,15 +208,17 @@ def load_student_logits(run: FinishedRun, manifest: Manifest, golden: Golden) ->
 
 
 def inputs_from_golden(command: EvaluateCommand, manifest: Manifest, golden: Golden) -> EvaluationInputs:
-    """Take the golden inputs of the bundle: they have no labels, so there is no mAP."""
+    """Take the golden inputs of the bundle: they have no labels, so there is no mAP, and they are few."""
     from gallery.index import open_gallery
     from mobile_eval.compare import FloatReference
+    from mobile_eval.golden import golden_thresholds
 
-    tolerance = command.thresholds.logit_tolerance
+    thresholds = golden_thresholds(golden.logits.size) if command.thresholds == Thresholds() else command.thresholds
+    tolerance = thresholds.logit_tolerance
     gallery = open_gallery(command.gallery, manifest.space) if command.gallery is not None else None
     reference = FloatReference(golden.images, golden.logits, manifest.space, gallery=gallery, tolerance=tolerance)
     description = f"The {len(golden.images)} golden inputs of the bundle, which have no labels"
-    return EvaluationInputs(reference, description, command.thresholds)
+    return EvaluationInputs(reference, description, thresholds)
 
 
 def build_results(

@@ -326,7 +326,7 @@ def of_golden() -> Iterator[Case]:
     for width, height in ((23, 24), (24, 25), (1, 1), (13_000, 13_000), (48, 48)):
         name = f"an image of {width} x {height} pixels"
         draw = lambda shown, sides=(width, height): Image.new("RGB", sides)  # noqa: E731
-        yield Case("golden", name, "onnx", image(draw))
+        yield Case("golden", name, "onnx", image(draw), slow=width > 1000)
     yield Case("golden", "an image of other pixels", "onnx", image(lambda shown: Image.eval(shown, lambda v: 255 - v)),
                harmless=None, slow=True)  # fmt: skip
     yield Case("golden", "an image without a row", "onnx", add_unlisted_image)
