@@ -279,7 +279,7 @@ def test_tables_fit_80_columns_with_every_name_whole() -> None:
 
 def test_names_can_neither_style_nor_steer_the_terminal() -> None:
     text = printed(results("[red]x[/red]\x1b[2J\x07\nfake PASSED"))
-    assert "[red]x[/red]?[2J? fake PASSED" in text
+    assert r"[red]x[/red]\x1b[2J\x07 fake PASSED" in " ".join(text.split())
     assert "\x1b" not in text
     assert "\x07" not in text
 
@@ -560,7 +560,7 @@ def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
 
 def test_names_of_an_evaluation_can_neither_style_nor_steer_the_terminal() -> None:
     text = printed(evaluation("[red]x[/red]\x1b[2J\x07\nfake PASSED"), 200)
-    assert "[red]x[/red]?[2J? fake PASSED" in text
+    assert r"[red]x[/red]\x1b[2J\x07 fake PASSED" in " ".join(text.split())
     assert "\x1b" not in text
     assert "\x07" not in text
 
