@@ -111,7 +111,7 @@ def test_a_foreign_split_is_not_taken_for_classes(make_folder: MakeFolder, tmp_p
 WORDS = ("train", "Training", "query", "gallery", "val", "test", "TEST_images", "cat", "dog", "train station", "@eaDir")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(["", *WORDS[:7], "a", "b"])), min_size=1, max_size=7))
 def test_no_name_of_a_split_becomes_a_class_beside_another(folders: list[tuple[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as root:
@@ -122,11 +122,14 @@ def test_no_name_of_a_split_becomes_a_class_beside_another(folders: list[tuple[s
             listed = list_folder(Path(root))
         except InputError:
             return
-    classes = {label for row in listed.labels for label in row}
+    classes, names = {label for row in listed.labels for label in row}, listed.names
     tops = {name.split("/")[0] for name in listed.names}
     if any(listed.splits):
         assert all(split_role(top) for top in tops)
-        assert {"train", "query"} <= {own for splits in listed.splits for own in splits}
+        assert {"train", "query"} <= {split_role(top) for top, _ in folders}
+        assert all(
+            splits == {split_role(name.split("/")[0])} for name, splits in zip(names, listed.splits, strict=True)
+        )
     else:
         assert classes == tops
         assert sum(split_role(top) is not None for top in tops) <= 1
