@@ -123,11 +123,12 @@ def _flags(names: Iterable[str]) -> str:
 def check_out(out: Path) -> None:
     """Raise `InputError` unless `out` is new, empty, or an earlier bundle that is as it was written."""
     from export.bundle import open_bundle
+    from gallery.files import is_desktop_file
 
     if out.name == "bundle" and (out.parent / "config.yaml").exists():
         fix = "Choose another --out, or add the variants to the run: distill/run.py --formats, --precisions."
         raise InputError("a folder of its own for the new bundle", f"{out}, the bundle that its run evaluated", fix)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(is_desktop_file(path.name) for path in out.iterdir())):
         return
     try:
         open_bundle(out)

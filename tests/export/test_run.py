@@ -407,6 +407,14 @@ def test_allowed_bit_flips(module: Any, precision: str, flips: int, distance: fl
     assert compare_golden(precision, found, golden)[0] == end
 
 
+def test_a_folder_that_was_only_looked_at_is_empty(module: Any, tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    module.check_out(tmp_path)
+    (tmp_path / "mine.txt").write_bytes(b"x")
+    with pytest.raises(InputError, match="a bundle to replace"):
+        module.check_out(tmp_path)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "w8a8"])
 def test_codes_are_the_signs_of_the_files_own_logits(module: Any, precision: str) -> None:
     found, golden = flipped_outputs(0)
