@@ -237,3 +237,14 @@ def test_pillows_warnings_stay_out_of_the_terminal(make_folder: MakeFolder, recw
     noise(5).save(root / "a" / "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\3\1\x12\0\x09\xff\xff\xff\xff\0\0\0\1")
     assert "a/odd.jpg" in opened(root, 8).names
     assert not [w for w in recwarn.list if "EXIF" in str(w.message)]
+
+
+def test_a_format_whose_package_comes_later_is_read_then(make_folder: MakeFolder) -> None:
+    pytest.importorskip("pillow_heif")
+    root = make_folder({"a": 4, "b": 4})
+    without = "import sys\nsys.modules['pillow_heif'] = None\n" + LOAD.replace("import sys\n", "")
+    assert len(opened(root, 8).names) == 8  # registers the format
+    noise(99, 64, 64).save(root / "a" / "new.heic", "HEIF")
+    command = [sys.executable, "-c", without + "print(data.skipped)", str(root), str(root.parent / "cache"), "8"]
+    assert "pip install pillow-heif" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "a/new.heic" in opened(root, 8).names
