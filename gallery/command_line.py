@@ -66,7 +66,7 @@ def explain(error: BaseException, on_stop: str = "") -> str:
     if isinstance(error, TwinhashError):
         return f"{error} {MEMORY_FIX}" if _is_memory(error) else str(error)
     if _is_memory(error):
-        return f"{type(error).__name__}: {error}.  {MEMORY_FIX}  {on_stop}"
+        return f"{type(error).__name__} {error}.  {MEMORY_FIX}  {on_stop}".replace(" .", ".")
     if _is_missing(error):
         return f"{error}.  Install the requirements again: pip install .  {on_stop}"
     if not isinstance(error, OSError):

@@ -110,3 +110,23 @@ def test_without_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "stderr", None)
     console.show_log()
     assert list(console.track(range(3), "x", 3)) == [0, 1, 2]
+
+
+EVIL = r"""
+from gallery.console import log, show_log
+show_log()
+log.warning("skipped %s", "a\x1b[2Jb\x07[red]c[/red]")
+"""
+
+
+def test_no_name_steers_a_terminal() -> None:
+    master, slave = pty.openpty()
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", EVIL], cwd=root, stderr=slave, check=True,
+                   env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})  # fmt: skip
+    os.close(slave)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert r"skipped a\x1b[2Jb\x07[red]c[/red]" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x07" not in shown
