@@ -281,10 +281,9 @@ def _bundle() -> Reader:
     return Reader(make, read)
 
 
-PENDING = ("_metrics", "_configuration", "_stages", "_state")
 READERS: dict[str, Callable[[], Reader]] = {
     name.removeprefix("_"): value for name, value in list(globals().items())
-    if getattr(value, "__annotations__", {}).get("return") == "Reader" and name not in PENDING
+    if getattr(value, "__annotations__", {}).get("return") == "Reader"
 }  # fmt: skip
 
 
