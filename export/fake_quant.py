@@ -87,6 +87,13 @@ class FakeQuantConv2d(nn.Module):
         self.input, self.output = ActivationRange(), ActivationRange()
         self.register_buffer("rounded", None)
 
+    def __getattr__(self, name: str) -> Any:
+        """Whatever a network reads of its convolution: EdgeNeXt asks one for the type of its weights."""
+        members: dict[str, Any] = self.__dict__.get("_modules", {})
+        if name in members or "conv" not in members or name in self._buffers:
+            return super().__getattr__(name)
+        return getattr(members["conv"], name)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.mode == "observe":
             self.input.observe(x)
@@ -122,11 +129,11 @@ class FakeQuantConv2d(nn.Module):
 class QDQConv2d(nn.Module):
     """`FakeQuantConv2d` as the quantize and dequantize operations that converters expect: the same numbers.
 
-    stored: weights as int8 in the graph; else as floats that are rounded there, which LiteRT's converter wants
+    stored: `levels` as int8 in the graph; else as floats that are rounded there, which LiteRT's converter wants
     signed: activations as int8, which LiteRT and Core ML want; ONNX Runtime is four times faster with uint8
     """
 
-    weight: Tensor
+    levels: Tensor
     scales: Tensor
     zeros: Tensor
 
@@ -139,14 +146,21 @@ class QDQConv2d(nn.Module):
         self.ranges = [(grid.scale, grid.zero_point - self.shift) for grid in (layer.input, layer.output)]
         weight, scales = layer.quantized_weight().detach(), layer.scales()
         whole = torch.round(weight / scales.view(-1, 1, 1, 1)).clamp(-LARGEST, LARGEST).to(torch.int8)
-        self.register_buffer("weight", whole if stored else weight)
+        self.register_buffer("levels", whole if stored else weight)
         self.register_buffer("scales", scales)
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64))
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever a network reads of its convolution, as it was in float."""
+        convolve = self.__dict__.get("convolve")
+        if convolve is None or name in self._buffers or name in self._parameters:
+            return super().__getattr__(name)
+        return getattr(convolve.args[0], name)
 
     def forward(self, x: Tensor) -> Tensor:
         ops: Any = torch.ops.quantized_decomposed
         grid = self.scales, self.zeros, 0, -LARGEST, LARGEST, torch.int8
-        whole = self.weight if self.stored else ops.quantize_per_channel(self.weight, *grid)
+        whole = self.levels if self.stored else ops.quantize_per_channel(self.levels, *grid)
         weight = ops.dequantize_per_channel(whole, *grid)
         return self._quantize(1, self.convolve(self._quantize(0, x), weight, self.bias))
 

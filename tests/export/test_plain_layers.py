@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from distill.models.hash_net import import_timm
 from export.artifact import ExportedModel
 from export.exporter import export_all, prepare_quantized
-from export.fake_quant import insert_fake_quant, layers
+from export.fake_quant import ANYTHING, convert_qdq, insert_fake_quant, layers
 from export.fold_bn import fold_batch_norm
 from export.plain_layers import is_plain, materialize_weights
 from export.quantize import logits, normalize, quantize
@@ -214,6 +214,39 @@ def test_a_norm_of_an_unknown_class_is_not_folded() -> None:
     with torch.no_grad():
         x = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
         assert np.allclose(net(x), inference_copy(net, SIZE)(x), atol=1e-5)
+
+
+class Curious(nn.Module):
+    """Reads its convolution, as EdgeNeXt's position encoding does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[-1]).to(self.conv.weight.dtype) / self.conv.out_channels
+        return self.conv(x + positions) * self.conv.stride[0] - self.conv.bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_network_may_read_its_quantized_convolutions(stored: bool) -> None:
+    net = Curious().eval()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    quantized = insert_fake_quant(net)
+    with torch.no_grad():
+        expected = net(x)
+        assert torch.equal(quantized(x), expected)
+        layer = layers(quantized)["conv"]
+        layer.mode = "observe"
+        quantized(x)
+        for grid in (layer.input, layer.output):
+            grid.freeze(ANYTHING)
+        layer.mode = "int8"
+        assert (quantized(x) - expected).abs().mean() < 0.1
+        qdq = convert_qdq(quantized, stored, signed=True)
+        assert torch.allclose(qdq(x), quantized(x), atol=1e-5)
+    assert not hasattr(layer, "no_such_attribute")
+    assert not hasattr(qdq.conv, "no_such_attribute")
 
 
 def test_layers_that_stay_keep_their_weights_in_every_format(tmp_path: Path) -> None:
