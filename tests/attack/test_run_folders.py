@@ -170,6 +170,8 @@ class Attack:
         run = made / "runs" / "r"
         self.sound = opened(run)
         self.products = {name: content(run / name) for names in PRODUCTS.values() for name in names}
+        words = "--data", made / "in", "--output-dir", run.parent, "--name", run.name, *SMALL
+        assert BEGINS in commands["resume"](*words)[1], "a sound folder is not refused"
         self.export(run)
         self.exported = self.request.pop("net")
 
