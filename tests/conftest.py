@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do: the machine may be shared
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared among the workers already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT, PATIENCE_S = Path(__file__).parents[1], 900
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
