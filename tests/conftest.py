@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do: the machine may be shared
-if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared among the workers already
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))  # a core for each worker, and for the processes that its tests start
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 ROOT, PATIENCE_S = Path(__file__).parents[1], 900
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
