@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,14 @@ SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "
          "--student-train.batch-size", "16", "--formats", "onnx", "--precisions", "fp32")  # fmt: skip
 LONG = ("test_end_to_end.py", "test_quantize.py", "test_apps.py", "test_six_students.py", "test_arm64.py")
 Call = Callable[..., tuple[int, str]]
+
+
+def import_script(name: str) -> Any:
+    """A command's `run.py` as a module; as a script it would keep the front of the path, which it takes when loaded."""
+    first = sys.path[0]
+    module = importlib.import_module(name)
+    sys.path[0] = first
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

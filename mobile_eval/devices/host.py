@@ -18,7 +18,7 @@ class Host(SubprocessDevice):
     """
 
     name, formats = "host", ("onnx", "litert", "coreml", "coreai")
-    image_s = 30.0  # the reference evaluator takes half a second for ResNet-50 at 224 pixels
+    image_s = 30.0  # the reference evaluator of Core ML computes in float64, on one thread
 
     def __init__(self, samples: int = SAMPLES) -> None:
         self._options = ["--samples", str(samples)]
