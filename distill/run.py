@@ -1,6 +1,6 @@
 """From images to an evaluated query model, in one command.
 
-    python distill/run.py --teacher vit_b --student mobilenetv3       # the embedded images: 10 minutes on 2 cores
+    python distill/run.py --teacher vit_b --student mobilenetv3       # the embedded images: 12 minutes on 2 cores
     python distill/run.py --data my_catalogue/ --teacher efficientnet_lite2 --student mobilenetv3_small
 
 A teacher network hashes the gallery, once.  A student is distilled into its Hamming space and exported to ONNX, LiteRT
@@ -128,7 +128,6 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
     from gallery.codes import pack
     from mobile_eval.compare import FloatReference
     from mobile_eval.devices.host import Host
-    from mobile_eval.devices.subprocess_device import WorkerKilled
     from mobile_eval.evaluate import evaluate_on
     from mobile_eval.retrieval_grid import retrieval_grid, spread
     from mobile_eval.retrieval_pairs import retrieval_pairs
@@ -144,15 +143,15 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             reference = FloatReference(
                 queries, logits.student_queries, models.space, labels, index, data.top_k, tolerance
             )
-            rows = evaluate_on(Host(), (*manifest.files, *manifest.failures), reference).rows
+            found = evaluate_on(Host(), (*manifest.files, *manifest.failures), reference)
             shown = spread(scores[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
                 index, student[shown], labels[shown], queries[shown],
                 lambda hit: pixels[data.gallery[hit]], data.classes,
             )  # fmt: skip
-            build_results(context, models, scores, rows, examples).save(path)
-        if any(row.reason.startswith(WorkerKilled.__name__) for row in rows):
-            run_dir.invalidate("evaluate")  # killed or too slow, which says nothing about the model: try it again
+            build_results(context, models, scores, found.rows, examples).save(path)
+        if found.killed:
+            run_dir.invalidate("evaluate")  # which says nothing about the models: the next run tries them again
     return results.load_run(path)
 
 

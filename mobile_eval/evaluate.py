@@ -14,6 +14,7 @@ from gallery.results import ModelResult, Thresholds
 from mobile_eval.compare import NO_ENGINE, FloatReference, compare_to_float, compare_to_host
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
+from mobile_eval.devices.subprocess_device import WorkerKilled
 from mobile_eval.formatting import count, number, percent
 from mobile_eval.gate import row_failures, row_name
 from mobile_eval.golden import OK, compare_golden
@@ -26,13 +27,15 @@ Model = ExportedModel | ExportFailure
 class DeviceResults:
     """Results of one device.
 
-    reference: the queries that its models ran on; rows: one per model whose format it runs; outputs: by checksum
+    reference: the queries that its models ran on; rows: one per model whose format it runs; outputs: by checksum;
+    killed: variants whose process was killed from outside or took too long
     """
 
     device: str
     reference: FloatReference
     rows: list[ModelResult]
     outputs: dict[str, DeviceOutput]
+    killed: list[str]
 
 
 def evaluate(
@@ -73,7 +76,7 @@ def evaluate_on(
     host: results of the same models there, on all queries
     Raises only `CodeSpaceMismatch`, for codes that must not be compared, and `OSError` of a full disk.
     """
-    results = DeviceResults(device.name, reference, [], {})
+    results = DeviceResults(device.name, reference, [], {}, [])
     models = [model for model in models if model.variant.partition("-")[0] in device.formats]
     try:
         with device:
@@ -118,12 +121,9 @@ def format_row(row: ModelResult) -> str:
     if row.status != "ran":
         return f"{row_name(row)}: {row.status}: {row.reason}"
     found = {
-        "bit flips": percent(row.bit_flip_rate),
-        "flips vs host": count(row.host_flips),
-        "mAP": number(row.map, 4),
-        "p50 ms": number(row.p50_ms, 2),
-        "million instructions": number(row.instructions and row.instructions / 1e6, 1),
-    }
+        "bit flips": percent(row.bit_flip_rate), "flips vs host": count(row.host_flips), "mAP": number(row.map, 4),
+        "p50 ms": number(row.p50_ms, 2), "million instructions": number(row.instructions and row.instructions / 1e6, 1),
+    }  # fmt: skip
     return f"{row_name(row)}: {', '.join(f'{name} {value}' for name, value in found.items() if value != '-') or 'ran'}"
 
 
@@ -144,6 +144,7 @@ def _evaluate_model(device: Device, model: Model, results: DeviceResults, host: 
     except (CodeSpaceMismatch, DeviceLost):
         raise
     except Exception as error:  # noqa: BLE001 - engines raise whatever they like; the other rows must still be made
+        results.killed.extend([model.variant] if isinstance(error, WorkerKilled) else [])
         return _row(device, model, "skipped" if isinstance(error, NO_ENGINE) else "failed", error)
     results.outputs[model.sha256] = output
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -9,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do: the machine may be shared
-if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared among the workers already
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))  # a core for each worker, and for the processes that its tests start
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 ROOT, PATIENCE_S = Path(__file__).parents[1], 900
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
@@ -23,6 +26,14 @@ SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "
          "--student-train.batch-size", "16", "--formats", "onnx", "--precisions", "fp32")  # fmt: skip
 LONG = ("test_end_to_end.py", "test_quantize.py", "test_apps.py", "test_six_students.py", "test_arm64.py")
 Call = Callable[..., tuple[int, str]]
+
+
+def import_script(name: str) -> Any:
+    """A command's `run.py` as a module; as a script it would keep the front of the path, which it takes when loaded."""
+    first = sys.path[0]
+    module = importlib.import_module(name)
+    sys.path[0] = first
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

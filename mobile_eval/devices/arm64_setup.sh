@@ -7,19 +7,13 @@
 # FOLDER/cortex-a53   the same by links, with the /proc/cpuinfo of that processor: ONNX Runtime reads it and crashes on
 #                     that of an x86 host, or picks instructions that the emulated core does not have
 # FOLDER/armcount.so  counts instructions
-# A line "== NAME" starts each step; setup.py names the one that failed.
 set -euo pipefail
 folder=$1 python=$2 packages=$3 wheels=$4
 suite=bookworm version=3.11 # Debian 12: its python3 is the one that cp311 wheels want
 userland=python3-minimal,libpython3-stdlib,libstdc++6,libgcc-s1,libgomp1,busybox-static
-step() { echo "== $*"; }
+. "$(dirname "$0")/apt_get.sh"
 
-if [ -n "$packages" ]; then
-  step "apt-get install $packages"
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get -qy update
-  apt-get -qy install --no-install-recommends $packages
-fi
+install_packages "$packages"
 
 step "unpack an ARM64 Debian" # executes nothing of it: needs no binfmt
 mkdir -p "$folder"

@@ -3,17 +3,12 @@
 #
 #   browser_setup.sh FOLDER PYTHON "DEBIAN-PACKAGE ..." "PIP-REQUIREMENT ..." "NPM-PACKAGE@VERSION ..."
 #
-# An empty list is left out.  A line "== NAME" starts each step; setup.py names the one that failed.
+# An empty list is left out.
 set -euo pipefail
 folder=$1 python=$2 packages=$3 requirements=$4 engines=$5
-step() { echo "== $*"; }
+. "$(dirname "$0")/apt_get.sh"
 
-if [ -n "$packages" ]; then
-  step "apt-get install $packages"
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get -qy update
-  apt-get -qy install --no-install-recommends $packages
-fi
+install_packages "$packages"
 if [ -n "$requirements" ]; then
   step "pip install $requirements"
   "$python" -m pip install -q $requirements

@@ -30,7 +30,7 @@ class WorkerFailed(TwinhashError):
 
 
 class WorkerKilled(WorkerFailed):
-    """The process was killed, or took too long: nothing is known about the model."""
+    """The process was killed from outside, or took too long: nothing is known about the model."""
 
 
 TYPED = {kind.__name__: kind for kind in (InputError, MissingBackend, CorruptFile, CodeSpaceMismatch, WorkerFailed)}
@@ -71,7 +71,7 @@ class SubprocessDevice(Device):
                 lines = printed.read(MAX_LOG).decode(errors="replace").split("\n")
             last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
             found = describe_exit(done.returncode, last_line)
-            kind = WorkerKilled if done.returncode < 0 else WorkerFailed
+            kind = WorkerKilled if done.returncode in (-signal.SIGKILL, -signal.SIGTERM) else WorkerFailed
             raise kind(EXPECTED, found, "Run it again, or leave the file out.")
         return read_output(self.folder, model, len(self.images))
 

@@ -37,6 +37,7 @@ from mobile_eval.devices.host import Host
 from mobile_eval.golden import compare_golden
 from mobile_eval.runtimes import ModelOutput, open_model
 from tests.attack.bundle_cases import endless, onnx_changed
+from tests.conftest import import_script
 
 ROOT, PATIENCE_S, BITS = Path(__file__).parents[2], 240, 16
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
@@ -45,12 +46,8 @@ Call = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def module() -> Any:
-    """`export/run.py`; as a script it would keep the place in front of the path that it takes when loaded."""
-    first = sys.path[0]
-    import export.run
-
-    sys.path[0] = first
-    return export.run
+    """`export/run.py`."""
+    return import_script("export.run")
 
 
 @pytest.fixture

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gallery.errors import MissingBackend
+from tests.conftest import import_script
+
 if TYPE_CHECKING:
     from tests.mobile_eval.bundles import Call, Good
+
+OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
+
+
+@pytest.fixture(scope="session")
+def engines(pytestconfig: pytest.Config) -> Path:
+    """The browser's engines, set up as the command does it, in pytest's cache."""
+    from mobile_eval.devices.setup import set_up_browser
+
+    assert pytestconfig.cache is not None
+    try:
+        return set_up_browser(Path(pytestconfig.cache.mkdir("browser")))
+    except MissingBackend as error:
+        if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
+            pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
+        raise
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +39,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
 
 @pytest.fixture(scope="session")
 def module() -> Any:
-    """`mobile_eval/run.py`; as a script it would keep the place in front of the path that it takes when loaded."""
-    first = sys.path[0]
-    import mobile_eval.run
-
-    sys.path[0] = first
-    return mobile_eval.run
+    """`mobile_eval/run.py`."""
+    return import_script("mobile_eval.run")
 
 
 @pytest.fixture

@@ -76,6 +76,14 @@ def pairs(teacher: float = 0.72, student: float = 0.70) -> tuple[RetrievalPair, 
     return tuple(RetrievalPair(name=name, map=value, map_retrieved=0.7321) for name, value in values.items())
 
 
+def system_info(label: str) -> SystemInfo:
+    """A machine whose processor's name holds `label`."""
+    packages = {"torch": "2.13.0"}
+    return SystemInfo(
+        cpu=f"CPU {label}", cores=2, memory_gb=23.4, gpu=None, os="Linux", python="3.11.2", packages=packages
+    )
+
+
 def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> RunResults:
     """A run whose every free text is, or holds, `label`."""
     files = (
@@ -143,15 +151,7 @@ def results(label: str = "Ankle boot", random: bool = True, **changes: Any) -> R
         "examples": (RetrievalExample(query=tile, hits=hits),),
         "skipped": (Skipped(path=f"a/{label}.jpg", reason=f"bad {label}"),),
         "seconds": {"data": 2.0, f"stage {label}": 356.0},
-        "system": SystemInfo(
-            cpu=f"CPU {label}",
-            cores=2,
-            memory_gb=23.4,
-            gpu=None,
-            os="Linux",
-            python="3.11.2",
-            packages={"torch": "2.13.0"},
-        ),
+        "system": system_info(label),
     }
     return RunResults(**{**made, **changes})
 
@@ -223,14 +223,6 @@ def evaluation(label: str = "Ankle boot", **changes: Any) -> EvaluationResults:
         "examples": (
             RetrievalExample(query=tile, hits=tuple(tile.model_copy(update={"distance": d}) for d in range(41, 51))),
         ),
-        "system": SystemInfo(
-            cpu=f"CPU {label}",
-            cores=2,
-            memory_gb=23.4,
-            gpu=None,
-            os="Linux",
-            python="3.11.2",
-            packages={"torch": "2.13"},
-        ),
+        "system": system_info(label),
     }
     return EvaluationResults(**{**made, **changes})

@@ -27,14 +27,12 @@ from mobile_eval.devices.arm64 import Arm64
 from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.browser import Browser
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.setup import set_up_browser
-from mobile_eval.devices.subprocess_device import describe_exit
+from mobile_eval.devices.subprocess_device import WorkerKilled, describe_exit
 from mobile_eval.evaluate import evaluate, evaluate_on
 from mobile_eval.gate import check, exit_code
 from tests.mobile_eval.bundles import BITS, SPACE, Good
 
 FILES = ("onnx-fp32", "onnx-fp16")
-OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +111,25 @@ class FullDisk(Other):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+class OutOfMemory(Other):
+    """A machine on which every second process is killed."""
+
+    ran = 0
+
+    def run(self, model: ExportedModel) -> DeviceOutput:
+        self.ran += 1
+        if self.ran % 2:
+            raise WorkerKilled("a worker that reports", "SIGKILL (out of memory, or killed by hand)", "Run it again.")
+        return super().run(model)
+
+
+def test_a_killed_process_is_a_failed_row_to_be_tried_again(good: Good, reference: FloatReference) -> None:
+    results = evaluate_on(OutOfMemory(), good.manifest.files, reference)
+    assert [row.status for row in results.rows] == ["failed", "ran"]
+    assert results.killed == [FILES[0]]
+    assert evaluate_on(Host(samples=1), good.manifest.files, reference).killed == []
+
+
 def test_a_full_disk_ends_the_evaluation_and_is_no_result_of_a_model(good: Good, reference: FloatReference) -> None:
     with pytest.raises(OSError, match="No space left"):
         evaluate_on(FullDisk(), good.manifest.files, reference)
@@ -152,18 +169,6 @@ def test_a_device_that_is_not_there_is_rows_with_the_reason(
     ]
     assert all(row.reason.startswith("MissingBackend: expected ") for row in results.rows)
     assert all(row.bytes and row.sha256 for row in results.rows), "what other tools measure there can still be imported"
-
-
-@pytest.fixture(scope="module")
-def engines(pytestconfig: pytest.Config) -> Path:
-    """The browser's parts, in pytest's cache as for the tests of that device."""
-    assert pytestconfig.cache is not None
-    try:
-        return set_up_browser(Path(pytestconfig.cache.mkdir("browser")))
-    except MissingBackend as error:
-        if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
-            pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
-        raise
 
 
 def chromium_below(parent: int) -> list[int]:

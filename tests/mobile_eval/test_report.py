@@ -274,7 +274,7 @@ def test_tables_fit_80_columns_with_every_name_whole() -> None:
     for word in ("coreml-w8a32", "litert-w8a32", "PASSED", "skipped", "0.7011", "2.61", "and 4 more"):
         assert word in text, word
     row = next(line for line in lines if line.strip().startswith("onnx-fp32"))
-    assert row.split() == ["onnx-fp32", "8.51", "MB", "0.019%", "0.7011", "0.0004", "2.61", "3.07", "passed"]
+    assert row.split() == ["onnx-fp32", "8.51", "0.019%", "0.7011", "0.0004", "2.61", "3.07", "passed"]
 
 
 def test_names_can_neither_style_nor_steer_the_terminal() -> None:
@@ -543,13 +543,13 @@ def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines if line.strip().startswith(("onnx-fp32 ", "litert-w8a8 ", "coreml-fp16 "))]
     assert rows == [
-        ["onnx-fp32", "8.51", "MB", "0.019%", "97.1%", "0.7011", "0.0004", "2.61", "3.07", "failed"],
-        ["litert-w8a8", "2.31", "MB", "0.019%", "-", "0.7011", "0.0004", "0.50", "3.07", "failed"],
-        ["onnx-fp32", "8.51", "MB", "0.019%", "6", "0.0004", "36.76", "failed"],
-        ["litert-w8a8", "8.51", "MB", "0.019%", "0", "0.0004", "13.03", "failed"],
+        ["onnx-fp32", "8.51", "0.019%", "97.1%", "0.7011", "0.0004", "2.61", "3.07", "failed"],
+        ["litert-w8a8", "2.31", "0.019%", "-", "0.7011", "0.0004", "0.50", "3.07", "failed"],
+        ["onnx-fp32", "8.51", "0.019%", "6", "0.0004", "36.76", "failed"],
+        ["litert-w8a8", "8.51", "0.019%", "0", "0.0004", "13.03", "failed"],
         ["coreml-fp16", "-", "-", "-", "-", "-", "skipped"],
         ["onnx-fp32", "failed"],
-        ["coreml-fp16", "8.51", "MB", "0.61", "failed"],
+        ["coreml-fp16", "8.51", "0.61", "failed"],
     ]
     assert "  skipped: MissingBackend: no Ankle boot b" in lines
     many = tuple(f"note {i}" for i in range(9))

@@ -45,6 +45,13 @@ def looked_at(logits: Tensor, signs: int) -> Rows:
     return np.where(found > 0, 1.0, -1.0) if signs else found
 
 
+def neighbor_case(signs: int) -> tuple[DistillContext, DistillBatch, Rows, Rows]:
+    """A context and a batch, and the teacher's rows of both as a term sees them, the gallery's codes once each."""
+    context = make_context()
+    batch, gallery = make_batch(context), looked_at(context.gallery, signs)
+    return context, batch, distinct(gallery) if signs else gallery, looked_at(batch.teacher, signs)
+
+
 def distinct(rows: Rows) -> Rows:
     """Each row once, where it first occurs."""
     return np.array(list({tuple(row): row for row in rows}.values()))

@@ -19,12 +19,9 @@ def softmax(values: list[float]) -> list[float]:
 
 @pytest.mark.parametrize(("signs", "k"), [(0, 7), (0, 256), (1, 1), (1, 256)])
 def test_by_loops(signs: int, k: int) -> None:
-    context = factories.make_context()
-    batch = factories.make_batch(context)
-    gallery = factories.looked_at(context.gallery, signs)
-    gallery = factories.distinct(gallery) if signs else gallery
+    context, batch, gallery, teacher = factories.neighbor_case(signs)
     total = 0.0
-    for q, g in zip(batch.student.detach().numpy(), factories.looked_at(batch.teacher, signs), strict=True):
+    for q, g in zip(batch.student.detach().numpy(), teacher, strict=True):
         near = factories.nearest(g, gallery, min(k, len(gallery)))
         wanted = softmax([factories.cosine(g, gallery[j]) / 0.01 for j in near])
         found = softmax([factories.cosine(q, gallery[j]) / 1.0 for j in near])

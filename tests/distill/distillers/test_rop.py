@@ -16,12 +16,9 @@ def step(x: float, tau: float) -> float:
 
 @pytest.mark.parametrize(("signs", "k"), [(0, 7), (0, 256), (1, 1), (1, 256)])
 def test_by_loops(signs: int, k: int) -> None:
-    context = factories.make_context()
-    batch = factories.make_batch(context)
-    gallery = factories.looked_at(context.gallery, signs)
-    gallery = factories.distinct(gallery) if signs else gallery
+    context, batch, gallery, teacher = factories.neighbor_case(signs)
     total = 0.0
-    for q_row, g_row in zip(batch.student.detach().numpy(), factories.looked_at(batch.teacher, signs), strict=True):
+    for q_row, g_row in zip(batch.student.detach().numpy(), teacher, strict=True):
         near = factories.nearest(g_row, gallery, min(k, len(gallery)))
         s = [round(factories.cosine(g_row, gallery[j]), 12) for j in near]
         q = [factories.cosine(q_row, gallery[j]) for j in near]

@@ -68,3 +68,14 @@ def apart(logits: Tensor, context: LossContext) -> float:
     alike = (context.positive.float() @ context.positive.float().T) > 0
     off = ~torch.eye(len(h), dtype=torch.bool)
     return float((h @ h.T)[alike & off].mean() - (h @ h.T)[~alike].mean())
+
+
+def learns_gallery_codes(loss_fn: HashLoss, context: LossContext) -> None:
+    """An asymmetric loss separates logits by class, and the codes that it learns for the gallery follow its labels."""
+    begun = loss_fn.learned.clone()
+    before, after = learns(loss_fn, context)
+    assert after > before + (0.1 if context.multilabel else 0.3)  # with several labels most pairs share a class
+    there = LossContext(**{**vars(context), "positive": context.gallery})
+    codes = loss_fn.codes()
+    assert apart(codes, there) > apart(begun, there) + 0.3
+    assert set(codes.unique().tolist()) == {-1.0, 1.0}

@@ -9,7 +9,7 @@ import torch
 from distill.losses import admh
 from distill.losses.admh import ADMHLoss
 from distill.losses.base import LossContext
-from tests.distill.losses.factories import apart, learns, make_batch, make_context, sharing
+from tests.distill.losses.factories import learns, learns_gallery_codes, make_batch, make_context, sharing
 
 SMALL = 2.0  # gamma for a gallery of six: it is to be weighed against pairs with thousands
 
@@ -91,13 +91,7 @@ def test_the_step_never_raises_its_own_loss() -> None:
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_it_learns_and_the_gallerys_codes_follow_the_labels(multilabel: bool) -> None:
     context = make_context(multilabel)
-    loss_fn = ADMHLoss(context, gamma=SMALL)
-    begun = loss_fn.learned.clone()
-    before, after = learns(loss_fn, context)
-    assert after > before + (0.1 if multilabel else 0.3)  # with several labels most pairs share a class
-    there = LossContext(**{**vars(context), "positive": context.gallery})
-    assert apart(loss_fn.codes(), there) > apart(begun, there) + 0.3
-    assert set(loss_fn.codes().unique().tolist()) == {-1.0, 1.0}
+    learns_gallery_codes(ADMHLoss(context, gamma=SMALL), context)
 
 
 def test_twenty_classes_do_not_fall_into_one_code() -> None:

@@ -10,7 +10,7 @@ import torch
 from distill.losses import asymmetric
 from distill.losses.adsh import ADSHLoss
 from distill.losses.base import LossContext
-from tests.distill.losses.factories import apart, learns, make_batch, make_context, sharing
+from tests.distill.losses.factories import learns_gallery_codes, make_batch, make_context, sharing
 
 SMALL = 2.0  # gamma for a gallery of six: it is to be weighed against pairs with thousands
 
@@ -97,13 +97,8 @@ def test_images_of_no_known_class_are_like_none() -> None:
 def test_it_learns_and_the_gallerys_codes_follow_the_labels(multilabel: bool) -> None:
     context = make_context(multilabel)
     loss_fn = ADSHLoss(context, gamma=SMALL)
-    begun = loss_fn.learned.clone()
-    before, after = learns(loss_fn, context)
-    assert after > before + (0.1 if multilabel else 0.3)  # with several labels most pairs share a class
+    learns_gallery_codes(loss_fn, context)
     codes = loss_fn.codes()
-    there = LossContext(**{**vars(context), "positive": context.gallery})
-    assert apart(codes, there) > apart(begun, there) + 0.3
-    assert set(codes.unique().tolist()) == {-1.0, 1.0}
     queries, wanted = loss_fn.bank.values, torch.from_numpy(similarities(context)) > 0
     found = queries @ codes.T
     assert found[wanted].mean() > found[~wanted].mean() + 4  # of 16 bits

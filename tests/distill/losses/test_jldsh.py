@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from distill.losses.adsh import ADSHLoss
-from distill.losses.base import LossContext
 from distill.losses.jldsh import JLDSHLoss
-from tests.distill.losses.factories import apart, learns, make_batch, make_context
+from tests.distill.losses.factories import learns_gallery_codes, make_batch, make_context
 
 SMALL = 2.0  # gamma for a gallery of six: it is to be weighed against pairs with thousands
 
@@ -39,11 +38,8 @@ def test_it_learns_its_codes_and_its_classifier(multilabel: bool) -> None:
     context = make_context(multilabel)
     loss_fn = JLDSHLoss(context, gamma=SMALL)
     weights = loss_fn.classifier.detach().clone()
-    before, after = learns(loss_fn, context)
-    assert after > before + (0.1 if multilabel else 0.3)  # with several labels most pairs share a class
+    learns_gallery_codes(loss_fn, context)
     assert not torch.equal(loss_fn.classifier, weights)
-    there = LossContext(**{**vars(context), "positive": context.gallery})
-    assert apart(loss_fn.codes(), there) > apart(JLDSHLoss(context).learned, there) + 0.3
 
 
 def test_it_begins_alike_and_goes_on_alike_whatever_the_global_seed() -> None:

@@ -36,7 +36,6 @@ from tests.export.factories import request_of
 
 SIZE, BITS, TOLERANCE = 24, 16, 1e-3
 FORMS = ("onnx-fp32", "litert-fp32", "onnx-fp16", "onnx-w8a32")
-OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "E403", "resolv", "onnection")
 IMAGES = np.random.default_rng(0).integers(0, 256, (CHUNK + 3, SIZE, SIZE, 3), np.uint8)
 
 
@@ -59,18 +58,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportedModel]:
     preprocessing = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     made = export_all(request_of(net, "tiny", preprocessing), FORMS, tmp_path_factory.mktemp("files"))
     return {one.variant: one for one in made if isinstance(one, ExportedModel)}
-
-
-@pytest.fixture(scope="module")
-def engines(pytestconfig: pytest.Config) -> Path:
-    """The engines, set up as the command does it, in pytest's cache."""
-    assert pytestconfig.cache is not None
-    try:
-        return set_up_browser(Path(pytestconfig.cache.mkdir("browser")))
-    except MissingBackend as error:
-        if "sudo" in error.fix or any(sign in error.found for sign in OFFLINE):
-            pytest.skip(f"Chromium and its engines cannot be had here: {error.found}")
-        raise
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,15 @@ from gallery.errors import CorruptFile, InputError, MissingBackend
 from gallery.results import ModelResult
 from mobile_eval.devices import worker
 from mobile_eval.devices.host import Host
-from mobile_eval.devices.subprocess_device import OUTPUTS, REPORT, REPOSITORY, WorkerFailed, describe_exit, read_output
+from mobile_eval.devices.subprocess_device import (
+    OUTPUTS,
+    REPORT,
+    REPOSITORY,
+    WorkerFailed,
+    WorkerKilled,
+    describe_exit,
+    read_output,
+)
 from mobile_eval.runtimes import open_model
 from tests.mobile_eval.devices.handset import BITS, TOLERANCE, Handset, kill_worker_in
 
@@ -98,8 +106,9 @@ def test_an_engine_that_is_missing_is_named(host: Host, handset: Handset, monkey
     with pytest.raises(WorkerFailed, match="RuntimeError: its library is broken"):
         host.run(handset.files["onnx-fp32"])
     blocked.write_text("import os; os.kill(os.getpid(), 4)")
-    with pytest.raises(WorkerFailed, match=r"SIGILL \(an instruction that this processor does not have\)"):
+    with pytest.raises(WorkerFailed, match=r"SIGILL \(an instruction that this processor does not have\)") as raised:
         host.run(handset.files["onnx-fp32"])
+    assert raised.type is WorkerFailed  # it would do so again
     blocked.write_text("raise SystemExit('no more')")
     with pytest.raises(WorkerFailed, match=r"exit code 1 \(no more\)"):
         host.run(handset.files["onnx-fp32"])
@@ -109,7 +118,7 @@ def test_a_killed_worker_costs_only_its_file(host: Host, handset: Handset) -> No
     host._options = ["--samples", "10000000", "--seconds", "600"]
     killer = threading.Thread(target=kill_worker_in, args=(host.folder, signal.SIGKILL))
     killer.start()
-    with pytest.raises(WorkerFailed, match=r"SIGKILL \(out of memory, or killed by hand\)"):
+    with pytest.raises(WorkerKilled, match=r"SIGKILL \(out of memory, or killed by hand\)"):
         host.run(handset.files["litert-fp32"])
     killer.join()
     host._options = ["--samples", "1"]
