@@ -128,7 +128,7 @@ class TrainConfig(StrictModel):
     seed: int = Field(0, ge=0)
     """Seed of splits, hash centers, crops and initial weights; the same seed gives the same networks."""
     strict: bool = False
-    """An image that cannot be read, or a file that cannot run here, is fatal."""
+    """Every warning is fatal: unreadable images, data to check, results that are of no use, files that do not run."""
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
     """onnx, litert, coreml, coreai."""
     precisions: tuple[str, ...] = ()

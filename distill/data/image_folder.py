@@ -14,7 +14,7 @@ from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, I
 from distill.data.decode import decode, shorter_side
 from distill.data.names import clean_label, counted, some
 from gallery.errors import InputError
-from gallery.files import sha256_of
+from gallery.files import is_desktop_file, sha256_of
 from gallery.results import Skipped
 
 # Found beside images and clearly none: passed over in silence, like hidden files.
@@ -23,11 +23,10 @@ NO_IMAGE = re.compile(
     r"|icon\r|.*:zone\.identifier|.*@syno\w+",
     re.I | re.S,
 )
-# Folders of file servers, desktops and archivers: thumbnails, trash and snapshots of the images, not images.
+# Folders of file servers, desktops and archivers beside `gallery.files.DESKTOP_FILES`: thumbnails, trash, snapshots.
 SOFTWARE = re.compile(
-    r"@eadir|[@#]recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+"
-    r"|__macosx|\$recycle\.bin|recycler|recycled|system volume information|found\.\d{3}|lost\+found|lost\.dir"
-    r"|network trash folder|temporary items|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|lrdata)",
+    r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|recycler|recycled|found\.\d{3}"
+    r"|lost\.dir|network trash folder|temporary items|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|lrdata)",
     re.I,
 )
 TEST = "test"  # whether of queries, of a gallery or of both only its maker knows
@@ -202,7 +201,7 @@ def walk(root: Path) -> FolderContents:
             if not os.path.isdir(path):
                 if not path.name.startswith(".") and not NO_IMAGE.fullmatch(path.name):
                     contents.paths.append(path)
-            elif SOFTWARE.fullmatch(path.name):
+            elif is_desktop_file(path.name) or SOFTWARE.fullmatch(path.name):
                 contents.software.append(name_of(path, root))
             elif path.name.startswith("."):
                 continue

@@ -362,7 +362,7 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
         monkeypatch.setattr(system, "cgroup_cores", lambda: 8.0)
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's own
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
         assert limit_threads() == torch.get_num_threads() == 2
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
@@ -464,6 +464,7 @@ def test_threads_stay_within_what_was_asked_and_what_the_group_may_use(
 ) -> None:
     before = torch.get_num_threads()
     try:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", "1,4")
         assert limit_threads() == torch.get_num_threads() == 1
     finally:

@@ -20,6 +20,8 @@ import onnx
 import pytest
 import yaml
 
+from distill.config import TrainConfig
+from distill.run_dir import open_run
 from gallery.files import sha256_of, write_json
 from gallery.results import load
 from gallery.results import load as load_results
@@ -138,9 +140,11 @@ def test_golden_codes_that_are_not_those_of_the_logits_are_errors(good: Good, ca
 def test_thresholds_of_the_run_hold_unless_others_are_given(run: Path, call: Call, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "runs" / "r"))
     shutil.copytree(run.parent / "cache", tmp_path / "runs" / "cache")
-    config = yaml.safe_load((other / "config.yaml").read_text())
-    config["thresholds"] |= {"max_size_mb": 0.5, "min_map_ratio": 0.1}
-    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    with open_run(other) as folder:
+        config = folder.load_settings("config", TrainConfig)
+        assert config is not None
+        limits = config.thresholds.model_copy(update={"max_size_mb": 0.5, "min_map_ratio": 0.1})
+        folder.save_settings({"config": config.model_copy(update={"thresholds": limits})})
     assert call("evaluate", other / "bundle", "--num-runs", 1)[0] == 1
     assert "size in bytes" in load(other / "evaluation" / "results.json").gate.failures[0]
     call("evaluate", other / "bundle", "--num-runs", 1, "--thresholds.max-size-mb", 500)
