@@ -33,6 +33,11 @@ class StrictModel(BaseModel):
             raise
 
 
+def is_run(folder: Path) -> bool:
+    """Whether distill/run.py made a folder, of which a file may be lost."""
+    return any((folder / name).is_file() for name in ("config.yaml", "stages.json"))
+
+
 class OptimizerConfig(StrictModel):
     """How a network is trained."""
 

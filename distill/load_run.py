@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.checkpoint import load_network
-from distill.config import TrainConfig
+from distill.config import TrainConfig, is_run
 from distill.context import RunContext, load_context
 from distill.models.hash_net import HashNet
-from distill.run_dir import RECORD, open_run
+from distill.run_dir import open_run
 from gallery import codespace
 from gallery.codespace import CodeSpace
 from gallery.errors import CorruptFile, InputError
@@ -30,14 +30,14 @@ class FinishedRun:
 
 @contextmanager
 def load_run(folder: str | Path) -> Iterator[FinishedRun]:
-    """Open a finished run, which stays locked inside of the block; pretrained weights are not needed.
+    """Open a finished run, locked inside of the block if it can be written; pretrained weights are not needed.
 
     Raises `InputError` unless distill/run.py has finished its networks and its gallery.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("config.yaml", RECORD)):
+    if not is_run(folder):
         raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
-    with open_run(folder) as run_dir:
+    with open_run(folder, read_only=True) as run_dir:
         config = run_dir.load_settings("config", TrainConfig)
         if config is None:
             raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")

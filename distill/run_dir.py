@@ -21,7 +21,7 @@ from distill.distributed import barrier, broadcast, is_main_process, main_proces
 from gallery import codespace
 from gallery.console import log, log_to
 from gallery.errors import InputError, RunLocked, TwinhashError
-from gallery.files import acquire_lock, atomic_write, read_json, remove_partial, sha256_of, write_json
+from gallery.files import acquire_lock, atomic_write, is_writable, read_json, remove_partial, sha256_of, write_json
 from gallery.index import open_gallery
 
 PRODUCTS = {  # what each stage leaves
@@ -40,6 +40,7 @@ DEPENDENTS = {  # a gallery's codes are the teacher's, and so is what the studen
 LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the gallery's codes: the gallery's stage
 RECORD = "stages.json"
 SETTINGS, SETTINGS_DIGEST = "settings", "settings_sha256"  # the copy of the YAML files, beside the stages
+OTHER_FOLDER = "Wait for it, or choose another --output-dir or --name."
 M = TypeVar("M", bound=StrictModel)
 
 
@@ -72,7 +73,8 @@ class RunDir:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder, folder / "cache"
-        self.cache.mkdir(parents=True, exist_ok=True)
+        if is_writable(folder):
+            self.cache.mkdir(parents=True, exist_ok=True)
         self.digests: dict[str, Callable[[Path], str]] = {"gallery": gallery_digest}
         self._settings: dict[str, dict[str, Any]] = {}
         self._stages: dict[str, StageRecord] = {}
@@ -194,7 +196,7 @@ class RunDir:
             (self.cache / name).unlink(missing_ok=True)
 
     def _save(self) -> None:
-        if is_main_process():
+        if is_main_process() and is_writable(self.folder):
             stages = {name: stage.model_dump() for name, stage in self._stages.items()}
             settings = {SETTINGS: self._settings, SETTINGS_DIGEST: json_digest(self._settings)}
             write_json(self.folder / RECORD, {**stages, **settings})
@@ -252,28 +254,28 @@ class RunDir:
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[RunDir]:
+def open_run(folder: Path, read_only: bool = False) -> Iterator[RunDir]:
     """Open or make a run folder under its lock; raises `RunLocked` while another process holds it.
 
     Processes that train together are one: the first of them holds the lock, and it alone writes.
+    read_only: a folder that cannot be written is opened without a lock
     """
     with ExitStack() as stack:
         with main_process_first() as first:
-            if first:
-                _lock(folder, stack)
+            if first and (is_writable(folder) or not read_only):
+                _lock(folder, "Wait for it." if read_only else OTHER_FOLDER, stack)
             run = RunDir(folder)
         barrier()  # nobody changes what another has yet to read
         yield run
 
 
-def _lock(folder: Path, stack: ExitStack) -> None:
+def _lock(folder: Path, fix: str, stack: ExitStack) -> None:
     """Lock the folder and log into it until `stack` is closed."""
     owner = folder / ".pid"
     try:
-        stack.enter_context(acquire_lock(folder / ".lock", "Choose another --output-dir or --name.", timeout=0))
+        stack.enter_context(acquire_lock(folder / ".lock", fix, timeout=0))
     except Timeout as error:
         pid = owner.read_text(errors="replace")[:20] if owner.is_file() else "?"
-        fix = "Wait for it, or give this run another --name."
         raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
     remove_partial(folder)
     owner.write_text(str(os.getpid()))

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
 
-from distill.config import StrictModel
+from distill.config import StrictModel, is_run
 from export.artifact import FLOAT
 from gallery.command_line import run_cli
 from gallery.console import log
@@ -125,7 +125,7 @@ def check_out(out: Path) -> None:
     from export.bundle import open_bundle
     from gallery.files import is_desktop_file
 
-    if out.name == "bundle" and (out.parent / "config.yaml").exists():
+    if out.name == "bundle" and is_run(out.parent):
         fix = "Choose another --out, or add the variants to the run: distill/run.py --formats, --precisions."
         raise InputError("a folder of its own for the new bundle", f"{out}, the bundle that its run evaluated", fix)
     if not out.exists() or (out.is_dir() and all(is_desktop_file(path.name) for path in out.iterdir())):

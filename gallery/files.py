@@ -231,6 +231,12 @@ def _content_sha256(file: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_writable(path: Path) -> bool:
+    """Whether this user may write to a folder, or make it."""
+    existing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    return os.access(existing, os.W_OK)
+
+
 def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
     """Lock a file, whose folder is made, until the context returned is left or the process dies.
 

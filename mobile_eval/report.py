@@ -138,6 +138,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         sections=device_sections(results),
         by_device={(row.variant, row.device): row for row in results.models},
         status=lambda row: status_mark(row, results),
+        gate_notes=gate_notes(results),
         notes=notes,
         notes_of=lambda row: _notes_of(row, results),
         codes=lambda section: drop_empty_columns(section.rows, CODES),
@@ -193,6 +194,13 @@ def drop_empty_columns(rows: Sequence[ModelResult], columns: Sequence[Column]) -
     return Columns([(label, kind) for label, kind, _ in kept], texts)
 
 
+def gate_notes(results: EvaluationResults) -> list[str]:
+    """Return the gate's notes; of warnings, which are said before them, only that --strict counts them."""
+    said = (*results.alarms, *results.data_warnings) if isinstance(results, RunResults) else ()
+    short = ("--strict: the warnings above are errors" if note in said else note for note in results.gate.notes)
+    return list(dict.fromkeys(short))
+
+
 def print_tables(results: EvaluationResults, console: Console | None = None) -> None:
     """Print warnings, the gate's result, retrieval pairs and one table per device; fits 80 columns and a pipe."""
     console, gate = console or Console(), results.gate
@@ -203,9 +211,10 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
         console.print(Text(f"Check your data: {plain(sentence)}", style="yellow"))
     word, style = ("PASSED", "bold green") if gate.passed else ("FAILED", "bold red")
     console.print(Text(f"{word}  {plain(results.name)}", style))
-    for sentence in (*gate.failures, *gate.notes[:MAX_NOTES]):
+    notes = gate_notes(results)
+    for sentence in (*gate.failures, *notes[:MAX_NOTES]):
         console.print(Text(f"  - {plain(sentence)}"))
-    if (more := len(gate.notes) - MAX_NOTES) > 0:
+    if (more := len(notes) - MAX_NOTES) > 0:
         console.print(Text(f"  - and {more} more notes, all of them in the report"))
     console.print(Text(plain(results.query_set), "dim"))
     if run:

@@ -30,7 +30,7 @@ import tyro
 from numpy.typing import NDArray
 from pydantic import Field
 
-from distill.config import StrictModel
+from distill.config import StrictModel, is_run
 from gallery.command_line import run_cli
 from gallery.console import log
 from gallery.errors import EXIT_PASSED, InputError
@@ -151,7 +151,7 @@ def evaluate(command: EvaluateCommand) -> int:
     if out.is_relative_to(bundle):
         raise InputError("an --out outside the bundle, which holds only what it lists", str(out), "Choose another.")
     out.mkdir(parents=True, exist_ok=True)
-    run = command.run or (bundle.parent if (bundle.parent / "config.yaml").is_file() else None)
+    run = command.run or (bundle.parent if is_run(bundle.parent) else None)
     inputs = inputs_from_run(command, run, manifest, golden) if run else inputs_from_golden(command, manifest, golden)
     names = ", ".join(device.name for device in devices)
     log.info("[evaluate] %d models on %s. %s", len(manifest.files), names, inputs.description)

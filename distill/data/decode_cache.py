@@ -14,9 +14,10 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,7 +30,7 @@ from distill.data.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.errors import CorruptFile, InputError
-from gallery.files import acquire_lock, atomic_path, open_array, read_json, remove_partial, write_json
+from gallery.files import acquire_lock, atomic_path, is_writable, open_array, read_json, remove_partial, write_json
 from gallery.results import Skipped
 
 BYTES = hashlib.sha256().digest_size
@@ -56,18 +57,30 @@ class DecodedImages:
 def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], cache: Path) -> DecodedImages:
     """Open the squares of the images at `sizes`, after decoding them where that has not been done.
 
-    Raises `InputError` when the cache cannot be written, e.g. for want of room.
+    A cache that cannot be written is read where it is whole, and otherwise replaced by a temporary folder.
+    Raises `InputError` where there is no room.
     """
     key = f"{Preprocessing.resize}\0{PIL.__version__}\0{FORMATS}\0{LARGEST_PIXELS}\0{source.stamp()}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-    path, fix = folder / ".lock", "Choose another cache folder."
+    with ExitStack() as stack:
+        if is_writable(folder):
+            stack.enter_context(_lock(folder))
+        elif not all(_read_record(folder, size, len(names)) for size in sizes):
+            log.info("  %s cannot be written: decoding into a temporary folder", cache)
+            folder = Path(stack.enter_context(TemporaryDirectory()))  # what is mapped outlives its name
+        return _open(folder, _load_or_decode(folder, source, len(names), sizes), names, sizes)
+
+
+def _lock(folder: Path) -> AbstractContextManager[object]:
+    path, fix = folder / ".lock", "Choose another folder for the run: the cache of decoded images lies beside it."
     try:
-        lock = acquire_lock(path, fix, timeout=0)
+        return acquire_lock(path, fix, timeout=0)
     except Timeout:
         log.info("another process is decoding the same images: waiting for it")
-        lock = acquire_lock(path, fix)
-    with lock:
-        record = _load_or_decode(folder, source, len(names), sizes)
+        return acquire_lock(path, fix)
+
+
+def _open(folder: Path, record: Record, names: Sequence[str], sizes: Sequence[int]) -> DecodedImages:
     reasons = dict(record["skipped"])
     kept = np.array([i for i in range(len(names)) if i not in reasons], np.int64)
     pixels: dict[int, NDArray[np.uint8]] = {}
@@ -124,7 +137,7 @@ def _decode_sizes(folder: Path, source: ImageSource, count: int, sizes: Sequence
     remove_partial(folder)
     need, free = sum(count * size * size * 3 for size in sizes), shutil.disk_usage(folder).free
     expected = f"room for {need:,} bytes of decoded images in {folder}"
-    fix = "Free some space, choose another cache folder, or ask for smaller inputs."
+    fix = "Free some space, put the run on another disk, or ask for smaller inputs."
     if need > free:
         raise InputError(expected, f"{free:,} free", fix)
     skipped: list[list[Any]] = []

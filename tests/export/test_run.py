@@ -115,6 +115,34 @@ def test_what_is_no_run_is_an_error_and_nothing_is_written(run: Path, call: Call
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2], ids=["its cache is stale", "its cache is whole"])
+def test_a_run_that_cannot_be_written_is_exported_elsewhere(run: Path, tmp_path: Path, copy: Any) -> None:
+    folder = Path(shutil.copytree(run.parent, tmp_path / "runs", copy_function=copy)) / run.name
+    (folder / "config.yaml").unlink()
+    places = [path for path in (folder.parent, *folder.parent.rglob("*")) if path.is_dir()]
+    for path in places:
+        path.chmod(0o555)
+    rights = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+    command = (*rights, sys.executable, "export/run.py", folder, "--formats", "onnx", "--precisions", "fp32")
+    options: Any = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": PATIENCE_S}
+    before = state(folder)
+    refused, done = (subprocess.run((*command, *more), **options) for more in ((), ("--out", tmp_path / "out")))
+    for path in places:
+        path.chmod(0o755)
+    assert (refused.returncode, "Give this user the rights to that path" in refused.stderr) == (2, True), refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert ("into a temporary folder" in done.stderr) == (copy is shutil.copy)
+    assert open_bundle(tmp_path / "out").files
+    assert state(folder) == before
+
+
+def test_the_bundle_of_a_run_that_lost_its_settings_is_not_overwritten(run: Path, call: Call, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "r"))
+    (folder / "config.yaml").unlink()
+    code, said = call(folder, "--formats", "onnx", "--out", folder / "bundle")
+    assert (code, "the bundle that its run evaluated" in said) == (2, True)
+
+
 def test_a_run_in_use_is_left_alone(run: Path, call: Call) -> None:
     import fcntl
 

@@ -28,7 +28,7 @@ from gallery.results import (
 )
 from mobile_eval import plots
 from mobile_eval.devices.setup import chromium
-from mobile_eval.gate import check
+from mobile_eval.gate import apply, check
 from mobile_eval.report import (
     EMULATED_TIMES,
     INSTRUCTIONS,
@@ -206,6 +206,15 @@ def test_random_weights_are_said_first(tmp_path: Path) -> None:
     calm = results(random=False)
     assert "RANDOM" not in render(calm, tmp_path).body + printed(calm)
     assert "alert" not in render(calm, tmp_path).source
+
+
+def test_each_warning_is_said_once_whether_it_is_fatal_or_not(tmp_path: Path) -> None:
+    warnings = {"warnings": ("The teacher is near chance.",), "data_warnings": ("2 queries are copies.",)}
+    for strict in (False, True):
+        run = apply(results().model_copy(update=warnings), Thresholds(), strict)
+        for text in (render(run, tmp_path).body, " ".join(printed(run).split())):
+            assert [text.count(said) for said in (*run.alarms, *run.data_warnings)] == [1, 1, 1]
+            assert ("--strict: the warnings above are errors" in text) == strict == (not run.gate.passed)
 
 
 def test_a_failure_is_in_the_banner_and_in_its_row(tmp_path: Path) -> None:

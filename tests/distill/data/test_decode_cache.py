@@ -228,7 +228,7 @@ def test_a_write_that_fails_halfway(make_folder: MakeFolder) -> None:
 def test_a_cache_that_cannot_be_written(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 6, "b": 6})
     (root.parent / "file").touch()
-    with pytest.raises(InputError, match=r"a folder that can be written at .*cache folder"):
+    with pytest.raises(InputError, match=r"a folder that can be written at .*another folder"):
         opened(root, 8, cache="file")
 
 
