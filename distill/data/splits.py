@@ -149,7 +149,7 @@ def _sample(
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         wanted = int(len(members) * fraction + random.random()) if dither else max(1, round(len(members) * fraction))
         order, count = random.permutation(members), max(0, min(wanted, len(members) - 1))
-        sampled.append(copies.draw(order, count) if copies else order[:count])
+        sampled.append(copies.draw(order, count) if copies.set_of else order[:count])
     if fraction and not sum(map(len, sampled)):
         largest = max(groups.values(), key=len)
         alone = [i for i in largest if i not in copies.set_of]
@@ -158,36 +158,28 @@ def _sample(
 
 
 class _Copies:
-    """Sets of images with the same bytes, drawn all or none, whatever the classes they are in; false without any."""
+    """Images by their bytes: those with the same are drawn all or none, whatever the classes they are in."""
 
     def __init__(self, chosen: Indices, digests: Sequence[bytes]) -> None:
-        self.sets = copies_among(chosen, digests)
-        self.set_of = {i: number for number, members in enumerate(self.sets) for i in members}
-        self.drawn = dict[int, bool]()  # of each set that was decided on, whether it was drawn
-
-    def __bool__(self) -> bool:
-        return bool(self.sets)
+        self.set_of = {i: tuple(members) for members in copies_among(chosen, digests) for i in members}
+        self.drawn = dict[tuple[int, ...], bool]()  # of each set that was decided on, whether it was drawn
 
     def draw(self, order: Indices, count: int) -> Indices:
         """Return about `count` of a class's images, in whole sets: the first of `order` that fit, or the smallest.
 
         A set that another class has drawn, or left, is decided.
         """
-        inside, left = set(order.tolist()), list[tuple[int, list[int]]]()
-        own = [i for i in order.tolist() if self.drawn.get(self.set_of.get(i, -1))]
-        for i in order.tolist():
-            number = self.set_of.get(i, -1)
-            if number in self.drawn:
-                continue
-            together = [j for j in self.sets[number] if j in inside] if number >= 0 else [i]
-            fits = len(own) + len(together) <= count
-            own += together if fits else []
-            left += [] if fits else [(number, together)]
-            if number >= 0:
-                self.drawn[number] = fits
-        number, together = min(left, key=lambda one: len(one[1]), default=(-1, []))
-        if count and not own and len(together) < len(order):
-            own, self.drawn[number] = together, True
+        inside, left = set(order.tolist()), dict[tuple[int, ...], list[int]]()
+        own = [i for i in order.tolist() if self.drawn.get(self.set_of.get(i, ()))]
+        for copies in (self.set_of.get(i, (i,)) for i in order.tolist()):
+            if copies not in self.drawn:
+                together = [i for i in copies if i in inside]
+                self.drawn[copies] = fits = len(own) + len(together) <= count
+                own += together if fits else []
+                left |= {} if fits else {copies: together}
+        smallest = min(left, key=lambda copies: len(left[copies]), default=())
+        if count and not own and len(left.get(smallest, order)) < len(order):
+            own, self.drawn[smallest] = left[smallest], True
         return np.array(own, np.int64)
 
 

@@ -59,6 +59,15 @@ def test_a_drawn_split_keeps_copies_together(make_folder: MakeFolder, seed: int)
     assert "20% of each class" in data.protocol
 
 
+def test_a_class_of_copies_that_were_left_leaves_the_others_as_they_are() -> None:
+    """All of b are copies of images of a, none of them drawn; what is drawn of c is its own share."""
+    images = listing([("a",)] * 10 + [("b",)] * 2 + [("c",)] * 10)
+    digests = [bytes([i]) for i in (*range(10), 0, 1, *range(20, 30))]
+    for seed in range(10):
+        own = split(images, encode_labels(images), SplitConfig(seed), digests)
+        assert sum(own.query >= 12) == 2
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=4, max_size=60), st.integers(0, 9),
