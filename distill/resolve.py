@@ -180,8 +180,12 @@ def _set(config: TrainConfig, option: str, value: Any) -> TrainConfig:
 
 
 def _size(info: BackboneInfo, image_size: int, gpu: bool) -> int:
-    """Return the images' own size, rounded up to a multiple of the patch size, within what the device can train on."""
-    step, smallest = (info.patch, 2 * info.patch) if info.patch > 1 else (SIZE_STEP, MIN_SIZE)
+    """Return the images' own size, rounded up to a multiple of the patch size, within what the device can train on.
+
+    Pretrained transformers get eight patches a side at least, since they are made for 14.
+    """
+    step = info.patch if info.patch > 1 else SIZE_STEP
+    smallest = 2 * step if info.random and info.patch > 1 else max(MIN_SIZE, 8 * info.patch)
     largest = MAX_SIZE if gpu else MAX_CPU_SIZE
     wanted = min(max(smallest, image_size), largest)
     return min(-(-wanted // step), largest // step) * step

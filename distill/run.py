@@ -75,7 +75,8 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     resolve.check_effects(config)
     config = resolve.keep_stored(resolve.with_absolute_paths(config), run_dir)
     exported = {"formats", "precisions", "dynamic_image_size"}
-    free = *exported, "thresholds", "name", "output_dir", "strict", "tensorboard"
+    data = "data", "data_root", "unlabeled_data"  # which may have moved: what is in them is compared
+    free = *exported, *data, "thresholds", "name", "output_dir", "strict", "tensorboard"
     changed = run_dir.check_config("config", config, but=free)
     stages = {"export", "evaluate"} if changed & exported else {"evaluate"} if "thresholds" in changed else ()
     run_dir.digests["bundle"] = bundle_digest

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from gallery.console import LOGGED_IN, LogFormatter, log, show_log
-from gallery.errors import EXIT_BAD_INPUT, EXIT_CRASH, EXIT_STOPPED, TwinhashError
+from gallery.errors import EXIT_BAD_INPUT, EXIT_CRASH, EXIT_STOPPED, InputError, TwinhashError
 
 STOPPING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -46,6 +46,8 @@ def run_cli(main: Callable[[], int], on_stop: str) -> int:
     with _lasting_streams(), _catch_signals():
         show_log()
         try:
+            if sys.platform == "win32":
+                raise InputError("Linux or macOS", "Windows", "Run it in WSL.")
             return main()
         except SystemExit:  # of --help, and of flags that cannot be read
             raise

@@ -16,7 +16,8 @@ OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 def is_16_bit(image: Image.Image) -> bool:
     """Return whether the file has 16 bits a channel; asked before it is read."""
-    return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    forms = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    return image.mode.startswith("I") or any(";16" in form or str(WHITE) in form for form in forms)
 
 
 def is_in_color(image: Image.Image) -> bool:

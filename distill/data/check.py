@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from distill.data.dataset import ImageList, Split
 from distill.data.image_folder import SPLIT_WORDS
-from distill.data.names import counted, folded, some
+from distill.data.names import counted, folded, mixes_alphabets, some
 from distill.data.splits import copies_among
 
 DARK_BITS = 14  # 16-bit images without values of more bits are at most a quarter as bright as white
-DARK, SAMPLE = 15, 200  # values up to which an 8-bit image is nearly black, and images looked at
+DARK, SAMPLE = 16, 200  # values from 0 or 255 within which an 8-bit image is blank, and images looked at
+# How other software writes a value that is missing, bytes, or a list.
+VALUE = re.compile(r"(?i:nan|nat|<na>|null|#n/a|\\n)|None|b(['\"]).*\1|[\[(]['\"].*[\])]|\{.*\}")
+SCALED = re.compile(r"(.+?)([-_.@ ](\d+x\d*|thumb(nail)?|small|medium|large|preview|scaled))+", re.I)
 MANY_DARK = 20  # so many of them are no accident, nor are three that are half of all
 
 
@@ -28,7 +31,15 @@ def check_classes(before: ImageList, after: ImageList) -> Iterator[str]:
     if same := [labels for labels in alike.values() if len(labels) > 1]:
         few = "; ".join(some(repr(label) for label in labels) for labels in same[:3])
         many = counted(len(same), "group")
-        yield f"{many} of classes whose names differ only in case, blanks or invisible characters: {few}."
+        how = "case, blanks, punctuation, zeros or invisible characters"
+        yield f"{many} of classes whose names differ only in {how}: {few}."
+    if mixed := [ascii(label) for label in sorted(kept) if mixes_alphabets(label)]:
+        yield f"{counted(len(mixed), 'class', 'classes')} with letters of several alphabets in a word: {some(mixed)}."
+    if values := [label for label in sorted(kept) if VALUE.fullmatch(label)]:
+        yield f"{counted(len(values), 'class', 'classes')} named like a missing value or a list: {some(values)}."
+    joined = [label for label in sorted(kept) if re.search("[,|]", label)]
+    if after.multi and joined and max(map(len, after.labels)) == 1:
+        yield f"No image has several labels, but some hold commas or bars; `;` separates labels: {some(joined)}."
     of_splits = defaultdict[tuple[str, ...], dict[str, str]](dict)
     for label in sorted(kept):
         words = re.findall(r"[^\W\d_]+", label.casefold())
@@ -37,6 +48,14 @@ def check_classes(before: ImageList, after: ImageList) -> Iterator[str]:
     if same_but := [own for own in of_splits.values() if len(own) > 1]:
         few = "; ".join(some(own.values()) for own in same_but[:3])
         yield f"{counted(len(same_but), 'group')} of classes whose names differ only in the name of a split: {few}."
+
+
+def check_sizes(names: Sequence[str]) -> Iterator[str]:
+    """Yield what to check in images that are named like smaller versions of others."""
+    stems = {name.rpartition(".")[0]: name for name in names}
+    matches = {name: match[1] for stem, name in stems.items() if (match := SCALED.fullmatch(stem))}
+    if found := [(name, stems[stem]) for name, stem in matches.items() if stem in stems]:
+        yield f"{counted(len(found), 'image')} named like other sizes of others, which they find: {some(found[0])}."
 
 
 def check_copies(images: ImageList, own: Split, digests: Sequence[bytes]) -> Iterator[str]:
@@ -59,13 +78,13 @@ def check_copies(images: ImageList, own: Split, digests: Sequence[bytes]) -> Ite
 
 
 def check_brightness(pixels: NDArray[np.uint8]) -> Iterator[str]:
-    """Yield what to check in the decoded images `[N, size, size, 3]`, by a sample: whether they are nearly black."""
+    """Yield what to check in the decoded images `[N, size, size, 3]`, by a sample: whether they are blank."""
     sample = np.unique(np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels)), dtype=int))
-    dark = sum(int(pixels[i].max()) <= DARK for i in sample)
-    if dark >= max(3, len(sample) / 2):
+    blank = sum(bool(pixels[i].max() <= DARK or pixels[i].min() >= 255 - DARK) for i in sample)
+    if blank >= max(3, len(sample) / 2):
         yield (
-            f"{dark:,} of {counted(len(sample), 'image')} looked at are nearly black (no value above {DARK} of 255): "
-            "do they hold class numbers, or another range of values?"
+            f"{blank:,} of {counted(len(sample), 'image')} looked at are nearly black or white (no value further than "
+            f"{DARK} from 0, or from 255): are they masks, transparent, or of another range of values?"
         )
 
 

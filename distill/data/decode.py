@@ -19,6 +19,7 @@ with suppress(ImportError):  # an extra
 
     pillow_heif.register_heif_opener()
 
+SUBFILE_TYPE, PHOTOMETRIC = 254, 262  # tags of TIFF
 # Pillow would open many more; an EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", *({"HEIF"} & Image.OPEN.keys()))
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -27,7 +28,7 @@ LARGEST_PIXELS = 16_384 * 12_288  # the sensors of phones end here
 MAX_ASPECT = 50  # a strip of 50:1, its shorter side resized to 224 px, takes 7 MB
 MAX_BYTES = 1 << 30
 ROWS = 1024  # of a large image, converted at once
-LARGE = threading.Lock()  # a large image takes up to 1.5 GB while it is read: one at a time
+LARGE = threading.Lock()  # a large image takes up to 2 GB (HEIC: 4) while it is read: one at a time
 
 Image.MAX_IMAGE_PIXELS = LARGEST_PIXELS  # Pillow refuses twice as many, in some formats before anything is allocated
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB: prompts and edit histories exceed 1 MiB
@@ -83,6 +84,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise ValueError("a HEIC image, which needs: pip install pillow-heif (or convert it to JPEG)")
             image = Image.open(stream, formats=FORMATS)
             width, height = image.size
+            if head[8:10] == b"CR" or getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & 1:
+                raise ValueError("a camera's raw file, of which only the preview can be read: convert it to JPEG")
             if width * height > LARGEST_PIXELS:
                 most = f"more than {LARGEST_PIXELS:,}: possibly a decompression bomb"
                 raise ValueError(f"{width} x {height} pixels, {most}")
@@ -99,11 +102,15 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         image.draft(None, (image.width // 2, image.height // 2))  # in JPEGs alone; halves them in the decoder
     elif white < WHITE and is_in_color(image):
         image, deep = scaled_color(image, white), False
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    with suppress(SyntaxError):  # of damaged EXIF data, which cost an orientation, not the image
+        ImageOps.exif_transpose(image, in_place=True)
     top = largest_value(image) if deep else 0
     if top > white or not image.mode.startswith("I"):
         white = WHITE  # what is stated does not hold, or cannot be made use of
     rgb = _halved(image, white) if image.width * image.height > MAX_PIXELS else _to_rgb(image, white)
+    if deep and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow passes over here
+        rgb = ImageOps.invert(rgb)
     rgb.info = {"bits": top.bit_length()} if top and white == WHITE else {}
     return rgb
 

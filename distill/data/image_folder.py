@@ -19,14 +19,16 @@ from gallery.results import Skipped
 
 # Found beside images and clearly none: passed over in silence, like hidden files.
 NO_IMAGE = re.compile(
-    r".*\.(txt|md|[ct]sv|jsonl?|xml|ya?ml|html?|pdf|log|db|ini|parquet|np[yz]|mat|py|zip|gz|tar|aae|xmp)"
-    r"|icon\r|.*:zone\.identifier|.*@syno\w+",
+    r".*\.(txt|md|[ct]sv|jsonl?|xml|ya?ml|html?|pdf|log|db|ini|parquet|np[yz]|mat|py|zip|gz|tar|aae|xmp|thm"
+    r"|tmp|bak|part|crdownload)"
+    r"|.+\.\w+(~|_original)|icon\r|.*:zone\.identifier|.*@syno\w+",
     re.I | re.S,
 )
 # Folders of file servers, desktops and archivers beside `gallery.files.DESKTOP_FILES`: thumbnails, trash, snapshots.
 SOFTWARE = re.compile(
     r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|recycler|recycled|found\.\d{3}"
-    r"|lost\.dir|network trash folder|temporary items|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|lrdata)",
+    r"|lost\.dir|network trash folder|temporary items|_?thumb(nail)?s|ipod photo cache|paxheaders?"
+    r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata)",
     re.I,
 )
 TEST = "test"  # whether of queries, of a gallery or of both only its maker knows
@@ -96,22 +98,22 @@ def list_folder(root: Path) -> ImageList:
     """
     contents = walk(root)
     found = sorted((name_of(path, root), path) for path in contents.paths)
-    roles = _find_splits(root, [name for name, _ in found])
+    below = _folders_below([name for name, _ in found])
+    roles = _find_splits(root, below)
     depth = 1 if roles else 0
-    outside = [name for name, _ in found if name.count("/") <= depth]
-    images = [(name, path) for name, path in found if name.count("/") > depth]
-    steps = [name.split("/") for name, _ in images]
-    labels = [clean_label(step[depth]) for step in steps]
-    skipped = [Skipped(path=name, reason="not inside a class folder") for name in outside]
-    chosen = [i for i, own in enumerate(labels) if own]
-    skipped += [Skipped(path=images[i][0], reason="a class without a name") for i, own in enumerate(labels) if not own]
+    inside = [(name, path, name.split("/")) for name, path in found if name.count("/") > depth]
+    images = [(name, path, step[0], label) for name, path, step in inside if (label := clean_label(step[depth]))]
+    skipped = {name: "not inside a class folder" for name, _ in found if name.count("/") <= depth}
+    skipped |= {name: "a class without a name" for name, _, step in inside if not clean_label(step[depth])}
+    warnings = *contents.warnings, *_merged([name.split("/")[depth] for name, *_ in images])
     return ImageList(
-        name=root.resolve().name, names=tuple(images[i][0] for i in chosen),
-        labels=tuple((labels[i],) for i in chosen),
-        splits=tuple(frozenset([roles[steps[i][0]]] if roles else []) for i in chosen),
-        source=ImageFiles(root, [images[i][1] for i in chosen]), split_source="split given by the folder's first level",
-        skipped=(*contents.skipped, *skipped), warnings=(*contents.warnings, *_merged([step[depth] for step in steps]),
-                                           *_empty_folders(contents, found, depth)),
+        name=root.resolve().name, names=tuple(name for name, *_ in images),
+        labels=tuple((label,) for *_, label in images),
+        splits=tuple(frozenset([roles[first]] if roles else []) for _, _, first, _ in images),
+        source=ImageFiles(root, [path for _, path, *_ in images]),
+        split_source="split given by the folder's first level",
+        skipped=(*contents.skipped, *(Skipped(path=name, reason=reason) for name, reason in skipped.items())),
+        warnings=(*warnings, *_empty_folders(contents, found, depth), *(() if roles else _repeated(below))),
     )  # fmt: skip
 
 
@@ -139,23 +141,38 @@ def _merged(folders: Sequence[str]) -> tuple[str, ...]:
     return (f"{counted(len(same), 'class', 'classes')} in several folders whose names look the same: {few}.",)
 
 
+def _repeated(below: dict[str, set[str]]) -> tuple[str, ...]:
+    """Return a sentence on folders that are in every class: splits, folds and views are no classes."""
+    inner = [own for own in below.values() if own]
+    same = set.intersection(*inner) if len(inner) > 1 else set()
+    if len(same) < 2:
+        return ()
+    what = f"The same folders ({some(sorted(same))}) are inside of the classes ({some(sorted(below))})"
+    return (f"{what}: if those are the classes, list the images in a manifest.",)
+
+
 def split_role(name: str) -> str | None:
     """Return the split that a folder's name speaks of ("Training", "seg_train", "val2017"), if any."""
     match = SPLIT_NAME.fullmatch(re.sub(r"[\W\d_]+", "", clean_label(name).casefold()))
     return SPLIT_WORDS[match[1]] if match else None
 
 
-def _find_splits(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the split of each folder of the first level; none where these are the classes.
-
-    Raises `InputError` where it may be either: for several folders named like splits that are no train and query,
-    for one whose folders are found elsewhere too, and for splits on the second level.
-    """
+def _folders_below(names: Sequence[str]) -> dict[str, set[str]]:
+    """Return the folders in each folder of the first level."""
     below = defaultdict[str, set[str]](set)
     for name in names:
         first, *rest = name.split("/")
         if rest:
             below[first] |= set(rest[:-1][:1])
+    return below
+
+
+def _find_splits(root: Path, below: dict[str, set[str]]) -> dict[str, str]:
+    """Return the split of each folder of the first level; none where these are the classes.
+
+    Raises `InputError` where it may be either: for several folders named like splits that are no train and query,
+    for one whose folders are found elsewhere too, and for splits on the second level.
+    """
     roles = {first: role for first in below if (role := split_role(first))}
     if _is_split(list(roles.values())) and len(roles) == len(below):
         return roles

@@ -14,7 +14,7 @@ from warnings import catch_warnings, filterwarnings
 import numpy as np
 
 from distill.data import fashion_mnist
-from distill.data.check import check_bits, check_brightness, check_classes, check_copies
+from distill.data.check import check_bits, check_brightness, check_classes, check_copies, check_sizes
 from distill.data.dataset import Dataset, ImageList, Split
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
@@ -74,7 +74,7 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     classes, labels = encode_labels(images)
     own = _without_leaks(split(images, (classes, labels), options, decoded.digests), decoded.digests)
     dark = list(check_bits(decoded.bits)) or check_brightness(decoded.pixels[wanted[0]])
-    checks = check_classes(listed, images), check_copies(images, own, decoded.digests), dark
+    checks = check_classes(listed, images), check_sizes(images.names), check_copies(images, own, decoded.digests), dark
     own = replace(own, warnings=(*images.warnings, *own.warnings, *chain.from_iterable(checks)))
     for sentence in own.warnings:
         log.warning("Check your data: %s", sentence)

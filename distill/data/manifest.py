@@ -45,7 +45,7 @@ def list_manifest(path: Path) -> ImageList:
     root = Path(os.path.realpath(path.parent))
     labels, splits = dict[str, tuple[str, ...]](), defaultdict[str, set[str]](set)
     for number, row in enumerate(rows, first):
-        if all(_is_none(value) or value in ("", b"") for value in row.values()):
+        if all(map(_is_empty, row.values())):
             continue
         where = f"row {number} of {path.name}"
         name = _inside(root, _text(row["path"], where), where)
@@ -155,7 +155,8 @@ def _parse(row: Row, where: str) -> tuple[tuple[str, ...], set[str]]:
         found = plain(str(row["labels"]))[:80]
         raise InputError(f"labels separated by `;` in {where}", found, "Write each list as text, joined by `;`.")
     if not labels and not (multi and splits == {GALLERY}):
-        raise InputError(f"a label in {where}", "none", "Fill it in, or remove the row.")
+        fix = "Fill it in, or remove the row; gallery images of no class take a column `labels`."
+        raise InputError(f"a label in {where}", "none", fix)
     if ("split" in row and not splits) or not splits <= {*SPLITS, VALIDATION}:
         raise InputError(f"train, validation, gallery or query as split in {where}", repr(row["split"]), "Correct it.")
     return labels, splits
@@ -166,13 +167,14 @@ def _label(text: str) -> str:
     return label[1:] if label.startswith("'") and FORMULA.match(label) else label
 
 
-def _is_none(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _is_empty(value: Any) -> bool:
+    blank = isinstance(value, str | bytes) and not value.strip()
+    return blank or value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(value: Any, where: str) -> str:
     """Return a field as text, whole numbers included, which other software may have stored as 1.0."""
-    if _is_none(value):
+    if _is_empty(value):
         return ""
     try:
         value = value.decode() if isinstance(value, bytes) else value

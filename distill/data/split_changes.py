@@ -28,7 +28,8 @@ def describe_changes(path: Path, data: Dataset) -> str:
         "with another label or split": [name for name in now if name in before and now[name] != before[name]],
     }
     said = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
-    return "; ".join(said) or "the same names, labels and splits, but images whose contents have changed"
+    others = "other contents of images, or other unlabeled images"
+    return "; ".join(said) or f"the same names, labels and splits, but {others}"
 
 
 def _read_rows(path: Path) -> dict[str, list[str]]:

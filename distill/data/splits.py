@@ -45,7 +45,8 @@ def encode_labels(images: ImageList) -> Labels:
     classes = images.classes or tuple(sorted({label for row in images.labels for label in row}))
     labeled = sum(map(bool, images.labels))
     if len(classes) < 2 or labeled < len(classes):
-        found = f"{len(classes)} classes, {labeled} images in {images.name}"
+        some_classes = f"{counted(len(classes), 'class', 'classes')} ({some(classes)})"
+        found = f"{some_classes}, {counted(labeled, 'image')} in {images.name}"
         raise InputError("at least two classes and as many images", found, "Point --data at images sorted by class.")
     column = {name: c for c, name in enumerate(classes)}
     if not images.multi:
@@ -81,10 +82,11 @@ def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequ
         train = train[~(values[train][:, hidden].any(1) if images.multi else np.isin(values[train], hidden))]
     learned = present(values[train], len(classes))
     learned[hidden] = True
-    if new := np.flatnonzero(present(values[np.union1d(gallery, query)], len(classes)) & ~learned).tolist():
-        description += (
-            f", {counted(len(new), 'class', 'classes')} in gallery or query alone ({some(classes[c] for c in new)})"
-        )
+    asked = present(values[query], len(classes))
+    there = present(values[gallery], len(classes))
+    for what, which in (("in gallery or query alone", (there | asked) & ~learned), ("without a query", there & ~asked)):
+        if own := [classes[c] for c in np.flatnonzero(which)]:
+            description += f", {counted(len(own), 'class', 'classes')} {what} ({some(own)})"
     warnings += _check_splits(images.name, labels, train, gallery, query)
     marked = np.intersect1d(train, _members(images, VALIDATION))
     validation = (
@@ -196,11 +198,10 @@ def _check_splits(name: str, labels: Labels, train: Indices, gallery: Indices, q
     classes, values = labels
     for own, members in ((TRAIN, train), (QUERY, query)):
         if not len(members):
-            fix = "Mark some, or leave the split out to have one sampled (which takes two images of a class)."
+            fix = "Mark some, or leave the split out to have one sampled (which takes two different images of a class)."
             raise InputError(f"{own} images in {name}", "none", fix)
     learned, there, queried = (present(values[members], len(classes)) for members in (train, gallery, query))
     if learned.sum() < 2:
         raise InputError(f"at least two classes among the train images of {name}", "one", "Add images of others.")
     if lost := [classes[c] for c in np.flatnonzero(queried & ~there)]:
-        what = "class is" if len(lost) == 1 else "classes are"
-        yield f"{len(lost)} {what} queried but not in the gallery ({some(lost)}): they cannot be found."
+        yield f"{counted(len(lost), 'class', 'classes')} queried but not in the gallery: {some(lost)}."

@@ -1,7 +1,6 @@
 """Networks: any timm backbone, a hash head, and the names people use for them."""
 
 import importlib.util
-import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -86,7 +85,7 @@ def build(name: str, size: int, bits: int, seed: int) -> HashNet:
 def timm_names(name: str) -> tuple[str, ...]:
     """The timm names that `name` may stand for, best first; raises `InputError` with close matches."""
     timm = import_timm()
-    names = tuple(n for n in SHORT_NAMES.get(name, (name,)) if timm.is_model(n.split(".")[0]))
+    names = tuple(filter(_is_known, SHORT_NAMES.get(name, (name,))))
     if names:
         return names
     hint = did_you_mean(name, [*SHORT_NAMES, *timm.list_models()], f"Short names: {', '.join(SHORT_NAMES)}.")
@@ -99,10 +98,15 @@ def check_timm_name(name: object) -> str:
     Raises `InputError` for any other, e.g. "hf-hub:..." or "local-dir:...", which timm would fetch or read: names come
     from files.
     """
-    plain_name = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name)
-    if not plain_name or not import_timm().is_model(name.split(".")[0]):  # type: ignore[attr-defined]
+    if not isinstance(name, str) or not _is_known(name):
         raise InputError("the name of a network that timm knows", repr(name)[:200], "Name another network.")
-    return str(name)
+    return name
+
+
+def _is_known(name: str) -> bool:
+    """Whether timm has a network of that name, and the tag of its weights where one is given."""
+    timm = import_timm()
+    return bool(timm.is_model_pretrained(name) if "." in name else timm.is_model(name))
 
 
 def patch_size(backbone: nn.Module) -> int:

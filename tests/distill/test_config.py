@@ -64,6 +64,8 @@ def test_auto_follows_images_device_and_weights() -> None:
     assert small.teacher_lr < whole.teacher_lr
     assert small.student_cached_views < large.student_cached_views
     assert resolve(TrainConfig(), CNN, CNN, image_size=100, gpu=False).teacher_img_size == 112
+    pretrained = VIT.model_copy(update={"random": False})
+    assert resolve(TrainConfig(), pretrained, CNN, image_size=28, gpu=False).teacher_img_size == 112  # 8 x 8 patches
     reasons = "\n".join(small.reasons)
     for what in ("teacher size", "student size", "epochs", "learning rate", "crop", "views"):
         assert what in reasons

@@ -54,7 +54,8 @@ def test_the_names_of_all_networks_and_weights_of_timm_are_names() -> None:
         assert check_timm_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "hf_hub:x/y", "local-dir:/etc", "resnet18\n", "Resnet18", 3])
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "hf_hub:x/y", "local-dir:/etc", "resnet18\n", "Resnet18", 3,
+                                  "resnet18.", "resnet18.nope", "resnet18.a/../x"])  # fmt: skip
 def test_what_timm_would_fetch_or_read_is_no_name(name: object) -> None:
     for use in (lambda: build(name, 32, 16, 0), lambda: create_meta_model(name)):
         with pytest.raises(InputError, match="timm knows"):

@@ -226,7 +226,7 @@ def state(folder: Path) -> dict[str, str]:
         ("an image is gone", "1 missing ('bag/"),
         ("an image is new", "1 new ('bag/copy.png')"),
         ("another label", "1 missing ('bag/"),
-        ("another content", "contents have changed"),
+        ("another content", "other contents of images"),
         ("another split", "with another label or split"),
     ],
 )

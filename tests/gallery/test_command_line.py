@@ -69,6 +69,11 @@ def test_a_crash_is_one_line_and_a_log(what: str, tmp_path: Path) -> None:
     assert "in main" in Path(path[1]).read_text()
 
 
+def test_windows_is_told_what_to_use() -> None:
+    code, _, said = ran("sys.platform = 'win32'\ndef main(): return 0")
+    assert (code, "expected Linux or macOS; found Windows. Run it in WSL." in said) == (2, True)
+
+
 def test_the_log_of_a_run_keeps_its_crash(tmp_path: Path) -> None:
     body = f"def main():\n    with log_to(Path({str(tmp_path / 'log.txt')!r})):\n        log.info('a'); [][1]"
     code, _, said = ran(body)

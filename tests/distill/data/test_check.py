@@ -15,7 +15,7 @@ from distill.data import DataConfig, Dataset, load
 from distill.data.check import check_bits
 from distill.data.splits import SplitConfig, encode_labels, split
 from gallery.errors import InputError
-from tests.distill.data.factories import MakeFolder
+from tests.distill.data.factories import MakeFolder, noise
 from tests.distill.data.test_splits import listing
 
 
@@ -76,9 +76,10 @@ def test_a_class_of_copies_that_were_left_leaves_the_others_as_they_are() -> Non
 def test_no_query_has_a_copy_elsewhere(rows: list[tuple[int, int]], seed: int, share: float, multi: bool) -> None:
     rows += [(0, 100), (0, 101), (1, 102), (1, 103)]
     images = listing([(f"c{label}",) for label, _ in rows], multi=multi)
-    digests = [bytes([digest]) for _, digest in rows]
+    digests, different = [bytes([digest]) for _, digest in rows], [bytes([i]) for i in range(len(rows))]
     try:
-        own = split(images, encode_labels(images), SplitConfig(seed, share, 0.2), digests)
+        own, plain, same = (split(images, encode_labels(images), SplitConfig(seed, share, 0.2), d)
+                            for d in (digests, (), different))  # fmt: skip
     except InputError:  # one of all images together may be of one class only
         assert multi
         reject()
@@ -87,8 +88,6 @@ def test_no_query_has_a_copy_elsewhere(rows: list[tuple[int, int]], seed: int, s
     assert len(own.query)
     assert not queries & others
     assert not held_out & learned
-    different = [bytes([i]) for i in range(len(rows))]
-    plain, same = (split(images, encode_labels(images), SplitConfig(seed, share, 0.2), d) for d in ((), different))
     assert all(np.array_equal(getattr(plain, p), getattr(same, p)) for p in ("train", "validation", "gallery", "query"))
 
 
@@ -116,13 +115,25 @@ def test_a_few_dark_ones_among_many_are_no_reason_to_worry() -> None:
     assert len(list(check_bits([16] * 500 + [12] * 20))) == len(list(check_bits([16] * 3 + [12] * 3))) == 1
 
 
+def test_images_that_are_transparent_throughout(tmp_path: Path) -> None:
+    for i in range(6):
+        (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        noise(i).convert("RGBA").save(tmp_path / "images" / "ab"[i % 2] / f"{i}.png")
+    assert opened(tmp_path / "images").warnings == ()
+    for path in (tmp_path / "images").rglob("*.png"):
+        image = Image.open(path)
+        image.putalpha(0)
+        image.save(path)
+    assert opened(tmp_path / "images").warnings[0].startswith("6 of 6 images looked at are nearly black or white")
+
+
 def test_masks_are_no_photographs(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
             mask = np.random.default_rng([i, ord(name)]).integers(0, 3, (16, 16, 3), np.uint8)
             Image.fromarray(mask * (90 if i == 0 else 1)).save(tmp_path / "images" / name / f"{i}.png")
-    assert opened(tmp_path / "images").warnings[0].startswith("6 of 8 images looked at are nearly black")
+    assert opened(tmp_path / "images").warnings[0].startswith("6 of 8 images looked at are nearly black or white")
 
 
 def test_classes_of_a_split_in_their_names(make_folder: MakeFolder) -> None:

@@ -403,3 +403,34 @@ def test_heic(tmp_path: Path) -> None:
     raw = (tmp_path / "a.heic").read_bytes()
     (tmp_path / "a.heic").write_bytes(raw[: len(raw) // 2])
     assert reason(tmp_path / "a.heic")
+
+
+def test_a_raw_files_preview_is_no_image(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dng", Image.fromarray(UPRIGHT), format="TIFF", tiffinfo={254: 1})
+    assert "preview" in reason(path)
+    raw = write(tmp_path / "a.tif", Image.fromarray(UPRIGHT).convert("L")).read_bytes()
+    offset = int.from_bytes(raw[4:8], "little") + 4
+    (tmp_path / "a.cr2").write_bytes(raw[:4] + offset.to_bytes(4, "little") + b"CR\2\0" + raw[8:])
+    assert "preview" in reason(tmp_path / "a.cr2")
+    assert decode(write(tmp_path / "b.tif", Image.fromarray(UPRIGHT), tiffinfo={254: 0})).size == (40, 24)
+
+
+def test_16_bit_grey_of_which_0_is_white(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    expected = 255 - np.asarray(decode(write(tmp_path / "a.tif", Image.fromarray(values))))
+    path = write(tmp_path / "a.tif", Image.fromarray(values), tiffinfo={262: 0})
+    raw = path.read_bytes()
+    place = raw.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    path.write_bytes(raw[:place] + bytes(4) + raw[place + 4 :])
+    np.testing.assert_array_equal(np.asarray(decode(path)), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_damaged_exif_of_other_formats_does_not_cost_the_image(tmp_path: Path, suffix: str) -> None:
+    assert decode(write(tmp_path / f"a.{suffix}", Image.fromarray(UPRIGHT), exif=b"Exif\0\0rubbish!")).size == (40, 24)
+
+
+def test_bits_of_a_ppm_in_color_are_a_bound(tmp_path: Path) -> None:
+    values = np.arange(16 * 16 * 3).reshape(16, 16, 3) * 5
+    (tmp_path / "a.ppm").write_bytes(b"P6 16 16 65535\n" + values.astype(">u2").tobytes())
+    assert decode(tmp_path / "a.ppm").info["bits"] == 12

@@ -284,7 +284,7 @@ def test_a_class_without_a_readable_image_is_none(make_folder: MakeFolder, tmp_p
     ("counts", "message"),
     [
         ({}, "0 classes, 0 images|found none"),
-        ({"a": 4}, "1 classes, 4 images"),
+        ({"a": 4}, r"1 class \(a\), 4 images"),
         ({"a": 1, "b": 1}, "query images"),
         ({"train/a": 3, "query/a": 1, "query/b": 1}, "at least two classes among the train images"),
     ],
@@ -313,7 +313,7 @@ def test_a_queried_class_that_is_not_in_the_gallery(
     with caplog.at_level(logging.WARNING, "twinhash"):
         data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
     assert data.classes == ("a", "b", "zebra")
-    assert "1 class is queried but not in the gallery (zebra)" in caplog.text
+    assert "1 class queried but not in the gallery: zebra." in caplog.text
 
 
 def test_links(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -430,3 +430,34 @@ def test_uc_merced_unpacked(tmp_path: Path) -> None:
     for i in (0, 57, 99):
         raw = Path(source, loaded.names[i])
         np.testing.assert_array_equal(loaded.pixels[128][i], to_square(Image.open(raw).convert("RGB"), 128))
+
+
+@pytest.mark.parametrize("outer", [("fold1", "fold2", "fold3"), ("images", "masks"), ("trainA", "trainB")])
+def test_the_same_folders_in_every_class_are_said(make_folder: MakeFolder, outer: tuple[str, ...]) -> None:
+    root = make_folder({f"{first}/{second}": 2 for first in outer for second in ("cat", "dog")})
+    (sentence,) = list_folder(root).warnings
+    assert sentence.startswith(f"The same folders (cat, dog) are inside of the classes ({', '.join(outer)})")
+    assert list_folder(make_folder({"a/x": 1, "a/y": 1, "b/x": 1, "c": 1}, "views")).warnings == ()
+
+
+def test_copies_that_software_leaves_beside_images_are_passed_over(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 2, "a/thumbs": 2, "_thumbnails/a": 2, "b/iPod Photo Cache": 2, "b/c": 1})
+    for name in ("000.png~", "000.png_original", "MVI_1.THM", "001.png.bak", "001.png.crdownload"):
+        shutil.copy(root / "a" / "000.png", root / "a" / name)
+    listed = list_folder(root)
+    assert listed.names == ("a/000.png", "a/001.png", "b/c/000.png")
+    assert "_thumbnails, b/iPod Photo Cache, a/thumbs" in listed.warnings[0]
+
+
+def test_other_sizes_of_the_same_image_are_said(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 4, "b": 4})
+    for stem in ("000-150x150", "000-scaled-300x200", "001_thumb", "002@2x", "009-10x10", "bus-small"):
+        noise(len(stem)).save(root / "a" / f"{stem}.jpg")
+    data = load(str(root), [8], tmp_path / "cache", DataConfig(seed=0))
+    what = "4 images named like other sizes of others, which they find"
+    assert data.warnings == (f"{what}: a/000-150x150.jpg, a/000.png.",)
+
+
+def test_classes_without_a_query_are_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 4, "b": 4, "rare": 1})
+    assert ", 1 class without a query (rare): " in load(str(root), [8], tmp_path / "c", DataConfig(seed=0)).protocol

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.data import DataConfig, Dataset, load, manifest, median_image_size, save_split
+from distill.data.check import check_classes
 from distill.data.manifest import list_manifest
 from distill.data.names import clean_label
 from gallery.errors import InputError
@@ -102,7 +103,7 @@ def test_excels_csv(make_folder: MakeFolder) -> None:
 def test_blank_rows_count_but_are_passed_over_and_a_field_may_be_long(make_folder: MakeFolder) -> None:
     root = make_folder({"x": 4})
     rows = [f"x/{i:03d}.png,{'ab'[i % 2]},{'n' * 200_000}" for i in range(4)]
-    (root / "m.csv").write_text("\n".join(["path,label,note", rows[0], "", ",,", *rows[1:]]))
+    (root / "m.csv").write_text("\n".join(["path,label,note", rows[0], "", ",,", " ,  ,\t", *rows[1:]]))
     assert len(opened(root / "m.csv").names) == 4
     (root / "m.csv").write_text("\n".join(["path,label", "", "x/000.png,"]))
     with pytest.raises(InputError, match=r"a label in row 3 of m\.csv"):
@@ -326,3 +327,24 @@ def test_any_bytes_give_a_listing_or_an_input_error(tmp_path: Path, content: byt
     for path in listing.source.paths:  # type: ignore[attr-defined]
         assert path.resolve().is_relative_to(tmp_path.resolve())
     assert io.StringIO(content.decode("utf-8-sig")).readline()
+
+
+def test_labels_that_are_values_of_other_software_are_said(make_folder: MakeFolder) -> None:
+    root = make_folder({"x": 9})
+    odd = "nan", "None", "b'cat'", "['cat']", "('a', 'b')", "dog", "b", "(other)", "[x]"
+    rows = [f'x/{i:03d}.png,"{label}"' for i, label in enumerate(odd)] * 2
+    (root / "m.csv").write_text(
+        "\n".join(["path,label,split", *(f"{row},train" for row in rows)]) + "\nx/000.png,nan,query"
+    )
+    found = list(check_classes(*[list_manifest(root / "m.csv")] * 2))
+    assert found == ["5 classes named like a missing value or a list: ('a', 'b'), None, ['cat'], b'cat', nan."]
+
+
+@pytest.mark.parametrize("mark", [",", "|"])
+def test_labels_separated_by_something_else_are_said(make_folder: MakeFolder, mark: str) -> None:
+    root = make_folder({"x": 6})
+    rows = [f'x/{i:03d}.png,"{mark.join("ab"[: i % 2 + 1])}"' for i in range(6)]
+    (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
+    assert opened(root / "m.csv").warnings == (
+        f"No image has several labels, but some hold commas or bars; `;` separates labels: a{mark}b.",
+    )

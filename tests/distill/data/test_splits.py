@@ -108,5 +108,5 @@ def test_a_query_may_be_nothing_else() -> None:
 
 
 def test_more_classes_than_images() -> None:
-    with pytest.raises(InputError, match="3 classes, 2 images"):
+    with pytest.raises(InputError, match=r"3 classes \(a, b, c\), 2 images"):
         splits(listing([("a", "b"), ("c",)], multi=True))
