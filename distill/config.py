@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from distill.hash_centers.assignment import Assignment
 from distill.hash_centers.constructions import Construction
+from gallery.console import plain
 from gallery.errors import InputError
 from gallery.files import read_bytes
 from gallery.results import Thresholds
@@ -153,7 +154,7 @@ class TrainConfig(StrictModel):
     def title(self) -> str:
         """The name of the run folder."""
         teacher = self.reuse_gallery.resolve().name if self.reuse_gallery else self.teacher
-        return self.name or f"{teacher}-{self.student}-{Path(self.data).stem}-{self.bits}"
+        return self.name or f"{teacher}-{self.student}-{plain(Path(self.data).stem)}-{self.bits}"
 
     @field_validator("loss_args", "distiller_args")
     @classmethod

@@ -7,6 +7,7 @@ damaged is made again, and with it whatever depends on it, should it come out di
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -260,6 +261,9 @@ def open_run(folder: Path, read_only: bool = False) -> Iterator[RunDir]:
     Processes that train together are one: the first of them holds the lock, and it alone writes.
     read_only: a folder that cannot be written is opened without a lock
     """
+    if re.search("[\x00-\x1f\x7f]", str(folder.absolute())):  # LanceDB takes no such path
+        expected, fix = "a run folder without control characters in its path", "Choose another --output-dir or --name."
+        raise InputError(expected, repr(str(folder)), fix)
     with ExitStack() as stack:
         with main_process_first() as first:
             if first and (is_writable(folder) or not read_only):

@@ -124,7 +124,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = number, percent, size, count, duration, plots.heatmap, ratio
+    filters = number, percent, size, count, duration, plots.heatmap, ratio, plain
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters["off_diagonal"] = lambda matrix: [
         value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j

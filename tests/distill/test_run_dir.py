@@ -62,6 +62,13 @@ def test_finished_stages_are_remembered_and_failed_ones_are_not(tmp_path: Path) 
         assert not run.is_done("a")
 
 
+def test_control_characters_stay_out_of_paths_that_lancedb_reads(tmp_path: Path) -> None:
+    assert TrainConfig(data="some/\x1b[31m\u202ered", bits=16).title == r"vit_b-mobilenetv3-\x1b[31m\u202ered-16"
+    with pytest.raises(InputError, match="without control characters"), open_run(tmp_path / "a\x1bb"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_settings_are_an_error_by_name_and_permitted_ones_are_saved(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         assert not run.check_config("config", TrainConfig())

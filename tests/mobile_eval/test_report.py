@@ -188,6 +188,15 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert hostile.body.count(HOSTILE) == tame.body.count("tame") > 10
 
 
+def test_no_name_steers_who_reads_the_page(tmp_path: Path) -> None:
+    hostile = "\u202ered\x1b[2J"
+    made = results().model_copy(update={"name": hostile, "command": f"run.py --data {hostile}"})
+    write_html(made, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("\\u202ered\\x1b[2J") == 3
+    assert not {"\u202e", "\x1b"} & set(text)
+
+
 def test_a_run_is_an_evaluation_on_one_device(tmp_path: Path) -> None:
     run, other = render(results(), tmp_path).body, render(evaluation(), tmp_path).body
     for heading in ("Retrieval", "Quantization", "Training", "Models", "Skipped images"):
