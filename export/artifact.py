@@ -63,8 +63,11 @@ class ModelMetadata:
             if len(text) > MAX_METADATA:
                 raise ValueError(f"{len(text):,} characters")
             fields = json.loads(text)
-            return cls(**fields | {"float_layers": tuple(_texts(fields.get("float_layers", [])))})._checked()
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            metadata = cls(**fields | {"float_layers": tuple(_texts(fields["float_layers"]))})._checked()
+            if metadata.to_json() != text:
+                raise ValueError("a text that Twinhash does not write")
+            return metadata
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise CorruptFile(f"readable metadata in {where}", first_line(error), "Export the file again.") from error
 
     def _checked(self) -> Self:

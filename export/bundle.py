@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.artifact import LAYOUTS, ExportedModel, ExportFailure, ExportResult, ModelMetadata, first_line
+from export.artifact import (
+    LAYOUTS,
+    PRECISIONS,
+    ExportedModel,
+    ExportFailure,
+    ExportResult,
+    ModelMetadata,
+    first_line,
+)
 from export.metadata import MAX_MODEL, read_metadata
 from export.tensors import check_tensors_of
 from gallery import codespace
@@ -39,7 +47,7 @@ from gallery.files import (
 MANIFEST, GOLDEN, VERSION = "manifest.json", "golden.json", 1
 IMAGE = "golden/{:03}.png"
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
-MAX_GOLDEN, MAX_GOLDEN_PIXELS = 999, 1 << 28  # images, as many as IMAGE has names; pixels of all of them
+MAX_GOLDEN, MAX_GOLDEN_PIXELS = 99, 1 << 27  # images, each of which an engine may take seconds for; pixels of all
 ATTRIBUTES = ".gitattributes"  # or git on Windows would end the lines of text files in another way
 FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
 APPS = {
@@ -49,7 +57,7 @@ APPS = {
     "run_on_mac.py": "coreml",
 }
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?|\.gitattributes")
-_VARIANT = re.compile(r"[a-z0-9]+-[a-z0-9-]+")
+VARIANTS = {f"{format}-{precision}" for format in FORMATS.values() for precision in PRECISIONS}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,11 @@ def open_bundle(folder: Path) -> Manifest:
     if len({(model.metadata.student, model.metadata.size) for model in models}) != 1:
         found = ", ".join(f"{one.metadata.student} at {one.metadata.size} pixels" for one in models) or "no model"
         raise CorruptFile(f"models of one student and input size in {folder}", found, "Restore the bundle.")
-    return Manifest(space, tuple(models), tuple(ExportFailure(**one) for one in record["failures"]))
+    failures = [ExportFailure(**one) for one in record["failures"]]
+    variants = [*(model.variant for model in models), *(failure.variant for failure in failures)]
+    if len(set(variants)) < len(variants) or not set(variants) <= VARIANTS:
+        raise CorruptFile(f"each variant once in {folder}", ", ".join(variants)[:300], "Restore the bundle.")
+    return Manifest(space, tuple(models), tuple(failures))
 
 
 def _open_model(path: Path, entry: dict[str, Any], space: CodeSpace) -> ExportedModel:
@@ -145,21 +157,21 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     bits, size = manifest.space.bits, manifest.files[0].metadata.size
     try:
         rows = read_json(folder / GOLDEN, list, MAX_MANIFEST_BYTES)
+        if not 0 < len(rows) <= min(MAX_GOLDEN, MAX_GOLDEN_PIXELS // size**2):
+            raise ValueError(f"{len(rows)} images")
         names = [IMAGE.format(i) for i in range(len(rows))]
-        if not 0 < len(rows) <= min(MAX_GOLDEN, MAX_GOLDEN_PIXELS // size**2) or [row["file"] for row in rows] != names:
-            raise ValueError(f"{len(rows)} images, or others than {IMAGE.format(0)} and the next")
         if len(names) != sum(not is_desktop_file(path.name) for path in (folder / IMAGE).parent.iterdir()):
             raise ValueError("images without a code")
         images = np.stack([_read_png(folder / name, size) for name in names])
         codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
         logits = np.array([row["logits"] for row in rows], np.float32)
-        if (
-            logits.shape != (len(rows), bits)
-            or not np.isfinite(logits).all()
-            or not np.array_equal(pack(logits), codes)
-        ):
+        fits = logits.shape == (len(rows), bits) and bool(np.isfinite(logits).all())
+        if not fits or not np.array_equal(pack(logits), codes):
             raise ValueError(f"codes of {8 * codes.shape[1]} bits and logits {list(logits.shape)}, which give others")
-        return Golden(images, codes, logits)
+        golden = Golden(images, codes, logits)
+        if json.dumps(rows) != json.dumps(_golden_rows(golden)):  # 1 is not "1", nor true
+            raise ValueError(f"rows that are not as Twinhash writes them, of {IMAGE.format(0)} and the next")
+        return golden
     except Exception as error:  # OSError, what JSON and numpy raise for other data, and Pillow, which documents none
         what = f"{size} x {size} images, and golden logits that give the golden codes of {bits} bits, in {folder}"
         raise CorruptFile(what, first_line(error), "Restore the bundle.") from error
@@ -200,18 +212,26 @@ def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> Non
     meant = space.bits, space.bit_rule, space.bit_order, space.preprocessing.resize
     if said != meant:
         raise CorruptFile(f"metadata of {meant} in {name}", str(said), "Export it again.")
-    layouts = LAYOUTS[FORMATS[Path(name).suffix]]
+    suffix = Path(name).suffix
+    if name != (right := f"query-{metadata.precision}{suffix}"):
+        raise CorruptFile(f"a file of {metadata.precision} to be named {right}", name, "Export it again.")
+    layouts = LAYOUTS[FORMATS[suffix]]
     if metadata.layout not in layouts:
         raise CorruptFile(f"an input {' or '.join(layouts)} in {name}", metadata.layout, "Export it again.")
 
 
 def _write_golden(folder: Path, golden: Golden) -> None:
-    rows = []
-    for i, (image, code, logits) in enumerate(zip(golden.images, golden.codes, golden.logits, strict=True)):
+    for i, image in enumerate(golden.images):
         Image.fromarray(image).save(folder / IMAGE.format(i))
-        nine_digits = [float(f"{value:.9g}") for value in logits]  # enough to restore a float32 exactly
-        rows.append({"file": IMAGE.format(i), "code": code.tobytes().hex(), "logits": nine_digits})
-    write_json(folder / GOLDEN, rows)
+    write_json(folder / GOLDEN, _golden_rows(golden))
+
+
+def _golden_rows(golden: Golden) -> list[dict[str, Any]]:
+    """Codes in hexadecimal, logits of nine digits: enough to restore a float32 exactly."""
+    return [
+        {"file": IMAGE.format(i), "code": code.tobytes().hex(), "logits": [float(f"{value:.9g}") for value in logits]}
+        for i, (code, logits) in enumerate(zip(golden.codes, golden.logits, strict=True))
+    ]
 
 
 def _readme(models: Sequence[ExportedModel], space: CodeSpace, apps: Sequence[str]) -> str:
@@ -248,10 +268,12 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
         record = json.loads(text)
         if set(record) != {"version", "code_space", "files", "failures"} or record["version"] != VERSION:
             raise ValueError(f"not the fields of version {VERSION}")
-        for failure in record["failures"]:
-            _check_failure(**failure)
         for name, entry in record["files"].items():
             _check_entry(name, entry)
+        if any(
+            set(one) != {"variant", "reason"} or plain(one["reason"]) != one["reason"] for one in record["failures"]
+        ):
+            raise ValueError("a failure without a reason")
         if text != json.dumps(record, indent=1, ensure_ascii=False) + "\n":
             raise ValueError("edited text")
         return record, CodeSpace.from_dict(record["code_space"])
@@ -260,15 +282,10 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
         raise CorruptFile(f"a bundle's manifest at {path}", found, fix) from error
 
 
-def _check_failure(variant: str, reason: str) -> None:
-    if not _VARIANT.fullmatch(variant) or plain(reason) != reason:
-        raise ValueError("a failure of no variant, or for a reason that is no text")
-
-
 def _check_entry(name: str, entry: dict[str, Any]) -> None:
-    if not _NAME.fullmatch(name) or name == MANIFEST:
-        raise ValueError(f"the name {name!r:.99}, which may not be in a bundle")
     kind = FORMATS.get(Path(name).suffix)
+    if not _NAME.fullmatch(name) or name == MANIFEST or (kind and "/" in name):
+        raise ValueError(f"the name {name!r:.99}, which may not be in a bundle")
     expected = {"sha256": str, "bytes": int} | ({"format": str, "metadata": dict} if kind else {})
     if {key: type(value) for key, value in entry.items()} != expected or entry.get("format") != kind:
         raise ValueError(f"the entry of {name}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from export.artifact import KEY, MAX_METADATA, ModelMetadata, first_line
 from export.capture_output import quiet
 from gallery.errors import CorruptFile, InputError, MissingBackend
 from gallery.files import read_bytes, read_json
+from gallery.memory import limit_memory
 
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
 COREAI_ABOUT, COREAI_OWN = "metadata.json", "creatorDefinedMetadata"
 MAX_MODEL, MAX_SPEC = 2 << 30, 512 << 20  # bytes: protobuf takes no larger file; a package has its weights beside it
 MAX_ENTRIES = 1000  # of metadata in a .tflite
+PARSER_BYTES, PARSER_COPIES = 512 << 20, 4  # memory to parse any file, and for each byte of it
 COREAI_PROGRAM, COREAI_HASH = "main.mlirb", "main.hash"
 
 
@@ -39,12 +42,26 @@ def read_metadata(path: Path) -> ModelMetadata:
 
 
 def onnx_model(path: Path) -> Any:
-    """Parse an .onnx (protobuf); weights that it has outside are not read."""
-    return import_backend("onnx").load_model_from_string(read_bytes(path, MAX_MODEL))
+    """Parse an .onnx; weights that it has outside are not read."""
+    return _parse_protobuf(import_backend("onnx").load_model_from_string, path, MAX_MODEL)
+
+
+def _parse_protobuf(parse: Callable[[bytes], Any], path: Path, limit: int) -> Any:
+    """Parse in limited memory: two bytes of a file can become an object of several hundred."""
+    data = read_bytes(path, limit)
+    with limit_memory(PARSER_BYTES + PARSER_COPIES * len(data)):
+        return parse(data)
 
 
 def _onnx(path: Path) -> str | None:
-    return {entry.key: entry.value for entry in onnx_model(path).metadata_props}.get(KEY)
+    return _only([entry.value for entry in onnx_model(path).metadata_props if entry.key == KEY])
+
+
+def _only(texts: list[str]) -> str | None:
+    """Return the text of the only entry: of two, other readers may take the other."""
+    if len(texts) > 1:
+        raise ValueError(f"{len(texts)} entries {KEY}")
+    return texts[0] if texts else None
 
 
 def litert_model(path: Path) -> Any:
@@ -59,14 +76,15 @@ def _litert(path: Path) -> str | None:
     model = litert_model(path)
     if model.MetadataLength() > MAX_ENTRIES:
         raise ValueError(f"{model.MetadataLength():,} metadata entries")
+    texts = []
     for entry in map(model.Metadata, range(model.MetadataLength())):
         place = entry._tab.Offset(4)  # of the name, which is copied when read: a thousand may be the same megabytes
         if place and entry._tab.VectorLen(place) == len(KEY) and entry.Name() == KEY.encode():
             buffer = model.Buffers(entry.Buffer())
             if buffer.DataLength() > MAX_METADATA:
                 raise ValueError(f"metadata of {buffer.DataLength():,} bytes")
-            return bytes(buffer.DataAsNumpy()).decode() if buffer.DataLength() else None
-    return None
+            texts.append(bytes(buffer.DataAsNumpy()).decode() if buffer.DataLength() else "")
+    return _only(texts)
 
 
 def _coreai(path: Path) -> str | None:
@@ -85,14 +103,12 @@ def coreml_spec(path: Path) -> Any:
 
     try:
         manifest = read_json(path / "Manifest.json", dict, MAX_METADATA)
-        root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-        if Path("Data", root) != SPEC:
-            raise ValueError(f"the manifest leads to {root}")
-        spec = Model_pb2.Model()
-        spec.ParseFromString(read_bytes(path / SPEC, MAX_SPEC))
+        items = {name: Path("Data", item["path"]) for name, item in manifest["itemInfoEntries"].items()}
+        if items[manifest["rootModelIdentifier"]] != SPEC or not set(items.values()) <= {SPEC, SPEC.parent / "weights"}:
+            raise ValueError(f"the manifest leads to {', '.join(map(str, items.values()))}")
+        return _parse_protobuf(Model_pb2.Model.FromString, path / SPEC, MAX_SPEC)
     except Exception as error:  # OSError, JSON, KeyError, protobuf's DecodeError: all say that the package is damaged
         raise corrupt_file(path, error) from error
-    return spec
 
 
 def corrupt_file(path: Path, error: Exception) -> CorruptFile:

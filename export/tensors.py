@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Interface = dict[str, tuple[str, tuple[Any, ...]]]
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """interface: type and shape, without the batch, of image, codes and logits
+    """interface: type and shape of image, codes and logits; the batch is free in ONNX, else 1
 
     weights: numbers of the largest tensor of weights by how they are stored: "fp32", "fp16", `QUANTIZED`
     """
@@ -44,17 +45,17 @@ def check_tensors_of(path: Path, metadata: ModelMetadata) -> str:
         raise
     except Exception as error:  # what protobuf and flatbuffers raise for a damaged file
         raise corrupt_file(path, error) from error
-    if found.interface != (expected := _expected(metadata)):
+    if found.interface != (expected := _expected(metadata, "batch" if path.suffix == ".onnx" else 1)):
         what = f"{path.name} to take and return {expected}, as its metadata says"
         raise CorruptFile(what, str(found.interface), "Export it again.")
     return _stored_precision(found.weights, metadata, path.name)
 
 
-def _expected(metadata: ModelMetadata) -> Interface:
+def _expected(metadata: ModelMetadata, batch: str | int) -> Interface:
     image, code = ("RGB image", "int32") if metadata.layout == "image" else ("uint8", "uint8")
     sides = ("height", "width") if metadata.layout == ANY_SIZE else (metadata.size, metadata.size)
-    codes, logits = (code, (metadata.bits // 8,)), ("float32", (metadata.bits,))
-    return {"codes": codes, "image": (image, (*sides, 3)), "logits": logits}
+    codes, logits = (code, (batch, metadata.bits // 8)), ("float32", (batch, metadata.bits))
+    return {"codes": codes, "image": (image, (batch, *sides, 3)), "logits": logits}
 
 
 def _stored_precision(weights: dict[str, int], metadata: ModelMetadata, name: str) -> str:
@@ -71,12 +72,23 @@ def _stored_precision(weights: dict[str, int], metadata: ModelMetadata, name: st
     return metadata.precision if QUANTIZED in weights or not floats else largest
 
 
+def _check_ends(inputs: int, outputs: int) -> None:
+    if (inputs, outputs) != (1, 2):
+        raise ValueError(f"{inputs:,} inputs and {outputs:,} outputs, not one and two")
+
+
+def _check_count(what: str, count: int) -> None:
+    if count > MAX_TENSORS:
+        raise ValueError(f"{count:,} {what}")
+
+
 def _largest(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
     """Return the numbers of the largest tensor of each kind, of those with two dimensions or more."""
     found: dict[str, int] = {}
     for count, (kind, shape) in enumerate(tensors):
-        if count > MAX_TENSORS or len(shape) > MAX_DIMENSIONS:
-            raise ValueError(f"more than {MAX_TENSORS:,} tensors, or one of {len(shape)} dimensions")
+        _check_count("tensors", count)
+        if len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(shape)} dimensions")
         if kind and len(shape) > 1:
             found[kind] = max(found.get(kind, 0), math.prod(shape))
     return found
@@ -89,11 +101,14 @@ def _onnx(path: Path) -> ModelTensors:
     kinds = {types.FLOAT: "fp32", types.DOUBLE: "fp32", types.FLOAT16: "fp16", types.BFLOAT16: "fp16"}
     others = (types.UNDEFINED, types.INT32, types.INT64, types.BOOL, types.STRING)  # shapes, axes and flags
     interface: Interface = {}
+    _check_ends(len(model.graph.input), len(model.graph.output))
     for value in (*model.graph.input, *model.graph.output):
         tensor = value.type.tensor_type
-        shape = tuple(one.dim_param or one.dim_value for one in tensor.shape.dim[1:])
-        interface[value.name] = names.get(tensor.elem_type, f"type {tensor.elem_type}"), shape
-    tensors = list(_onnx_tensors(model))
+        batch, *shape = [one.dim_param or one.dim_value for one in tensor.shape.dim]
+        kind = names.get(tensor.elem_type, f"type {tensor.elem_type}")
+        interface[value.name] = kind, ("batch" if type(batch) is str else batch, *shape)
+    _check_count("nodes", len(model.graph.node))
+    tensors = list(islice(_onnx_tensors(model), MAX_TENSORS + 2))
     if any(tensor.data_location == types.EXTERNAL or tensor.external_data for tensor in tensors):
         raise ValueError("weights outside the file")
     stored = [(one.data_type, tuple(one.dims)) for one in tensors if one.data_type not in others]
@@ -122,10 +137,12 @@ def _litert(path: Path) -> ModelTensors:
     kinds = {types.FLOAT32: "fp32", types.FLOAT64: "fp32", types.FLOAT16: "fp16"}
     others = (types.INT32, types.INT64, types.BOOL, types.STRING)
     graph = model.Subgraphs(0)
-    if (graph.InputsLength(), graph.OutputsLength()) != (1, 2) or model.ExternalBufferGroupsLength():
-        raise ValueError("not one input and two outputs, or weights outside the file")
+    _check_ends(graph.InputsLength(), graph.OutputsLength())
+    _check_count("graphs", model.SubgraphsLength())
+    if model.ExternalBufferGroupsLength():
+        raise ValueError("weights outside the file")
     tensors = [graph.Tensors(i) for i in (graph.Inputs(0), graph.Outputs(0), graph.Outputs(1))]
-    image, *outputs = [(names.get(one.Type(), f"type {one.Type()}"), _shape(one)[1:]) for one in tensors]
+    image, *outputs = [(names.get(one.Type(), f"type {one.Type()}"), _shape(one)) for one in tensors]
     logits, codes = sorted(outputs)  # by type: names and order depend on the converter
     interface = {"codes": codes, "image": image, "logits": logits}
     stored = ((tensor.Type(), _shape(tensor)) for tensor in _litert_constants(model))
@@ -137,8 +154,7 @@ def _litert_constants(model: Any) -> Iterator[Any]:
     count = 0
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
-            if (count := count + 1) > MAX_TENSORS:
-                raise ValueError(f"more than {MAX_TENSORS:,} tensors")
+            _check_count("tensors", count := count + 1)
             buffer = model.Buffers(tensor.Buffer())
             if buffer is not None and (buffer.DataLength() or buffer.Size()):
                 yield tensor
@@ -154,17 +170,20 @@ def _coreml(path: Path) -> ModelTensors:
     spec = coreml_spec(path)
     from coremltools.proto import FeatureTypes_pb2, MIL_pb2
 
+    if list(spec.mlProgram.functions) != ["main"] or spec.description.functions:
+        raise ValueError("other functions than main")
     array, colour = FeatureTypes_pb2.ArrayFeatureType, FeatureTypes_pb2.ImageFeatureType
     names = {array.INT32: "int32", array.FLOAT32: "float32"}
     interface: Interface = {}
+    _check_ends(len(spec.description.input), len(spec.description.output))
     for feature in (*spec.description.input, *spec.description.output):
         image, numbers = feature.type.imageType, feature.type.multiArrayType
         if feature.type.WhichOneof("Type") == "imageType":
             kind = "RGB image" if image.colorSpace == colour.RGB else f"image of colours {image.colorSpace}"
-            interface[feature.name] = kind, (image.height, image.width, 3)
+            interface[feature.name] = kind, (1, image.height, image.width, 3)
         else:
             kind = names.get(numbers.dataType, f"type {numbers.dataType}")
-            interface[feature.name] = kind, tuple(numbers.shape[1:])
+            interface[feature.name] = kind, tuple(numbers.shape)
     weights = _largest(_coreml_weights(spec, MIL_pb2))
     return ModelTensors(dict(sorted(interface.items())), weights)
 
@@ -175,8 +194,11 @@ def _coreml_weights(spec: Any, mil: Any) -> Iterator[tuple[str, tuple[int, ...]]
     others = (mil.BOOL, mil.STRING, mil.INT32, mil.INT64, mil.UINT32, mil.UINT64)
     functions = spec.mlProgram.functions.values()
     blocks = [block for function in functions for block in function.block_specializations.values()]
+    count = 0
     while blocks:
-        for operation in blocks.pop().operations:
+        operations = blocks.pop().operations
+        _check_count("operations", count := count + len(operations))
+        for operation in operations:
             blocks.extend(operation.blocks)
             given = [part.value for one in operation.inputs.values() for part in one.arguments]
             for value in (*operation.attributes.values(), *given):

@@ -113,7 +113,7 @@ def load(folder: Path) -> tuple[CodeSpace, NDArray[np.int8]]:
         centers: NDArray[np.int8] = np.array(open_array(folder / CENTERS, MAX_CENTERS))
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{FILE} and {CENTERS} in {folder}", str(error), "Restore them from the run.") from error
-    sound = centers.dtype == np.int8 and centers.ndim == 2 and centers.shape[1] == space.bits
+    sound = centers.dtype == np.int8 and centers.shape == (len(space.classes), space.bits)
     sound = sound and bool(np.isin(centers, (-1, 1)).all())  # the checksum is that of their signs
     if not sound or hash_centers(centers) != space.centers_sha256:
         raise CorruptFile(f"the centers of code space {space.id}", "other centers", f"Restore {folder / CENTERS}.")

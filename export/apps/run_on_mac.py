@@ -97,8 +97,8 @@ def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
     if not files:
         raise ValueError("none is listed in manifest.json")
     for path, sha256 in files.items():
-        if path.parent != folder or digest(path) != sha256:
-            raise ValueError(f"{path.name} is not what manifest.json says")
+        if path.parent != folder or not path.name.isprintable() or digest(path) != sha256:
+            raise ValueError(f"{path.name!a} is not what manifest.json says")
     golden = []
     for i, row in enumerate(json.loads(read_regular(folder / "golden.json", MAX_JSON))):
         image, code = read_png(folder / f"golden/{i:03}.png"), bytes.fromhex(row["code"])
@@ -133,10 +133,12 @@ def digest(folder: Path) -> str:
         name = file.relative_to(folder)
         if any(part.startswith("._") or part.lower() in DESKTOP_FILES for part in name.parts):
             continue
-        data = file.read_bytes()
+        with file.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         if name == Path("Manifest.json"):
-            data = json.dumps(json.loads(data), sort_keys=True).encode()
-        total.update(f"{name.as_posix()}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+            data = json.dumps(json.loads(read_regular(file, MAX_JSON)), sort_keys=True)
+            sha256 = hashlib.sha256(data.encode()).hexdigest()
+        total.update(f"{name.as_posix()}\0{sha256}\n".encode())
     return total.hexdigest()
 
 

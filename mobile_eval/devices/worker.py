@@ -20,12 +20,14 @@ from export.artifact import ModelMetadata
 from export.capture_output import quiet
 from gallery.errors import TwinhashError
 from gallery.files import atomic_path, size_of, write_json
+from gallery.memory import limit_memory, memory
 from mobile_eval import latency
 from mobile_eval.runtimes import Runtime, open_model
 
 WORKER_MODULES = (
     "export/__init__.py", "export/artifact.py", "export/metadata.py", "export/capture_output.py",
     "gallery/__init__.py", "gallery/codes.py", "gallery/console.py", "gallery/errors.py", "gallery/files.py",
+    "gallery/memory.py",
     "mobile_eval/__init__.py", "mobile_eval/latency.py", "mobile_eval/runtimes/__init__.py",
     "mobile_eval/runtimes/base.py", "mobile_eval/runtimes/litert.py", "mobile_eval/runtimes/onnxruntime_cpu.py",
     "mobile_eval/devices/__init__.py", "mobile_eval/devices/worker.py",
@@ -35,11 +37,7 @@ ENGINES = {
     ".tflite": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
     ".mlpackage": ("coremltools", "torch"),
 }  # what is loaded before the clock starts and the memory is read: both are of the model alone
-BASE_BYTES, BYTES_A_PIXEL, COPIES = (
-    4 << 30,
-    16 << 10,
-    8,
-)  # memory of an engine, a pixel of the input, a byte of the file
+BASE_BYTES, BYTES_A_PIXEL, COPIES = 4 << 30, 16 << 10, 8  # memory of an engine, an input's pixel, a file's byte
 GOVERNORS = "devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
 
@@ -70,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_model(options: argparse.Namespace) -> dict[str, Any]:
-    """Load, time and run the model; writes codes and logits, returns the report."""
+    """Load, time and run the model in as much memory as such a file needs; return the report."""
     images = np.load(options.images, mmap_mode="r", allow_pickle=False)
     metadata = ModelMetadata.from_json(options.metadata, options.file.name)
     for name in ENGINES.get(options.file.suffix, ()):
@@ -78,8 +76,16 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
             import_module(name)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    if options.file.exists():  # `open_model` says what is missing
-        limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size_of(options.file))
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an engine that dies leaves no file of that size
+    size = size_of(options.file) if options.file.exists() else 0  # `open_model` says what is missing
+    with limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size):
+        return _measure_model(options, metadata, images)
+
+
+def _measure_model(options: argparse.Namespace, metadata: ModelMetadata, images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Write codes and logits, return the figures."""
     before = memory("VmRSS")
     runtime, load_ms = latency.timed(lambda: open_model(options.file, latency.THREADS, metadata, options.unit))
     report: dict[str, Any] = {"engine": runtime.engine}
@@ -94,29 +100,6 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
     with atomic_path(options.outputs) as draft:
         np.savez(draft, codes=codes, logits=logits)
     return report
-
-
-def limit_memory(more: int) -> None:
-    """Let this process allocate that many bytes more, on Linux: elsewhere the system sets no such limit.
-
-    A file that asks for a thousand times its size then fails alone, and not with all else on the machine.
-    """
-    if (now := memory("VmData")) is not None:
-        import resource
-
-        most = int(now * 1e6) + more
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an engine that dies leaves no file of that size
-
-
-def memory(key: str) -> float | None:
-    """Return `VmRSS`, `VmHWM` or `VmData` of this process in 10**6 bytes; None where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
 
 
 def system_state(system: Path = Path("/sys")) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Runtime: the interface of every inference engine."""
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +36,8 @@ class Runtime(ABC):
         A model that resizes inside takes `[N, H, W, 3]`.
         """
         check_images(images, self.metadata)
-        if 0 < len(images) <= self.batch:
-            return self._run(images)
-        parts = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
+        starts = [0, *range(1, len(images), self.batch)]  # the first one alone, as an app has them
+        parts = [self._run(images[start:end]) for start, end in pairwise([*starts, len(images)]) if start < end]
         bits = self.metadata.bits
         empty = ModelOutput(np.empty((0, bits // 8), np.uint8), np.empty((0, bits), np.float32))
         return ModelOutput(*map(np.concatenate, zip(empty, *parts, strict=True)))

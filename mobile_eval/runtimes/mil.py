@@ -68,7 +68,7 @@ class MilProgram:
 
     def run(self, images: NDArray[np.uint8], threads: int = 1) -> dict[str, NDArray[Any]]:
         """Evaluate uint8 images `[N, S, S, 3]`; return the outputs by name, each with N rows."""
-        values = {self._image: torch.tensor(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()}
+        values = {self._image: torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2).float()}
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from export.artifact import ANY_SIZE, KEY
 from export.bundle import GOLDEN, MANIFEST
-from export.metadata import SPEC
+from export.metadata import SPEC, coreml_spec
 from gallery.codes import unpack
 from gallery.files import sha256_of, size_of
 from tests.mobile_eval.bundles import BITS, SIZE
@@ -303,6 +303,9 @@ ROWS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "codes that are no hex": set_all("code", "zz" * (BITS // 8)),
     "codes that are numbers": set_all("code", 255),
     "codes that are empty": set_all("code", ""),
+    "codes with blanks": lambda rows: [{**row, "code": f"{row['code'][:2]} {row['code'][2:]}"} for row in rows],
+    "logits that are texts of numbers": lambda rows: [{**row, "logits": list(map(str, row["logits"]))} for row in rows],
+    "a field that nobody knows": set_all("more", 1),
     "a file outside": set_all("file", "../../secret.png"),
     "an absolute file": set_all("file", "/etc/passwd"),
     "a device": set_all("file", "/dev/zero"),
@@ -384,6 +387,30 @@ def failures(value: Any) -> Sabotage:
     return edit(lambda record: record.update(failures=value))
 
 
+def listed_as(name: str) -> Sabotage:
+    """The model under another name."""
+
+    def sabotage(bundle: Path) -> None:
+        (bundle / name).parent.mkdir(exist_ok=True)
+        (bundle / ONNX).rename(bundle / name)
+        edit(lambda record: record["files"].update({name: record["files"].pop(ONNX)}))(bundle)
+
+    return sabotage
+
+
+def model_twice(bundle: Path) -> None:
+    shutil.copy(bundle / ONNX, bundle / "again.onnx")
+    edit(lambda record: record["files"].update({"again.onnx": record["files"][ONNX]}))(bundle)
+
+
+def class_less(bundle: Path) -> None:
+    edit(lambda record: record["code_space"]["classes"].pop())(bundle)
+    space = json.loads((bundle / "codespace.json").read_text("utf-8"))
+    space["classes"].pop()
+    (bundle / "codespace.json").write_text(json.dumps(space), "utf-8")
+    sign(bundle)
+
+
 MANIFESTS: dict[str, Sabotage] = {
     "no files": edit(lambda record: record.update(files={})),
     "files as a list": edit(lambda record: record.update(files=list(record["files"]))),
@@ -414,6 +441,14 @@ MANIFESTS: dict[str, Sabotage] = {
     "a failure that forges a line": failures([{"variant": "onnx-fp16", "reason": "x\nVerdict: passed"}]),
     "a failure of no variant": failures([{"variant": "\x1b[2J", "reason": "x"}]),
     "a reason that is a list": failures([{"variant": "onnx-fp16", "reason": ["x"]}]),
+    "a reason of a megabyte": failures([{"variant": "onnx-fp16", "reason": "x" * 1_000_000}]),
+    "a failure of a precision that nobody knows": failures([{"variant": "onnx-int4", "reason": "x"}]),
+    "a failure of a model that is there": failures([{"variant": "onnx-fp32", "reason": "x"}]),
+    "fifty thousand failures": failures([{"variant": "onnx-fp16", "reason": "x"}] * 50_000),
+    "a model of another name": listed_as("query-w8a8.onnx"),
+    "a model in a folder": listed_as(f"models/{ONNX}"),
+    "a model twice": model_twice,
+    "a class less than centers": class_less,
     "five thousand files, and one more": many,
     "no model": drop(ONNX),
     "no golden images": drop(GOLDEN),
@@ -583,7 +618,77 @@ def other_key(model: onnx.ModelProto) -> None:
     model.metadata_props[0].key = KEY.upper()
 
 
+def metadata_twice(model: onnx.ModelProto) -> None:
+    """The first says BGR; a reader of names and values takes the last."""
+    (told,) = model.metadata_props
+    model.metadata_props.add(key=KEY, value=told.value)
+    told.value = told.value.replace('"RGB"', '"BGR"')
+
+
+def key_twice(model: onnx.ModelProto) -> None:
+    model.metadata_props[0].value = '{"size": 48, ' + model.metadata_props[0].value[1:]
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+
+
+def other_for_one(model: onnx.ModelProto) -> None:
+    """An app sends one image at a time."""
+    numbers = {
+        "first": np.array(0),
+        "one": np.array(1),
+        "minus": np.array(-1, np.float32),
+        "plus": np.array(1, np.float32),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
+    steps = [("Shape", "image", "sides"), ("Gather", "sides first", "count"), ("Equal", "count one", "alone"),
+             ("Where", "alone minus plus", "sign"), ("Mul", "before sign", "logits")]  # fmt: skip
+    nodes = list(model.graph.node)
+    place = next(i for i, node in enumerate(nodes) if "logits" in node.output)
+    nodes[place].output[:] = ["before"]
+    nodes[place + 1 : place + 1] = [helper.make_node(kind, inputs.split(), [output]) for kind, inputs, output in steps]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def hollow(path: str, tag: bytes) -> Sabotage:
+    """Twelve megabytes more in the file, of messages that are empty: gigabytes once they are parsed."""
+    body = b"\x0a\x00" * 6_000_000
+    size = bytes([len(body) & 127 | 128, len(body) >> 7 & 127 | 128, len(body) >> 14 & 127 | 128, len(body) >> 21])
+    return signed(rewrite(path, lambda data: data + tag + size + body))
+
+
+def coreml_changed(change: Callable[[Any], object]) -> Sabotage:
+    def sabotage(bundle: Path) -> None:
+        spec = coreml_spec(bundle / COREML)
+        change(spec)
+        (bundle / COREML / SPEC).write_bytes(spec.SerializeToString())
+        sign(bundle)
+
+    return sabotage
+
+
+def leads_elsewhere(data: bytes) -> bytes:
+    record = json.loads(data)
+    record["itemInfoEntries"]["more"] = {"author": "x", "name": "x", "description": "x", "path": "../../../../etc"}
+    return json.dumps(record).encode()
+
+
+PACKAGES: dict[str, Sabotage] = {
+    "a second function": coreml_changed(
+        lambda spec: spec.mlProgram.functions["b"].CopyFrom(spec.mlProgram.functions["main"])
+    ),
+    "a function that is described": coreml_changed(lambda spec: spec.description.functions.add(name="b")),
+    "a package that leads elsewhere": signed(rewrite(f"{COREML}/Manifest.json", leads_elsewhere)),
+    "millions of empty inputs": hollow(f"{COREML}/{SPEC}", b"\x12"),
+}  # fmt: skip
 MODELS: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "metadata twice": metadata_twice,
+    "metadata with a key twice": key_twice,
+    "a batch of eight": fixed_batch,
+    "an output twice": lambda model: model.graph.output.append(model.graph.output[0]),
     "weights in a file outside": outside("../../secret.bin"),
     "weights in /etc/passwd": outside("/etc/passwd"),
     "weights in the README": outside("README.md"),
@@ -603,6 +708,7 @@ RUN: dict[str, Callable[[onnx.ModelProto], object]] = {  # only an engine tells
     "weights of the other sign": scale_weights(-1.0),
     "a terabyte": huge,
     "an endless loop": endless,
+    "other codes for one image": other_for_one,
 }
 
 
@@ -642,6 +748,10 @@ def large_entry(model: Any, schema: Any) -> None:
     model.metadata = model.metadata[-9:]
 
 
+def entry_twice(model: Any, schema: Any) -> None:
+    model.metadata += [one for one in model.metadata if one.name in (KEY, KEY.encode())]
+
+
 def no_buffer(model: Any, schema: Any) -> None:
     for one in model.metadata:
         one.buffer = 10_000
@@ -655,6 +765,10 @@ def of_models() -> Iterator[Case]:
     yield Case("models", "a dead bit in a quantized file", "pair", dead_bit(QUANTIZED), slow=True)
     yield Case("models", "a dead bit", "onnx", dead_bit(ONNX), slow=True)
     yield Case("models", "3,000 metadata entries of 6 MB", "litert", litert_metadata(many_entries))
+    for what, sabotage in PACKAGES.items():
+        yield Case("models", what, "coreml", sabotage)
+    yield Case("models", "millions of empty nodes", "onnx", hollow(ONNX, b"\x3a"))
+    yield Case("models", "an entry twice", "litert", litert_metadata(entry_twice))
     yield Case("models", "metadata of 6 MB", "litert", litert_metadata(large_entry))
     yield Case("models", "metadata in no buffer", "litert", litert_metadata(no_buffer))
     yield Case("models", "no metadata entries", "litert", litert_metadata(lambda model, schema: model.metadata.clear()))
