@@ -15,7 +15,7 @@ from benchmarks.losses import LossBenchmark
 from benchmarks.metric import MetricBenchmark
 from benchmarks.multilabel_centers import MultilabelCenters
 from benchmarks.students import StudentBenchmark
-from gallery.command_line import run_cli
+from gallery.command_line import read_flags, run_cli
 from gallery.errors import EXIT_PASSED
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -32,7 +32,8 @@ def main() -> int:
     def work() -> int:
         import tyro
 
-        return tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run() or EXIT_PASSED
+        command = read_flags(tyro.extras.subcommand_cli_from_dict, COMMANDS, description=__doc__)
+        return command.run() or EXIT_PASSED
 
     return run_cli(work, "Rerun the same command to resume.")
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from distill.config import StrictModel, TrainConfig
+from distill.config import TrainConfig
 from gallery.files import atomic_write, write_json
+from gallery.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 RESULTS, RECORD = Path(__file__).with_name("results"), "trial.json"
 
 
-class Trial(StrictModel):
+class Trial(Record):
     """What the trials of every benchmark share: the data set, the length of the code, the seed."""
 
     data: str
@@ -35,7 +36,7 @@ class Trial(StrictModel):
 T = TypeVar("T", bound=Trial)
 
 
-class Benchmark(StrictModel):
+class Benchmark(Record):
     """Trials and the files they are written to."""
 
     name: str

@@ -1,6 +1,8 @@
 """Networks and training states on disk: safetensors, written atomically, nothing pickled."""
 
+import errno
 import json
+import re
 import sys
 import zlib
 from collections.abc import Mapping
@@ -13,20 +15,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.config import StrictModel
 from distill.models.hash_net import HashNet, build, create_meta_model
 from distill.system import device
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import CorruptFile, InputError
 from gallery.files import atomic_path, check_regular
+from gallery.record import Record
 
 FIX = "Restore it, or run the command that made it again."
 SMALLEST, LARGEST, MAX_BITS = 1, 2048, 4096  # side of an input, pixels; length of a code
 Part = nn.Module | torch.optim.Optimizer
 
 
-class CheckpointHeader(StrictModel):
+class CheckpointHeader(Record):
     """The header of a network that a run saved: the arguments of `build`, and the code space of a student."""
 
     name: str
@@ -135,7 +137,8 @@ def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
         try:
             save_file(on_cpu, draft, {"twinhash": json.dumps(header)})
         except SafetensorError as error:  # its name for a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
         draft.chmod(mode)
 
 

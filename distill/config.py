@@ -1,37 +1,27 @@
 """The configuration of a run: frozen, and an unknown key is an error."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from distill.hash_centers.assignment import Assignment
 from distill.hash_centers.constructions import Construction
 from gallery.console import plain
 from gallery.errors import InputError
 from gallery.files import read_bytes
+from gallery.record import Record, describe
 from gallery.results import Thresholds
 
 Finetune = Literal["linear_probe", "full", "lp_ft"]
 MethodArg = int | float | str
-AutoInt = int | Literal["auto"]
-AutoFloat = float | Literal["auto"]
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 MAX_YAML = 1 << 20  # bytes; the largest seen has 3 kB
 OTHER_FOLDER = "run distill/run.py under another --name"
-
-
-class StrictModel(BaseModel):
-    """Base of all configurations: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            error.args = (_message(error).replace("_", "-"),)  # what the command line prints; pydantic leaves it empty
-            raise
 
 
 def is_run(folder: Path) -> bool:
@@ -39,22 +29,22 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.yaml", "stages.json"))
 
 
-class OptimizerConfig(StrictModel):
+class OptimizerConfig(Record):
     """How a network is trained."""
 
-    epochs: AutoInt = "auto"
+    epochs: Count | Auto = "auto"
     """Passes over the training images."""
     batch_size: int = Field(64, ge=2)
     """Images a step, over all processes."""
-    lr: AutoFloat = "auto"
+    lr: Rate | Auto = "auto"
     """Peak learning rate of AdamW."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False)
     """Weight decay of AdamW; none for biases and norms."""
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     """Share of the steps in which the rate rises."""
     clip_grad: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
-    crop_min_scale: AutoFloat = "auto"
+    crop_min_scale: Annotated[Share, Field(gt=0)] | Auto = "auto"
     """Smallest share of an image's area that an augmented view shows; 1: all of it."""
     model_ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay, a step, of a moving average of the weights that replaces them at the end; 0: none."""
@@ -67,24 +57,24 @@ class TeacherTrainConfig(OptimizerConfig):
 
     finetune: Finetune | Literal["auto"] = "auto"
     """linear_probe: the hash head alone, on cached features; full: all layers; lp_ft: one, then the other, slower."""
-    linear_probe_epochs: int = Field(30, ge=1)
+    linear_probe_epochs: Count = 30
     """Passes over the cached features."""
-    linear_probe_lr: float = Field(3e-3, gt=0)
+    linear_probe_lr: Rate = 3e-3
     """Peak learning rate of the linear probe."""
 
 
 class StudentTrainConfig(OptimizerConfig):
     """How the student is distilled: toward the hash centers, and by `--distiller`."""
 
-    cached_views: AutoInt = "auto"
+    cached_views: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Augmented views an image with one cached teacher output each; 0: on the fly, with a teacher inference each."""
-    center_loss_weight: float = Field(1.0, ge=0)
+    center_loss_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Weight of the central similarity loss: toward the hash center of the image's class."""
-    unlabeled_ratio: AutoFloat = "auto"
+    unlabeled_ratio: Share | Auto = "auto"
     """Share of a batch that is unlabeled gallery images and --unlabeled-data; auto: twice their share, at most half."""
 
 
-class TrainConfig(StrictModel):
+class TrainConfig(Record):
     """Train a teacher, hash the gallery, distill a student, export it, and evaluate the exported models."""
 
     teacher: str = "vit_b"
@@ -103,11 +93,11 @@ class TrainConfig(StrictModel):
     """Length of the code."""
     loss: str = "csch"
     """Loss of the teacher: csch, csq, dch, hashnet, ... (a file in distill/losses)."""
-    loss_args: dict[str, MethodArg] = {}
+    loss_args: dict[str, MethodArg] = Field({})
     """Options of the loss, by name, e.g. margin 0.3."""
     distiller: str = "csch"
     """Distiller of the student, beside the centers: csch, csd, d3still, ... (a file in distill/distillers)."""
-    distiller_args: dict[str, MethodArg] = {}
+    distiller_args: dict[str, MethodArg] = Field({})
     """Options of the distiller, by name, e.g. instance-weight 20."""
     hash_centers: Construction = "auto"
     """Construction of the hash centers; auto: the loss's own, or the largest minimum distance."""
@@ -117,9 +107,9 @@ class TrainConfig(StrictModel):
     """An earlier run whose gallery is kept: a new student for it; without teacher.safetensors from its codes alone."""
     distillation: Literal["offline", "online"] = "offline"
     """Teacher first and then the student, or both at once."""
-    teacher_img_size: AutoInt = "auto"
+    teacher_img_size: Count | Auto = "auto"
     """Side of the teacher's square input, pixels."""
-    student_img_size: AutoInt = "auto"
+    student_img_size: Count | Auto = "auto"
     """Side of the student's square input, pixels: the largest that is fast enough on the phone."""
     teacher_weights: Path | None = None
     """Pretrained weights of the teacher's backbone; else TWINHASH_WEIGHTS, the hub, installed packages, or random."""
@@ -131,7 +121,7 @@ class TrainConfig(StrictModel):
     """Share of the training images held out for validation."""
     teacher_train: TeacherTrainConfig = TeacherTrainConfig()
     student_train: StudentTrainConfig = StudentTrainConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of splits, hash centers, crops and initial weights; the same seed gives the same networks."""
     strict: bool = False
     """Every warning is fatal: unreadable images, data to check, results that are of no use, files that do not run."""
@@ -168,7 +158,7 @@ class TrainConfig(StrictModel):
         return data.rstrip("/") or data
 
 
-class BackboneInfo(StrictModel):
+class BackboneInfo(Record):
     """How a network is initialised: its timm name, the source of its weights, and their preprocessing."""
 
     name: str
@@ -182,7 +172,7 @@ class BackboneInfo(StrictModel):
     std: tuple[float, float, float]
 
 
-class ResolvedConfig(StrictModel):
+class ResolvedConfig(Record):
     """What every "auto" became; `reasons`: why, one sentence each."""
 
     teacher: BackboneInfo
@@ -200,20 +190,16 @@ class ResolvedConfig(StrictModel):
     reasons: tuple[str, ...]
 
 
-def load_yaml(path: Path, kind: type[StrictModel]) -> Any:
+def load_yaml(path: Path, kind: type[Record]) -> Any:
     """Read a configuration; every error names its key."""
     try:
         return kind.model_validate(yaml.safe_load(read_bytes(path, MAX_YAML).decode("utf-8")))
     except ValidationError as error:
         fix = f"Correct or remove these keys, or {OTHER_FOLDER}."
-        raise InputError(f"a valid configuration in {path}", _message(error), fix) from error
+        raise InputError(f"a valid configuration in {path}", describe(error), fix) from error
     except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
         raise InputError(f"a readable configuration in {path}", problem, f"Restore it, or {OTHER_FOLDER}.") from error
-
-
-def _message(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
 
 
 def to_yaml(config: BaseModel) -> str:

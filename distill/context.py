@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill import data
 from distill.checkpoint import save_network
-from distill.config import BackboneInfo, OptimizerConfig, ResolvedConfig, StrictModel, TrainConfig
+from distill.config import BackboneInfo, OptimizerConfig, ResolvedConfig, TrainConfig
 from distill.data import Dataset
 from distill.data.augment import ImageLoader
 from distill.data.split_changes import describe_changes
@@ -32,12 +32,13 @@ from gallery.codespace import Preprocessing
 from gallery.console import log
 from gallery.encode import ShardCache, encode
 from gallery.errors import InputError
+from gallery.record import Record
 
 Role = Literal["teacher", "student"]
 SPLIT = "split.csv"
 
 
-class DatasetFingerprint(StrictModel):
+class DatasetFingerprint(Record):
     """The fingerprint of a run's data set, which cannot change after its start."""
 
     images: str

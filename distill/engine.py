@@ -23,7 +23,7 @@ from distill.config import OptimizerConfig
 from distill.distributed import LossFn
 from distill.metrics_log import MetricsLogger
 from gallery.console import log, track
-from gallery.errors import InputError
+from gallery.errors import CorruptFile, InputError
 
 CHECKPOINT_EVERY_S = 120.0
 LR_FLAGS = {
@@ -233,12 +233,15 @@ class _FitState:
         flags = " and ".join(LR_FLAGS[one.name] for one in trained if one.name in LR_FLAGS) or "the learning rate"
         where = f"at step {step + 1} of {self.steps} of the {self.stage}, with a learning rate of {rate:.3g}"
         fix = f"Lower {flags}, and give the run another --name."
-        raise InputError("losses and weights that are finite numbers", f"{found}, {where}", fix)
+        raise InputError("losses, weights and outputs that are finite numbers", f"{found}, {where}", fix)
 
     def end_epoch(self, step: int) -> None:
         """Validate the weights that would be kept, and save the best."""
         self.swap()
-        self.metrics.end_epoch(step, self.validate())
+        value = self.validate()
+        if value is not None and math.isnan(value):
+            self.stop_diverged(step - 1, "outputs that are not")
+        self.metrics.end_epoch(step, value)
         if self.spec.early_stopping_patience and self.metrics.epochs_since_best == 0:
             self.save(self.best, self.modules, step)  # before the checkpoint, whose resumption counts on it
         self.swap()
@@ -262,7 +265,10 @@ class _FitState:
         """Leave the averaged, the best, or the last weights in the modules, the same in every process."""
         self.swap()
         if self.spec.early_stopping_patience > 0 and distributed.is_main_process() and self.best.exists():
-            load_state(self.best, self.modules, self.key)
+            if not load_state(self.best, self.modules, self.key):
+                self.state.unlink()
+                what, fix = f"the best weights of the {self.stage}", "Run the same command again."
+                raise CorruptFile(what, f"damage in {self.best}", fix)
             self.swap()
             self.save(self.state, self.parts, self.steps)  # a process that resumes here needs the best ones no more
             self.swap()

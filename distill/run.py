@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from distill.config import TrainConfig
 from gallery import results
-from gallery.command_line import run_cli
+from gallery.command_line import read_flags, run_cli
 from gallery.console import log
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         import tyro
 
-        command = tyro.cli(TrainConfig, args=arguments, description=__doc__)
+        command = read_flags(tyro.cli, TrainConfig, args=arguments, description=__doc__)
         from distill.distributed import init_distributed
         from distill.run_dir import open_run
 
@@ -79,7 +79,7 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     free = *exported, *data, "thresholds", "name", "output_dir", "strict", "tensorboard"
     changed = run_dir.check_config("config", config, but=free)
     stages = {"export", "evaluate"} if changed & exported else {"evaluate"} if "thresholds" in changed else ()
-    run_dir.digests["bundle"] = bundle_digest
+    run_dir.digests |= {"bundle": bundle_digest, report.RESULTS: results_digest}
     context = open_context(run_dir, config, config.output_dir / "cache", stages)
     models = pipeline.train_all(context)
     first = distributed.is_main_process()
@@ -93,9 +93,7 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     found = found.model_copy(update={"name": config.title, "seconds": run_dir.seconds})  # of the evaluation too
     found = gate.apply(found, config.thresholds, config.strict)
     log.info("bundle %s", run_dir.folder / "bundle")
-    code = report.write_reports(found, run_dir.folder)
-    run_dir.seal("evaluate")
-    return code
+    return report.write_reports(found, run_dir.folder)
 
 
 def bundle_digest(folder: Path) -> str:
@@ -105,6 +103,14 @@ def bundle_digest(folder: Path) -> str:
 
     open_bundle(folder)
     return sha256_of(folder / MANIFEST)
+
+
+def results_digest(path: Path) -> str:
+    """Return the checksum of an evaluation without what every command writes again."""
+    from distill.run_dir import json_digest
+
+    again = {"name", "seconds", "thresholds", "gate"}
+    return json_digest(results.load_run(path).model_dump(mode="json", exclude=again))
 
 
 def export_models(context: RunContext, models: TrainedModels, variants: list[str]) -> Manifest:

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 from filelock import Timeout
 from pydantic import Field, TypeAdapter, ValidationError
 
-from distill.config import StrictModel, load_yaml, to_yaml
+from distill.config import load_yaml, to_yaml
 from distill.distributed import barrier, broadcast, is_main_process, main_process_first
 from gallery import codespace
 from gallery.console import log, log_to
 from gallery.errors import InputError, RunLocked, TwinhashError
 from gallery.files import acquire_lock, atomic_write, is_writable, read_json, remove_partial, sha256_of, write_json
 from gallery.index import open_gallery
+from gallery.record import Record
 
 PRODUCTS = {  # what each stage leaves
     "teacher": ("teacher.safetensors", codespace.FILE, codespace.CENTERS, "teacher_golden.npy"),
@@ -42,10 +43,10 @@ LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the
 RECORD = "stages.json"
 SETTINGS, SETTINGS_DIGEST = "settings", "settings_sha256"  # the copy of the YAML files, beside the stages
 OTHER_FOLDER = "Wait for it, or choose another --output-dir or --name."
-M = TypeVar("M", bound=StrictModel)
+M = TypeVar("M", bound=Record)
 
 
-class StageRecord(StrictModel):
+class StageRecord(Record):
     """What is known of a stage.  products: the checksums of what it made when it was last done, by name."""
 
     done: bool = False
@@ -166,11 +167,6 @@ class RunDir:
             found = first and bool(noted) and self._digest(name) == noted
         return bool(broadcast(found))
 
-    def seal(self, stage: str) -> None:
-        """Record the checksums of a stage's products anew, which were rewritten after it."""
-        self._stages[stage] = self._stages[stage].model_copy(update={"products": self._digests(stage)})
-        self._save()
-
     def _digests(self, stage: str) -> dict[str, str]:
         names = [*PRODUCTS.get(stage, ())]
         with main_process_first() as first:
@@ -225,7 +221,7 @@ class RunDir:
         except (KeyError, ValidationError, RecursionError):
             return None
 
-    def save_settings(self, values: Mapping[str, StrictModel]) -> None:
+    def save_settings(self, values: Mapping[str, Record]) -> None:
         """Save settings by name, where they are not saved yet."""
         texts = {name: to_yaml(value) for name, value in values.items()}
         copies = {name: value.model_dump(mode="json") for name, value in values.items()}
@@ -237,7 +233,7 @@ class RunDir:
             self._settings |= copies
             self._save()
 
-    def check_config(self, name: str, value: StrictModel, but: tuple[str, ...] = ()) -> set[str]:
+    def check_config(self, name: str, value: Record, but: tuple[str, ...] = ()) -> set[str]:
         """Raise `InputError` if the folder was made with other settings; nothing is written.
 
         but: keys that may change; returns those that did.
@@ -282,5 +278,5 @@ def _lock(folder: Path, fix: str, stack: ExitStack) -> None:
         pid = owner.read_text(errors="replace")[:20] if owner.is_file() else "?"
         raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error
     remove_partial(folder)
-    owner.write_text(str(os.getpid()))
+    atomic_write(owner, str(os.getpid()))
     stack.enter_context(log_to(folder / "log.txt"))

@@ -24,7 +24,7 @@ from distill.teacher_golden import golden_logits, save_golden
 from distill.training_set import MetricFn, TrainingSet
 from gallery import codespace
 from gallery.codespace import CodeSpace
-from gallery.errors import CodeSpaceMismatch
+from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import atomic_path, sha256_of
 
 SECOND_VIEW_SCALE, SECOND_VIEW_JITTER = 0.4, 0.2  # smallest area over the first view's; strength of the color jitter
@@ -119,11 +119,9 @@ def linear_probe(
     loss_fn = _loss_of_views(lambda features: (features, model.head(features)), loss, data)
 
     def validate() -> float | None:
-        if not len(held_out):
-            return None
         model.head.eval()
         with torch.inference_mode():
-            return round(float(_train_metric(data, loss)(model.head(held_out), data.validation)), 4)
+            return data.score(model.head(held_out if len(held_out) else cached[0]), _train_metric(data, loss))
 
     fit(_with_loss("head", model.head, loss, spec), Batches(len(data.train), load), loss_fn, spec, checkpoint, validate)
     model.eval()
@@ -193,6 +191,9 @@ def save_code_space(context: RunContext, model: HashNet, data: TrainingSet) -> N
         if first:
             preprocessing = context.preprocessing("teacher")
             golden = golden_logits(load_network(path), preprocessing)  # of the network that everyone else will read
+            if not np.isfinite(golden).all():
+                fix = "Lower --teacher-train.lr, and give the run another --name."
+                raise InputError("a teacher whose logits are finite", "one that has diverged", fix)
             space = CodeSpace(
                 bits=context.config.bits, classes=context.classes, teacher=context.resolved.teacher.name,
                 teacher_sha256=sha256_of(path), centers_sha256=codespace.hash_centers(centers),

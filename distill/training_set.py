@@ -1,5 +1,6 @@
 """What a network is trained on: images at its input size, labels, hash centers and target codes."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -68,20 +69,25 @@ class TrainingSet:
         nearest = (h @ h.T).fill_diagonal_(-torch.inf).argmax(1)
         return ((positive * positive[nearest]).sum(1) > 0).float().mean()
 
+    def score(self, logits: Tensor, metric: MetricFn | None = None) -> float | None:
+        """Return a metric of logits of the validation images, by default `accuracy`; see `make_validator`."""
+        if not logits.isfinite().all():
+            return math.nan
+        found = (metric or self.accuracy)(logits, self.validation) if len(self.validation) else None
+        return None if found is None else round(float(found), 4)
+
     def make_validator(self, model: HashNet, metric: MetricFn | None = None) -> Callable[[], float | None]:
         """Return a function that measures `accuracy`, or another metric, on the uncropped validation images.
 
-        It returns None where there are none.
+        It returns None where there are none, and NaN where a logit is not finite: of a batch of train, without them.
         """
         forward = forward_logits(model)
 
         def validate() -> float | None:
-            if not len(self.validation):
-                return None
+            index = self.validation if len(self.validation) else self.train[:ENCODE_BATCH]
             model.eval()
             with torch.inference_mode():
-                parts = np.array_split(self.validation, -(-len(self.validation) // ENCODE_BATCH))
-                logits = torch.cat([forward(self.loader.load(part)) for part in parts])
-                return round(float((metric or self.accuracy)(logits, self.validation)), 4)
+                parts = np.array_split(index, -(-len(index) // ENCODE_BATCH))
+                return self.score(torch.cat([forward(self.loader.load(part)) for part in parts]), metric)
 
         return validate

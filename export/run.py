@@ -24,11 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
 
-from distill.config import StrictModel, is_run
+from distill.config import is_run
 from export.artifact import FLOAT
-from gallery.command_line import run_cli
+from gallery.command_line import read_flags, run_cli
 from gallery.console import log
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, InputError, TwinhashError
+from gallery.record import Record
 
 if TYPE_CHECKING:
     from export.exporter import ExportRequest
@@ -37,7 +38,7 @@ NEEDED = "student_weights", "code_space", "images", "out"  # for a custom model
 CUSTOM = "code_space", "images", "img_size", "mean", "std", "student", "student_weights"
 
 
-class ExportCommand(StrictModel):
+class ExportCommand(Record):
     """Write a bundle of a finished run's student, or of a network of your own."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -66,7 +67,7 @@ class ExportCommand(StrictModel):
     """Standard deviation of its input normalisation; by default timm's for that name."""
 
 
-class VerifyCommand(StrictModel):
+class VerifyCommand(Record):
     """Verify a bundle: names, bytes and metadata against its manifest, then every file against the golden codes.
 
     Each file runs in a process of its own, with limits of time and memory.  Its metadata must fit its inputs, outputs
@@ -90,8 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         if options[:1] == ["verify"]:
-            return verify(tyro.cli(VerifyCommand, args=options[1:], prog="run.py verify"))
-        return export(tyro.cli(ExportCommand, args=options, description=__doc__))
+            return verify(read_flags(tyro.cli, VerifyCommand, args=options[1:], prog="run.py verify"))
+        return export(read_flags(tyro.cli, ExportCommand, args=options, description=__doc__))
 
     return run_cli(work, "Nothing was written: run the same command again.")
 

@@ -15,15 +15,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from gallery.console import LOGGED_IN, LogFormatter, log, show_log
 from gallery.errors import EXIT_BAD_INPUT, EXIT_CRASH, EXIT_STOPPED, InputError, TwinhashError
+from gallery.files import FULL
 
 STOPPING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "can't start new thread", "failed to map segment")
+T = TypeVar("T")
 MEMORY_FIX = (
     "This process is short of memory: close other programs, raise its limit, or ask for less (smaller batches, images "
     "and networks)."
@@ -61,6 +62,14 @@ def run_cli(main: Callable[[], int], on_stop: str) -> int:
             lines = [line for line in str(error).splitlines() if line.strip()]
             log.error("Crash: %s: %s.  %s", type(error).__name__, lines[0] if lines else "no message", _where(error))
             return EXIT_CRASH
+
+
+def read_flags(parse: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Return what a function of tyro makes of the flags; raises `InputError` for values that are out of range."""
+    try:
+        return parse(*arguments, **options)
+    except ValueError as error:  # of the outermost options, which tyro leaves to its caller
+        raise InputError("options within their limits", str(error.args[0]), "See --help.") from error
 
 
 def explain(error: BaseException, on_stop: str = "") -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from filelock import AcquireReturnProxy, FileLock
     from numpy.typing import NDArray
 
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 PARTIAL = ".partial"  # ends the names of temporary folders
 MAX_JSON = 64 << 20  # bytes
 T = TypeVar("T")
@@ -52,6 +53,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _sync(item)
         _replace(draft, path, beside / "old")
         _sync(path.parent)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # of write(2), which knows no names
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -4,20 +4,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, ValidationError, model_validator
 
 from gallery.errors import CorruptFile
 from gallery.files import MAX_JSON, atomic_write, read_bytes
+from gallery.record import Record
 
 TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
 MAX_DISAGREEMENTS = 50  # listed in `ModelResult.disagreements`
 MARGIN_BINS, MARGIN_STEP = 24, 1 / 8  # of `ModelResult.margins`; the step in standard deviations
-
-
-class Record(BaseModel):
-    """Immutable, without unknown keys; not-a-number survives JSON as the string "NaN"."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class EvaluationProtocol(Record):
@@ -124,7 +119,7 @@ class ModelResult(Record):
     threads: int | None = None
     peak_memory_mb: float | None = None
     instructions: int | None = None
-    conditions: dict[str, str] = {}
+    conditions: dict[str, str] = Field({})
 
     @property
     def is_float(self) -> bool:
@@ -152,7 +147,7 @@ class Thresholds(Record):
     """The |logit| above which an fp32 model must give the float student's bit."""
     max_fp32_bit_flips: int | None = 0
     """How many bits of an fp32 model may differ beyond the tolerance (None: any)."""
-    max_p90_latency_ms: dict[str, NonNegativeFloat] = {}
+    max_p90_latency_ms: dict[str, NonNegativeFloat] = Field({})
     """Most milliseconds for 90 % of the images, by device: host 5 browser-wasm-1t 20."""
     max_size_mb: NonNegativeFloat | None = None
     """Largest size of a model, 10**6 bytes (None: any)."""

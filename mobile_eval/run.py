@@ -30,10 +30,11 @@ import tyro
 from numpy.typing import NDArray
 from pydantic import Field
 
-from distill.config import StrictModel, is_run
-from gallery.command_line import run_cli
+from distill.config import is_run
+from gallery.command_line import read_flags, run_cli
 from gallery.console import log
 from gallery.errors import EXIT_PASSED, InputError
+from gallery.record import Record
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate, report
 
@@ -46,14 +47,14 @@ if TYPE_CHECKING:
 SHOWN = 4  # worst queries in the report
 
 
-class SetupCommand(StrictModel):
+class SetupCommand(Record):
     """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there is kept."""
 
     parts: tyro.conf.Positional[tuple[Literal["arm64", "browser"], ...]]
     """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines."""
 
 
-class EvaluateCommand(StrictModel):
+class EvaluateCommand(Record):
     """Evaluate a bundle's models on devices.
 
     Devices: host; arm64 (both of arm64-cortex-a53 and arm64-cortex-a76, emulated: codes and executed instructions, no
@@ -82,7 +83,7 @@ class EvaluateCommand(StrictModel):
     """Exit code 2 if something could not be checked."""
 
 
-class ImportCommand(StrictModel):
+class ImportCommand(Record):
     """Add measurements to an evaluation: JSON of LiteRT's benchmarks, Qualcomm AI Hub, or the bundle's
     apps/run_on_mac.py.  A newer one replaces that of the same model and device."""
 
@@ -118,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = dict(zip(("setup", "evaluate", "import-results"), runners, strict=True))
 
     def work() -> int:
-        command = tyro.extras.subcommand_cli_from_dict(names, args=arguments, description=__doc__)
+        parse = tyro.extras.subcommand_cli_from_dict
+        command = read_flags(parse, names, args=arguments, description=__doc__)
         return runners[type(command)](command)
 
     return run_cli(work, "No results were written: run the same command again.")

@@ -28,7 +28,7 @@ from distill.load_run import load_run
 from distill.run_dir import PRODUCTS, gallery_digest
 from gallery.errors import InputError, TwinhashError
 from gallery.files import sha256_of
-from tests.conftest import SMALL
+from tests.conftest import SMALL, import_script
 
 SEED, QUICK, SECONDS = 14, 40, 120
 TREES = "stages.json", "config.yaml", "resolved_config.yaml", "dataset_fingerprint.yaml", "quantization.json", \
@@ -150,8 +150,9 @@ def network_digest(net: Any) -> str:
 
 
 def content(path: Path) -> str:
-    """A hash of a product; of the gallery, of what it holds."""
-    return (gallery_digest if path.name == "gallery" else sha256_of)(path)
+    """A hash of a product; of the gallery, of what it holds, and of results, of what is kept of them."""
+    special = {"gallery": gallery_digest, "results.json": import_script("distill.run").results_digest}
+    return str(special.get(path.name, sha256_of)(path))
 
 
 def opened(folder: Path) -> tuple[Any, ...]:

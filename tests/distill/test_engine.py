@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from distill.engine import Batches, BatchFn, Checkpoint, OptimizedModule, TrainS
 from distill.infer import extract_features, forward_logits
 from distill.metrics_log import MetricsLogger, read_metrics, to_tensorboard
 from distill.system import cgroup_cores, limit_threads
-from gallery.errors import InputError, MissingBackend
+from gallery.errors import CorruptFile, InputError, MissingBackend
 
 SCHEDULE = TrainSpec(epochs=3, batch_size=8, lr=0.01, weight_decay=0.05, warmup_ratio=0.1, clip_grad=1.0, seed=3)
 DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
@@ -228,6 +229,28 @@ def test_patience_stops_and_takes_the_best_weights(tmp_path: Path) -> None:
     assert not same(model, trail[4])
 
 
+def test_best_weights_that_are_damaged_are_not_replaced_by_the_last_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit_again() -> nn.Module:
+        scores = iter([0.0, 0.1, 0.5, 0.4])
+        patient = SCHEDULE.model_copy(update={"early_stopping_patience": 2})
+        return train([net()], tmp_path, patient, validate=lambda: next(scores))[0]
+
+    def damage(self: Any) -> None:
+        self.best.write_bytes(self.best.read_bytes()[:-9])
+        finalize(self)
+
+    finalize = engine._FitState.finalize
+    monkeypatch.setattr(engine._FitState, "finalize", damage)
+    with pytest.raises(CorruptFile, match="Run the same command again"):
+        fit_again()
+    monkeypatch.undo()
+    found = fit_again()
+    shutil.rmtree(tmp_path / "cache")
+    assert same(found, fit_again())
+
+
 def test_patience_without_validation_is_rejected_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--validation-fraction"):
         train(
@@ -419,6 +442,13 @@ def test_training_that_diverges_stops_before_it_is_saved(tmp_path: Path, name: s
     folder = tmp_path / "another name"
     (folder / "cache").mkdir(parents=True)
     fit_at(1e-3)
+
+
+def test_a_network_whose_outputs_overflow_where_its_weights_do_not_is_not_saved(tmp_path: Path) -> None:
+    """In training a batch norm divides by what the batch has; in use by its running statistics."""
+    with pytest.raises(InputError, match="outputs that are not, at step 5 of 15"):
+        train([net()], tmp_path, validate=lambda: math.nan)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_gradient_that_is_not_finite_stops_the_last_step_too(tmp_path: Path) -> None:

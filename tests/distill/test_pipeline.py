@@ -221,6 +221,18 @@ def test_averaged_weights_and_early_stopping_reach_the_command(learn: Learn) -> 
     assert len([p for p in points if p.validation is not None]) < 12
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.1])
+def test_outputs_that_are_not_finite_are_no_accuracy(learn: Learn, fraction: float) -> None:
+    """Whatever the weights: those of a teacher that diverged may be numbers."""
+    context, models = learn(validation_fraction=fraction)
+    validate = TrainingSet(context, "student").make_validator(models.student)
+    assert (validate() is None) == (not fraction)
+    with torch.no_grad():
+        for parameter in models.student.head.parameters():
+            parameter.mul_(1e38)
+    assert str(validate()) == "nan"
+
+
 def test_images_to_quantize_by_are_no_queries(learn: Learn) -> None:
     context, _ = learn()
     pixels = context.data.pixels[SIZE]
