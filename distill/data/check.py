@@ -22,32 +22,32 @@ MANY_DARK = 20  # so many of them are no accident, nor are three that are half o
 
 def check_classes(before: ImageList, after: ImageList) -> Iterator[str]:
     """Yield what to check in the classes of a list, and of its images that could be read."""
-    found, kept = ({label for row in images.labels for label in row} for images in (before, after))
-    if lost := sorted(found - kept):
-        yield f"{counted(len(lost), 'class', 'classes')} without an image that can be read: {some(lost)}."
-    alike = defaultdict[str, list[str]](list)
-    for label in sorted(kept):
-        alike[folded(label)].append(label)
-    if same := [labels for labels in alike.values() if len(labels) > 1]:
-        few = "; ".join(some(repr(label) for label in labels) for labels in same[:3])
-        many = counted(len(same), "group")
-        how = "case, blanks, punctuation, zeros or invisible characters"
-        yield f"{many} of classes whose names differ only in {how}: {few}."
-    if mixed := [ascii(label) for label in sorted(kept) if mixes_alphabets(label)]:
-        yield f"{counted(len(mixed), 'class', 'classes')} with letters of several alphabets in a word: {some(mixed)}."
-    if values := [label for label in sorted(kept) if VALUE.fullmatch(label)]:
-        yield f"{counted(len(values), 'class', 'classes')} named like a missing value or a list: {some(values)}."
-    joined = [label for label in sorted(kept) if re.search("[,|]", label)]
-    if after.multi and joined and max(map(len, after.labels)) == 1:
-        yield f"No image has several labels, but some hold commas or bars; `;` separates labels: {some(joined)}."
-    of_splits = defaultdict[tuple[str, ...], dict[str, str]](dict)
-    for label in sorted(kept):
-        words = re.findall(r"[^\W\d_]+", label.casefold())
-        if roles := [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]:
-            of_splits[tuple(word for word in words if word not in SPLIT_WORDS)][roles[0]] = label
-    if same_but := [own for own in of_splits.values() if len(own) > 1]:
-        few = "; ".join(some(own.values()) for own in same_but[:3])
-        yield f"{counted(len(same_but), 'group')} of classes whose names differ only in the name of a split: {few}."
+    found, kept = (sorted({label for row in images.labels for label in row}) for images in (before, after))
+    joined = [label for label in kept if re.search("[,|]", label)]
+    for what, labels in (
+        ("without an image that can be read", sorted({*found} - {*kept})),
+        ("with letters of several alphabets in a word", [ascii(label) for label in kept if mixes_alphabets(label)]),
+        ("named like a missing value or a list", [label for label in kept if VALUE.fullmatch(label)]),
+        ("with commas or bars, and no image with several: `;` separates labels",
+         joined if after.multi and max(map(len, after.labels)) == 1 else []),
+    ):  # fmt: skip
+        if labels:
+            yield f"{counted(len(labels), 'class', 'classes')} {what}: {some(labels)}."
+    spelling = "case, blanks, punctuation, zeros or invisible characters"
+    for how, key in ((spelling, folded), ("the name of a split", _without_split)):
+        alike = defaultdict[str, list[str]](list)
+        for label in kept:
+            alike[key(label)].append(label)
+        if same := [labels for labels in alike.values() if len(labels) > 1]:
+            few = "; ".join(some(map(repr, labels)) for labels in same[:3])
+            yield f"{counted(len(same), 'group')} of classes whose names differ only in {how}: {few}."
+
+
+def _without_split(label: str) -> str:
+    """Return the words of a label without those that name a split; the label itself where none does."""
+    words = re.findall(r"[^\W\d_]+", label.casefold())
+    left = [word for word in words if word not in SPLIT_WORDS]
+    return " ".join(left) if len(left) < len(words) else f"={label}"
 
 
 def check_sizes(names: Sequence[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
 from distill.data.list_files import list_published
 from distill.data.manifest import list_manifest
+from distill.data.names import counted
 from distill.data.protocol_specs import CIFAR10, PUBLISHED, UCMERCED, DatasetSource
 from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
 from distill.data.splits import Labels, SplitConfig, encode_labels, split
@@ -89,9 +90,8 @@ def _without_leaks(own: Split, digests: Sequence[bytes]) -> Split:
     """Return the split without unlabeled images that are copies of queries: training must not see what these find."""
     queries = {digests[i] for i in own.query}
     copies = np.array([digests[i] in queries for i in own.unlabeled], bool)
-    if copies.any():
-        log.warning("left out %d unlabeled images that are copies of queries", copies.sum())
-    return replace(own, unlabeled=own.unlabeled[~copies])
+    said = f"{counted(copies.sum(), 'unlabeled image')} left out: copies of queries."
+    return replace(own, unlabeled=own.unlabeled[~copies], warnings=(*own.warnings, *([said] if copies.any() else [])))
 
 
 def _fingerprint(names: Sequence[str], encoded: Labels, own: Split, digests: Sequence[bytes]) -> str:

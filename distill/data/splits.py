@@ -80,23 +80,22 @@ def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequ
     if unseen:
         description += f", {unseen} classes held out of train by seed {seed}"
         train = train[~(values[train][:, hidden].any(1) if images.multi else np.isin(values[train], hidden))]
-    learned = present(values[train], len(classes))
-    learned[hidden] = True
-    asked = present(values[query], len(classes))
-    there = present(values[gallery], len(classes))
-    for what, which in (("in gallery or query alone", (there | asked) & ~learned), ("without a query", there & ~asked)):
-        if own := [classes[c] for c in np.flatnonzero(which)]:
-            description += f", {counted(len(own), 'class', 'classes')} {what} ({some(own)})"
-    warnings += _check_splits(images.name, labels, train, gallery, query)
     marked = np.intersect1d(train, _members(images, VALIDATION))
     validation = (
         marked if len(marked) else _sample(train, labels, options.validation_fraction, seed + 1, digests, dither=True)
     )
+    learned = np.setdiff1d(train, validation)
+    warnings += _check_splits(images.name, labels, learned, gallery, query)
+    known, there, asked = (present(values[own], len(classes)) for own in (learned, gallery, query))
+    known[hidden] = True
+    for what, which in (("in gallery or query alone", (there | asked) & ~known), ("without a query", there & ~asked)):
+        if own := [classes[c] for c in np.flatnonzero(which)]:
+            description += f", {counted(len(own), 'class', 'classes')} {what} ({some(own)})"
     sizes = f"{len(train)} train" + (" = gallery" if np.array_equal(train, gallery) else f", {len(gallery)} gallery")
     by = "" if len(marked) else f" by seed {seed}"
     description += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
     return Split(
-        protocol=description, train=np.setdiff1d(train, validation), validation=validation, gallery=gallery,
+        protocol=description, train=learned, validation=validation, gallery=gallery,
         query=query, unlabeled=_members(images, UNLABELED), unseen=tuple(classes[c] for c in hidden),
         warnings=tuple(warnings),
     )  # fmt: skip

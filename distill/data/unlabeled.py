@@ -54,6 +54,8 @@ def _list_folder(root: Path, known: set[FileId | None]) -> ImageList:
         raise InputError(f"a folder of unlabeled images at {root}", "none", "Check the path.")
     contents, new = walk(root), list[Path]()
     found = sorted(contents.paths)
+    if not found:
+        raise InputError(f"images in the folder of unlabeled images {root}", "none", "Leave it out, or check the path.")
     for path, file_id in zip(found, _file_ids(found), strict=True):
         if file_id is None or file_id not in known:  # what cannot be read is reported later
             new.append(path)

@@ -34,6 +34,7 @@ HTTP_REASONS = {
     401: "private, renamed or not there: log in with `hf auth login` if it is yours",
     403: "gated: ask for access on its page, then log in with `hf auth login`",
     404: "not there",
+    407: "the proxy asks for a login: write it into HTTPS_PROXY",
     429: "too many requests",
 }
 OTHER_WEIGHTS = "Name the network that these weights belong to, or other weights."
@@ -192,7 +193,7 @@ def _reason(error: Exception) -> str:
     """Why the hub does not give a file, in a few words."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status:
-        return f"HTTP {status}, {HTTP_REASONS.get(status, 'a fault of the server')}"
+        return f"HTTP {status}, {HTTP_REASONS.get(status, 'a fault of the server' if status >= 500 else 'refused')}"
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
 

@@ -29,6 +29,8 @@ WRONG = {
     "mobilenetv2_100": (403, "GatedRepo", "HTTP 403, gated"),
     "mobilenetv2_050": (404, "EntryNotFound", "HTTP 404, not there"),
     "resnet18": (501, "", "HTTP 501, a fault of the server"),
+    "resnet26": (407, "", "HTTP 407, the proxy asks for a login"),
+    "resnet34": (451, "", "HTTP 451, refused"),
     "resnet10t": (200, "short", "looking elsewhere"),
     "resnet14t": (200, "other bytes", "damaged, and removed"),
 }

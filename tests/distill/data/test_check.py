@@ -138,8 +138,8 @@ def test_masks_are_no_photographs(tmp_path: Path) -> None:
 
 def test_classes_of_a_split_in_their_names(make_folder: MakeFolder) -> None:
     root = make_folder({"cat_train": 3, "cat-test": 3, "Test tube": 3, "bullet train": 3})
-    sentence = "1 group of classes whose names differ only in the name of a split: cat_train, cat-test."
-    assert [text.replace("cat-test, cat_train", "cat_train, cat-test") for text in opened(root).warnings] == [sentence]
+    sentence = "1 group of classes whose names differ only in the name of a split: 'cat-test', 'cat_train'."
+    assert opened(root).warnings == (sentence,)
 
 
 def test_classes_that_are_not_learned_are_named(make_folder: MakeFolder) -> None:

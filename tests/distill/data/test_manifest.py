@@ -346,5 +346,5 @@ def test_labels_separated_by_something_else_are_said(make_folder: MakeFolder, ma
     rows = [f'x/{i:03d}.png,"{mark.join("ab"[: i % 2 + 1])}"' for i in range(6)]
     (root / "m.csv").write_text("\n".join(["path,labels", *rows]))
     assert opened(root / "m.csv").warnings == (
-        f"No image has several labels, but some hold commas or bars; `;` separates labels: a{mark}b.",
+        f"1 class with commas or bars, and no image with several: `;` separates labels: a{mark}b.",
     )

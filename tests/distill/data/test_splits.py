@@ -93,6 +93,18 @@ def test_a_given_split_is_kept_and_validation_comes_out_of_train() -> None:
     assert (told.count("."), told[-1]) == (1, ".")
 
 
+def test_images_held_out_for_validation_are_not_learned() -> None:
+    def given(**parts: str) -> ImageList:
+        rows = [((label,), {part}) for part, labels in parts.items() for label in labels]
+        return listing([labels for labels, _ in rows], [splits for _, splits in rows])
+
+    told = splits(given(train="ab", validation="c", query="ac"))[2]
+    assert ", 1 class in gallery or query alone (c), 1 class without a query (b): " in told
+    for parts in ({"validation": "ab", "query": "a"}, {"train": "a", "validation": "b", "query": "a"}):
+        with pytest.raises(InputError, match="train images"):
+            splits(given(**parts))
+
+
 def test_multi_label_images_are_sampled_together() -> None:
     rows = [("a", "b"), ("b",), ("a",), ("c", "a")] * 10
     labels, parts, _ = splits(listing(rows, multi=True), validation=0.25)

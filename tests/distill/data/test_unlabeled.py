@@ -60,7 +60,7 @@ def test_a_file_is_taken_once(make_folder: MakeFolder, caplog: pytest.LogCapture
     assert opened(more.parent / "images", unlabeled_data=[more.parent / "images"]).unlabeled.size == 0
 
 
-def test_copies_of_queries_are_left_out(make_folder: MakeFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_copies_of_queries_are_left_out(make_folder: MakeFolder) -> None:
     root, more = make_folder(LABELED), make_folder({"": 2}, "more", width=30)
     plain = opened(root)
     asked, learned = plain.names[plain.query[0]], plain.names[plain.train[0]]
@@ -68,7 +68,7 @@ def test_copies_of_queries_are_left_out(make_folder: MakeFolder, caplog: pytest.
     shutil.copy(root / learned, more / "harmless.png")
     both = opened(root, unlabeled_data=[more])
     assert [both.names[i].split("/")[-1] for i in both.unlabeled] == ["000.png", "001.png", "harmless.png"]
-    assert "left out 1 unlabeled images that are copies of queries" in caplog.text
+    assert both.warnings == ("1 unlabeled image left out: copies of queries.",)
 
 
 def test_multi_label_sets_get_empty_rows(make_folder: MakeFolder) -> None:
@@ -98,6 +98,9 @@ def test_broken_ones_are_skipped(make_folder: MakeFolder) -> None:
 def test_what_is_no_folder(make_folder: MakeFolder) -> None:
     with pytest.raises(InputError, match="a folder of unlabeled images at nowhere"):
         opened(make_folder(LABELED), unlabeled_data=["nowhere"])
+    empty = make_folder({"@eaDir": 2, "a": 0}, "more")
+    with pytest.raises(InputError, match="images in the folder of unlabeled images"):
+        opened(empty.parent / "images", unlabeled_data=[empty])
 
 
 @pytest.mark.parametrize("seed", range(5))
