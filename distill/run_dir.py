@@ -241,13 +241,19 @@ class RunDir:
         changed: dict[str, str] = {}
         with main_process_first() as first:
             if first and (stored := self.load_settings(name, type(value))) is not None:
-                new, old = value.model_dump(mode="json"), stored.model_dump(mode="json")
-                changed = {key: f"{key} {new[key]!r} instead of {old[key]!r}" for key in new if new[key] != old[key]}
-            if fixed := sorted(changed.keys() - set(but)):
+                new, old = (dict(_flat(one.model_dump(mode="json"))) for one in (value, stored))
+                keys = [key for key in new | old if new.get(key) != old.get(key)]
+                changed = {key: f"{key} {new.get(key)!r} instead of {old.get(key)!r}" for key in keys}
+            if fixed := sorted(key for key in changed if key.partition(".")[0] not in but):
                 found = "; ".join(changed[key] for key in fixed)
                 fix = "Give this run another --name, or delete the folder."
                 raise InputError(f"the settings that {self.folder} was made with", found, fix)
-        return set(broadcast(changed))
+        return {key.partition(".")[0] for key in broadcast(changed)}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
 
 @contextmanager

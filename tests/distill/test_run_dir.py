@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import TrainConfig
+from distill.config import StudentTrainConfig, TrainConfig
 from distill.run_dir import RunDir, open_run
 from gallery.console import log
 from gallery.errors import InputError, RunLocked
@@ -77,6 +77,10 @@ def test_other_settings_are_an_error_by_name_and_permitted_ones_are_saved(tmp_pa
         assert not run.check_config("config", TrainConfig())
         with pytest.raises(InputError, match=r"bits 32 instead of 64.*--name"):
             run.check_config("config", TrainConfig(bits=32), but=("strict",))
+        nested = TrainConfig(student_train=StudentTrainConfig(lr=0.5), loss_args={"margin": 1})
+        with pytest.raises(InputError, match=r"loss_args.margin 1 .* None; student_train.lr 0.5 instead of 'auto'\."):
+            run.check_config("config", nested)
+        assert run.check_config("config", nested, but=("loss_args", "student_train")) == {"loss_args", "student_train"}
         assert run.check_config("config", TrainConfig(strict=True), but=("strict",)) == {"strict"}
         run.save_settings({"config": TrainConfig(strict=True)})
         assert not run.check_config("config", TrainConfig(strict=True))
