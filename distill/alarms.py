@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.names import some
 from gallery.codes import Codes, unpack
 from gallery.index import GalleryIndex
 from gallery.metrics import MapResult, mean_average_precision
@@ -22,7 +23,6 @@ FAR_BELOW = 0.5
 # that was trained too briefly lost 0.045 to its own student.
 WORSE_BY = 0.03
 DRAWS = 3  # of random codes: their mean over all queries is then known to a few thousandths
-SHOWN = 5  # names of classes
 
 Floats = NDArray[np.float64]
 
@@ -86,9 +86,8 @@ def _class_warnings(found: Floats, chance: Floats, labels: NDArray[Any], classes
     queried = [(name, own) for name, own in zip(classes, of_class, strict=True) if own.any()]
     lost = [name for name, own in queried if _share(float(found[own].mean()), float(chance[own].mean())) < NEAR_CHANCE]
     if lost:
-        few = ", ".join(f'"{name}"' for name in lost[:SHOWN]) + (", ..." if len(lost) > SHOWN else "")
         what = "their queries rank the gallery no better than random codes"
-        yield f"{len(lost)} of {len(queried)} classes are not found ({few}): {what}."
+        yield f"{len(lost)} of {len(queried)} classes are not found ({some(map(repr, lost))}): {what}."
 
 
 def bit_warnings(codes: Codes, centers: NDArray[np.int8] | None, classes: int) -> Iterator[str]:

@@ -35,8 +35,7 @@ class LogFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Escape the message, but for its indentation."""
-        indent = len(record.message) - len(record.message.lstrip(" "))
-        record.message = " " * min(indent, 8) + plain(record.message)
+        record.message = _escaped(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
@@ -46,7 +45,7 @@ class LogFormatter(logging.Formatter):
 
 def _escaped(line: str) -> str:
     """`line` with its indentation, fit for a terminal."""
-    return " " * (len(line) - len(line.lstrip(" "))) + plain(line)
+    return " " * min(len(line) - len(line.lstrip(" ")), 40) + plain(line)
 
 
 class LogFile(logging.FileHandler):

@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from distill.data.dataset import Dataset
 from distill.data.manifest import save_split
+from distill.data.names import some
 from gallery.files import read_bytes
 
 MAX_BYTES = 1 << 30  # of split.csv: ten million images
@@ -27,7 +27,7 @@ def describe_changes(path: Path, data: Dataset) -> str:
         "new": [name for name in now if name not in before],
         "with another label or split": [name for name in now if name in before and now[name] != before[name]],
     }
-    said = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
+    said = [f"{len(names)} {kind} ({some(map(repr, names), SHOWN)})" for kind, names in kinds.items() if names]
     others = "other contents of images, or other unlabeled images"
     return "; ".join(said) or f"the same names, labels and splits, but {others}"
 
@@ -36,7 +36,3 @@ def _read_rows(path: Path) -> dict[str, list[str]]:
     text = read_bytes(path, MAX_BYTES).decode("utf-8")
     rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     return {row[0]: row[1:] for row in rows[1:]}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -61,7 +61,7 @@ def test_networks_that_are_of_no_use(tmp_path: Path, teacher: float | None, stud
 
 def test_a_class_that_is_not_found_is_named(tmp_path: Path) -> None:
     (said,) = warnings(tmp_path, 0.1, 0.1, lost=3)
-    assert said.startswith('1 of 8 classes are not found ("class 3")')
+    assert said.startswith("1 of 8 classes are not found ('class 3')")
 
 
 def test_dead_bits_and_bits_that_repeat_others(tmp_path: Path) -> None:
