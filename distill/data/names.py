@@ -29,7 +29,8 @@ def folded(label: str) -> str:
     and punctuation between letters."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
     text = "".join(c for c in BLANK.sub("", text) if not c.isspace() and unicodedata.category(c) != "Cf")
-    return re.sub(rf"(?<={LETTER})[\W_]+(?={LETTER})|^['\"]+|['\".]+$|^0+(?=\d)|(?<=\d)\.0+$", "", text)
+    text = text.lstrip("'\"").rstrip("'\".")
+    return re.sub(rf"(?<={LETTER})[\W_]+(?={LETTER})|^0+(?=\d)|(?<=\d)\.0+$", "", text)
 
 
 def mixes_alphabets(label: str) -> bool:
