@@ -15,8 +15,9 @@ from benchmarks.trial import RECORD, Benchmark, Trial, table
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.console import log
 from gallery.files import write_json
-from gallery.results import ModelResult
+from gallery.results import ModelResult, Thresholds
 from mobile_eval.devices.host import Host
+from mobile_eval.gate import row_failures
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,8 +60,8 @@ class StudentTrial(Trial):
 
     @property
     def complete(self) -> bool:
-        """Whether all files could be exported and ran."""
-        return len(self.models) == len(VARIANTS) and all(model.status == "ran" for model in self.models)
+        """Whether all files could be exported and ran, those of fp32 with the float student's codes."""
+        return len(self.models) == len(VARIANTS) and not list(_failures(self))
 
 
 class StudentBenchmark(Benchmark):
@@ -211,3 +212,5 @@ def _failures(trial: StudentTrial) -> Iterator[str]:
     for model in trial.models:
         if model.status != "ran":
             yield f"{trial.student}, {model.variant}: {model.reason}"
+        elif model.precision == "fp32":
+            yield from (f"{trial.student}, {sentence}" for sentence in row_failures(model, Thresholds()))

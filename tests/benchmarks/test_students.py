@@ -30,7 +30,8 @@ def test_the_tables_of_a_student() -> None:
     def row(variant: str, **values: Any) -> ModelResult:
         format, precision = variant.split("-")
         known = {"variant": variant, "format": format, "precision": precision, "path": f"{variant}.file"}
-        ran = {"status": "ran", "bytes": 2_000_000, "bit_flip_rate": 0.0125, "p50_ms": 1.5}
+        flips = 0.0 if precision == "fp32" else 0.0125
+        ran = {"status": "ran", "bytes": 2_000_000, "bit_flip_rate": flips, "p50_ms": 1.5}
         return ModelResult(**known | ran | values)
 
     rows = [row(variant) for variant in VARIANTS]
@@ -39,6 +40,10 @@ def test_the_tables_of_a_student() -> None:
     part = whole.model_copy(update={"student": "part", "models": tuple(rows)})
     assert whole.complete
     assert not part.complete
+    rows[-1], rows[0] = row(VARIANTS[-1]), row("onnx-fp32", flips_beyond_tolerance=9)
+    wrong = whole.model_copy(update={"student": "wrong", "models": tuple(rows)})
+    assert not wrong.complete
+    assert "- wrong, host onnx-fp32: bit flips beyond" in StudentBenchmark().text([wrong])
     text = StudentBenchmark().text([whole, part])
     assert text.startswith("1 of 2 students are exported and evaluated in all 12 variants.")
     assert text.count("| whole | 64 |") == text.count("| part | 64 |") == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from export.quantize import QuantizationResult
 from export.query_model import QueryModel, inference_copy
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
-from gallery.errors import CodeSpaceMismatch, InputError
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
 from gallery.results import LayerSensitivity
 from mobile_eval.runtimes import open_model
@@ -271,11 +270,18 @@ def test_an_unknown_layer_is_an_error(variant: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_metadata_without_float_layers_is_read_and_all_of_it_survives_json() -> None:
+def test_metadata_survives_json_and_no_other_text_of_it_is_read() -> None:
     metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("a.b", "c"))
     assert ModelMetadata.from_json(metadata.to_json(), "here") == metadata
-    old = {key: value for key, value in json.loads(metadata.to_json()).items() if key != "float_layers"}
-    assert ModelMetadata.from_json(json.dumps(old), "here").float_layers == ()
+    text = metadata.to_json()
+    for other in (
+        f" {text}",
+        text.replace(", ", ","),
+        text.replace("{", '{"size": 8, '),
+        text.replace('"version": 1', '"x": 1'),
+    ):
+        with pytest.raises(CorruptFile, match="readable metadata"):
+            ModelMetadata.from_json(other, "here")
 
 
 def photographs(count: int) -> list[Image.Image]:

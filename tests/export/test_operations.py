@@ -114,3 +114,27 @@ def test_a_tensor_may_feed_several_operations_that_stay_float32(case: str, tmp_p
     graph = onnx.load(half.path).graph
     assert len({name for node in graph.node for name in node.output}) == sum(len(node.output) for node in graph.node)
     assert len({one.name for one in graph.value_info}) == len(graph.value_info)
+
+
+def padded(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 1, 1, 1))
+
+
+POOLS = {
+    "max": lambda x: F.max_pool2d(padded(x), 3, 2),
+    "max of a padded one": lambda x: F.max_pool2d(padded(x), 3, 2, padding=1),
+    "two max": lambda x: F.max_pool2d(padded(x), 3, 2) + F.max_pool2d(padded(x + 1), 3, 2),
+    "average": lambda x: F.avg_pool2d(padded(x), 3, 2, count_include_pad=False),
+    "average of a padded one": lambda x: F.avg_pool2d(padded(x), 3, 2, padding=1, count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize("case", POOLS)
+def test_zeros_around_negative_numbers_are_there_when_they_are_pooled(case: str, tmp_path: Path) -> None:
+    net = Between(lambda x: POOLS[case](x - 5)).eval()
+    images = synthetic_images(4, seed=0)[0]
+    (row,) = export_all(request_of(net, case, IMAGENET), ["onnx-fp32"], tmp_path)
+    assert isinstance(row, ExportedModel), row
+    with torch.no_grad():
+        expected = net(normalize(images, IMAGENET)[0]).numpy()
+    assert np.abs(open_model(row.path).run(images).logits - expected).max() < 1e-4
