@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 FORMATS, PRECISIONS = ("onnx", "litert", "coreml"), ("fp32", "fp16", "w8a32", "w8a8")
 VARIANTS = tuple(f"{format}-{precision}" for format in FORMATS for precision in PRECISIONS)
-SIZES = {  # pixels, of students of many families: a small input that all of them take
-    "lcnet_050": 64, "mobilenetv3_small_100": 64, "mnasnet_small": 64, "tinynet_e": 64, "mobilenetv4_conv_small": 64,
-    "mobilenetv2_100": 64, "mobilenetv1_100": 64, "regnety_002": 64, "semnasnet_075": 64, "ghostnet_100": 64,
-    "edgenext_xx_small": 64, "convnext_atto": 64, "mobileone_s0": 64, "fastvit_t8": 64, "efficientvit_b0": 64,
-    "hardcorenas_a": 64, "tf_efficientnet_lite0": 64, "resnet10t": 64, "vit_tiny_patch16_224": 64, "fbnetc_100": 64,
-    "levit_128s": 64, "repvgg_a0": 64, "mobilevit_xxs": 64, "nf_regnet_b0": 64, "efficientnet_b0": 64,
-    "rexnet_100": 64, "efficientformerv2_s0": 64, "poolformer_s12": 64, "resnetv2_50x1_bit": 64,
-}  # fmt: skip
+SIZE = 64  # pixels: a small input that all of them take
+STUDENTS = (  # of many families
+    "lcnet_050", "mobilenetv3_small_100", "mnasnet_small", "tinynet_e", "mobilenetv4_conv_small", "mobilenetv2_100",
+    "mobilenetv1_100", "regnety_002", "semnasnet_075", "ghostnet_100", "edgenext_xx_small", "convnext_atto",
+    "mobileone_s0", "fastvit_t8", "efficientvit_b0", "hardcorenas_a", "tf_efficientnet_lite0", "resnet10t",
+    "vit_tiny_patch16_224", "fbnetc_100", "levit_128s", "repvgg_a0", "mobilevit_xxs", "nf_regnet_b0",
+    "efficientnet_b0", "rexnet_100", "efficientformerv2_s0", "poolformer_s12", "resnetv2_50x1_bit",
+)  # fmt: skip
 NOISE = 0.5  # deviation, of normalised pixels
 NOTE = (
     "Random weights; {images} images of the embedded Fashion-MNIST subset as queries, {images} others for the ranges "
@@ -68,7 +68,7 @@ class StudentBenchmark(Benchmark):
     """Export untrained students of many families in three formats, and evaluate every file."""
 
     name: str = "students"
-    students: tuple[str, ...] = tuple(SIZES)
+    students: tuple[str, ...] = STUDENTS
     bits: int = 64
     seed: int = 0
     images: int = 16
@@ -80,8 +80,7 @@ class StudentBenchmark(Benchmark):
         """Measure the students that are not yet measured; read the others."""
         for student in self.students:
             planned = StudentTrial(
-                data="fashion_mnist_7k", bits=self.bits, seed=self.seed, student=student, size=SIZES.get(student, 64),
-                images=self.images,
+                data="fashion_mnist_7k", bits=self.bits, seed=self.seed, student=student, size=SIZE, images=self.images
             )  # fmt: skip
             folder = self.runs / f"students-{student}"
             if (found := _finished(folder, planned)) is None:
