@@ -190,6 +190,20 @@ def test_the_script_passes_over_the_same_names_and_has_the_same_checksum(bundle:
         assert run_on_mac.digest(file.path) == file.sha256
 
 
+@pytest.mark.parametrize("name", ["\x1b[2J.mlpackage", "../bundle", "", "/etc"])
+def test_the_script_prints_no_name_that_steers_the_terminal(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    record = json.loads((copy / "manifest.json").read_text())
+    record["files"] = {name: {"format": "coreml", "sha256": run_on_mac.digest(tmp_path / "nothing")}}
+    (copy / "manifest.json").write_text(json.dumps(record))
+    assert ran(copy, tmp_path / "mac.json") == 2
+    said = "".join(capsys.readouterr())
+    assert "is not what manifest.json says" in said
+    assert "\x1b" not in said
+
+
 @pytest.mark.parametrize("damage", ["PostScript", "another name", "deep", "a pipe"])
 def test_the_script_reads_golden_images_as_png_and_by_their_own_names(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
