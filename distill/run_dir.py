@@ -181,7 +181,7 @@ class RunDir:
         path = self.folder / name
         try:
             return self.digests.get(name, sha256_of)(path) if path.is_file() or path.is_dir() else ""
-        except MemoryError:
+        except (MemoryError, PermissionError):  # not for want of soundness
             raise
         except Exception as error:  # noqa: BLE001 - whatever a reader meets in a damaged file: it is made again
             log.debug("%s: %s", path, error)

@@ -239,7 +239,7 @@ def _content_sha256(file: Path) -> str:
 def is_writable(path: Path) -> bool:
     """Whether this user may write to a folder, or make it."""
     existing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
-    return os.access(existing, os.W_OK)
+    return os.access(existing, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def acquire_lock(path: Path, fix: str, timeout: float = -1) -> AcquireReturnProxy[FileLock]:

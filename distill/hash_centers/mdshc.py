@@ -6,12 +6,12 @@ Unlike the released code, the codes of a block of 16 are solved together (then j
 steps instead of 10,000: 3 s for 100 classes, 20 s for 1,000.
 """
 
-import warnings
 from math import comb, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gallery.console import log
 from gallery.errors import InputError
 
 Signs = NDArray[np.int8]
@@ -48,7 +48,7 @@ def admm_centers(start: Signs, generator: np.random.Generator) -> Signs:
                     codes[row] = code
         best = max(best, codes.copy(), key=min_distance_and_score)
     if (reached := min_distance_and_score(best)[0]) < target:
-        warnings.warn(f"MDSHC stopped at distance {reached:g} of {target}; construction auto gives more", stacklevel=2)
+        log.warning("  MDSHC stopped at distance %g of %d: --hash-centers auto gives more", reached, target)
     return best
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -174,6 +175,23 @@ def test_a_stage_is_done_only_while_its_products_are_there(tmp_path: Path, caplo
             (tmp_path / "student.safetensors").write_text("b")
         assert not run.is_done("evaluate"), "other bytes: what depends on them does not"
         assert "student came out different: making evaluate again too" in caplog.text
+
+
+def test_a_product_that_may_not_be_read_is_not_taken_for_damaged() -> None:
+    user = os.geteuid()
+    with TemporaryDirectory() as folder:  # pytest's own folders are closed to the user below
+        os.chmod(folder, 0o755)
+        network = Path(folder) / "student.safetensors"
+        with open_run(Path(folder)) as run, run.stage("student", "distilling"):
+            network.write_bytes(b"sound")
+        network.chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            with open_run(Path(folder), read_only=True) as run, pytest.raises(PermissionError):
+                run.damaged("student")
+        finally:
+            os.seteuid(user)
 
 
 def test_a_stage_without_its_checksums_is_not_done(tmp_path: Path) -> None:
