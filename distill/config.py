@@ -146,6 +146,13 @@ class TrainConfig(Record):
         teacher = self.reuse_gallery.resolve().name if self.reuse_gallery else self.teacher
         return self.name or f"{teacher}-{self.student}-{plain(Path(self.data).stem)}-{self.bits}"
 
+    @field_validator("name")
+    @classmethod
+    def _is_folder_name(cls, name: str) -> str:
+        if name in (".", "..") or "/" in name:
+            raise ValueError("not the name of a folder (--output-dir names the one that it is in)")
+        return name
+
     @field_validator("loss_args", "distiller_args")
     @classmethod
     def _by_field_name(cls, args: dict[str, MethodArg]) -> dict[str, MethodArg]:

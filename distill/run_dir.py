@@ -83,6 +83,8 @@ class RunDir:
         self._doubted: set[str] = set()  # the YAML files of which it was said that their copy holds
         if (folder / RECORD).exists():
             self._read_record(folder / RECORD)
+        elif (folder / "config.yaml").exists():
+            log.warning("%s is missing, so it is not known what is finished: all is made again", folder / RECORD)
 
     def _read_record(self, path: Path) -> None:
         try:

@@ -138,6 +138,7 @@ OUT_OF_RANGE = {
     "--student-train.unlabeled-ratio": "1.5", "--teacher-train.weight-decay": "inf", "--teacher-img-size": "0",
     "--seed": "99999999999", "--query-fraction": "1", "--validation-fraction": "nan",
     "--thresholds.logit-tolerance": "-1", "--thresholds.max-size-mb": "nan", "--bits": "7",
+    "--name": "../elsewhere",
 }  # fmt: skip
 
 

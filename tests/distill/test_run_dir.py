@@ -149,6 +149,15 @@ def test_a_damaged_record_is_said_and_nothing_is_done(
     assert "stages.json is damaged" in caplog.text
 
 
+def test_a_record_that_is_gone_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_run(tmp_path) as run:
+        run.save_settings({"config": TrainConfig()})
+    assert not caplog.text
+    (tmp_path / "stages.json").unlink()
+    with open_run(tmp_path):
+        assert "stages.json is missing, so it is not known what is finished" in caplog.text
+
+
 def test_a_stage_is_done_only_while_its_products_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def make(run: RunDir, text: str) -> None:
         with run.stage("student", "one"):
