@@ -130,11 +130,22 @@ def main():
 """
 
 
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command with pipes; it heeds signals even where these tests run in the background, which ignores some."""
+
+    def heed() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("times", [1, 2])
 def test_stopped_by_a_signal_it_says_so_and_leaves_nothing(number: signal.Signals, times: int, tmp_path: Path) -> None:
     command = [*script(LONG.replace("WAIT", "0.5")), str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start(command) as process:
         assert process.stdout
         assert process.stderr
         assert process.stdout.readline() == "begun\n"
@@ -150,7 +161,7 @@ def test_stopped_by_a_signal_it_says_so_and_leaves_nothing(number: signal.Signal
 
 def test_the_third_signal_ends_it_at_once(tmp_path: Path) -> None:
     command = [*script(LONG.replace("WAIT", "50")), str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start(command) as process:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         for _ in range(3):
