@@ -3,8 +3,9 @@
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ _ROOM = 4  # times a range's larger end is the end of its int16 grid: the range 
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """A converted file; ranges: what goes into and comes out of the layers that "w8a16" calculates in int16."""
+    """A converted file; modules: the names of the network's.
+
+    ranges: what goes into and comes out of the layers that "w8a16" calculates in int16
+    """
 
     data: bytes
     ranges: dict[str, tuple[ActivationRange, ActivationRange]]
+    modules: tuple[str, ...]
 
 
 def _rule(algorithm: str, smallest: int, dynamic: bool = False, **weights: Any) -> dict[str, Any]:
@@ -67,7 +72,8 @@ def convert(model: QueryModel) -> ConvertedModel:
     edge = litert_torch.convert(_Named(model).eval(), sample_kwargs={"image": model.example()}, quant_config=folding)
     with tempfile.TemporaryDirectory() as folder:
         edge.export(f"{folder}/float.tflite")
-        return ConvertedModel(Path(folder, "float.tflite").read_bytes(), _ranges(model))
+        modules = tuple(name for name, _ in model.net.named_modules() if name)
+        return ConvertedModel(Path(folder, "float.tflite").read_bytes(), _ranges(model), modules)
 
 
 def _ranges(model: QueryModel) -> dict[str, tuple[ActivationRange, ActivationRange]]:
@@ -114,7 +120,8 @@ def _quantized(program: ConvertedModel, metadata: ModelMetadata) -> bytes:
     from ai_edge_quantizer.quantizer import Quantizer
 
     operations = _weighted_operations(program.data)
-    left = _operations_of(operations, metadata.float_layers)
+    made_of = _modules_of(operations, program.modules)
+    left = _operations_of(made_of, metadata.float_layers)
     if metadata.precision == "w8a8-dynamic":
         left.append(list(operations)[-1])
     rules = [_RULES.get(metadata.precision, _RULES["w8a32"])]
@@ -122,7 +129,7 @@ def _quantized(program: ConvertedModel, metadata: ModelMetadata) -> bytes:
     ends: dict[str, dict[str, Any]] | None = None
     if metadata.precision == "w8a16":
         ranges = {name: both for name, both in program.ranges.items() if name not in metadata.float_layers}
-        more, ends = _w8a16_rules(operations, ranges)
+        more, ends = _w8a16_rules(operations, made_of, ranges)
         rules += more
     quantizer = Quantizer(bytearray(program.data))
     quantizer.load_quantization_recipe(rules)
@@ -135,13 +142,14 @@ def _only(operation: str, algorithm: str, config: dict[str, Any]) -> dict[str, A
 
 
 def _w8a16_rules(
-    operations: dict[str, str], ranges: dict[str, tuple[ActivationRange, ActivationRange]]
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    operations: dict[str, str], made_of: Mapping[str, set[str]],
+    ranges: dict[str, tuple[ActivationRange, ActivationRange]],
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:  # fmt: skip
     """Build rules for int8 weights between int16 activations, and the symmetric ranges of these by tensor."""
     config = _rule("", 0, True, **_CHANNELWISE)["op_config"] | {"activation_tensor_config": _INT16}
     rules, ends = [], defaultdict[str, float](float)
     for layer, both in ranges.items():
-        for operation in _operations_of(operations, [layer]):
+        for operation in _operations_of(made_of, [layer]):
             rules.append(_only(operation, "min_max_uniform_quantize", config))
             for tensor, grid in zip((operations[operation], operation), both, strict=True):
                 ends[tensor] = max(ends[tensor], _ROOM * max(-grid.low, grid.high))
@@ -164,16 +172,30 @@ def _weighted_operations(program: bytes) -> dict[str, str]:
     }
 
 
-def _operations_of(operations: Iterable[str], wanted: Sequence[str]) -> list[str]:
-    """Find the layers by path: litert_torch writes "a.b.Class_name/a.b.Class_name;1" of its modules."""
-    found, known = [], []
+def _modules_of(operations: Iterable[str], modules: Sequence[str]) -> dict[str, set[str]]:
+    """Return the modules that each operation is made of, by the path "a.b.Class_name/a.b.Class_name;1" in its name."""
+    patterns = {name: _path_pattern(name) for name in modules}
+    found: dict[str, set[str]] = {}
     for operation in operations:
         scopes = [scope for scope in operation.split(";") if "/" in scope]
         paths = {".".join(re.sub(r".*\._?[^._]+_", "", part) for part in scope.split("/")[2:]) for scope in scopes}
-        known += sorted(paths)
-        found += [operation] * bool(paths & set(wanted))
-    check_layers(wanted, known)
+        alike = [[name for name, pattern in patterns.items() if pattern.fullmatch(path)] for path in paths - {*modules}]
+        found[operation] = (paths & {*modules}).union(*(names for names in alike if len(names) == 1))
     return found
+
+
+def _path_pattern(module: str) -> re.Pattern[str]:
+    """Match the path that litert_torch writes: without the containers whose modules a network calls one by one."""
+    steps = module.split(".")
+    parts = [
+        f"({re.escape(step)}\\.)?" if after.isdigit() else rf"{re.escape(step)}\." for step, after in pairwise(steps)
+    ]
+    return re.compile("".join(parts) + re.escape(steps[-1]))
+
+
+def _operations_of(made_of: Mapping[str, set[str]], wanted: Sequence[str]) -> list[str]:
+    check_layers(wanted, sorted({name for names in made_of.values() for name in names}))
+    return [operation for operation, names in made_of.items() if names & {*wanted}]
 
 
 def _embed_metadata(program: bytes, metadata: ModelMetadata) -> bytes:

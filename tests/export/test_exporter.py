@@ -385,6 +385,32 @@ def test_each_format_writes_a_file_on_its_own(tmp_path: Path) -> None:
         assert np.abs(open_model(artifact.path).run(images).logits - logits).max() < 1e-3 * np.abs(logits).max()
 
 
+class Iterated(Small):
+    """Calls the modules of a container one by one, as timm's FastViT does: no converter sees the container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [[nn.Conv2d(32, 32, 3, 1, 1) for _ in range(2)] for _ in range(3)]
+        self.stages = nn.Sequential(*(nn.Sequential(*own) for own in layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.norm(self.conv(x)))
+        for stage in self.stages:
+            x = F.relu(stage(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_layers_of_an_iterated_container_are_kept_in_float(tmp_path: Path) -> None:
+    net, kept = small(Iterated), ("stages.1.0", "stages.2.1")
+    rows = export_all(request(net), ["onnx-w8a32", "litert-w8a32"], tmp_path, kept_in_float(net, kept))
+    for row in rows:
+        assert isinstance(row, ExportedModel), row
+        expected = [net.get_submodule(name).weight for name in kept]
+        found = [torch.tensor(array) for array in float_weights(row)]
+        assert len(found) == len(kept)
+        assert all(any(torch.equal(mine, weight) for mine in found) for weight in expected)
+
+
 class Antialiased(Small):
     """LiteRT has no lowering for an antialiased resize; ONNX has."""
 
