@@ -12,6 +12,7 @@ from benchmarks.csch import CschSweep
 from benchmarks.export import ExportBenchmark, ExportTrial
 from benchmarks.losses import LossBenchmark, LossTrial
 from benchmarks.multilabel_centers import CenterTrial, MultilabelCenters
+from benchmarks.students import StudentBenchmark, StudentTrial
 from benchmarks.sweep import SweepTrial
 from benchmarks.trial import RESULTS, Benchmark, Trial
 
@@ -22,6 +23,7 @@ KINDS: dict[str, tuple[type[Benchmark], type[Trial]]] = {
     "export": (ExportBenchmark, ExportTrial),
     "losses": (LossBenchmark, LossTrial),
     "multilabel_centers": (MultilabelCenters, CenterTrial),
+    "students": (StudentBenchmark, StudentTrial),
 }
 
 
