@@ -86,3 +86,10 @@ def heard() -> Iterator[Callable[[Callable[[list[str]], int]], Call]]:
     yield of
     log.removeHandler(handler)
     log.propagate = propagate
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how much the tests in `tests/attack` tried."""
+    reports = [report for end in ("passed", "failed") for report in terminalreporter.getreports(end)]
+    for text in sorted(str(text) for report in reports for key, text in report.user_properties if key == "attack"):
+        terminalreporter.write_line(text)

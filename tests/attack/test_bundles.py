@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,11 @@ def test_the_bundle_that_was_not_sabotaged_passes(
 
 
 def test_sabotaged_bundles(
-    bases: dict[str, Path], heard: Any, commands: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bases: dict[str, Path],
+    heard: Any,
+    commands: dict[str, Any],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     wrong, start, chosen = [], time.monotonic(), cases() if ALL else quick(EACH)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -130,10 +134,9 @@ def test_sabotaged_bundles(
         wrong += list(filter(None, [attacked(case, bases, heard, commands, folder)]))
         shutil.rmtree(folder)
     more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    with capsys.disabled():
-        groups = ", ".join(f"{count} {group}" for group, count in Counter(case.group for case in chosen).items())
-        print(f"\n{len(chosen)} of {len(cases())} sabotaged bundles ({groups}): {len(wrong)} wrong, "
-              f"{time.monotonic() - start:.0f} s, {more / 1e3:.0f} MB")  # fmt: skip
+    groups = ", ".join(f"{count} {group}" for group, count in Counter(case.group for case in chosen).items())
+    what = f"{len(chosen)} of {len(cases())} sabotaged bundles ({groups}): {len(wrong)} wrong"
+    record_property("attack", f"{what}, {time.monotonic() - start:.0f} s, {more / 1e3:.0f} MB")
     assert wrong == []
     assert more < MAX_MEMORY
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * MAX_MEMORY

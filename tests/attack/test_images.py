@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,14 +55,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_every_file_gives_an_image_or_a_reason(folder: Path) -> None:
+def test_every_file_gives_an_image_or_a_reason(folder: Path, record_property: Callable[[str, object], None]) -> None:
     command = [sys.executable, "-c", DECODE, str(folder), str(MOST_MEMORY), str(MOST_SECONDS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     told = dict(json.loads(line) for line in done.stdout.splitlines())
     names = sorted(path.name for path in folder.iterdir())
     missing = [name for name in names if name not in told]
     assert not missing, f"ended with {done.returncode} in {missing[0]}: {done.stderr[-500:]}"
-    print(Counter(text.split()[0] for text in told.values()), "of", len(names), "hostile images")
+    ends = Counter(text.split()[0] for text in told.values())
+    record_property("attack", f"{len(names)} hostile images: " + ", ".join(f"{n} {end}" for end, n in ends.items()))
     assert {
         name: text for name, text in told.items() if not text.startswith(("image RGB (32, 32, 3)", "reason "))
     } == {}

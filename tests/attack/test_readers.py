@@ -331,7 +331,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_whatever_is_in_a_file_its_reader_refuses_or_reads_it(name: str, tmp_path: Path) -> None:
+def test_whatever_is_in_a_file_its_reader_refuses_or_reads_it(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     reader, rng = READERS[name](), random.Random(f"14 {name}")
     (tmp_path / "sound" / "files").mkdir(parents=True)
     sound = tmp_path / "sound" / "files"
@@ -354,6 +356,7 @@ def test_whatever_is_in_a_file_its_reader_refuses_or_reads_it(name: str, tmp_pat
         except (Exception, Hang) as error:  # noqa: BLE001 - that is what is looked for
             faults.append(f"{how}: {type(error).__name__}: {str(error)[:200]}")
         shutil.rmtree(case)
-    print(f"{name}: {CASES} cases, {refused} refused, {CASES - refused - len(faults)} read")
+    what = f"{CASES} damaged files for {name}: {refused} refused, {CASES - refused - len(faults)} read"
+    record_property("attack", f"{what}, {len(faults)} faults")
     if faults:
         pytest.fail("\n".join([f"{len(faults)} faults", *faults]), pytrace=False)

@@ -242,10 +242,10 @@ def attack(made: Path, heard: Any, monkeypatch: pytest.MonkeyPatch) -> Attack:
     return Attack(made, commands, request)
 
 
-def test_edited_run_folders(attack: Attack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_edited_run_folders(attack: Attack, record_property: Callable[[str, object], None]) -> None:
     whole = os.environ.get("TWINHASH_ATTACK") == "all"
     chosen = cases() if whole else cases()[:QUICK]
     faults = [fault for case in chosen for fault in attack.faults(case)]
-    with capsys.disabled():
-        print(f"\n{len(chosen)} edited run folders of {len(cases())}, by 3 commands each: {len(faults)} faults")
+    what = f"{len(chosen)} of {len(cases())} edited run folders, by 3 commands each: {len(faults)} faults"
+    record_property("attack", what)
     assert not faults, "\n".join(faults)
