@@ -122,7 +122,7 @@ def _read_record(folder: Path, size: int, count: int) -> Record | None:
         log.warning("the array of %s is not as it was written: decoding again", path)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s): decoding again", path, error)
     return None
 
