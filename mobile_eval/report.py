@@ -73,7 +73,7 @@ COSTS: tuple[Column, ...] = (
     ("engine", "words", lambda row: row.engine),
 )
 TERMINAL: tuple[Column, ...] = (  # 80 columns: mAP and p50 only where they fit
-    ("MB", "n", lambda row: number(row.bytes / 1e6, 2)),
+    ("MB", "n", lambda row: number(row.bytes / 1e6 or None, 2)),
     ("flips", "n", lambda row: percent(row.bit_flip_rate)),
     ("flips\nvs host", "n", lambda row: count(row.host_flips)),
     ("recall\n@10", "n", lambda row: "-" if row.recall_at_10 is None else f"{100 * row.recall_at_10:.1f}%"),

@@ -576,6 +576,12 @@ def test_the_terminal_shows_a_table_a_device_in_80_columns() -> None:
     )
 
 
+def test_a_size_that_is_not_known_is_no_number_in_the_terminal() -> None:
+    text = printed(evaluation(models=(ran(bytes=0), ran("litert-fp32", bytes=8_510_000))), 200)
+    cells = {line.split()[0]: line.split()[1] for line in text.splitlines() if "-fp32 " in line}
+    assert cells == {"onnx-fp32": "-", "litert-fp32": "8.51"}
+
+
 def test_names_of_an_evaluation_can_neither_style_nor_steer_the_terminal() -> None:
     text = printed(evaluation("[red]x[/red]\x1b[2J\x07\nfake PASSED"), 200)
     assert r"[red]x[/red]\x1b[2J\x07 fake PASSED" in " ".join(text.split())
