@@ -155,8 +155,8 @@ def embedded_images(size: int, count: int, seed: int) -> NDArray[np.uint8]:
     """Return random images of the embedded set, `[count, size, size, 3]`."""
     from PIL import Image
 
-    from distill.data.decode import to_square
     from distill.data.fashion_mnist import SUBSET
+    from gallery.decode import to_square
 
     with np.load(SUBSET, allow_pickle=False) as file:
         images = file["images"]

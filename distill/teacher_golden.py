@@ -10,12 +10,12 @@ from PIL import Image
 
 from distill.context import RunContext
 from distill.data.augment import ImageLoader
-from distill.data.decode import to_square
 from distill.data.fashion_mnist import SUBSET
 from distill.infer import Logits, code_logits
 from distill.models.hash_net import HashNet
 from distill.system import device
 from gallery.codespace import ARITHMETIC, CodeSpace, Preprocessing
+from gallery.decode import to_square
 from gallery.errors import CodeSpaceMismatch, CorruptFile
 from gallery.files import atomic_path, open_array
 

@@ -26,9 +26,9 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices
-from distill.data.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
+from gallery.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.errors import CorruptFile, InputError
 from gallery.files import acquire_lock, atomic_path, is_writable, open_array, read_json, remove_partial, write_json
 from gallery.results import Skipped

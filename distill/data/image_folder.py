@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL.Image import Image
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList
-from distill.data.decode import decode, shorter_side
 from distill.data.names import clean_label, counted, some
+from gallery.decode import decode, shorter_side
 from gallery.errors import InputError
 from gallery.files import is_desktop_file, sha256_of
 from gallery.results import Skipped

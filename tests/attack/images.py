@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-import distill.data.decode  # noqa: F401 - registers HEIF where it is installed
+import gallery.decode  # noqa: F401 - registers HEIF where it is installed
 
 Case = tuple[str, bytes | Callable[[], bytes]]  # a function where the bytes take a while
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -25,7 +25,7 @@ MOST_MEMORY, MOST_SECONDS = 4 << 30, 60  # address space of the process, with it
 DECODE = """
 import json, resource, signal, sys, warnings
 from pathlib import Path
-from distill.data.decode import decode, shorter_side, to_square
+from gallery.decode import decode, shorter_side, to_square
 from gallery.errors import InputError
 
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))

@@ -18,11 +18,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.data.decode import _to_rgb, to_square
 from export.artifact import KEY
 from export.bundle import APPS, Golden, open_bundle, write_bundle
 from gallery.codes import pack, unpack
 from gallery.codespace import Preprocessing
+from gallery.decode import _to_rgb, to_square
 from gallery.files import sha256_of
 from mobile_eval.runtimes import ModelOutput, open_model
 from tests.export.factories import BITS, SIZE, Exports

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.data.decode import decode, to_square
 from export import to_coreml, to_litert, to_onnx
 from export.artifact import ANY_SIZE, KEY, SMALL_WEIGHTS, ExportedModel, ExportFailure, ModelMetadata
 from export.capture_output import quiet
@@ -29,6 +28,7 @@ from export.quantize import QuantizationResult
 from export.query_model import QueryModel, inference_copy
 from gallery.codes import pack
 from gallery.codespace import Preprocessing
+from gallery.decode import decode, to_square
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
 from gallery.results import LayerSensitivity

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill.data import DataConfig, decode, image_folder, load, median_image_size
-from distill.data.decode import to_square
+from distill.data import DataConfig, image_folder, load, median_image_size
 from distill.data.image_folder import list_folder, split_role
+from gallery import decode
+from gallery.decode import to_square
 from gallery.errors import InputError
 from gallery.results import Skipped
 from tests.distill.data.factories import MakeFolder, noise

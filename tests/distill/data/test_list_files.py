@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from distill.data import DataConfig, Dataset, list_files, load, median_image_size
-from distill.data.decode import decode, to_square
 from distill.data.list_files import list_published
 from distill.data.load import PROTOCOLS
 from distill.data.protocol_specs import PUBLISHED
+from gallery.decode import decode, to_square
 from gallery.errors import InputError
 from tests.distill.data.factories import encoded
 

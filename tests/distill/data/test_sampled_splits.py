@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data import DataConfig, Dataset, load, median_image_size
-from distill.data.decode import to_square
 from distill.data.sampled_splits import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, sample_splits
+from gallery.decode import to_square
 from gallery.errors import CorruptFile, InputError
 from tests.distill.data.factories import encoded, photo
 

@@ -13,7 +13,7 @@ import pytest
 
 from distill.config import TrainConfig
 from distill.data import DataConfig, Dataset, load, save_split
-from distill.data.decode import to_square
+from gallery.decode import to_square
 from gallery.errors import InputError
 from tests.distill.data.factories import MakeFolder, encoded, photo
 

@@ -4,13 +4,15 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from distill.data.bit_depth import WHITE, is_16_bit, is_in_color, largest_value, scaled_color, stated_white, to_8_bit
+from gallery.bit_depth import WHITE, is_16_bit, is_in_color, largest_value, scaled_color, stated_white, to_8_bit
 from gallery.console import plain
 from gallery.errors import InputError
 
@@ -34,8 +36,8 @@ Image.MAX_IMAGE_PIXELS = LARGEST_PIXELS  # Pillow refuses twice as many, in some
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB: prompts and edit histories exceed 1 MiB
 
 
-def decode(path: Path) -> Image.Image:
-    """Return the image in `path` as upright RGB; raises `InputError` with the reason when it cannot be read.
+def decode(source: Path | bytes) -> Image.Image:
+    """Return the image in a file, or in its bytes, as upright RGB; raises `InputError` with the reason if it cannot.
 
     EXIF orientation is applied; of an animation the first frame counts; transparency is laid on white; 16 bits
     are scaled from 0..65535, or from the range that the file states, not clipped.  ICC profiles are ignored, as they
@@ -45,7 +47,7 @@ def decode(path: Path) -> Image.Image:
 
     `info["bits"]` of the result, where the file has 16 bits a channel and states no fewer: those of the largest value.
     """
-    with _opened(path) as image, LARGE if image.width * image.height > MAX_PIXELS else nullcontext():
+    with _opened(source) as image, LARGE if image.width * image.height > MAX_PIXELS else nullcontext():
         return _upright_rgb(image)
 
 
@@ -71,14 +73,10 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+    place = f"{len(source):,} bytes" if isinstance(source, bytes) else source
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # before opening: to open a FIFO is to wait for its writer
-            raise ValueError("not a regular file")
-        if not 0 < status.st_size <= MAX_BYTES:
-            raise ValueError(f"a file of more than {MAX_BYTES >> 20} MiB" if status.st_size else "an empty file")
-        with path.open("rb") as stream:
+        with _stream(source) as stream:
             head = stream.read(64)
             if head[4:8] == b"ftyp" and head[8:12] in HEIC and b"avif" not in head and "HEIF" not in FORMATS:
                 raise ValueError("a HEIC image, which needs: pip install pillow-heif (or convert it to JPEG)")
@@ -93,7 +91,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise ValueError(f"{width} x {height} pixels, a strip longer than {MAX_ASPECT}:1")
             yield image
     except Exception as error:  # Pillow's decoders raise a dozen types on hostile bytes; the reason is kept
-        raise InputError(f"an image in {path}", _reason(error), "Replace or remove the file.") from error
+        raise InputError(f"an image in {place}", _reason(error), "Replace or remove the file.") from error
+
+
+def _stream(source: Path | bytes) -> IO[bytes]:
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):  # to open a FIFO is to wait for its writer
+        raise ValueError("not a regular file")
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
+    if not 0 < size <= MAX_BYTES:
+        raise ValueError(f"a file of more than {MAX_BYTES >> 20} MiB" if size else "an empty file")
+    return source.open("rb") if isinstance(source, Path) else BytesIO(source)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from distill.data import decode as module
-from distill.data.decode import decode, shorter_side, to_square
+from gallery import decode as module
+from gallery.decode import decode, shorter_side, to_square
 from gallery.errors import InputError
 
 UPRIGHT = np.zeros((24, 40, 3), np.uint8)
@@ -34,6 +34,14 @@ def reason(path: Path) -> str:
         decode(path)
     assert str(path) in caught.value.expected
     return caught.value.found
+
+
+def test_bytes_are_decoded_as_their_file_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100))
+    assert np.array_equal(decode(path.read_bytes()), decode(path))
+    for data, found in ((b"", "an empty file"), (b"rubbish", "not an image"), (path.read_bytes()[:90], "")):
+        with pytest.raises(InputError, match=rf"an image in {len(data)} bytes; found {found}"):
+            decode(data)
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -379,7 +387,7 @@ def test_halves_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.array_equal(decode(path), whole)
 
 
-HEIC = "import sys; sys.modules['pillow_heif'] = None; from distill.data.decode import decode\n"
+HEIC = "import sys; sys.modules['pillow_heif'] = None; from gallery.decode import decode\n"
 
 
 def test_heic_without_its_package_names_the_fix(tmp_path: Path) -> None:
