@@ -55,6 +55,8 @@ def words(codes: Codes) -> NDArray[np.uint64]:
     codes = _codes(codes)
     if codes.ndim != 2:
         raise InputError("packed codes [n, bytes]", f"shape {codes.shape}", "Pass one code as codes[None].")
+    if codes.shape[1] and codes.shape[1] % 8 == 0:
+        return codes.view("<u8")
     padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
     padded[:, : codes.shape[1]] = codes
     return padded.view("<u8")

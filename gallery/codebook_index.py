@@ -1,0 +1,254 @@
+"""The k nearest codes by Hamming distance, exactly: by buckets around the hash centers, or by a flat scan.
+
+A code x is in the cell of its nearest center c, and there in the ring of its distance r to c.  For a query q whose own
+nearest center is c', two lower bounds hold for every code in that bucket:
+
+    d(q, x) >= |d(q, c) - r|               the triangle inequality
+    d(q, x) >= (d(q, c) - d(q, c')) / 2    as d(q, c) <= d(q, x) + d(x, c) <= d(q, x) + d(x, c') <= 2 d(q, x) + d(q, c')
+
+The buckets of the least bounds are scanned until k items lie within a distance t; then all buckets of a bound up to t.
+No other bucket can hold an item within t.  So every item of the k least distances was seen, with all that tie with the
+k-th; they are cut by (distance, row).  That is the answer of a flat scan, whatever the centers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.codes import Codes, pack, words
+from gallery.errors import InputError
+from gallery.flat_scan import BLOCK, FlatScan, Found, Runs, Words, distances_in, first_items, kth_distance, stack
+
+Form = Literal["buckets", "faiss", "numpy"]
+FIRST_ROUND = 4096  # codes; 0.058 ms a query where 1,024 took 0.077
+FEW_LEFT = 32  # among fewer than n / 32 rows, a flat scan of them is quicker
+FEW_ROWS, MANY_CENTERS = 16_384, 4096  # a flat scan takes 0.02 ms; 1,000 centers are already no quicker than one
+RUN_COST = 2000  # a run of buckets side by side costs as much as scanning that many codes
+SAMPLE, SECONDS, COMPARED_K = 100, 0.3, (10, 100)  # codes and CPU time to compare the two forms by
+
+
+class RowsWithin(NamedTuple):
+    """Rows within a radius; those of query i are `offsets[i] : offsets[i + 1]`, sorted by (distance, row)."""
+
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    distances: NDArray[np.uint16]
+
+
+class CodebookIndex:
+    """The nearest of packed codes `[n, bytes]`; a row is a place in that array.
+
+    centers: +-1 `[classes, bits]`; those of the code space make it quick.  When it is built, both forms are timed on
+    codes of the gallery, for about a second, and the quicker one is kept, unless `form` names one; the answers are the
+    same.  The codes are not copied where they fill whole 64-bit words.  Beside them the buckets take up to 16 bytes an
+    item of 64 bits, and faiss 8.  Searches may run in several threads.
+    """
+
+    def __init__(self, codes: Codes, centers: NDArray[np.int8] | None = None, form: Form | None = None) -> None:
+        self._codes = codes
+        few = centers is None or len(codes) < FEW_ROWS or not 0 < len(centers) <= MANY_CENTERS
+        self._scan: Buckets | FlatScan
+        if form == "buckets" and centers is not None and len(codes) and len(centers):
+            self._scan = Buckets(codes, centers)
+            return
+        self._scan = FlatScan(codes, form != "numpy")
+        if form is None and centers is not None and not few:
+            buckets = Buckets(codes, centers)
+            if _seconds(buckets.search, codes) < _seconds(self._scan.search, codes):
+                self._scan = buckets
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @property
+    def form(self) -> Form:
+        """What searches: `buckets`, or a flat scan by `faiss` or `numpy`."""
+        if isinstance(self._scan, Buckets):
+            return "buckets"
+        return "numpy" if self._scan.faiss is None else "faiss"
+
+    def search(self, codes: Codes, k: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """Return distances and rows of the k nearest, both `[queries, min(k, n)]`, sorted by (distance, row).
+
+        Raises `InputError` for other codes than packed ones of this width, and for k below 1.
+        """
+        self._check(codes, k)
+        return self._scan.search(codes, min(k, len(self)))
+
+    def search_among(self, codes: Codes, k: int, rows: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """Return what `search` does, among the rows of a mask, bool `[n]`, or of row numbers in any order."""
+        self._check(codes, k)
+        mask = self._mask(np.asarray(rows))
+        chosen = np.flatnonzero(mask)
+        k = min(k, len(chosen))
+        if isinstance(self._scan, Buckets) and len(chosen) * FEW_LEFT > len(self):
+            return stack([self._nearest_among(code, k, mask, chosen) for code in codes], k)
+        return _flat_among(self._codes, codes, k, chosen)
+
+    def within(self, codes: Codes, radius: int) -> RowsWithin:
+        """Return all rows at a distance of at most `radius` from each code, however many they are."""
+        self._check(codes)
+        found = [self._scan.within(query, radius) for query in words(codes)]
+        offsets = np.cumsum([0, *(len(rows) for _, rows in found)])
+        distances = np.concatenate([np.empty(0, np.uint16), *(distances for distances, _ in found)])
+        rows = np.concatenate([np.empty(0, np.int64), *(rows for _, rows in found)])
+        return RowsWithin(offsets, rows, distances.astype(np.uint16))
+
+    def _check(self, codes: Codes, k: int = 1) -> None:
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self._codes.shape[1]:
+            expected = f"packed uint8 codes [n, {self._codes.shape[1]}]"
+            raise InputError(expected, f"{codes.dtype} {codes.shape}", "Pack logits with gallery.codes.pack.")
+        if k < 1:
+            raise InputError("k of at least 1", str(k), "Change k.")
+
+    def _mask(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        mask = np.zeros(len(self), bool)
+        whole = rows.dtype.kind in "iu" and 0 <= rows.min(initial=0) <= rows.max(initial=0) < max(len(self), 1)
+        if not whole and (rows.dtype != bool or len(rows) != len(self)):
+            fix = "Choose among the rows of this index."
+            raise InputError(f"a mask of {len(self)} rows, or row numbers", f"{rows.dtype} {rows.shape}", fix)
+        mask[rows] = True
+        return mask
+
+    def _nearest_among(self, code: Codes, k: int, mask: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Found:
+        """Look among more and more of the nearest: the first of them in the mask are the first of the mask."""
+        more = 2 * k * len(self) // len(chosen)
+        while 16 * more < len(self):
+            distances, rows = self._scan.search(code[None], more)
+            kept = np.flatnonzero(mask[rows[0]])[:k]
+            if len(kept) == k:
+                return distances[0, kept], rows[0, kept]
+            more *= 4
+        return _flat_among(self._codes, code[None], k, chosen)
+
+
+class Buckets:
+    """Distinct codes sorted by (cell, ring), and the rows of each: equal codes are scanned once.
+
+    Bucket i holds the codes `offsets[i] : offsets[i + 1]`, one at least; code j stands in the rows
+    `rows[firsts[j] : firsts[j + 1]]`, which ascend.
+    """
+
+    def __init__(self, packed: Codes, signs: NDArray[np.int8]) -> None:
+        """Sort codes: 0.4 s for a million and 100 centers."""
+        codes, centers, bits = words(packed), words(pack(signs)), packed.shape[1] * 8
+        order = np.lexsort(codes.T)
+        ordered = codes[order]
+        new = np.ones(len(codes), bool)
+        new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+        starts = np.flatnonzero(new)
+        columns = np.ascontiguousarray(ordered[starts].T)
+        bucket = _bucket(columns, centers, bits)
+        by_bucket = np.argsort(bucket, kind="stable")
+        sizes = np.diff(starts, append=len(codes))[by_bucket]
+        counts = np.bincount(bucket, minlength=len(centers) * (bits + 1))
+        self.bits, self.centers, self.columns = bits, np.ascontiguousarray(centers.T), columns[:, by_bucket]
+        self.cells, rings = np.divmod(np.flatnonzero(counts), bits + 1)
+        self.rings, self.counts = rings.astype(np.int16), counts[counts > 0]
+        self.offsets = np.concatenate([[0], self.counts.cumsum()])
+        place = np.int64 if len(codes) >> 32 else np.uint32
+        self.firsts: NDArray[np.int64 | np.uint32] = np.concatenate([[0], sizes.cumsum()]).astype(place)
+        self.rows: NDArray[np.int64 | np.uint32] = order[_spread(starts[by_bucket], sizes)].astype(place)
+
+    def search(self, codes: Codes, k: int) -> Found:
+        """Return uint16 distances and int64 rows of the k nearest, both `[queries, k]`; k is n at most."""
+        return stack([self._nearest(query, k) for query in words(codes)], k)
+
+    def _nearest(self, query: Words, k: int) -> Found:
+        """Return distances and rows of the k nearest, in two rounds."""
+        bounds, all_codes = self._bounds(query), self.columns.shape[1]
+        up_to = np.bincount(bounds, self.counts, self.bits + 1).cumsum()  # codes of a bound up to each distance
+        distances, codes = np.empty(0, np.uint8), np.empty(0, np.int64)
+        seen, limit = -1, int(np.searchsorted(up_to, min(max(FIRST_ROUND, k), all_codes)))
+        kth = self.bits
+        while seen < limit:
+            runs = self._runs((bounds > seen) & (bounds <= limit))
+            if up_to[limit] + RUN_COST * len(runs) > all_codes:  # a scan of everything costs less
+                runs, limit, distances, codes = [(0, all_codes)], self.bits, distances[:0], codes[:0]
+            more, where = self._within(query, runs, k, kth)
+            distances, codes = np.concatenate([distances, more]), np.concatenate([codes, where])
+            items = np.bincount(distances, self._sizes(codes)).cumsum()
+            seen, kth = limit, int(np.searchsorted(items, k))
+            limit = kth
+        return self._first(distances, codes, kth, k)
+
+    def within(self, query: Words, radius: int) -> Found:
+        """Return distances and rows of all within the radius."""
+        distances, codes = self._within(query, self._runs(self._bounds(query) <= radius), len(self.rows) + 1, radius)
+        return self._first(distances, codes, self.bits + 1, len(self.rows))
+
+    def _bounds(self, query: Words) -> NDArray[np.int16]:
+        """Return the lower bound of the distances from the query to the codes of each bucket."""
+        center = distances_in(self.centers, query, [(0, self.centers.shape[1])]).astype(np.int16)
+        half = (center - center.min() + 1) >> 1
+        bounds = np.abs(center[self.cells] - self.rings)
+        return np.maximum(bounds, half[self.cells], out=bounds)
+
+    def _sizes(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.firsts[codes + 1].astype(np.int64) - self.firsts[codes]
+
+    def _runs(self, chosen: NDArray[np.bool_]) -> Runs:
+        padded = np.zeros(len(chosen) + 2, bool)
+        padded[1:-1] = chosen
+        edges: list[int] = self.offsets[np.flatnonzero(padded[1:] != padded[:-1])].tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def _within(self, query: Words, runs: Runs, k: int, limit: int) -> Found:
+        """Return distances and places of the codes in the runs within the limit, and within the k-th of them."""
+        distances = distances_in(self.columns, query, runs)
+        places = np.flatnonzero(distances <= kth_distance(distances, k, limit))
+        starts, ends = np.array(runs, np.int64).reshape(-1, 2).T
+        lengths = ends - starts
+        begins = lengths.cumsum() - lengths
+        shift = (starts - begins)[np.searchsorted(begins, places, "right") - 1]
+        return distances[places], places + shift
+
+    def _first(self, distances: NDArray[Any], codes: NDArray[np.int64], kth: int, k: int) -> Found:
+        """Return the first k items by (distance, row) of the codes; of the last distance, only as many as are left."""
+        kept = np.flatnonzero(distances <= kth)
+        distances, codes = distances[kept], codes[kept]
+        firsts, sizes = self.firsts[codes].astype(np.int64), self._sizes(codes)
+        last = distances == kth
+        sizes = np.where(last, np.minimum(sizes, k - sizes[~last].sum()), sizes)
+        return first_items(np.repeat(distances, sizes), self.rows[_spread(firsts, sizes)], k)
+
+
+def _bucket(columns: Words, centers: Words, bits: int) -> NDArray[Any]:
+    """Return cell * (bits + 1) + ring of each code; of centers equally near, the first."""
+    bucket = np.empty(columns.shape[1], np.min_scalar_type(len(centers) * (bits + 1)))
+    for at in range(0, len(bucket), BLOCK):
+        block = columns[:, at : at + BLOCK]
+        nearest = np.full(block.shape[1], np.iinfo(np.uint32).max, np.uint32)
+        for cell, center in enumerate(centers):
+            distances = distances_in(block, center, [(0, block.shape[1])])
+            np.minimum(nearest, distances * np.uint32(len(centers)) + np.uint32(cell), out=nearest)
+        rings, cells = np.divmod(nearest, np.uint32(len(centers)))
+        bucket[at : at + BLOCK] = cells * np.uint32(bits + 1) + rings
+    return bucket
+
+
+def _spread(firsts: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
+    """Return firsts[0], firsts[0] + 1, ... of sizes[0] numbers, then those of firsts[1] and so on."""
+    ends = sizes.cumsum()
+    return np.repeat(firsts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _flat_among(gallery: Codes, codes: Codes, k: int, chosen: NDArray[np.int64]) -> Found:
+    distances, places = FlatScan(gallery[chosen], use_faiss=False).search(codes, k)
+    return distances, chosen[places]
+
+
+def _seconds(search: Callable[[Codes, int], Found], codes: Codes) -> float:
+    """Return the mean CPU time of a search by codes of the gallery, each of which also finds itself."""
+    sample = codes[np.random.default_rng(0).integers(0, len(codes), SAMPLE)]
+    start, searches = time.thread_time(), 0
+    while searches < len(sample) and time.thread_time() - start < SECONDS:
+        for k in COMPARED_K:
+            search(sample[searches][None], k + 1)
+        searches += 1
+    return (time.thread_time() - start) / searches
