@@ -26,7 +26,7 @@ NO_IMAGE = re.compile(
 )
 # Folders of file servers, desktops and archivers beside `gallery.files.DESKTOP_FILES`: thumbnails, trash, snapshots.
 SOFTWARE = re.compile(
-    r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|recycler|recycled|found\.\d{3}"
+    r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|found\.\d{3}"
     r"|lost\.dir|network trash folder|temporary items|_?thumb(nail)?s|ipod photo cache|paxheaders?"
     r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata)",
     re.I,
@@ -204,7 +204,7 @@ def walk(root: Path) -> FolderContents:
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(folder / name for name in os.listdir(folder))
+            names = sorted(os.listdir(folder))
         except OSError as error:
             reason = str(error.strerror)
             if folder == root:
@@ -214,7 +214,7 @@ def walk(root: Path) -> FolderContents:
             continue
         if folder != root:
             contents.folders.append(name_of(folder, root))
-        for path in entries:
+        for path in (folder / name for name in names):
             if not os.path.isdir(path):
                 if not path.name.startswith(".") and not NO_IMAGE.fullmatch(path.name):
                     contents.paths.append(path)
