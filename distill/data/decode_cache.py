@@ -187,6 +187,8 @@ def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Itera
             image, digest = source.read(index)
         except InputError as error:
             return error.found
+        except OSError as error:  # a file that went away while it was read
+            return str(error.strerror)
         return digest, image.info.get("bits"), [to_square(image, size) for size in sizes]
 
     workers, ahead = available_cores(), deque[Future[DecodeResult]]()
