@@ -103,8 +103,8 @@ def list_folder(root: Path) -> ImageList:
     depth = 1 if roles else 0
     inside = [(name, path, name.split("/")) for name, path in found if name.count("/") > depth]
     images = [(name, path, step[0], label) for name, path, step in inside if (label := clean_label(step[depth]))]
-    skipped = {name: "not inside a class folder" for name, _ in found if name.count("/") <= depth}
-    skipped |= {name: "a class without a name" for name, _, step in inside if not clean_label(step[depth])}
+    skipped = [(name, "not inside a class folder") for name, _ in found if name.count("/") <= depth]
+    skipped += [(name, "a class without a name") for name, _, step in inside if not clean_label(step[depth])]
     warnings = *contents.warnings, *_merged([name.split("/")[depth] for name, *_ in images])
     return ImageList(
         name=root.resolve().name, names=tuple(name for name, *_ in images),
@@ -112,7 +112,7 @@ def list_folder(root: Path) -> ImageList:
         splits=tuple(frozenset([roles[first]] if roles else []) for _, _, first, _ in images),
         source=ImageFiles(root, [path for _, path, *_ in images]),
         split_source="split given by the folder's first level",
-        skipped=(*contents.skipped, *(Skipped(path=name, reason=reason) for name, reason in skipped.items())),
+        skipped=(*contents.skipped, *(Skipped(path=name, reason=reason) for name, reason in skipped)),
         warnings=(*warnings, *_empty_folders(contents, found, depth), *(() if roles else _repeated(below))),
     )  # fmt: skip
 
@@ -174,7 +174,8 @@ def _find_splits(root: Path, below: dict[str, set[str]]) -> dict[str, str]:
     for one whose folders are found elsewhere too, and for splits on the second level.
     """
     roles = {first: role for first in below if (role := split_role(first))}
-    if _is_split(list(roles.values())) and len(roles) == len(below):
+    own = {*roles.values()}
+    if {TRAIN, QUERY} <= own <= {TRAIN, QUERY, GALLERY, VALIDATION} and len(own) == len(roles) == len(below):
         return roles
     expected = "class folders, or train, query and perhaps gallery"
     others = [first for first in below if first not in roles]
@@ -192,10 +193,6 @@ def _find_splits(root: Path, below: dict[str, set[str]]) -> dict[str, str]:
             fix = "Move these to the first level, rename them, or give the folder that holds them as --data."
             raise InputError(f"{expected} on the first level", found, fix)
     return {}
-
-
-def _is_split(roles: Sequence[str]) -> bool:
-    return {TRAIN, QUERY} <= set(roles) <= {TRAIN, QUERY, GALLERY, VALIDATION} and len(set(roles)) == len(roles)
 
 
 def walk(root: Path) -> FolderContents:
