@@ -140,7 +140,7 @@ def _request(planned: StudentTrial) -> tuple[ExportRequest, NDArray[np.uint8], i
     pixels = embedded_images(planned.size, 3 * count, planned.seed)
     preprocessing = Preprocessing(planned.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     net = build(planned.student, planned.size, planned.bits, planned.seed)
-    settle(net, normalize(pixels, preprocessing))
+    estimate_batch_norms(net, normalize(pixels, preprocessing))
     centers = np.random.default_rng(planned.seed).choice(np.array([-1, 1], np.int8), (2, planned.bits))
     space = CodeSpace(planned.bits, ("0", "1"), "none", "0" * 64, hash_centers(centers), preprocessing)
     calibration = pixels[count : 2 * count], pixels[2 * count :]
@@ -164,7 +164,7 @@ def embedded_images(size: int, count: int, seed: int) -> NDArray[np.uint8]:
     return np.stack([to_square(Image.fromarray(image).convert("RGB"), size) for image in images[chosen]])
 
 
-def settle(net: nn.Module, images: Sequence[Tensor]) -> None:
+def estimate_batch_norms(net: nn.Module, images: Sequence[Tensor]) -> None:
     """Give every batch norm the statistics of the images with noise: without, channels of no variance explode."""
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm

@@ -16,10 +16,10 @@ from gallery.files import sha256_of
 
 def hash_centers_of(context: RunContext) -> Centers:
     """Return the hash centers `[classes, bits]`, in class order: those of the code space once there is one."""
-    folder, trained = context.config.reuse_gallery, context.run_dir.is_done("teacher")
-    if folder := folder or (context.run_dir.folder if trained else None):
-        return codespace.load(folder)[1]
-    config, how = context.config, center_assignment(context)
+    config = context.config
+    if config.reuse_gallery or context.run_dir.is_done("teacher"):
+        return codespace.load(context.run_dir.folder)[1]
+    how = center_assignment(context)
     centers = hash_centers(len(context.classes), config.bits, config.seed, center_construction(context))
     positive = multi_hot(context.labels[context.data.train], len(context.classes))
     if how != "none":

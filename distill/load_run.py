@@ -35,12 +35,13 @@ def load_run(folder: str | Path) -> Iterator[FinishedRun]:
     Raises `InputError` unless distill/run.py has finished its networks and its gallery.
     """
     folder = Path(folder)
+    no_run = InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
     if not is_run(folder):
-        raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
+        raise no_run
     with open_run(folder, read_only=True) as run_dir:
         config = run_dir.load_settings("config", TrainConfig)
         if config is None:
-            raise InputError("a run folder", f"no config.yaml in {folder}", "Name a folder that distill/run.py made.")
+            raise no_run
         needed, path = ("student",) if config.reuse_gallery else ("teacher", "gallery", "student"), folder.resolve()
         flags = f"distill/run.py --output-dir {path.parent} --name {path.name}, and its other flags"
         if missing := [stage for stage in needed if not run_dir.is_done(stage)]:

@@ -17,12 +17,22 @@ from typing import Any, TypeVar
 from filelock import Timeout
 from pydantic import Field, TypeAdapter, ValidationError
 
-from distill.config import load_yaml, to_yaml
+from distill.config import is_run, load_yaml, to_yaml
+from distill.data.names import some
 from distill.distributed import barrier, broadcast, is_main_process, main_process_first
 from gallery import codespace
 from gallery.console import log, log_to
 from gallery.errors import InputError, RunLocked, TwinhashError
-from gallery.files import acquire_lock, atomic_write, is_writable, read_json, remove_partial, sha256_of, write_json
+from gallery.files import (
+    acquire_lock,
+    atomic_write,
+    is_desktop_file,
+    is_writable,
+    read_json,
+    remove_partial,
+    sha256_of,
+    write_json,
+)
 from gallery.index import open_gallery
 from gallery.record import Record
 
@@ -42,7 +52,7 @@ DEPENDENTS = {  # a gallery's codes are the teacher's, and so is what the studen
 LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the gallery's codes: the gallery's stage
 RECORD = "stages.json"
 SETTINGS, SETTINGS_DIGEST = "settings", "settings_sha256"  # the copy of the YAML files, beside the stages
-OTHER_FOLDER = "Wait for it, or choose another --output-dir or --name."
+OTHER_NAME = "Choose another --output-dir or --name."
 M = TypeVar("M", bound=Record)
 
 
@@ -266,12 +276,11 @@ def open_run(folder: Path, read_only: bool = False) -> Iterator[RunDir]:
     read_only: a folder that cannot be written is opened without a lock
     """
     if re.search("[\x00-\x1f\x7f]", str(folder.absolute())):  # LanceDB takes no such path
-        expected, fix = "a run folder without control characters in its path", "Choose another --output-dir or --name."
-        raise InputError(expected, repr(str(folder)), fix)
+        raise InputError("a run folder without control characters in its path", repr(str(folder)), OTHER_NAME)
     with ExitStack() as stack:
         with main_process_first() as first:
             if first and (is_writable(folder) or not read_only):
-                _lock(folder, "Wait for it." if read_only else OTHER_FOLDER, stack)
+                _lock(folder, "Wait for it." if read_only else f"Wait for it.  {OTHER_NAME}", stack)
             run = RunDir(folder)
         barrier()  # nobody changes what another has yet to read
         yield run
@@ -279,9 +288,13 @@ def open_run(folder: Path, read_only: bool = False) -> Iterator[RunDir]:
 
 def _lock(folder: Path, fix: str, stack: ExitStack) -> None:
     """Lock the folder and log into it until `stack` is closed."""
-    owner = folder / ".pid"
+    owner, lock = folder / ".pid", folder / ".lock"
+    if folder.is_dir() and not (lock.exists() or is_run(folder)):  # its files would be taken for products, and replaced
+        own = sorted(name for name in os.listdir(folder) if not name.startswith(".") and not is_desktop_file(name))
+        if own:
+            raise InputError("a new or empty folder, or that of a run", f"{some(own)} in {folder}", OTHER_NAME)
     try:
-        stack.enter_context(acquire_lock(folder / ".lock", fix, timeout=0))
+        stack.enter_context(acquire_lock(lock, fix, timeout=0))
     except Timeout as error:
         pid = owner.read_text(errors="replace")[:20] if owner.is_file() else "?"
         raise RunLocked("a run folder that no other process holds", f"process {pid} in {folder}", fix) from error

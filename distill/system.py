@@ -20,18 +20,21 @@ def device() -> torch.device:
 def limit_threads() -> int:
     """Give torch this process's share of the cores; two greedy jobs on two cores were seen to run 100 times slower.
 
-    The cores are those of its affinity mask, within the quota of its control group and OMP_NUM_THREADS, which says
-    nothing where torchrun starts several processes: it sets it to 1 itself.
+    OMP_NUM_THREADS may ask for fewer, but says nothing where torchrun starts several processes: it sets it to 1 itself.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, math.ceil(min(cores, cgroup_cores())))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    threads = max(1, cores // processes)
+    threads = max(1, available_cores() // processes)
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is by levels of nesting
     if asked.isdecimal() and int(asked) and processes == 1:
         threads = min(threads, int(asked))
     torch.set_num_threads(threads)
     return threads
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: of its affinity mask, within the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cgroup_cores())))
 
 
 def cgroup_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:

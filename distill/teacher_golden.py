@@ -69,9 +69,11 @@ def check_golden(context: RunContext, folder: Path, space: CodeSpace, teacher: H
     worst = float(np.abs(found - expected).max())
     if not worst <= tolerance:
         flips, dtype = int(((found > 0) != (expected > 0)).sum()), next(teacher.parameters()).dtype
+        here = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+        here = torch.cuda.get_device_name() if torch.cuda.is_available() else here
         raise CodeSpaceMismatch(
             f"the golden logits of the teacher of code space {space.id} within {tolerance:.1g}",
-            f"others by up to {worst:.1g}, {flips} of {found.size} bits, on {_processor()} in {dtype}",
+            f"others by up to {worst:.1g}, {flips} of {found.size} bits, on {here} in {dtype}",
             "Use the package versions that trained it, or train another teacher under another --name.",
         )
 
@@ -91,9 +93,3 @@ def _load(folder: Path, space: CodeSpace) -> Logits:
 
 def _sha256(logits: Logits) -> str:
     return hashlib.sha256(np.ascontiguousarray(logits, "<f4").tobytes()).hexdigest()
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"

@@ -123,7 +123,6 @@ def quantize(
         of_activations, flips["int8"] = choose_layers(net, held_out, expected, names, "int8")
         sensitivities += of_activations
     calibration = f"ranges of {len(seen)} images, layers chosen on {len(held)}"
-    calibration += f"; not supported and in float: {', '.join(unsupported)}" if unsupported else ""
     return QuantizationResult(net, stored, tuple(sensitivities), flips, calibration, unsupported)
 
 

@@ -27,7 +27,7 @@ import tyro
 from distill.config import is_run
 from export.artifact import FLOAT
 from gallery.command_line import read_flags, run_cli
-from gallery.console import log
+from gallery.console import log, track
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, InputError, TwinhashError
 from gallery.record import Record
 
@@ -203,7 +203,7 @@ def verify(command: VerifyCommand) -> int:
     log.info("%s: code space %s; names, bytes and metadata match the manifest", command.bundle, manifest.space.id)
     with Host(samples=0) as host:
         host.push(manifest.files, golden.images)
-        rows = [check_golden(host, file, golden) for file in manifest.files]
+        rows = [check_golden(host, file, golden) for file in track(manifest.files, "verify", len(manifest.files))]
     for file, (end, why) in zip(manifest.files, rows, strict=True):
         (log.info if end == OK else log.warning)("  %s: %s: %s", file.variant, end, why)
     for one in manifest.failures:

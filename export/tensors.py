@@ -59,17 +59,17 @@ def _expected(metadata: ModelMetadata, batch: str | int) -> Interface:
 
 
 def _stored_precision(weights: dict[str, int], metadata: ModelMetadata, name: str) -> str:
-    """A precision with integers may leave small tensors, and layers it names, in float; no other may differ."""
+    """fp16 may leave tensors in fp32, as converters do; a precision with integers small ones, and layers it names."""
     floats = {kind: weights[kind] for kind in FLOAT if kind in weights}
-    largest = max(floats, key=floats.__getitem__) if floats else "none"
     if metadata.precision in FLOAT:
-        right = largest == metadata.precision and QUANTIZED not in weights
+        right = metadata.precision in floats and weights.keys() <= {"fp32", metadata.precision}
     else:
         right = QUANTIZED in weights or bool(metadata.float_layers) or max(floats.values(), default=0) < SMALL_WEIGHTS
     if not right:
         found = ", ".join(f"{count:,} numbers as {kind}" for kind, count in weights.items()) or "none"
         raise CorruptFile(f"weights of {metadata.precision} in {name}, as its metadata says", found, "Export it again.")
-    return metadata.precision if QUANTIZED in weights or not floats else largest
+    said = metadata.precision in FLOAT or QUANTIZED in weights or not floats
+    return metadata.precision if said else max(floats, key=floats.__getitem__)
 
 
 def _check_ends(inputs: int, outputs: int) -> None:
@@ -85,8 +85,7 @@ def _check_count(what: str, count: int) -> None:
 def _largest(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
     """Return the numbers of the largest tensor of each kind, of those with two dimensions or more."""
     found: dict[str, int] = {}
-    for count, (kind, shape) in enumerate(tensors):
-        _check_count("tensors", count)
+    for kind, shape in tensors:
         if len(shape) > MAX_DIMENSIONS:
             raise ValueError(f"a tensor of {len(shape)} dimensions")
         if kind and len(shape) > 1:
@@ -108,7 +107,8 @@ def _onnx(path: Path) -> ModelTensors:
         kind = names.get(tensor.elem_type, f"type {tensor.elem_type}")
         interface[value.name] = kind, ("batch" if type(batch) is str else batch, *shape)
     _check_count("nodes", len(model.graph.node))
-    tensors = list(islice(_onnx_tensors(model), MAX_TENSORS + 2))
+    tensors = list(islice(_onnx_tensors(model), MAX_TENSORS + 1))
+    _check_count("tensors", len(tensors))
     if any(tensor.data_location == types.EXTERNAL or tensor.external_data for tensor in tensors):
         raise ValueError("weights outside the file")
     stored = [(one.data_type, tuple(one.dims)) for one in tensors if one.data_type not in others]

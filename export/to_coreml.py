@@ -22,11 +22,8 @@ PRECISIONS = ("fp32", "fp16", "w8a32", "w8a8", "palettize6")
 QDQ_STYLE = {"stored": True, "signed": True}
 _ATEN: Any = torch.ops.aten
 _VIEWS = {  # the same numbers where the shape is the same
-    getattr(_ATEN, name)
-    for name in (
-        "alias", "alias_copy", "detach", "detach_copy", "lift", "lift_fresh", "lift_fresh_copy", "expand",
-        "expand_copy", "slice", "slice_copy", "view", "view_copy", "_unsafe_view", "reshape", "repeat", "squeeze",
-    )
+    _ATEN.alias, _ATEN.detach, _ATEN.lift_fresh_copy, _ATEN.expand, _ATEN.slice, _ATEN.view, _ATEN._unsafe_view,
+    _ATEN.repeat, _ATEN.squeeze,
 }  # fmt: skip
 _DATED = "com.github.apple.coremltools.conversion_date"
 

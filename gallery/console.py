@@ -74,12 +74,8 @@ def log_to(path: Path) -> Iterator[None]:
             yield
         except BaseException as error:
             known = isinstance(error, TwinhashError | KeyboardInterrupt | SystemExit | GeneratorExit)
-            message, traceback = (
-                (f"{type(error).__name__}: {error}",),
-                None if known else (type(error), error, error.__traceback__),
-            )
-            record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", message, traceback)
-            handler.handle(record)
+            text, trace = f"{type(error).__name__}: {error}", (type(error), error, error.__traceback__)
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None if known else trace))
             with suppress(Exception):  # an exception of a compiled module may take no attributes
                 setattr(error, LOGGED_IN, path)
             raise

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 PARTIAL = ".partial"  # ends the names of temporary folders
+STARTED = time.time() - 1  # of this process, by the clocks of file systems, which lag
 MAX_JSON = 64 << 20  # bytes
 T = TypeVar("T")
 MAX_PACKAGE_MANIFEST = 1 << 20  # bytes
@@ -70,11 +72,14 @@ def remove_partial(folder: Path, name: str = "") -> None:
     """Remove what killed processes left unfinished below `folder`, or of the entry `name` in it alone."""
     for beside in list(folder.glob(f".*{PARTIAL}") if name else folder.rglob(f".*{PARTIAL}")):
         made_by = re.fullmatch(rf"\.(.+)\.(\d+)\.\w+{re.escape(PARTIAL)}", beside.name)
-        if made_by and name in ("", made_by[1]) and not _is_alive(int(made_by[2])):
+        if made_by and name in ("", made_by[1]) and not _is_alive(int(made_by[2]), beside):
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: int, beside: Path) -> bool:
+    """Whether the process that made a folder lives; in containers a killed one had the id of this one."""
+    if pid == os.getpid():
+        return beside.stat().st_mtime >= STARTED
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

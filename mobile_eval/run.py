@@ -215,7 +215,7 @@ def inputs_from_golden(command: EvaluateCommand, manifest: Manifest, golden: Gol
     from mobile_eval.compare import FloatReference
     from mobile_eval.golden import golden_thresholds
 
-    thresholds = golden_thresholds(golden.logits.size) if command.thresholds == Thresholds() else command.thresholds
+    thresholds = golden_thresholds(golden.logits.size, command.thresholds)
     tolerance = thresholds.logit_tolerance
     gallery = open_gallery(command.gallery, manifest.space) if command.gallery is not None else None
     reference = FloatReference(golden.images, golden.logits, manifest.space, gallery=gallery, tolerance=tolerance)

@@ -45,7 +45,7 @@ def check_classes(before: ImageList, after: ImageList) -> Iterator[str]:
 
 def _without_split(label: str) -> str:
     """Return the words of a label without those that name a split; the label itself where none does."""
-    words = re.findall(r"[^\W\d_]+", label.casefold())
+    words = re.findall(r"[^\W\d_]+|\d+", label.casefold())
     left = [word for word in words if word not in SPLIT_WORDS]
     return " ".join(left) if len(left) < len(words) else f"={label}"
 

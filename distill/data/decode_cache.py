@@ -7,7 +7,6 @@ with 16 bits a channel how many bits their values take.
 """
 
 import hashlib
-import os
 import shutil
 import sys
 import warnings
@@ -26,6 +25,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices
+from distill.system import available_cores
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
 from gallery.decode import FORMATS, LARGEST_PIXELS, to_square
@@ -187,9 +187,11 @@ def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Itera
             image, digest = source.read(index)
         except InputError as error:
             return error.found
+        except OSError as error:  # a file that went away while it was read
+            return str(error.strerror)
         return digest, image.info.get("bits"), [to_square(image, size) for size in sizes]
 
-    workers, ahead = os.cpu_count() or 1, deque[Future[DecodeResult]]()
+    workers, ahead = available_cores(), deque[Future[DecodeResult]]()
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is in `skipped`
         for i in range(count):

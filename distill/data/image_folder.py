@@ -26,7 +26,7 @@ NO_IMAGE = re.compile(
 )
 # Folders of file servers, desktops and archivers beside `gallery.files.DESKTOP_FILES`: thumbnails, trash, snapshots.
 SOFTWARE = re.compile(
-    r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|recycler|recycled|found\.\d{3}"
+    r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|found\.\d{3}"
     r"|lost\.dir|network trash folder|temporary items|_?thumb(nail)?s|ipod photo cache|paxheaders?"
     r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata)",
     re.I,
@@ -103,8 +103,8 @@ def list_folder(root: Path) -> ImageList:
     depth = 1 if roles else 0
     inside = [(name, path, name.split("/")) for name, path in found if name.count("/") > depth]
     images = [(name, path, step[0], label) for name, path, step in inside if (label := clean_label(step[depth]))]
-    skipped = {name: "not inside a class folder" for name, _ in found if name.count("/") <= depth}
-    skipped |= {name: "a class without a name" for name, _, step in inside if not clean_label(step[depth])}
+    skipped = [(name, "not inside a class folder") for name, _ in found if name.count("/") <= depth]
+    skipped += [(name, "a class without a name") for name, _, step in inside if not clean_label(step[depth])]
     warnings = *contents.warnings, *_merged([name.split("/")[depth] for name, *_ in images])
     return ImageList(
         name=root.resolve().name, names=tuple(name for name, *_ in images),
@@ -112,7 +112,7 @@ def list_folder(root: Path) -> ImageList:
         splits=tuple(frozenset([roles[first]] if roles else []) for _, _, first, _ in images),
         source=ImageFiles(root, [path for _, path, *_ in images]),
         split_source="split given by the folder's first level",
-        skipped=(*contents.skipped, *(Skipped(path=name, reason=reason) for name, reason in skipped.items())),
+        skipped=(*contents.skipped, *(Skipped(path=name, reason=reason) for name, reason in skipped)),
         warnings=(*warnings, *_empty_folders(contents, found, depth), *(() if roles else _repeated(below))),
     )  # fmt: skip
 
@@ -174,7 +174,8 @@ def _find_splits(root: Path, below: dict[str, set[str]]) -> dict[str, str]:
     for one whose folders are found elsewhere too, and for splits on the second level.
     """
     roles = {first: role for first in below if (role := split_role(first))}
-    if _is_split(list(roles.values())) and len(roles) == len(below):
+    own = {*roles.values()}
+    if {TRAIN, QUERY} <= own <= {TRAIN, QUERY, GALLERY, VALIDATION} and len(own) == len(roles) == len(below):
         return roles
     expected = "class folders, or train, query and perhaps gallery"
     others = [first for first in below if first not in roles]
@@ -194,17 +195,13 @@ def _find_splits(root: Path, below: dict[str, set[str]]) -> dict[str, str]:
     return {}
 
 
-def _is_split(roles: Sequence[str]) -> bool:
-    return {TRAIN, QUERY} <= set(roles) <= {TRAIN, QUERY, GALLERY, VALIDATION} and len(set(roles)) == len(roles)
-
-
 def walk(root: Path) -> FolderContents:
     """Return the files that may be images, in every folder below `root` once; raises `InputError` if that is none."""
     contents, folders, seen = FolderContents(), [root], {os.path.realpath(root)}
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(folder / name for name in os.listdir(folder))
+            names = sorted(os.listdir(folder))
         except OSError as error:
             reason = str(error.strerror)
             if folder == root:
@@ -214,7 +211,7 @@ def walk(root: Path) -> FolderContents:
             continue
         if folder != root:
             contents.folders.append(name_of(folder, root))
-        for path in entries:
+        for path in (folder / name for name in names):
             if not os.path.isdir(path):
                 if not path.name.startswith(".") and not NO_IMAGE.fullmatch(path.name):
                     contents.paths.append(path)

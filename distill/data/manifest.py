@@ -80,15 +80,11 @@ def save_split(data: Dataset, path: Path) -> Path:
     table.writerow(["path", "labels" if multi else "label", "split"])
     for name, label, row in zip(data.names, data.labels, splits, strict=True):
         if row:
-            chosen = np.flatnonzero(label) if multi else [label]
+            labels = [data.classes[c] for c in (np.flatnonzero(label) if multi else [label])]
+            texts = (f"'{one}" if FORMULA.match(one) else one for one in labels)
             place = f"./{name}" if FORMULA.match(name) or name[:1].isspace() else name
-            table.writerow([place, ";".join(_as_text(data.classes[c]) for c in chosen), ";".join(row)])
+            table.writerow([place, ";".join(texts), ";".join(row)])
     return atomic_write(path, text.getvalue())
-
-
-def _as_text(label: str) -> str:
-    """Return a label as a spreadsheet takes it for text."""
-    return f"'{label}" if FORMULA.match(label) else label
 
 
 def _read_rows(path: Path) -> tuple[int, list[Row], Sequence[str]]:

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import islice
 
 from gallery.console import plain
@@ -14,6 +15,7 @@ LETTER, ALPHABETS = r"[^\W\d_]", {"LATIN", "GREEK", "CYRILLIC"}
 MOST_SHOWN = 80  # characters of one name in a sentence
 
 
+@lru_cache(4096)  # a folder of a million images has few names of classes
 def clean_label(text: str) -> str:
     """Return a label so that what looks the same is the same: NFC, single blanks, no invisible characters.
 

@@ -162,23 +162,24 @@ class _Copies:
     """Images by their bytes: those with the same are drawn all or none, whatever the classes they are in."""
 
     def __init__(self, chosen: Indices, digests: Sequence[bytes]) -> None:
-        self.set_of = {i: tuple(members) for members in copies_among(chosen, digests) for i in members}
-        self.drawn = dict[tuple[int, ...], bool]()  # of each set that was decided on, whether it was drawn
+        self.set_of = {i: members for members in copies_among(chosen, digests) for i in members}
+        self.drawn = dict[int, bool]()  # by the first of each set that was decided on, whether it was drawn
 
     def draw(self, order: Indices, count: int) -> Indices:
         """Return about `count` of a class's images, in whole sets: the first of `order` that fit, or the smallest.
 
         A set that another class has drawn, or left, is decided.
         """
-        inside, left = set(order.tolist()), dict[tuple[int, ...], list[int]]()
-        own = [i for i in order.tolist() if self.drawn.get(self.set_of.get(i, ()))]
-        for copies in (self.set_of.get(i, (i,)) for i in order.tolist()):
-            if copies not in self.drawn:
+        inside, left = set(order.tolist()), dict[int, list[int]]()
+        sets = {i: self.set_of.get(i, [i]) for i in order.tolist()}
+        own = [i for i, copies in sets.items() if self.drawn.get(copies[0])]
+        for copies in sets.values():
+            if (first := copies[0]) not in self.drawn:
                 together = [i for i in copies if i in inside]
-                self.drawn[copies] = fits = len(own) + len(together) <= count
+                self.drawn[first] = fits = len(own) + len(together) <= count
                 own += together if fits else []
-                left |= {} if fits else {copies: together}
-        smallest = min(left, key=lambda copies: len(left[copies]), default=())
+                left |= {} if fits else {first: together}
+        smallest = min(left, key=lambda first: len(left[first]), default=-1)
         if count and not own and len(left.get(smallest, order)) < len(order):
             own, self.drawn[smallest] = left[smallest], True
         return np.array(own, np.int64)

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import platform
 import stat
 import subprocess
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None, open_file: Open = CoreMl) -> in
         return _bad_input(
             f"{out} lies in the bundle, which holds only what its manifest.json lists: choose another --out"
         )
+    if not os.access(out.parent, os.W_OK):
+        return _bad_input(f"{out.parent} is no folder that can be written: choose another --out")
     try:
         files, golden = read_bundle(bundle)
     except Exception as error:  # noqa: BLE001 - whatever json, numpy and Pillow raise for files that are damaged
@@ -133,8 +136,7 @@ def digest(folder: Path) -> str:
         name = file.relative_to(folder)
         if any(part.startswith("._") or part.lower() in DESKTOP_FILES for part in name.parts):
             continue
-        with file.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         if name == Path("Manifest.json"):
             data = json.dumps(json.loads(read_regular(file, MAX_JSON)), sort_keys=True)
             sha256 = hashlib.sha256(data.encode()).hexdigest()

@@ -64,7 +64,8 @@ class SubprocessDevice(Device):
                     command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, timeout=limit_s
                 )
         except subprocess.TimeoutExpired as error:
-            raise WorkerKilled(EXPECTED, f"still running after {limit_s:.0f} s", "Give fewer images.") from error
+            fix = "Run it again on an idle machine, or leave the file out."
+            raise WorkerKilled(EXPECTED, f"still running after {limit_s:.0f} s", fix) from error
         if not (self.folder / REPORT).exists():
             with log.open("rb") as printed:
                 printed.seek(max(0, log.stat().st_size - MAX_LOG))

@@ -75,10 +75,10 @@ def run_model(options: argparse.Namespace) -> dict[str, Any]:
         with suppress(ImportError), quiet():  # `open_model` says that it is missing
             import_module(name)
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an engine that dies leaves no file of that size
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     size = size_of(options.file) if options.file.exists() else 0  # `open_model` says what is missing
     with limit_memory(BASE_BYTES + BYTES_A_PIXEL * metadata.size**2 + COPIES * size):
         return _measure_model(options, metadata, images)

@@ -111,19 +111,18 @@ def split(
 
 
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
-    for axis, factor in ((-2, scale_factor_height), (-1, scale_factor_width)):
-        x = x.repeat_interleave(int(factor), axis)
-    return x
+    return F.interpolate(x, _upsampled(x, scale_factor_height, scale_factor_width), mode="nearest")
 
 
 def upsample_bilinear(
     x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1, align_corners: bool = True,
 ) -> Tensor:  # fmt: skip
-    size = [
-        round(side * factor)
-        for side, factor in zip(x.shape[2:], (scale_factor_height, scale_factor_width), strict=True)
-    ]
+    size = _upsampled(x, scale_factor_height, scale_factor_width)
     return F.interpolate(x.double(), size, mode="bilinear", align_corners=align_corners)
+
+
+def _upsampled(x: Tensor, height: float, width: float) -> list[int]:
+    return [round(x.shape[2] * height), round(x.shape[3] * width)]
 
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:

@@ -440,6 +440,8 @@ MANIFESTS: dict[str, Sabotage] = {
     "a failure that steers the terminal": failures([{"variant": "onnx-fp16", "reason": "\x1b[2J\x1b]0;title\x07"}]),
     "a failure that forges a line": failures([{"variant": "onnx-fp16", "reason": "x\nVerdict: passed"}]),
     "a failure of no variant": failures([{"variant": "\x1b[2J", "reason": "x"}]),
+    "a variant that is a list": failures([{"variant": ["onnx-fp16"], "reason": "x"}]),
+    "a variant that is a number": failures([{"variant": 5, "reason": "x"}]),
     "a reason that is a list": failures([{"variant": "onnx-fp16", "reason": ["x"]}]),
     "a reason of a megabyte": failures([{"variant": "onnx-fp16", "reason": "x" * 1_000_000}]),
     "a failure of a precision that nobody knows": failures([{"variant": "onnx-int4", "reason": "x"}]),

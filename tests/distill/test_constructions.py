@@ -63,7 +63,7 @@ def test_few_classes_leave_no_bit_dead(classes: int, construction: Construction)
         assert min_distance(centers) == slow_min_distance(centers)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(2, 300), st.integers(1, 18).map(lambda n: 8 * n), st.integers(0, 9))
 def test_any_number_of_classes_and_bytes(classes: int, bits: int, seed: int) -> None:
     if classes > 2**bits:
@@ -75,8 +75,9 @@ def test_any_number_of_classes_and_bytes(classes: int, bits: int, seed: int) -> 
     assert np.abs(centers.sum(0, dtype=int)).max() < classes  # no dead bit
 
 
-@pytest.mark.parametrize("bits", [16, 24, 40, 56, 64, 72, 88, 112, 128])
-@pytest.mark.parametrize("classes", [5, 37, 130, 257])
+@pytest.mark.parametrize(
+    ("classes", "bits"), [(5, 24), (5, 128), (37, 16), (37, 56), (37, 64), (130, 40), (130, 72), (130, 112), (257, 88)]
+)
 def test_auto_is_never_below_the_samplers(classes: int, bits: int) -> None:
     best = min_distance(hash_centers(classes, bits))
     assert best >= min_distance(hash_centers(classes, bits, construction="csch"))

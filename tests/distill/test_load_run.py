@@ -45,8 +45,11 @@ def test_it_needs_neither_its_pretrained_weights_nor_its_working_directory(
     reused, again = learn("new", reuse_gallery=Path("../old"), data=os.path.relpath(image_folder / "labelled"))
     assert again.space == models.space
     assert reused.config.reuse_gallery == tmp_path / "old"
+    (tmp_path / "old").rename(tmp_path / "moved")
     with load_run("../new") as run:
         assert Path(run.gallery) == tmp_path / "old" / "gallery"
+        request = export_request(run.context, run.student, run.space)
+    assert np.array_equal(request["centers"], hash_centers_of(reused))
 
 
 def test_what_is_not_finished_is_an_error_with_its_fix(learn: Learn, tmp_path: Path) -> None:

@@ -225,6 +225,19 @@ def test_all_messages_are_in_the_log(tmp_path: Path) -> None:
     assert "WARNING beware" in text
 
 
+def test_a_folder_of_something_else_is_no_run_folder(tmp_path: Path) -> None:
+    """Its folders may have the names of a run's products, and would be replaced."""
+    (tmp_path / "gallery" / "cat").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"or empty folder, or that of a run; found gallery in"), open_run(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["gallery", "cat"]
+    (tmp_path / "gallery").rename(tmp_path / ".DS_Store")
+    with open_run(tmp_path):
+        (tmp_path / "notes.txt").touch()
+    with open_run(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--output-dir"), open_run(tmp_path / "file" / "run"):

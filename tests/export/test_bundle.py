@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.artifact import KEY, ExportedModel, ExportFailure
+from export.artifact import KEY, ExportedModel, ExportFailure, first_line
 from export.bundle import MANIFEST, Golden, Manifest, open_bundle, read_golden, write_bundle
 from gallery import codespace
 from gallery.codes import pack
@@ -200,6 +200,8 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "version": lambda r: r.update(version=2),
     "more at the top": lambda r: r.update(more=1),
     "a failure without a reason": lambda r: r["failures"].append({"variant": "onnx-fp16"}),
+    "a failure of a list": lambda r: r["failures"].append({"variant": ["onnx-fp16"], "reason": "x"}),
+    "a failure of a number": lambda r: r["failures"].append({"variant": 5, "reason": "x"}),
     "space as text": lambda r: r.update(code_space="x"),
     "space renumbered": lambda r: r["code_space"].update(id="0" * 16),
     "space with other bits": lambda r: r["code_space"].update(bits=32),
@@ -421,6 +423,12 @@ def test_a_bundle_without_a_model_is_an_error(bundle: Path) -> None:
     edited(bundle, drop_models)
     with pytest.raises(CorruptFile, match="no model"):
         open_bundle(bundle)
+
+
+def test_the_reason_of_a_failure_may_be_a_long_line_with_colours(exports: Exports, tmp_path: Path) -> None:
+    failed = ExportFailure("litert-fp16", first_line(RuntimeError("\x1b[31m" + "error " * 5000)))
+    parts = [exports.files["onnx-fp32"], failed]
+    assert write(tmp_path / "bundle", exports, exported=parts).failures == (failed,)
 
 
 def test_a_failure_in_the_manifest_may_not_steer_a_terminal(bundle: Path) -> None:

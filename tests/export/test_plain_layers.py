@@ -63,6 +63,13 @@ class ByInput(nn.Conv2d):
         return self._conv_forward(x, self.weight * x.mean().sigmoid(), self.bias)
 
 
+class ByProduct(nn.Conv2d):
+    """A convolution of one pixel as a product of matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.movedim(1, -1), self.weight[:, :, 0, 0], self.bias).movedim(-1, 1)
+
+
 class LowRank(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + nn.functional.linear(x, self.weight.mean(0, keepdim=True))
@@ -106,6 +113,7 @@ LEFT = {
     "scaled after": lambda: conv(Scaled),
     "weights by input": lambda: conv(ByInput),
     "hooked": lambda: hooked(conv(nn.Conv2d)),
+    "a product": lambda: ByProduct(3, 8, 1),
     "two products": lambda: LowRank(3, 8),
 }
 PLAIN = {"conv": conv(nn.Conv2d), "same": conv(Conv2dSame), "by name": conv(WindowSame), "linear": nn.Linear(3, 8)}
@@ -201,7 +209,7 @@ def test_a_layer_that_stays_is_said_and_keeps_its_weights(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         chosen = quantize(net, IMAGENET, *images)
     assert chosen.float_layers == ("0", "3")
-    assert chosen.calibration.endswith("in float: 0, 3")
+    assert chosen.unsupported == ("0", "3")
     assert caplog.text.count("kept in float: Scaled is not plain") == 2
     assert torch.equal(chosen.stored.get_submodule("3").weight, net.get_submodule("3").weight)
 

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
-from export.artifact import KEY
+from export.artifact import KEY, ExportedModel
+from export.exporter import export_all
 from export.metadata import SPEC, coreml_spec, read_metadata
-from export.tensors import check_tensors_of
+from export.tensors import MAX_TENSORS, check_tensors_of
 from gallery.errors import CorruptFile
-from tests.export.factories import Exports
+from tests.export.factories import IMAGENET, Exports, request_of
 
 
 def test_every_variant_is_what_it_says(exports: Exports) -> None:
@@ -120,3 +123,26 @@ def test_metadata_entries_of_a_tflite_are_few_and_small(exports: Exports, tmp_pa
     for count, size in ((3000, 16), (1, 6 << 20)):
         with pytest.raises(CorruptFile, match=r"a\.tflite"):
             read_metadata(rewritten(file.path, to, add_entries(KEY, count, size)))
+
+
+def test_an_fp16_file_may_keep_larger_tensors_in_fp32(tmp_path: Path) -> None:
+    """The packing of 512 bits is larger than the weights of 16 channels; LiteRT leaves positional embeddings."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 512)).eval()
+    (file,) = export_all(request_of(net, "own", IMAGENET), ["onnx-fp16"], tmp_path)
+    assert isinstance(file, ExportedModel)
+    assert check_tensors_of(file.path, file.metadata) == "fp16"
+    with pytest.raises(CorruptFile, match="weights of fp32 in "):
+        check_tensors_of(file.path, replace(file.metadata, precision="fp32"))
+
+
+def test_weights_outside_an_onnx_file_do_not_hide_behind_many_tensors(exports: Exports, tmp_path: Path) -> None:
+    file = exports.files["onnx-fp32"]
+    model = onnx.load(file.path)
+    attribute = model.graph.node[0].attribute.add(name="tensors", type=onnx.AttributeProto.TENSORS)
+    attribute.tensors.extend([onnx.TensorProto(data_type=onnx.TensorProto.INT64)] * (MAX_TENSORS + 2))
+    attribute.tensors.add(data_location=onnx.TensorProto.EXTERNAL)
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(CorruptFile, match="tensors"):
+        check_tensors_of(tmp_path / "a.onnx", file.metadata)

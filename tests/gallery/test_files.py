@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gallery.files import atomic_path, atomic_write, remove_partial, sha256_of, size_of, write_json
+from gallery.files import STARTED, atomic_path, atomic_write, remove_partial, sha256_of, size_of, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -138,6 +138,16 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
         remove_partial(tmp_path.parent)
         assert draft.exists()
     assert names(tmp_path) == ["x"]
+
+
+def test_a_killed_process_of_another_container_may_have_had_the_id_of_this_one(tmp_path: Path) -> None:
+    left = tmp_path / f".x.{os.getpid()}.abcdefgh.partial"
+    left.mkdir()
+    remove_partial(tmp_path)
+    assert left.exists()
+    os.utime(left, (STARTED - 1, STARTED - 1))
+    remove_partial(tmp_path)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("name", ["v2.x", "[x]"])

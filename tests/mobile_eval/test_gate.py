@@ -7,6 +7,7 @@ import pytest
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED
 from gallery.results import ModelResult, Threshold, Thresholds
 from mobile_eval.gate import check, exit_code, ratio, row_failures
+from mobile_eval.golden import allowed_flips, golden_thresholds
 from tests.mobile_eval.factories import not_run, pairs, ran
 
 THRESHOLDS = Thresholds(
@@ -180,3 +181,11 @@ def test_ratio() -> None:
     assert ratio(pairs(teacher=0.72)) == pytest.approx(0.70 / 0.72)
     assert ratio(pairs()[:1]) is None
     assert math.isnan(ratio(pairs(teacher=0.0)) or 0.0)
+
+
+def test_on_golden_inputs_a_threshold_that_is_given_leaves_the_others_as_verify_has_them() -> None:
+    defaults = golden_thresholds(512, Thresholds())
+    assert 512 * (defaults.quantized.max_bit_flip_rate or 0) == allowed_flips(512, 0.02) == 19
+    assert golden_thresholds(512, Thresholds(max_size_mb=5)) == defaults.model_copy(update={"max_size_mb": 5})
+    own = golden_thresholds(512, Thresholds(quantized=Threshold(max_map_drop=0.01, max_bit_flip_rate=0.1)))
+    assert (own.float, own.quantized.max_bit_flip_rate) == (defaults.float, 0.1)

@@ -145,6 +145,9 @@ def test_upsampling() -> None:
     nearest = mil_ops.upsample_nearest_neighbor(x, 2, 3)
     assert nearest.shape == (1, 2, 6, 12)
     assert all(nearest[0, c, i, j] == x[0, c, i // 2, j // 3] for c, i, j in places((2, 6, 12)))
+    nearest = mil_ops.upsample_nearest_neighbor(x, 5 / 3, 7 / 4)
+    assert nearest.shape == (1, 2, 5, 7)
+    assert all(nearest[0, c, i, j] == x[0, c, i * 3 // 5, j * 4 // 7] for c, i, j in places((2, 5, 7)))
     for corners in (True, False):
         expected = np.empty((1, 2, 6, 8))
         for c, i, j in places((2, 6, 8)):

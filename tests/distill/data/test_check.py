@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data import DataConfig, Dataset, load
-from distill.data.check import check_bits
+from distill.data.check import check_bits, check_classes
 from distill.data.splits import SplitConfig, encode_labels, split
 from gallery.errors import InputError
 from tests.distill.data.factories import MakeFolder, noise
@@ -66,6 +66,14 @@ def test_a_class_of_copies_that_were_left_leaves_the_others_as_they_are() -> Non
     for seed in range(10):
         own = split(images, encode_labels(images), SplitConfig(seed), digests)
         assert sum(own.query >= 12) == 2
+
+
+def test_a_placeholder_may_stand_for_many_images() -> None:
+    """What is done for a set of copies once must not be done for each of them: that took hours."""
+    images = listing([("a",)] * 200_000 + [("b",)] * 10)
+    digests = [b"placeholder"] * 199_990 + [bytes([i]) for i in range(20)]
+    own = split(images, encode_labels(images), SplitConfig(0), digests)
+    assert own.query[0] >= 199_990
 
 
 @settings(max_examples=200, deadline=None)
@@ -140,6 +148,8 @@ def test_classes_of_a_split_in_their_names(make_folder: MakeFolder) -> None:
     root = make_folder({"cat_train": 3, "cat-test": 3, "Test tube": 3, "bullet train": 3})
     sentence = "1 group of classes whose names differ only in the name of a split: 'cat-test', 'cat_train'."
     assert opened(root).warnings == (sentence,)
+    numbered = listing([("train 401",), ("train 402",), ("Test 4 a",), ("Test 5 a",)])
+    assert not list(check_classes(numbered, numbered))
 
 
 def test_classes_that_are_not_learned_are_named(make_folder: MakeFolder) -> None:

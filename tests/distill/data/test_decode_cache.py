@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ import pytest
 from PIL import Image
 
 from distill.data import DataConfig, Dataset, load
+from distill.data.decode_cache import decode_all
 from gallery.errors import InputError
+from gallery.results import Skipped
 from tests.distill.data.factories import MakeFolder, noise
 
 LOAD = """
@@ -248,3 +252,31 @@ def test_a_format_whose_package_comes_later_is_read_then(make_folder: MakeFolder
     command = [sys.executable, "-c", without + "print(data.skipped)", str(root), str(root.parent / "cache"), "8"]
     assert "pip install pillow-heif" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "a/new.heic" in opened(root, 8).names
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not give cores to processes")
+def test_images_are_decoded_on_the_cores_of_the_process_and_may_go_away(tmp_path: Path) -> None:
+    threads = set()
+
+    class Source:
+        def stamp(self) -> str:
+            return "none"
+
+        def read(self, index: int) -> tuple[Image.Image, str]:
+            threads.add(threading.get_ident())
+            time.sleep(0.01)
+            if index == 3:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory")  # it went away just now
+            return noise(index), f"{index:064x}"
+
+        def shorter_side(self, index: int) -> int:
+            return 8
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        made = decode_all(Source(), list("abcd"), [8], tmp_path)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert len(threads) == 1
+    assert made.skipped == (Skipped(path="d", reason="No such file or directory"),)

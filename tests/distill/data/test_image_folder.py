@@ -160,6 +160,10 @@ def test_folders_of_other_software_are_passed_over_and_counted(make_folder: Make
     assert data.warnings[0].startswith("7 folders of thumbnails, trash or snapshots passed over")
 
 
+def test_classes_of_waste_are_no_trash(make_folder: MakeFolder) -> None:
+    assert list_folder(make_folder({"paper": 1, "recycled": 1})).labels == (("paper",), ("recycled",))
+
+
 def test_classes_that_vanish_are_counted(
     make_folder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

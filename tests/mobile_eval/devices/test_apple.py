@@ -182,6 +182,8 @@ def test_the_script_writes_beside_the_bundle_which_stays_as_it_was(
     assert open_bundle(copy).space == open_bundle(bundle).space
     assert run_on_mac.main([str(copy), "--out", "mac.json"], by_reference) == 2
     assert "lies in the bundle" in capsys.readouterr().err
+    assert run_on_mac.main([str(copy), "--out", str(tmp_path / "none" / "mac.json")], by_reference) == 2
+    assert "choose another --out" in capsys.readouterr().err
 
 
 def test_the_script_passes_over_the_same_names_and_has_the_same_checksum(bundle: Path) -> None:
