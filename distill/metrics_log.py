@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distill.distributed import is_main_process
 from gallery.console import log
-from gallery.errors import MissingBackend
 from gallery.files import atomic_write, read_bytes
+from gallery.layers import missing_module
 
 MAX_BYTES = 256 << 20  # of train.jsonl: a million lines
 
@@ -62,7 +62,7 @@ def to_tensorboard(path: Path, folder: Path) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingBackend("tensorboard", str(error), "pip install 'twinhash[tensorboard]'") from error
+        raise missing_module("tensorboard") from error
     with SummaryWriter(str(folder)) as writer:
         for point in read_metrics(path):
             for name in ("loss", "accuracy", "validation", "data_wait_s"):

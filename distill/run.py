@@ -31,6 +31,7 @@ from gallery.command_line import read_flags, run_cli
 from gallery.console import log
 from gallery.errors import EXIT_PASSED
 from gallery.files import write_json
+from gallery.layers import require
 from gallery.results import RunResults
 from mobile_eval import gate, report
 
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         import tyro
 
         command = read_flags(tyro.cli, TrainConfig, args=arguments, description=__doc__)
+        require("export")  # before training, not after it
         from distill.distributed import init_distributed
         from distill.run_dir import open_run
 

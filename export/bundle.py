@@ -112,12 +112,15 @@ def write_bundle(
     return open_bundle(folder)
 
 
-def open_bundle(folder: Path) -> Manifest:
+def open_bundle(folder: Path, parse_models: bool = True) -> Manifest:
     """Read and verify a bundle: names, links, sizes, checksums, code space, and the metadata inside every model.
 
     The metadata must be that of the manifest and of the code space, and fit the model's inputs, outputs and weights.
     What desktop software leaves behind is passed over.  Nothing of a model is executed.
-    Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says.
+    parse_models: False leaves the inside of the models to the runtime that opens one of them: no library of a format
+    is needed, and their metadata is the manifest's
+    Raises `CorruptFile` or `CodeSpaceMismatch` naming the file that is not what the manifest says, `MissingBackend`
+    without the library of a format.
     """
     record, space = _read_manifest(folder / MANIFEST)
     files = record["files"]
@@ -130,7 +133,8 @@ def open_bundle(folder: Path) -> Manifest:
             raise CorruptFile(f"{name} of {expected}", found, "The file was changed or damaged: restore it.")
     if codespace.load(folder)[0] != space:
         raise CorruptFile(f"the manifest's code space in {codespace.FILE}", "another one", "Restore the bundle.")
-    models = [_open_model(folder / name, entry, space) for name, entry in files.items() if "metadata" in entry]
+    described = {folder / name: entry for name, entry in files.items() if "metadata" in entry}
+    models = [_open_model(path, entry, space, parse_models) for path, entry in described.items()]
     if len({(model.metadata.student, model.metadata.size) for model in models}) != 1:
         found = ", ".join(f"{one.metadata.student} at {one.metadata.size} pixels" for one in models) or "no model"
         raise CorruptFile(f"models of one student and input size in {folder}", found, "Restore the bundle.")
@@ -141,12 +145,13 @@ def open_bundle(folder: Path) -> Manifest:
     return Manifest(space, tuple(models), tuple(failures))
 
 
-def _open_model(path: Path, entry: dict[str, Any], space: CodeSpace) -> ExportedModel:
-    metadata = read_metadata(path)
+def _open_model(path: Path, entry: dict[str, Any], space: CodeSpace, parse: bool) -> ExportedModel:
+    said = json.dumps(entry["metadata"], sort_keys=True)
+    metadata = read_metadata(path) if parse else ModelMetadata.from_json(said, path.name)
     if json.loads(metadata.to_json()) != entry["metadata"]:
         raise CorruptFile(f"the manifest's metadata in {path.name}", metadata.to_json(), "Restore the bundle.")
     _check_metadata(metadata, space, path.name)
-    stored_as = check_tensors_of(path, metadata)
+    stored_as = check_tensors_of(path, metadata) if parse else metadata.precision
     return ExportedModel(path, entry["format"], metadata, entry["sha256"], entry["bytes"], stored_as)
 
 

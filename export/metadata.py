@@ -10,6 +10,7 @@ from export.artifact import KEY, MAX_METADATA, ModelMetadata, first_line
 from export.capture_output import quiet
 from gallery.errors import CorruptFile, InputError, MissingBackend
 from gallery.files import read_bytes, read_json
+from gallery.layers import missing_module
 from gallery.memory import limit_memory
 
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
@@ -128,7 +129,6 @@ def import_backend(name: str, package: str = "") -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
         if importlib.util.find_spec(root) is None:
-            fix = f"Run: pip install {package}"
-            raise MissingBackend(f"{package} to be installed", str(error), fix) from error
+            raise missing_module(name, package) from error
         fix = f"Give the process more memory, or install it again: pip install {package} --force-reinstall"
         raise MissingBackend(f"{package}, which is installed, to load", str(error), fix) from error

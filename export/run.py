@@ -29,6 +29,7 @@ from export.artifact import FLOAT
 from gallery.command_line import read_flags, run_cli
 from gallery.console import log, track
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, InputError, TwinhashError
+from gallery.layers import require
 from gallery.record import Record
 
 if TYPE_CHECKING:
@@ -99,9 +100,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(command: ExportCommand) -> int:
     """Check the options and write the bundle."""
-    from distill.system import limit_threads
-    from export.exporter import select_variants
-
     given = [name for name in CUSTOM if getattr(command, name) is not None]
     if command.run and given:
         found = f"a run and {_flags(given)}"
@@ -109,6 +107,10 @@ def export(command: ExportCommand) -> int:
     if missing := [name for name in NEEDED if not command.run and getattr(command, name) is None]:
         expected = f"a run folder, or a network of your own with {_flags(NEEDED)}"
         raise InputError(expected, f"neither: no {_flags(missing)}", "Give these, or a run folder.")
+    require("export")
+    from distill.system import limit_threads
+    from export.exporter import select_variants
+
     limit_threads()
     variants = select_variants(command.formats, command.precisions)
     out = (command.out or Path(command.run or "", "export")).resolve()

@@ -15,11 +15,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from gallery.console import LOGGED_IN, LogFormatter, log, show_log
 from gallery.errors import EXIT_BAD_INPUT, EXIT_CRASH, EXIT_STOPPED, InputError, TwinhashError
 from gallery.files import FULL
+from gallery.layers import missing_module
 
 STOPPING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -79,7 +80,7 @@ def explain(error: BaseException, on_stop: str = "") -> str:
     if _is_memory(error):
         return f"{type(error).__name__} {error}.  {MEMORY_FIX}  {on_stop}".replace(" .", ".")
     if _is_missing(error):
-        return f"{error}.  Install the requirements again: pip install .  {on_stop}"
+        return f"{missing_module(str(error.name))}  {on_stop}"
     if not isinstance(error, OSError):
         return ""
     if error.errno in FULL:
@@ -103,7 +104,7 @@ def _is_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _is_missing(error: BaseException) -> bool:
+def _is_missing(error: BaseException) -> TypeGuard[ModuleNotFoundError]:
     """Whether an error says that a whole package is not installed."""
     root = (getattr(error, "name", "") or "").partition(".")[0]
     return isinstance(error, ModuleNotFoundError) and bool(root) and importlib.util.find_spec(root) is None

@@ -34,6 +34,7 @@ from distill.config import is_run
 from gallery.command_line import read_flags, run_cli
 from gallery.console import log
 from gallery.errors import EXIT_PASSED, InputError
+from gallery.layers import require
 from gallery.record import Record
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate, report
@@ -140,6 +141,7 @@ def set_up(command: SetupCommand) -> int:
 
 def evaluate(command: EvaluateCommand) -> int:
     """Evaluate every model of a bundle on every device, and write the reports."""
+    require("export")
     from export.bundle import open_bundle, read_golden
     from mobile_eval.devices import devices_by_name
     from mobile_eval.evaluate import evaluate, fail_on_golden

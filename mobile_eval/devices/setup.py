@@ -21,6 +21,7 @@ from typing import Any, Literal
 from gallery.console import log
 from gallery.errors import InputError, MissingBackend
 from gallery.files import atomic_path, read_json, write_json
+from gallery.layers import missing_module
 
 LIMIT_S, LAST_LINES, STEP = 1800.0, 6, "== "
 FOLDER = Path(__file__).parent
@@ -79,7 +80,7 @@ def _arm64_stamp() -> dict[str, str]:
     try:
         return {name: version(name) for name in WHEELS} | {"recipe": hashlib.sha256(recipe).hexdigest()[:12]}
     except PackageNotFoundError as error:
-        raise MissingBackend(", ".join(WHEELS), f"no {error.name}", f"Run: pip install {error.name}") from error
+        raise missing_module(error.name) from error
 
 
 def set_up_browser(folder: Path | None = None) -> Path:

@@ -27,7 +27,7 @@ from mobile_eval.runtimes import Runtime, open_model
 WORKER_MODULES = (
     "export/__init__.py", "export/artifact.py", "export/metadata.py", "export/capture_output.py",
     "gallery/__init__.py", "gallery/codes.py", "gallery/console.py", "gallery/errors.py", "gallery/files.py",
-    "gallery/memory.py",
+    "gallery/layers.py", "gallery/memory.py",
     "mobile_eval/__init__.py", "mobile_eval/latency.py", "mobile_eval/runtimes/__init__.py",
     "mobile_eval/runtimes/base.py", "mobile_eval/runtimes/litert.py", "mobile_eval/runtimes/onnxruntime_cpu.py",
     "mobile_eval/devices/__init__.py", "mobile_eval/devices/worker.py",

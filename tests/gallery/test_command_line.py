@@ -94,7 +94,7 @@ ENDS = {
     "memory": ("bytearray(1 << 62)", "short of memory"),
     "memory of torch": ("raise RuntimeError(\"DefaultCPUAllocator: can't allocate memory: 4\")", "short of memory"),
     "memory of C++": ("raise RuntimeError('std::bad_alloc')", "short of memory"),
-    "a missing package": ("import no_such_package", "Install the requirements"),
+    "a missing package": ("import no_such_package", "found no module named no_such_package. Run"),
 }  # fmt: skip
 
 
