@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.names import some
 from gallery.codes import Codes, unpack
 from gallery.index import GalleryIndex
 from gallery.metrics import MapResult, mean_average_precision
+from gallery.names import some
 from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER
 
 # Shares of the way from random codes (0) to a perfect ranking (1).  Trained networks of the README stand at 0.75 to

@@ -18,7 +18,6 @@ from filelock import Timeout
 from pydantic import Field, TypeAdapter, ValidationError
 
 from distill.config import is_run, load_yaml, to_yaml
-from distill.data.names import some
 from distill.distributed import barrier, broadcast, is_main_process, main_process_first
 from gallery import codespace
 from gallery.console import log, log_to
@@ -34,6 +33,7 @@ from gallery.files import (
     write_json,
 )
 from gallery.index import open_gallery
+from gallery.names import some
 from gallery.record import Record
 
 PRODUCTS = {  # what each stage leaves

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from distill.data.dataset import ImageList, Split
 from distill.data.image_folder import SPLIT_WORDS
-from distill.data.names import counted, folded, mixes_alphabets, some
 from distill.data.splits import copies_among
+from gallery.names import counted, folded, mixes_alphabets, some
 
 DARK_BITS = 14  # 16-bit images without values of more bits are at most a quarter as bright as white
 DARK, SAMPLE = 16, 200  # values from 0 or 255 within which an 8-bit image is blank, and images looked at

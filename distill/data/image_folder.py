@@ -5,32 +5,18 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL.Image import Image
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList
-from distill.data.names import clean_label, counted, some
 from gallery.decode import decode, shorter_side
 from gallery.errors import InputError
-from gallery.files import is_desktop_file, sha256_of
+from gallery.files import sha256_of
+from gallery.image_files import FolderContents, name_of, walk
+from gallery.names import clean_label, counted, some
 from gallery.results import Skipped
 
-# Found beside images and clearly none: passed over in silence, like hidden files.
-NO_IMAGE = re.compile(
-    r".*\.(txt|md|[ct]sv|jsonl?|xml|ya?ml|html?|pdf|log|db|ini|parquet|np[yz]|mat|py|zip|gz|tar|aae|xmp|thm"
-    r"|tmp|bak|part|crdownload)"
-    r"|.+\.\w+(~|_original)|icon\r|.*:zone\.identifier|.*@syno\w+",
-    re.I | re.S,
-)
-# Folders of file servers, desktops and archivers beside `gallery.files.DESKTOP_FILES`: thumbnails, trash, snapshots.
-SOFTWARE = re.compile(
-    r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|found\.\d{3}"
-    r"|lost\.dir|network trash folder|temporary items|_?thumb(nail)?s|ipod photo cache|paxheaders?"
-    r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata)",
-    re.I,
-)
 TEST = "test"  # whether of queries, of a gallery or of both only its maker knows
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), TRAIN),
@@ -69,27 +55,6 @@ class ImageFiles:
         return shorter_side(self.paths[index])
 
 
-@dataclass
-class FolderContents:
-    """What is below a folder, however deep, each folder once.
-
-    paths: files that may be images; folders: names of those that were read; software: of those made by other software
-    skipped: folders that were not read
-    """
-
-    paths: list[Path] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    software: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        if not self.software:
-            return ()
-        what = f"{counted(len(self.software), 'folder')} of thumbnails, trash or snapshots"
-        return (f"{what} passed over, with all images in them: {some(self.software)}.",)
-
-
 def list_folder(root: Path) -> ImageList:
     """List the images below `root`, sorted by name.
 
@@ -115,11 +80,6 @@ def list_folder(root: Path) -> ImageList:
         skipped=(*contents.skipped, *(Skipped(path=name, reason=reason) for name, reason in skipped)),
         warnings=(*warnings, *_empty_folders(contents, found, depth), *(() if roles else _repeated(below))),
     )  # fmt: skip
-
-
-def name_of(path: Path, root: Path) -> str:
-    """Return `path` below `root`, as text that can be written."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _empty_folders(contents: FolderContents, found: Sequence[tuple[str, Path]], depth: int) -> tuple[str, ...]:
@@ -193,36 +153,3 @@ def _find_splits(root: Path, below: dict[str, set[str]]) -> dict[str, str]:
             fix = "Move these to the first level, rename them, or give the folder that holds them as --data."
             raise InputError(f"{expected} on the first level", found, fix)
     return {}
-
-
-def walk(root: Path) -> FolderContents:
-    """Return the files that may be images, in every folder below `root` once; raises `InputError` if that is none."""
-    contents, folders, seen = FolderContents(), [root], {os.path.realpath(root)}
-    while folders:
-        folder = folders.pop()
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            reason = str(error.strerror)
-            if folder == root:
-                raise InputError(f"a readable folder {root}", reason, "Check its path and rights.") from error
-            reason = f"a folder that cannot be read: {reason}"
-            contents.skipped.append(Skipped(path=name_of(folder, root), reason=reason))
-            continue
-        if folder != root:
-            contents.folders.append(name_of(folder, root))
-        for path in (folder / name for name in names):
-            if not os.path.isdir(path):
-                if not path.name.startswith(".") and not NO_IMAGE.fullmatch(path.name):
-                    contents.paths.append(path)
-            elif is_desktop_file(path.name) or SOFTWARE.fullmatch(path.name):
-                contents.software.append(name_of(path, root))
-            elif path.name.startswith("."):
-                continue
-            elif (real := os.path.realpath(path)) in seen:
-                reason = "a link to a folder that is listed already"
-                contents.skipped.append(Skipped(path=name_of(path, root), reason=reason))
-            else:
-                seen.add(real)
-                folders.append(path)
-    return contents

@@ -20,13 +20,13 @@ from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
 from distill.data.list_files import list_published
 from distill.data.manifest import list_manifest
-from distill.data.names import counted
 from distill.data.protocol_specs import CIFAR10, PUBLISHED, UCMERCED, DatasetSource
 from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
 from distill.data.splits import Labels, SplitConfig, encode_labels, split
 from distill.data.unlabeled import join_unlabeled
 from gallery.console import log, plain
 from gallery.errors import InputError
+from gallery.names import counted
 from gallery.results import Skipped
 
 VARIABLE = "TWINHASH_DATA"  # names the data root

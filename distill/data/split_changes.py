@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 from distill.data.dataset import Dataset
 from distill.data.manifest import save_split
-from distill.data.names import some
 from gallery.files import read_bytes
+from gallery.names import some
 
 MAX_BYTES = 1 << 30  # of split.csv: ten million images
 SHOWN = 3  # names of each kind

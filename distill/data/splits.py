@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, ImageList, Indices, Split, present
-from distill.data.names import counted, some
 from gallery.console import plain
 from gallery.errors import InputError
+from gallery.names import counted, some
 
 Labels = tuple[tuple[str, ...], NDArray[Any]]  # classes; int64 `[N]` (-1 for none), or multi-hot bool `[N, C]`
 

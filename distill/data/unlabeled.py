@@ -10,9 +10,10 @@ from typing import Any
 from PIL.Image import Image
 
 from distill.data.dataset import UNLABELED, ImageList
-from distill.data.image_folder import ImageFiles, name_of, walk
+from distill.data.image_folder import ImageFiles
 from gallery.console import log
 from gallery.errors import InputError
+from gallery.image_files import name_of, walk
 from gallery.results import Skipped
 
 FileId = tuple[int, int]  # device and inode: the same for every name and link of a file

@@ -12,12 +12,13 @@ from distill.checkpoint import CheckpointHeader, read_checkpoint
 from distill.config import BackboneInfo
 from distill.data.check import check_bits
 from distill.data.decode_cache import decode_all
-from distill.data.image_folder import ImageFiles, name_of, walk
+from distill.data.image_folder import ImageFiles
 from distill.models import pretrained
 from distill.models.hash_net import build, timm_names
 from gallery.codes import hamming
 from gallery.console import log, plain
 from gallery.errors import CorruptFile, InputError
+from gallery.image_files import name_of, walk
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # images that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes

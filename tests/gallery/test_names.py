@@ -7,7 +7,7 @@ from unicodedata import category, normalize
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distill.data.names import BLANK, JOINERS, clean_label, folded, mixes_alphabets, some
+from gallery.names import BLANK, JOINERS, clean_label, folded, mixes_alphabets, some
 
 
 @given(st.text(max_size=12))
