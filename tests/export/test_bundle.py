@@ -468,3 +468,14 @@ def test_one_bundle_has_one_student(bundle: Path) -> None:
     resigned(bundle)
     with pytest.raises(CorruptFile, match="one student"):
         open_bundle(bundle)
+
+
+def test_without_parsing_the_models_all_else_is_verified(bundle: Path) -> None:
+    found, parsed = open_bundle(bundle, parse_models=False), open_bundle(bundle)
+    assert [(one.path, one.metadata, one.sha256) for one in found.files] == [
+        (one.path, one.metadata, one.sha256) for one in parsed.files
+    ]
+    path = bundle / "query-w8a32.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(CorruptFile, match=r"query-w8a32\.onnx of"):
+        open_bundle(bundle, parse_models=False)
