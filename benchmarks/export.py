@@ -129,7 +129,8 @@ def score(context: RunContext) -> ExportTrial:
     queries, pixels = data.query, data.pixels[resolved.student_img_size]
     logits = pair_logits(context, models).student_queries
     labels = data.labels[queries]
-    reference = FloatReference(pixels[queries], logits, models.space, labels, models.gallery, data.top_k)
+    reference = FloatReference(pixels[queries], logits, models.space, labels, models.gallery, data.top_k,
+                               classes=data.classes)  # fmt: skip
     request = ExportRequest(**export_request(context, models.student, models.space))
     exported, quantization = _export(request, folder)
     return ExportTrial(

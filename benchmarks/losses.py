@@ -121,7 +121,7 @@ class LossBenchmark(Benchmark):
             return LossTrial(**key, skipped=error.found)
         codes, selects_lr = gallery.codes, (config.seed, config.bits) == (0, max(self.bits))
         queries = pack(context.infer_logits("teacher", teacher, data.query, "teacher queries", space.id))
-        evaluated = queries, codes, data.labels[data.query], data.labels[data.gallery]
+        evaluated = queries, codes, data.labels[data.query], data.labels[context.indexed_images]
         score, ball = mean_average_precision(*evaluated), precision_within_radius(*evaluated)
         precision, recall = precision_recall(*evaluated)
         return LossTrial(

@@ -149,13 +149,14 @@ def score(row: str, context: RunContext) -> SweepTrial:
     from distill.pipeline import train_all
     from distill.summary import pair_logits
     from gallery.codes import pack
-    from mobile_eval.retrieval_pairs import retrieval_pairs
+    from mobile_eval.retrieval_pairs import PairLabels, retrieval_pairs
 
     models = train_all(context)
     pairs, gallery, data = pair_logits(context, models), models.gallery, context.data
     assert pairs.teacher_queries is not None  # every trial trains or reuses a teacher with its weights
     teacher, student, logits = pack(pairs.teacher_queries), pack(pairs.student_queries), pairs.student_queries
-    scores = retrieval_pairs(teacher, student, pack(pairs.student_gallery), gallery, data.labels[data.query])
+    labels = PairLabels(data.labels[data.query], data.labels[context.indexed_images])
+    scores = retrieval_pairs(teacher, student, gallery.codes, pack(pairs.student_gallery), labels)
     points = read_metrics(context.run_dir.folder / "train.jsonl")
     return SweepTrial(
         row=row, data=data.name, bits=context.config.bits, seed=context.config.seed,
@@ -177,7 +178,7 @@ def by_novelty(context: RunContext, teacher: Any, student: Any, gallery: Any) ->
 
     data = context.data
     unseen = np.setdiff1d(np.arange(len(data.classes)), data.seen)
-    query_labels, gallery_labels = data.labels[data.query], data.labels[data.gallery]
+    query_labels, gallery_labels = data.labels[data.query], data.labels[context.indexed_images]
 
     def score_within(classes: Any, queries: Any) -> float:
         q, g = np.isin(query_labels, classes), np.isin(gallery_labels, classes)

@@ -37,19 +37,21 @@ def result_warnings(
     centers: those that the gallery's codes were trained toward, None if its loss has none
     """
     found = scores[STUDENT_GALLERY]
-    chance = random_precision(index, labels, found.top_k)
+    chance = random_precision(index, labels, classes, found.top_k)
     networks = [*_network_warnings(scores, float(chance.mean()))]
     lost = [] if networks else [*_class_warnings(found.per_query, chance, labels, classes)]
     return (*networks, *lost, *bit_warnings(index.codes, centers, len(classes)))
 
 
-def random_precision(index: GalleryIndex, labels: NDArray[Any], top_k: int | None) -> Floats:
+def random_precision(
+    index: GalleryIndex, labels: NDArray[Any], classes: Sequence[str], top_k: int | None
+) -> Floats:  # fmt: skip
     """Return the average precision of each query among random codes: chance, for these labels."""
-    random = np.random.default_rng(0)
+    random, gallery_labels = np.random.default_rng(0), index.class_labels(classes, labels.ndim == 2)
     width = index.codes.shape[1]
     queries, items = ((DRAWS, count, width) for count in (len(labels), len(index)))
     pairs = zip(random.integers(0, 256, queries, np.uint8), random.integers(0, 256, items, np.uint8), strict=True)
-    scored = [mean_average_precision(*codes, labels, index.labels, top_k).per_query for codes in pairs]
+    scored = [mean_average_precision(*codes, labels, gallery_labels, top_k).per_query for codes in pairs]
     return np.asarray(np.mean(scored, axis=0))
 
 

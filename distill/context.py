@@ -33,6 +33,7 @@ from gallery.console import log
 from gallery.encode import ShardCache, encode
 from gallery.errors import InputError
 from gallery.record import Record
+from gallery.row_checks import item_id
 
 Role = Literal["teacher", "student"]
 SPLIT = "split.csv"
@@ -95,6 +96,21 @@ class RunContext:
         position = np.full(len(self.data.classes) + 1, -1)  # the last is for label -1
         position[self.data.seen] = np.arange(len(self.data.seen))
         return position[self.data.labels]
+
+    @cached_property
+    def gallery_ids(self) -> tuple[str, ...]:
+        """The ids of the gallery's images, in the order of `data.gallery`."""
+        return tuple(item_id(self.data.names[i]) for i in self.data.gallery)
+
+    @cached_property
+    def gallery_order(self) -> Indices:
+        """The places in `data.gallery` of the rows of the gallery's index, which is in the order of the ids."""
+        return np.array(sorted(range(len(self.gallery_ids)), key=self.gallery_ids.__getitem__), np.int64)
+
+    @cached_property
+    def indexed_images(self) -> Indices:
+        """The images of the rows of the gallery's index: `data.gallery` in the order of the ids."""
+        return self.data.gallery[self.gallery_order]
 
     @property
     def loss_class(self) -> type[HashLoss]:

@@ -19,7 +19,7 @@ from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.errors import CorruptFile, InputError, TwinhashError
-from gallery.index import GalleryIndex, create_gallery, open_gallery
+from gallery.index import TRAINING, GalleryIndex, create_gallery, later_commits, open_gallery
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,25 @@ def build_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> tu
     run_dir, data, uri = context.run_dir, context.data, str(context.run_dir.folder / "gallery")
     learned = context.loss_class.learns_gallery_codes
     if not run_dir.is_done("gallery"):
+        if count := later_commits(run_dir.folder / "gallery"):
+            found, fix = f"{count} later commits", "Move the folder away, or delete it; then run the command again."
+            raise InputError(f"a gallery of the training images alone in {uri}, to be made again", found, fix)
         with run_dir.stage("gallery", f"hashing {len(data.gallery)} images into {space.bits} bits each"):
             codes = run_dir.folder / LEARNED_CODES
             logits = np.load(codes, allow_pickle=False) if learned else infer_gallery(context, teacher, space)
             with main_process_first() as first:
                 if first:
                     _remove_damaged(Path(uri))
-                    names = [data.names[i] for i in data.gallery]
-                    create_gallery(uri, space, pack(logits), data.labels[data.gallery], names)
-    index = open_gallery(uri, space)
-    return index, codes_as_signs(index) if learned else infer_gallery(context, teacher, space)
+                    centers, labels = codespace.load(run_dir.folder)[1], data.class_names(data.gallery)
+                    create_gallery(uri, space, centers, pack(logits), context.gallery_ids, labels)
+    index = open_gallery(uri, space, TRAINING)
+    return index, codes_as_signs(context, index) if learned else infer_gallery(context, teacher, space)
 
 
 def _remove_damaged(folder: Path) -> None:
     """Remove what stands in the gallery's place and is no gallery, which `create_gallery` would not replace."""
     try:
-        open_gallery(folder)
+        open_gallery(folder, None, TRAINING)
     except TwinhashError:
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.is_dir():
@@ -85,14 +88,13 @@ def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, Co
     """Return an earlier run's gallery, which must hold exactly this run's images, and its teacher where it exists."""
     try:
         space, centers = codespace.load(folder)
-        gallery = open_gallery(str(folder / "gallery"), space)
-        known = gallery.names
+        gallery = open_gallery(str(folder / "gallery"), space, TRAINING)
     except CorruptFile as error:
         fix = f"Run the command of {folder} again, which makes what is damaged again."
         raise CorruptFile(error.expected, error.found, fix) from error
-    names = [context.data.names[i] for i in context.data.gallery]
-    if known != names:
-        found = f"{len(names)} images, of which {len(set(known) & set(names))} are among its {len(known)}"
+    known, own = set(gallery.ids.to_pylist()), set(context.gallery_ids)
+    if known != own:
+        found = f"{len(own)} images, of which {len(known & own)} are among its {len(known)}"
         fix = "Use the --data and --seed it was made with."
         raise InputError(f"the images of the gallery in {folder}", found, fix)
     bits, classes = context.config.bits, context.classes
@@ -105,11 +107,16 @@ def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, Co
         if first:
             codespace.save(context.run_dir.folder, space, centers)
     if not path.exists():
-        return None, space, gallery, codes_as_signs(gallery)
+        return None, space, gallery, codes_as_signs(context, gallery)
     teacher = load_teacher(path, space)
     check_golden(context, folder, space, teacher)
     logits = infer_gallery(context, teacher, space)
-    return teacher, space, gallery, np.copysign(logits, codes_as_signs(gallery))  # where they differ, the codes hold
+    return (
+        teacher,
+        space,
+        gallery,
+        np.copysign(logits, codes_as_signs(context, gallery)),
+    )  # where they differ, the codes hold
 
 
 def infer_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> Logits:
@@ -117,6 +124,8 @@ def infer_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> Lo
     return context.infer_logits("teacher", teacher, context.data.gallery, "gallery", space.id)
 
 
-def codes_as_signs(gallery: GalleryIndex) -> Logits:
-    """Return the codes of a gallery as +-1, `[N, bits]`."""
-    return np.where(unpack(gallery.codes), np.float32(1), np.float32(-1))
+def codes_as_signs(context: RunContext, gallery: GalleryIndex) -> Logits:
+    """Return the codes of a gallery as +-1, `[N, bits]`, in the order of `data.gallery`."""
+    signs = np.empty((len(gallery), gallery.space.bits), np.float32)
+    signs[context.gallery_order] = np.where(unpack(gallery.codes), np.float32(1), np.float32(-1))
+    return signs

@@ -139,7 +139,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
     from mobile_eval.devices.host import Host
     from mobile_eval.evaluate import evaluate_on
     from mobile_eval.retrieval_grid import retrieval_grid, spread
-    from mobile_eval.retrieval_pairs import retrieval_pairs
+    from mobile_eval.retrieval_pairs import PairLabels, retrieval_pairs
 
     run_dir, data, index = context.run_dir, context.data, models.gallery
     path, tolerance = run_dir.folder / report.RESULTS, context.config.thresholds.logit_tolerance
@@ -148,15 +148,17 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             logits, pixels = pair_logits(context, models), data.pixels[context.resolved.student_img_size]
             queries, labels, student = pixels[data.query], data.labels[data.query], pack(logits.student_queries)
             teacher = None if logits.teacher_queries is None else pack(logits.teacher_queries)
-            scores = retrieval_pairs(teacher, student, pack(logits.student_gallery), index, labels, data.top_k)
+            known = PairLabels(labels, index.class_labels(data.classes, labels.ndim == 2))
+            scores = retrieval_pairs(teacher, student, index.codes, pack(logits.student_gallery), known, data.top_k)
             reference = FloatReference(
-                queries, logits.student_queries, models.space, labels, index, data.top_k, tolerance
-            )
+                queries, logits.student_queries, models.space, labels, index, data.top_k, tolerance,
+                classes=data.classes,
+            )  # fmt: skip
             found = evaluate_on(Host(), (*manifest.files, *manifest.failures), reference)
             shown = spread(scores[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
                 index, student[shown], labels[shown], queries[shown],
-                lambda hit: pixels[data.gallery[hit]], data.classes,
+                lambda hit: pixels[context.indexed_images[hit]], data.classes,
             )  # fmt: skip
             build_results(context, models, scores, found.rows, examples).save(path)
         if found.killed:

@@ -32,7 +32,7 @@ from gallery.files import (
     sha256_of,
     write_json,
 )
-from gallery.index import open_gallery
+from gallery.index import TRAINING, open_gallery
 from gallery.names import some
 from gallery.record import Record
 
@@ -65,10 +65,10 @@ class StageRecord(Record):
 
 
 def gallery_digest(folder: Path) -> str:
-    """Return a hash of what a gallery holds: its table is stored in other bytes each time."""
-    index = open_gallery(folder)
-    digest = hashlib.sha256(index.space.id.encode() + index.codes.tobytes() + index.labels.tobytes())
-    digest.update("\0".join(index.names).encode())
+    """Return a hash of what the training left in a gallery: its table is stored in other bytes each time."""
+    index = open_gallery(folder, None, TRAINING)
+    digest = hashlib.sha256(index.space.id.encode() + index.codes.tobytes())
+    digest.update(json.dumps([index.ids.to_pylist(), index.labels.to_pylist()]).encode())
     return digest.hexdigest()
 
 

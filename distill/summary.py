@@ -20,7 +20,10 @@ MAX_CENTERS = 64  # classes whose centers the report shows
 
 
 class PairLogits(NamedTuple):
-    """Logits `[images, bits]` beside the gallery's codes; the teacher's are None where only its codes are known."""
+    """Logits `[images, bits]` beside the gallery's codes; the teacher's are None where only its codes are known.
+
+    student_gallery: in the order of the gallery's index
+    """
 
     teacher_queries: Logits | None
     student_queries: Logits
@@ -32,12 +35,13 @@ def pair_logits(context: RunContext, models: TrainedModels) -> PairLogits:
     queries, space, teacher, student = context.data.query, models.space.id, models.teacher, models.student
     return PairLogits(
         context.infer_logits("teacher", teacher, queries, "teacher queries", space) if teacher else None,
-        student_logits(context, student, space, "queries"), student_logits(context, student, space, "gallery"),
+        student_logits(context, student, space, "queries"),
+        student_logits(context, student, space, "gallery")[context.gallery_order],
     )  # fmt: skip
 
 
 def student_logits(context: RunContext, student: HashNet, space_id: str, part: Literal["queries", "gallery"]) -> Logits:
-    """Return the student's logits of the queries or of the gallery, `[images, bits]`."""
+    """Return the student's logits of `data.query` or `data.gallery`, `[images, bits]`."""
     key = f"{space_id} {sha256_of(context.run_dir.folder / 'student.safetensors')}"
     index = context.data.query if part == "queries" else context.data.gallery
     return context.infer_logits("student", student, index, f"student {part}", key)
@@ -62,7 +66,7 @@ def hash_center_summary(context: RunContext, models: TrainedModels) -> HashCente
     classes, reused = context.classes, context.config.reuse_gallery is not None
     shown = np.unique(np.linspace(0, len(classes) - 1, min(MAX_CENTERS, len(classes)), dtype=int))
     codes = np.where(unpack(models.gallery.codes), 1.0, -1.0)
-    means = class_means(codes, multi_hot(context.labels[context.data.gallery], len(classes)))[shown]
+    means = class_means(codes, multi_hot(context.labels[context.indexed_images], len(classes)))[shown]
     centers = hash_centers_of(context)[shown].astype(int)
     built: str = center_construction(context) if context.loss_class.centers else "the majority of a class's codes"
     if optimises_multilabel_centers(context):

@@ -33,10 +33,6 @@ class MissingBackend(TwinhashError):
     """An optional engine or library that is not installed here."""
 
 
-class GalleryReplaced(TwinhashError):
-    """A gallery that another process replaced while it was open here."""
-
-
 class RunLocked(TwinhashError):
     """Another process is working in this run folder."""
 

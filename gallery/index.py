@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,14 @@ from gallery.codes import Codes
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.distance_histogram import Labels
-from gallery.errors import CorruptFile, InputError
+from gallery.errors import CorruptFile, InputError, TwinhashError
 from gallery.files import atomic_path
 from gallery.row_checks import ItemLabels, Totals, check_ids
 from gallery.store import CHECKED, GalleryStore, SpaceRecord
 from gallery.tables import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery, is_local, read_space
 
 TRAINING = "training"  # the version that a run's own evaluation reads, whatever is added later
+ROW_ID = "_rowid"  # LanceDB's own number of a row in a version
 TRIES, WAIT_S = 20, 0.05  # for a folder that is being replaced
 
 
@@ -54,15 +56,17 @@ class GalleryIndex:
         table = store.open_table(record.space, version)
         self.uri, self.version, self._table, self._store = store.uri, int(table.version), table, store
         self.space, self.centers = read_space(store.uri, table.schema)
-        rows = store.read(table, CHECKED)
+        rows = store.read(table, (*CHECKED, ROW_ID))
         if not is_sorted(rows["id"]):
             rows = rows.take(pc.sort_indices(rows["id"]))
-        self.ids, self.labels, checks = (rows[name].combine_chunks() for name in ("id", "labels", "check"))
-        self.codes = store.checked_codes(record.space, rows)
-        found = Totals.of(checks.to_numpy())
-        if self.version == record.version and found != (record.rows, record.sum):
-            expected = f"the {record.rows:,} rows of version {record.version} of {store.uri}"
-            raise CorruptFile(expected, f"{found.rows:,}, or others", RESTORE)
+        self.ids, self.labels = (rows[name].combine_chunks() for name in ("id", "labels"))
+        self.codes, self._row_ids = store.checked_codes(record.space, rows), rows[ROW_ID].to_numpy()
+        published = Totals(record.rows, record.sum)
+        expected = published if self.version == record.version else store.totals_at(record.space, self.version)
+        found = Totals.of(rows["check"].to_numpy())
+        if found != expected or not is_sorted(rows["id"]):
+            what = f"the {expected.rows:,} rows of version {self.version} of {store.uri}"
+            raise CorruptFile(what, f"{found.rows:,}, or others", RESTORE)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -99,11 +103,11 @@ class GalleryIndex:
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each id; raises `InputError` for one that is not in the gallery."""
-        rows = pc.index_in(pa.array(ids, pa.string()), self.ids)
-        if rows.null_count:
-            missing = ids[int(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False))[0])]
-            raise InputError(f"an item of {self.uri}", f"none with the id {ascii(missing)[:80]}", "Choose another id.")
-        return rows.to_numpy().astype(np.int64)
+        rows = [bisect_left(self.ids, id, key=pa.StringScalar.as_py) for id in ids]
+        for row, id in zip(rows, ids, strict=True):
+            if row == len(self) or self.ids[row].as_py() != id:
+                raise InputError(f"an item of {self.uri}", f"none with the id {ascii(id)[:80]}", "Choose another id.")
+        return np.array(rows, np.int64)
 
     def class_labels(self, classes: Sequence[str], multi_hot: bool) -> Labels:
         """Return labels for evaluation: int `[len]` into `classes` (-1: another, or none), or bool `[len, classes]`.
@@ -126,25 +130,26 @@ class GalleryIndex:
 
     def columns(self, names: Sequence[str], rows: NDArray[np.int64] | None = None) -> pa.Table:
         """Return further columns of all items, or of these rows, in that order; they are read from the table."""
-        wanted = self.ids if rows is None else self.ids.take(pa.array(rows.reshape(-1)))
         if rows is None:
-            found = self._store.read(self._table, ("id", *names))
+            wanted, found = self.ids, self._store.read(self._table, ("id", *names))
         else:
-            found = self._store.rows_of(self._table, wanted, names)
-        return found.take(pc.index_in(wanted, found["id"].combine_chunks()))
+            wanted = self.ids.take(pa.array(rows.reshape(-1)))
+            row_ids = np.unique(self._row_ids[rows]).tolist()
+            found = self._store.take(self._table, row_ids, ("id", *names))
+        return found.take(pc.index_in(wanted, found["id"].combine_chunks())).select(list(names))
 
     def rows_where(self, where: str) -> NDArray[np.int64]:
         """Return the rows for which SQL's condition over the columns holds, sorted; `InputError` for a wrong one.
 
         It is DataFusion's SQL, for people at a command line: a service must not pass it on.
         """
-        query = self._table.search().where(where).select(["id"]).limit(MAX_ROWS)
+        query = self._table.search().where(where).with_row_id(True).select([ROW_ID]).limit(MAX_ROWS)
         try:
-            ids = query.to_arrow()["id"].combine_chunks()
+            found = query.to_arrow()[ROW_ID].to_numpy()
         except (ValueError, RuntimeError, OSError) as error:
             names = ", ".join(self._table.schema.names)
             raise InputError(f"a condition over the columns {names}", f"{where!a}: {error}", "Change it.") from error
-        return np.sort(pc.index_in(ids, self.ids).to_numpy().astype(np.int64))
+        return np.flatnonzero(np.isin(self._row_ids, found))
 
 
 def create_gallery(
@@ -170,10 +175,19 @@ def create_gallery(
     with atomic_path(folder) as draft:
         store = GalleryStore(draft, create=True)
         store.add_space(space, centers)
-        store.put(space.id, rows, "training")
+        store.put(space.id, rows, TRAINING)
         store.publish(space.id, TRAINING)
     log.info("  gallery of %d codes in %s", len(codes), folder)
     return open_gallery(folder, space, TRAINING)
+
+
+def later_commits(folder: Path) -> int:
+    """Return how many commits changed a gallery after `create_gallery`; none where it cannot be read."""
+    try:
+        store = GalleryStore(folder)
+        return sum(op != TRAINING for space in store.spaces() for op in store.ledger(space)["op"].to_pylist())
+    except TwinhashError:
+        return 0
 
 
 def open_gallery(
@@ -181,7 +195,8 @@ def open_gallery(
 ) -> GalleryIndex:  # fmt: skip
     """Open the published version of a gallery, or another version of its table by number or tag.
 
-    expected: the code space (or its id) of what will be compared with it; without one it is the one that is served
+    expected: the code space (or its id) of what will be compared with it; without one it is the one that has the tag,
+    or is served
     Raises `InputError` where there is none, `CorruptFile` for a damaged one, and `CodeSpaceMismatch` for one without a
     code space or with others than expected.  One that is being replaced is waited for.
     """
@@ -190,7 +205,7 @@ def open_gallery(
         before = stamp(str(uri))
         try:
             store = GalleryStore(uri)
-            record = store.find_space(space_id)
+            record = store.find_space(space_id, version if isinstance(version, str) else None)
             return GalleryIndex(store, record, version or record.version)
         except (CorruptFile, InputError):
             if not left or (before == stamp(str(uri)) and not _is_being_replaced(str(uri))):

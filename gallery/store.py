@@ -1,11 +1,11 @@
 """The gallery of record: a LanceDB database with one table of codes for each code space.
 
-`GALLERY` is a folder, `s3://bucket/path`, `gs://`, `az://`, or `memory://`.  Its tables:
+`GALLERY` is a folder, `s3://bucket/path`, `gs://` or `az://`.  Its tables:
 
 - `codes_<space>`: the items.  Its schema's metadata hold the code space and the hash centers
 - `spaces`: the state of each code space, and the version of its table that readers are given
-- `ledger`: a line for each commit, with what it changed.  It is begun before the rows and ended after them, so that a
-  writer that was killed between leaves a line without a version, and what it did is told from damage
+- `ledger`: a line for each commit, with what it changed.  It is begun (version 0) before the rows and ended after them,
+  so that what a killed writer did is told from damage.  Where one was killed, a line `recount` has the totals
 - `failed`: what could not be encoded, with the reason
 
 A reader is given published versions alone, each whole.  Writers upsert and delete by id, several at once.
@@ -13,16 +13,11 @@ A reader is given published versions alone, each whole.  Writers upsert and dele
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -31,36 +26,30 @@ from numpy.typing import NDArray
 
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace
-from gallery.console import log
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.row_checks import Checks, Totals, check_ids, row_checks
+from gallery.ledger import Commit, Ledger, totals_at
+from gallery.row_checks import Checks, Totals, check_ids, check_labels, row_checks
 from gallery.tables import (
     FAILED,
-    LEDGER,
     MAX_ROWS,
     RESTORE,
     SCHEMAS,
     SPACES,
     TIME,
-    call,
-    check_schema,
+    Database,
     code_schema,
     column_codes,
-    connect,
     holds_gallery,
     is_local,
     now,
     quoted,
+    sql_sum,
     table_name,
-)  # fmt: skip
+)
 
 State = Literal["building", "serving", "previous", "retired"]
 CHECKED = "id", "code", "labels", "check"
-PATIENCE_S = 5.0  # for a commit that another writer has begun
 IDS_IN_A_FILTER = 10_000
-KILLED = -1  # the version in a ledger's line whose writer was killed
-T = TypeVar("T")
-P = ParamSpec("P")
 
 
 class SpaceRecord(NamedTuple):
@@ -72,15 +61,6 @@ class SpaceRecord(NamedTuple):
     rows: int
     sum: int
     since: datetime
-
-
-class Commit(NamedTuple):
-    """What a commit did, and the version of the table after it."""
-
-    version: int
-    added: int = 0
-    replaced: int = 0
-    removed: int = 0
 
 
 class Verification(NamedTuple):
@@ -113,16 +93,17 @@ class GalleryStore:
         absent = InputError("a Twinhash gallery", f"none at {self.uri}", "Check it, or make one: gallery/run.py add.")
         if is_local(self.uri) and not create and not holds_gallery(Path(self.uri)):
             raise absent
-        self._db = self._call(connect, self.uri)
-        names = set(self._call(self._db.list_tables).tables)
+        self._db = Database(self.uri)
+        self._ledger = Ledger(self._db)
+        names = self._db.names()
         if not create and SPACES not in names:
             raise absent
-        for name in SCHEMAS.keys() - names if create else ():
-            self._call(self._db.create_table, name, schema=SCHEMAS[name], exist_ok=True)
+        for name in sorted(SCHEMAS.keys() - names) if create else ():  # `spaces` is the last: it tells a gallery
+            self._db.create(name, SCHEMAS[name])
 
     def spaces(self) -> dict[str, SpaceRecord]:
         """Return the state of each code space, by its id."""
-        records = [SpaceRecord(**row) for row in self._rows(SPACES).to_pylist()]
+        records = [SpaceRecord(**row) for row in self._db.rows(SPACES).to_pylist()]
         if any(None in record or record.state not in get_args(State) for record in records):
             raise CorruptFile(f"the spaces of the gallery {self.uri}", "damaged ones", RESTORE)
         return {record.space: record for record in records}
@@ -132,8 +113,8 @@ class GalleryStore:
         found = [record for record in self.spaces().values() if record.state == state]
         return max(found, key=lambda record: record.since) if found else None
 
-    def find_space(self, space_id: str | None = None) -> SpaceRecord:
-        """Return the record of a code space that is published, by default of the one that is served.
+    def find_space(self, space_id: str | None = None, tag: str | None = None) -> SpaceRecord:
+        """Return a code space that is published, by default the one with a version of this tag, or that is served.
 
         Raises `InputError` where nothing is published, and `CodeSpaceMismatch` for another space than those that are.
         """
@@ -141,13 +122,16 @@ class GalleryStore:
         if not known:
             fix = "Publish one: gallery/run.py publish."
             raise InputError(f"a published version in the gallery {self.uri}", "none", fix)
-        record = self.space_in("serving") if space_id is None else known.get(space_id)
+        if space_id is not None:
+            record = known.get(space_id)
+        elif tag is not None:
+            record = next((one for one in known.values() if tag in self._tags(one.space)), None)
+        else:
+            record = self.space_in("serving")
         if record is None:
             expected = f"code space {', '.join(known)}, as in the gallery {self.uri}"
-            fix = (
-                "What is compared with it is stale or belongs to another teacher: make it again from the gallery's run."
-            )
-            raise CodeSpaceMismatch(expected, space_id or "none that is served", fix)
+            fix = "What is compared with it is stale or of another teacher: make it again from the gallery's run."
+            raise CodeSpaceMismatch(expected, space_id or f"none {f'tagged {tag}' if tag else 'that is served'}", fix)
         return record
 
     def add_space(self, space: CodeSpace, centers: NDArray[np.int8], columns: pa.Schema | None = None) -> SpaceRecord:
@@ -158,14 +142,15 @@ class GalleryStore:
         if known := self.spaces().get(space.id):
             return known
         schema = code_schema(space, centers, columns)
-        self._call(self._db.create_table, table_name(space.id), schema=schema, exist_ok=True)
+        self._db.create(table_name(space.id), schema)
         record = SpaceRecord(space.id, "building", 0, 0, 0, now())
-        self.write_spaces([record])
-        return record
+        rows = pa.Table.from_pylist([record._asdict()], SCHEMAS[SPACES])
+        self._db.call(self._db.table(SPACES).merge_insert("space").when_not_matched_insert_all().execute, rows)
+        return self.spaces()[space.id]
 
     def write_spaces(self, records: Sequence[SpaceRecord]) -> None:
         """Write the states of several code spaces in one commit."""
-        self._upsert(SPACES, "space", pa.Table.from_pylist([one._asdict() for one in records], SCHEMAS[SPACES]))
+        self._db.upsert(SPACES, "space", pa.Table.from_pylist([one._asdict() for one in records], SCHEMAS[SPACES]))
 
     def open_table(self, space_id: str, version: int | str | None = None) -> Any:
         """Return the LanceDB table of a code space, at a version or tag; raises `InputError` where it is not there."""
@@ -174,15 +159,18 @@ class GalleryStore:
             found = f"{', '.join(known) or 'none'} in {self.uri}"
             fix = "Add items with a run of that space, or name one of these."
             raise InputError(f"code space {space_id!a}", found, fix)
-        table = self._table(table_name(space_id))
+        table = self._db.table(table_name(space_id))
         if version is not None:
-            self._call(table.checkout, version)
+            self._db.call(table.checkout, version)
         return table
 
     def read(self, table: Any, columns: Sequence[str]) -> pa.Table:
         """Return columns of all rows of an open table, in any order."""
-        check_schema(self.uri, table.name, table.schema)
-        return self._call(lambda: table.search().select(list(columns)).limit(MAX_ROWS).to_arrow())
+        return self._db.read(table, columns)
+
+    def take(self, table: Any, row_ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Return columns of rows of an open table by LanceDB's own numbers for them, in any order."""
+        return self._db.call(lambda: table.take_row_ids(list(row_ids)).select(list(columns)).to_arrow())
 
     def rows_of(self, table: Any, ids: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
         """Return the rows of an open table with these ids, in any order: `id` and `columns`."""
@@ -190,48 +178,64 @@ class GalleryStore:
         for start in range(0, max(len(ids), 1), IDS_IN_A_FILTER):
             where = f"id IN ({quoted(ids.slice(start, IDS_IN_A_FILTER).to_pylist())})"
             query = table.search().where(where).select(["id", *columns]).limit(MAX_ROWS)
-            parts.append(self._call(query.to_arrow))
+            parts.append(self._db.call(query.to_arrow))
         return pa.concat_tables(parts)
 
     def put(self, space_id: str, rows: pa.Table, op: str = "add") -> Commit:
         """Upsert items by id, in one commit.
 
-        rows: `id` and `code`; where known `labels`, `source`, `etag`, `sha256` and the owner's columns.  What is not
-        said of an item that is there stays as it is.
+        rows: `id`, and where known `code`, `labels`, `source`, `etag`, `sha256` and the owner's columns.  What is not
+        said of an item that is there stays as it is; a new one needs a code.
         """
-        rows, line = self._complete(space_id, rows), self._begin(space_id, op)
-        done = self._upsert(table_name(space_id), "id", rows)
+        table = self.open_table(space_id)
+        if not len(rows):
+            return Commit(int(table.version))
+        rows, line = self._complete(table, space_id, rows), self._ledger.begin(space_id, op)
+        done = self._db.upsert(table.name, "id", rows)
         before = self._totals_of(space_id, done.version - 1, rows["id"]) if done.num_updated_rows else Totals()
         commit = Commit(done.version, done.num_inserted_rows, done.num_updated_rows)
-        self._end(line, commit, Totals.of(rows["check"].to_numpy()).minus(before))
+        self._ledger.end(line, commit, Totals.of(rows["check"].to_numpy()).minus(before))
         return commit
 
     def remove(self, space_id: str, ids: Sequence[str], op: str = "remove") -> Commit:
         """Delete items by id, in a commit for each 10,000; ids that are not there are passed over."""
         table, removed = self.open_table(space_id), 0
+        version = int(table.version)
         for start in range(0, len(ids), IDS_IN_A_FILTER):
-            part, line = ids[start : start + IDS_IN_A_FILTER], self._begin(space_id, op)
-            done = self._call(table.delete, f"id IN ({quoted(part)})")
-            before = pa.chunked_array([part], pa.string())
-            gone = self._totals_of(space_id, done.version - 1, before) if done.num_deleted_rows else Totals()
-            self._end(line, Commit(done.version, removed=gone.rows), Totals().minus(gone))
+            part, line = (
+                pa.chunked_array([ids[start : start + IDS_IN_A_FILTER]], pa.string()),
+                self._ledger.begin(space_id, op),
+            )
+            done = self._db.call(table.delete, f"id IN ({quoted(part.to_pylist())})")
+            version = done.version
+            gone = self._totals_of(space_id, version - 1, part) if done.num_deleted_rows else Totals()
+            if gone.rows != done.num_deleted_rows:  # another writer put one of them back
+                gone = gone.minus(self._totals_of(space_id, version, part))
+            self._ledger.end(line, Commit(version, removed=gone.rows), Totals().minus(gone))
             removed += gone.rows
-        return Commit(table.version, removed=removed)
+        return Commit(version, removed=removed)
 
     def verify(self, space_id: str, version: int | None = None) -> Verification:
         """Compute every row's check again, and compare the totals with the ledger's; a commit under way is waited for.
 
-        What a killed writer had begun and not noted is noted now, if the rows are sound.
+        What killed writers did is noted in the ledger, if the rows are sound and the version is the newest.
         """
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            found, pending = self._verify(space_id, version), self._pending(space_id)
-            if not found.problem or found.damaged or found.repeated or not pending:
-                return found
-            if time.monotonic() > deadline:
-                self._heal(space_id, pending, found)
-                return self._verify(space_id, found.version)
-            time.sleep(PATIENCE_S / 50)
+        table = self.open_table(space_id)
+        newest = int(table.version)
+        at = newest if version is None else version
+        self._db.call(table.checkout, at)
+        rows = self.read(table, CHECKED)
+        rows = rows.take(pc.sort_indices(rows["id"]))
+        ids, stored = rows["id"].combine_chunks(), rows["check"].to_numpy()
+        damaged = ids.filter(pa.array(self._checks(space_id, rows) != stored)).to_pylist()
+        repeated = ids[1:].filter(pc.equal(ids[1:], ids[:-1])).unique().to_pylist()
+        found, heals = Totals.of(stored), at == newest and not damaged and not repeated
+        expected = self._ledger.expected(space_id, at, found, heals)
+        return Verification(at, found, expected, tuple(damaged), tuple(repeated))
+
+    def totals_at(self, space_id: str, version: int) -> Totals:
+        """Return the totals of a version by the ledger; those of a commit that is not ended are not among them."""
+        return totals_at(self.ledger(space_id), version)
 
     def publish(self, space_id: str, tag: str | None = None) -> SpaceRecord:
         """Verify the newest version and give it to readers; raises `CorruptFile` for one that is not sound.
@@ -241,15 +245,15 @@ class GalleryStore:
         found = self.verify(space_id)
         if found.problem:
             raise CorruptFile(f"a sound table of {space_id} in {self.uri}", found.problem, RESTORE)
-        tags = self.open_table(space_id).tags
         for name in (f"v{found.version}", *([tag] if tag else [])):
-            if name in self._call(tags.list):
-                self._call(tags.delete, name)
-            self._call(tags.create, name, found.version)
-        state: State = self.spaces()[space_id].state if self.space_in("serving") else "serving"
-        record = SpaceRecord(space_id, state, found.version, *found.found, now())
-        self.write_spaces([record])
-        return record
+            self._tag(space_id, name, found.version)
+        fields = {"version": found.version, "rows": found.found.rows, "sum": sql_sum(found.found)}
+        fields["since"] = f"CAST('{now().isoformat()}' AS TIMESTAMP)"
+        if not self.space_in("serving"):
+            fields["state"] = "'serving'"
+        values = {name: str(value) for name, value in fields.items()}  # the state is left to who cuts over meanwhile
+        self._db.call(self._db.table(SPACES).update, f"space = '{space_id}'", values_sql=values)
+        return self.spaces()[space_id]
 
     def checked_codes(self, space_id: str, rows: pa.Table) -> Codes:
         """Return the packed codes of rows; raises `CorruptFile` for rows that do not match their checks."""
@@ -260,23 +264,24 @@ class GalleryStore:
 
     def fail(self, space_id: str, failures: Sequence[dict[str, str]]) -> None:
         """Note what could not be encoded: `id`, `source`, `etag` and `reason` of each."""
+        if not failures:
+            return
         rows = [{"space": space_id, "at": now(), **row} for row in failures]
-        self._upsert(FAILED, ["space", "id"], pa.Table.from_pylist(rows, SCHEMAS[FAILED]))
+        self._db.upsert(FAILED, ["space", "id"], pa.Table.from_pylist(rows, SCHEMAS[FAILED]))
 
     def failures(self, space_id: str) -> pa.Table:
         """Return what could not be encoded, sorted by id."""
-        rows = self._rows(FAILED)
+        rows = self._db.rows(FAILED)
         return rows.filter(pc.equal(rows["space"], space_id)).sort_by("id")
 
     def forget_failures(self, space_id: str, ids: Sequence[str]) -> None:
         """Remove what is noted about these ids."""
         if known := set(self.failures(space_id)["id"].to_pylist()).intersection(ids):
-            self._call(self._table(FAILED).delete, f"space = '{space_id}' AND id IN ({quoted(sorted(known))})")
+            self._db.call(self._db.table(FAILED).delete, f"space = '{space_id}' AND id IN ({quoted(sorted(known))})")
 
     def ledger(self, space_id: str) -> pa.Table:
         """Return the lines of the ledger for a code space, in the order in which they were begun."""
-        rows = self._rows(LEDGER)
-        return rows.filter(pc.equal(rows["space"], space_id)).sort_by("at")
+        return self._ledger.lines(space_id)
 
     def compact(self, space_id: str, keep: timedelta) -> bool:
         """Join small files, publish the result where readers have all rows, and delete versions older than `keep`.
@@ -285,55 +290,53 @@ class GalleryStore:
         version's is on an old one, such as a run's training version, or while there are rows that are not published.
         """
         table, record = self.open_table(space_id), self.spaces()[space_id]
-        current = self._verify(space_id, None).found == (record.rows, record.sum)
-        self._call(table.optimize)
-        if current:
-            record = self.publish(space_id)
-        tags = set(self._call(table.tags.list))
-        old = {tag for tag in tags if re.fullmatch(r"v\d+", tag)} - {f"v{record.version}"}
-        for tag in old if current else ():
-            self._call(table.tags.delete, tag)
-        if not current or tags - old - {f"v{record.version}"}:
+        current = self.verify(space_id).found == (record.rows, record.sum)
+        self._db.call(table.optimize)
+        for name in SCHEMAS:
+            self._db.call(self._db.table(name).optimize, cleanup_older_than=keep)
+        if not current:
             return False
-        self._call(table.optimize, cleanup_older_than=keep)
+        kept = f"v{self.publish(space_id).version}"
+        tags = self._tags(space_id)
+        old = {tag for tag in tags if re.fullmatch(r"v\d+", tag)} - {kept}
+        for tag in old:
+            self._db.call(table.tags.delete, tag)
+        if tags.keys() - old - {kept}:
+            return False
+        self._db.call(table.optimize, cleanup_older_than=keep)
         return True
 
-    def _complete(self, space_id: str, rows: pa.Table) -> pa.Table:
+    def _complete(self, table: Any, space_id: str, rows: pa.Table) -> pa.Table:
         """Return rows with all columns of the table: what is not said of known items is read from it."""
-        table, ids = self.open_table(space_id), rows["id"].to_pylist()
-        schema = table.schema
+        schema, ids = table.schema, rows["id"].to_pylist()
         check_ids(ids)
         if unknown := sorted(set(rows.schema.names) - set(schema.names)):
             fix = "Add it with --add-column, or leave it out."
             raise InputError(f"columns of the gallery {self.uri}", ascii(unknown[0]), fix)
-        if missing := [name for name in schema.names if name not in {*rows.schema.names, "encoded_at", "check"}]:
+        made = {"check", *(["encoded_at"] if "code" in rows.schema.names else [])}
+        columns = {name: rows[name] for name in rows.schema.names if name not in made}
+        if missing := [name for name in schema.names if name not in {*columns, *made}]:
             known = self.rows_of(table, rows["id"], missing)
-            places = pc.index_in(rows["id"], known["id"].combine_chunks())
-            for name in missing:
-                rows = rows.append_column(schema.field(name), known[name].take(places))
-        rows = rows.append_column("check", pa.array(self._checks(space_id, rows)))
-        rows = rows.append_column("encoded_at", pa.array([now()] * len(ids), TIME))
+            places = pc.index_in(rows["id"].cast(pa.string()), known["id"].combine_chunks())
+            columns |= {name: known[name].take(places) for name in missing}
+        fields = [field for field in schema if field.name not in made]
         try:
-            return rows.select(schema.names).cast(schema)
+            rows = pa.table([columns[field.name].cast(field.type) for field in fields], pa.schema(fields))
         except (pa.ArrowException, ValueError) as error:
             expected = f"values of the types of the gallery's columns in {self.uri}"
             raise InputError(expected, str(error)[:300], "Change the column's values.") from error
-
-    def _verify(self, space_id: str, version: int | None) -> Verification:
-        table = self.open_table(space_id, version)
-        at = int(table.version)
-        table.checkout(at)
-        rows, lines = self.read(table, CHECKED), self.ledger(space_id)
-        ids, stored = rows["id"].to_pylist(), rows["check"].to_numpy()
-        damaged = tuple(ids[row] for row in np.flatnonzero(self._checks(space_id, rows) != stored))
-        repeated = tuple(id for id, count in Counter(ids).items() if count > 1) if len(set(ids)) < len(ids) else ()
-        lines = lines.filter(pc.less_equal(lines["version"], at))
-        expected = Totals(int(lines["rows"].to_numpy().sum()), int(lines["sum"].to_numpy().sum(dtype=np.uint64)))
-        return Verification(at, Totals.of(stored), expected, damaged, repeated)
+        check_labels(rows["labels"])
+        if rows["code"].null_count:
+            raise InputError("a code for each new item", "none", "Encode it, or leave it out.")
+        stamps = pa.array([now()] * len(ids), TIME)
+        rows = rows.append_column("check", pa.array(self._checks(space_id, rows)))
+        rows = rows.append_column("encoded_at", stamps) if "encoded_at" in made else rows
+        return rows.select(schema.names).cast(schema)
 
     def _checks(self, space_id: str, rows: pa.Table) -> Checks:
         try:
-            return row_checks(space_id, rows["id"].to_pylist(), column_codes(rows), rows["labels"].to_pylist())
+            ids, labels = rows["id"].combine_chunks(), rows["labels"].combine_chunks()
+            return row_checks(space_id, ids, column_codes(rows), labels)
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptFile(f"readable rows in {self.uri}", str(error), RESTORE) from error
 
@@ -341,44 +344,14 @@ class GalleryStore:
         """Return the totals of the rows with these ids in a version."""
         return Totals.of(self.rows_of(self.open_table(space_id, version), ids, ["check"])["check"].to_numpy())
 
-    def _begin(self, space_id: str, op: str) -> str:
-        """Write a line of the ledger for a commit that follows, and return its name."""
-        line, none = uuid.uuid4().hex, dict.fromkeys(("version", "rows", "sum", "added", "replaced", "removed"), 0)
-        values = {"line": line, "space": space_id, "at": now(), "op": op, "by": f"{socket.gethostname()} {os.getpid()}"}
-        self._call(self._table(LEDGER).add, pa.Table.from_pylist([values | none], SCHEMAS[LEDGER]))
-        return line
+    def _tags(self, space_id: str) -> dict[str, Any]:
+        tags: dict[str, Any] = self._db.call(self._db.table(table_name(space_id)).tags.list)
+        return tags
 
-    def _end(self, line: str, commit: Commit, change: Totals) -> None:
-        """Note in a line of the ledger what its commit did, unless another process has taken its writer for dead."""
-        values = {name: str(value) for name, value in {**commit._asdict(), **change._asdict()}.items()}
-        values["sum"] = f"CAST({change.sum} AS BIGINT UNSIGNED)"
-        done = self._call(self._table(LEDGER).update, f"line = '{line}' AND version = 0", values_sql=values)
-        if not done.rows_updated:
-            log.warning("  this commit took so long that its writer was taken for dead: the ledger has it under `heal`")
-
-    def _pending(self, space_id: str) -> list[str]:
-        """Return the lines of commits that were begun and not ended."""
-        rows = self.ledger(space_id)
-        return list(rows.filter(pc.equal(rows["version"], 0))["line"].to_pylist())
-
-    def _heal(self, space_id: str, pending: Sequence[str], found: Verification) -> None:
-        """Give up lines whose writers were killed, and note together what they did."""
-        change = found.found.minus(found.expected)
-        log.warning("  a writer of %s was killed; what it did (%+d rows) is noted now", self.uri, change.rows)
-        for line in pending:
-            self._end(line, Commit(KILLED), Totals())
-        commit = Commit(found.version, max(change.rows, 0), removed=max(-change.rows, 0))
-        self._end(self._begin(space_id, "heal"), commit, change)
-
-    def _upsert(self, name: str, keys: str | list[str], rows: pa.Table) -> Any:
-        merge = self._table(name).merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
-        return self._call(merge.execute, rows)
-
-    def _rows(self, name: str) -> pa.Table:
-        return self.read(self._table(name), SCHEMAS[name].names)
-
-    def _table(self, name: str) -> Any:
-        return self._call(self._db.open_table, name)
-
-    def _call(self, action: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return call(self.uri, action, *args, **options)
+    def _tag(self, space_id: str, name: str, version: int) -> None:
+        tags = self._db.table(table_name(space_id)).tags
+        try:
+            self._db.call(tags.update if name in self._tags(space_id) else tags.create, name, version)
+        except CorruptFile:
+            if name not in self._tags(space_id):  # another publisher came first
+                raise

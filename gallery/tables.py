@@ -21,23 +21,37 @@ from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace, hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
 from gallery.files import check_regular
+from gallery.row_checks import Totals
 
 SPACE_KEY, CENTERS_KEY, SCHEMA_KEY = b"twinhash.codespace", b"twinhash.centers", b"twinhash.schema"
 SCHEMA = b"2"
 SPACES, LEDGER, FAILED, PREFIX = "spaces", "ledger", "failed", "codes_"
 TIME = pa.timestamp("us", tz="UTC")
+KEY = b"lance-schema:unenforced-primary-key"
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def key_field(name: str, position: int = 1) -> pa.Field:
+    """Return a column of a table's key.
+
+    Two upserts at once that insert the same key are told apart by it: without, both did, and 1,200 rows became 4,400.
+    """
+    return pa.field(name, pa.string(), False, {KEY: b"true", KEY + b":position": b"%d" % position})
+
+
 SCHEMAS = {
     SPACES: pa.schema([
-        ("space", pa.string()), ("state", pa.string()), ("version", pa.int64()), ("rows", pa.int64()),
+        key_field("space"), ("state", pa.string()), ("version", pa.int64()), ("rows", pa.int64()),
         ("sum", pa.uint64()), ("since", TIME),
     ]),
     LEDGER: pa.schema([
-        ("line", pa.string()), ("space", pa.string()), ("version", pa.int64()), ("at", TIME), ("op", pa.string()),
+        key_field("line"), ("space", pa.string()), ("version", pa.int64()), ("at", TIME), ("op", pa.string()),
         ("rows", pa.int64()), ("sum", pa.uint64()), ("added", pa.int64()), ("replaced", pa.int64()),
         ("removed", pa.int64()), ("by", pa.string()),
     ]),
     FAILED: pa.schema([
-        ("space", pa.string()), ("id", pa.string()), ("source", pa.string()), ("etag", pa.string()),
+        key_field("space"), key_field("id", 2), ("source", pa.string()), ("etag", pa.string()),
         ("reason", pa.string()), ("at", TIME),
     ]),
 }  # fmt: skip
@@ -46,8 +60,6 @@ RESTORE = "The gallery is damaged or was edited: restore it, or encode it again.
 MAX_ROWS = 1 << 31  # LanceDB wants a limit
 SYSTEM_ERRORS = {"No space left": errno.ENOSPC, "Disk quota": errno.EDQUOT, "File too large": errno.EFBIG,
                  "Permission denied": errno.EACCES, "Read-only file system": errno.EROFS}  # fmt: skip
-T = TypeVar("T")
-P = ParamSpec("P")
 
 
 def table_name(space_id: str) -> str:
@@ -58,7 +70,7 @@ def table_name(space_id: str) -> str:
 def item_columns(width: int) -> pa.Schema:
     """Return the columns of every item, whose code has `width` bytes."""
     return pa.schema([
-        pa.field("id", pa.string(), nullable=False), ("code", pa.list_(pa.uint8(), width)), ("source", pa.string()),
+        key_field("id"), ("code", pa.list_(pa.uint8(), width)), ("source", pa.string()),
         ("etag", pa.string()), ("sha256", pa.string()), ("labels", pa.list_(pa.string())), ("encoded_at", TIME),
         ("check", pa.uint64()),
     ])  # fmt: skip
@@ -134,6 +146,11 @@ def check_schema(uri: str, name: str, schema: pa.Schema) -> None:
         raise CorruptFile(f"the columns of the table {name} in {uri}", ", ".join(schema.names), RESTORE)
 
 
+def sql_sum(totals: Totals) -> str:
+    """Return the sum of checks as SQL's number: a plain one would be a float from 2**63 on."""
+    return f"CAST({totals.sum} AS BIGINT UNSIGNED)"
+
+
 def now() -> datetime:
     """Return the time, in UTC."""
     return datetime.now(UTC)
@@ -149,8 +166,46 @@ def holds_gallery(folder: Path) -> bool:
     return (folder / f"{SPACES}.lance").is_dir()
 
 
-def connect(uri: str) -> Any:
-    """Return the LanceDB database, whose tables see at once what other processes write."""
+class Database:
+    """A LanceDB database at an address, whose tables see at once what other processes write."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._db = self.call(_connect, uri)
+
+    def call(self, action: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Call `action`, whose errors become the project's or the system's own."""
+        return call(self.uri, action, *args, **options)
+
+    def names(self) -> set[str]:
+        """Return the names of the tables."""
+        return set(self.call(self._db.list_tables).tables)
+
+    def create(self, name: str, schema: pa.Schema) -> None:
+        """Make an empty table, unless it is there."""
+        self.call(self._db.create_table, name, schema=schema, exist_ok=True)
+
+    def table(self, name: str) -> Any:
+        """Return the LanceDB table."""
+        return self.call(self._db.open_table, name)
+
+    def read(self, table: Any, columns: Sequence[str]) -> pa.Table:
+        """Return columns of all rows of an open table, in any order."""
+        check_schema(self.uri, table.name, table.schema)
+        query = table.search().with_row_id("_rowid" in columns)
+        return self.call(query.select(list(columns)).limit(MAX_ROWS).to_arrow)
+
+    def rows(self, name: str) -> pa.Table:
+        """Return all rows of one of the tables in `SCHEMAS`."""
+        return self.read(self.table(name), SCHEMAS[name].names)
+
+    def upsert(self, name: str, keys: str | list[str], rows: pa.Table) -> Any:
+        """Update the rows of these keys and insert the others, in one commit."""
+        merge = self.table(name).merge_insert(keys).when_matched_update_all().when_not_matched_insert_all()
+        return self.call(merge.execute, rows)
+
+
+def _connect(uri: str) -> Any:
     import lancedb
 
     if is_local(uri):

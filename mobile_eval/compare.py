@@ -1,5 +1,6 @@
 """Does an exported model still give the gallery's codes?  Its bits and its mAP against the float student's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -28,6 +29,7 @@ class FloatReference:
     labels:         int or multi-hot; None if unknown, and then there is no mAP
     gallery, top_k: where to search, and how many of the first results count (None: all)
     query_indices:  of these queries among all queries; None: all of them
+    classes:        the names of the classes that `labels` are of
     """
 
     pixels: Pixels
@@ -38,6 +40,7 @@ class FloatReference:
     top_k: int | None = None
     tolerance: float = Thresholds().logit_tolerance
     query_indices: NDArray[np.int64] | None = None
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.logits.shape != (len(self.pixels), self.space.bits) or not np.isfinite(self.logits).all():
@@ -61,8 +64,8 @@ class FloatReference:
 
     @cached_property
     def nearest(self) -> NDArray[np.int64] | None:
-        """Ids `[Q, NEAREST]` in the gallery, by (distance, id) from the float student's codes; None without one."""
-        return None if self.gallery is None else self.gallery.search(pack(self.logits), NEAREST).ids
+        """Rows `[Q, NEAREST]` of the gallery, by (distance, id) from the float student's codes; None without one."""
+        return None if self.gallery is None else self.gallery.search(pack(self.logits), NEAREST).rows
 
     @cached_property
     def map(self) -> float | None:
@@ -73,7 +76,8 @@ class FloatReference:
         """Return the mAP of codes of these queries in the gallery; None without a gallery or labels."""
         if self.gallery is None or self.labels is None:
             return None
-        return mean_average_precision(codes, self.gallery.codes, self.labels, self.gallery.labels, self.top_k).map
+        gallery_labels = self.gallery.class_labels(self.classes, self.labels.ndim == 2)
+        return mean_average_precision(codes, self.gallery.codes, self.labels, gallery_labels, self.top_k).map
 
 
 def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) -> dict[str, Any]:
@@ -90,8 +94,8 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
         "margins": margins(logits, float(reference.logits.std())),
     }  # fmt: skip
     if reference.gallery is not None and reference.nearest is not None:
-        ids = reference.gallery.search(codes, NEAREST).ids
-        found["recall_at_10"] = float((reference.nearest[:, :, None] == ids[:, None, :]).any(axis=2).mean())
+        rows = reference.gallery.search(codes, NEAREST).rows
+        found["recall_at_10"] = float((reference.nearest[:, :, None] == rows[:, None, :]).any(axis=2).mean())
     if reference.map is not None and (score := reference.score(codes)) is not None:
         found |= {"map": score, "map_drop": reference.map - score}
     return found

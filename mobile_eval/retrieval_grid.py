@@ -30,20 +30,20 @@ def retrieval_grid(
     """Retrieve the ten nearest gallery images of each query.
 
     codes, labels, images: of the queries: packed `[Q, bits/8]`, int `[Q]` or multi-hot `[Q, C]`, uint8 `[Q, S, S, 3]`
-    gallery_image: from the id in the gallery to uint8 `[S, S, 3]`; classes: their names
+    gallery_image: from the row in the gallery to uint8 `[S, S, 3]`; classes: their names
     """
-    found, known = index.search(codes, min(TOP, len(index))), index.labels
+    found, known = index.search(codes, min(TOP, len(index))), index.class_labels(classes, labels.ndim == 2)
 
-    def hit(label: Any, id: int, distance: int) -> Thumbnail:
-        right = np.any(np.logical_and(label, known[id])) if np.ndim(label) else label == known[id]
-        return _thumbnail(gallery_image(int(id)), known[id], classes, distance=int(distance), right=bool(right))
+    def hit(label: Any, row: int, distance: int) -> Thumbnail:
+        right = np.any(np.logical_and(label, known[row])) if np.ndim(label) else label == known[row]
+        return _thumbnail(gallery_image(int(row)), known[row], classes, distance=int(distance), right=bool(right))
 
     return tuple(
         RetrievalExample(
             query=_thumbnail(image, label, classes),
-            hits=tuple(hit(label, id, distance) for id, distance in zip(ids, distances, strict=True)),
+            hits=tuple(hit(label, row, distance) for row, distance in zip(rows, distances, strict=True)),
         )
-        for image, label, ids, distances in zip(images, labels, found.ids, found.distances, strict=True)
+        for image, label, rows, distances in zip(images, labels, found.rows, found.distances, strict=True)
     )
 
 
@@ -54,6 +54,6 @@ def _thumbnail(image: Pixels, label: Any, classes: Sequence[str], **hit: Any) ->
     small, out = Image.fromarray(np.asarray(image)), io.BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     small.save(out, "JPEG", quality=82)
-    own = np.flatnonzero(label) if np.ndim(label) else [label]
+    own = np.flatnonzero(label) if np.ndim(label) else [label] if label >= 0 else []
     uri = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
     return Thumbnail(image=uri, label=", ".join(classes[int(i)] for i in own), **hit)

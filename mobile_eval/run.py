@@ -170,7 +170,7 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest, 
     """Take all queries of a finished run, whose student must be that of the bundle."""
     from distill.load_run import load_run
     from distill.system import limit_threads
-    from gallery.index import open_gallery
+    from gallery.index import TRAINING, open_gallery
     from mobile_eval.compare import FloatReference
 
     limit_threads()
@@ -179,12 +179,13 @@ def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest, 
     context, data = run.context, run.context.data
     thresholds = context.config.thresholds if command.thresholds == Thresholds() else command.thresholds
     thresholds = thresholds.model_copy(update={"min_map_ratio": None})
-    gallery = open_gallery(command.gallery or run.gallery, manifest.space)
+    gallery = open_gallery(command.gallery or run.gallery, manifest.space, None if command.gallery else TRAINING)
     pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
     reference = FloatReference(
-        pixels[data.query], logits, manifest.space, labels, gallery, data.top_k, thresholds.logit_tolerance
-    )
-    gallery_image = None if command.gallery else lambda index: pixels[data.gallery[index]]
+        pixels[data.query], logits, manifest.space, labels, gallery, data.top_k, thresholds.logit_tolerance,
+        classes=data.classes,
+    )  # fmt: skip
+    gallery_image = None if command.gallery else lambda row: pixels[context.indexed_images[row]]
     description = f"The {len(data.query):,} queries of {data.name}"
     return EvaluationInputs(reference, description, thresholds, data.classes, gallery_image)
 

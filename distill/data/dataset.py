@@ -62,6 +62,13 @@ class Dataset(Split):
         """The classes that occur in train, as sorted indices into `classes`: those that need a center."""
         return np.flatnonzero(present(self.labels[self.train], len(self.classes)))
 
+    def class_names(self, images: Indices) -> list[list[str] | None]:
+        """Return the names of the classes of each of some images; None for an image without a label."""
+        own = self.labels[images]
+        if own.ndim == 2:
+            return [[self.classes[label] for label in np.flatnonzero(row)] or None for row in own]
+        return [[self.classes[label]] if label >= 0 else None for label in own]
+
 
 def present(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """Return which of `count` classes occur in `labels`, int `[n]` or multi-hot `[n, count]`."""

@@ -29,6 +29,7 @@ from gallery.errors import TwinhashError
 from gallery.files import write_json
 from gallery.index import create_gallery, open_gallery
 from tests.attack.variants import spoil
+from tests.gallery.galleries import named, numbered
 
 ROOT, BITS, SIZE = Path(__file__).parents[2], 16, 32
 CASES = 400 if os.environ.get("TWINHASH_ATTACK") == "all" else 12
@@ -55,11 +56,12 @@ def _codespace() -> Reader:
 
 def _gallery() -> Reader:
     def make(folder: Path) -> None:
-        create_gallery(folder / "gallery", SPACE, CODES, np.arange(20) % 4, [f"{i}.jpg" for i in range(20)])
+        labels = named(np.arange(20) % 4, SPACE.classes)
+        create_gallery(folder / "gallery", SPACE, CENTERS, CODES, numbered(20), labels)
 
     def read(folder: Path) -> Any:
         index = open_gallery(folder / "gallery")
-        return index.search(CODES, 3).ids.tolist(), index.labels.tolist(), index.names
+        return index.search(CODES, 3).ids.tolist(), index.labels.to_pylist(), index.ids.to_pylist()
 
     return Reader(make, read, True)
 

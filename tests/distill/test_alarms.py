@@ -9,10 +9,11 @@ import pytest
 
 from distill.alarms import random_precision, result_warnings
 from gallery.codes import pack
-from gallery.codespace import CodeSpace, Preprocessing
-from gallery.index import GalleryIndex, create_gallery
+from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.index import create_gallery
 from gallery.metrics import mean_average_precision
 from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER
+from tests.gallery.galleries import named, numbered
 
 BITS, CLASSES, EACH, QUERIES = 32, 8, 60, 20
 NAMES = tuple(f"class {c}" for c in range(CLASSES))
@@ -30,9 +31,10 @@ def warnings(
     tmp_path: Path, teacher: float | None, student: float, gallery: np.ndarray | None = None, lost: int = -1
 ) -> tuple[str, ...]:
     """What is said of a teacher and a student of this noise in their bits; `lost`: a class the student mistakes."""
-    space = CodeSpace(BITS, NAMES, "t", "0" * 64, "0" * 64, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+    space = CodeSpace(BITS, NAMES, "t", "0" * 64, hash_centers(CENTERS), Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
     codes = noisy(LABELS, teacher or 0.1, 1) if gallery is None else gallery
-    index = create_gallery(tmp_path / "gallery", space, codes, LABELS, [str(i) for i in range(len(LABELS))])
+    named_labels = named(LABELS, NAMES)
+    index = create_gallery(tmp_path / "gallery", space, CENTERS, codes, numbered(len(LABELS)), named_labels)
     shown = np.where(lost == ASKED, (lost + 1) % CLASSES, ASKED)
     pairs = {STUDENT_GALLERY: noisy(shown, student, 2)}
     pairs |= {} if teacher is None else {TEACHER_TEACHER: noisy(ASKED, teacher, 3)}
@@ -75,6 +77,7 @@ def test_dead_bits_and_bits_that_repeat_others(tmp_path: Path) -> None:
 
 
 def test_chance_is_the_share_of_the_class_for_balanced_labels(tmp_path: Path) -> None:
-    space = CodeSpace(BITS, NAMES, "t", "0" * 64, "0" * 64, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
-    index: GalleryIndex = create_gallery(tmp_path / "g", space, noisy(LABELS, 0.1, 1), LABELS, [""] * len(LABELS))
-    assert random_precision(index, ASKED, None).mean() == pytest.approx(1 / CLASSES, abs=0.02)
+    space = CodeSpace(BITS, NAMES, "t", "0" * 64, hash_centers(CENTERS), Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+    ids, labels = numbered(len(LABELS)), named(LABELS, NAMES)
+    index = create_gallery(tmp_path / "g", space, CENTERS, noisy(LABELS, 0.1, 1), ids, labels)
+    assert random_precision(index, ASKED, NAMES, None).mean() == pytest.approx(1 / CLASSES, abs=0.02)

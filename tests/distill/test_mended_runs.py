@@ -68,7 +68,8 @@ def replaced(path: Path) -> None:
     index = open_gallery(path)
     codes = index.codes.copy()
     codes[0] ^= 255
-    create_gallery(path, index.space, codes, index.labels, index.names)
+    ids, labels = index.ids.to_pylist(), index.labels.to_pylist()
+    create_gallery(path, index.space, index.centers, codes, ids, labels)
 
 
 @pytest.fixture

@@ -88,11 +88,11 @@ def test_all_that_is_stored_or_compared_with_it_is_in_fp32(learn: Learn) -> None
     data, teacher, student, query = context.data, models.teacher, models.student, context.data.query
     assert teacher is not None
     assert models.space.arithmetic == "fp32"
-    assert np.array_equal(models.gallery.codes, pack(plain(teacher, context, "teacher", data.gallery)))
+    assert np.array_equal(models.gallery.codes, pack(plain(teacher, context, "teacher", context.indexed_images)))
     pairs = pair_logits(context, models)
     for found, model, role, index in [
         (pairs.teacher_queries, teacher, "teacher", query), (pairs.student_queries, student, "student", query),
-        (pairs.student_gallery, student, "student", data.gallery),
+        (pairs.student_gallery, student, "student", context.indexed_images),
         (np.load(context.run_dir.cache / "gallery" / "00000.npy"), teacher, "teacher", data.gallery),
     ]:  # fmt: skip
         assert np.array_equal(found, plain(model, context, role, index))

@@ -21,6 +21,7 @@ from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.files import sha256_of, size_of, write_json
 from gallery.index import create_gallery
 from tests.export.factories import request_of
+from tests.gallery.galleries import named, numbered
 
 torch.set_num_threads(1)
 Call = Callable[..., tuple[int, str]]  # the command line: its arguments to exit code and log
@@ -81,7 +82,8 @@ def good_bundle(folder: Path) -> Good:
     logits = logits_of(net, pixels)
     manifest = bundle_of(net, SEEN, VARIANTS, folder, pixels[:GOLDEN], logits[:GOLDEN])
     codes = pack(logits_of(net, images(GALLERY, 1)))
-    create_gallery(folder / "gallery", SPACE, codes, np.arange(GALLERY) % 4, [f"{i}.jpg" for i in range(GALLERY)])
+    labels = named(np.arange(GALLERY) % 4, SPACE.classes)
+    create_gallery(folder / "gallery", SPACE, CENTERS, codes, numbered(GALLERY), labels)
     return Good(folder / "bundle", manifest, folder / "gallery", net, pixels, logits, np.arange(40) % 4)
 
 

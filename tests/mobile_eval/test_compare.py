@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,9 @@ from hypothesis import strategies as st
 
 from export.artifact import ExportedModel, ExportFailure, ModelMetadata
 from gallery.codes import pack
-from gallery.codespace import CodeSpace, Preprocessing
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
-from gallery.index import GalleryIndex, create_gallery
+from gallery.index import GalleryIndex
 from gallery.results import MARGIN_BINS, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 from mobile_eval import compare
 from mobile_eval.compare import FloatReference
@@ -23,16 +23,18 @@ from mobile_eval.devices.base import Device, DeviceOutput
 from mobile_eval.devices.host import Host
 from mobile_eval.evaluate import evaluate_on
 from mobile_eval.gate import check
+from tests.gallery.galleries import index_of, space_of
 
 BITS, SIZE, QUERIES = 16, 8, 130
-SPACE = CodeSpace(BITS, ("a", "b"), "vit", "0" * 64, "1" * 64, Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3))
+SPACE = space_of(BITS, size=SIZE)
 RNG = np.random.default_rng(5)
 
 
+@functools.cache
 def gallery(count: int = 40, multi: bool = False) -> GalleryIndex:
     codes, labels = pack(np.random.default_rng(0).standard_normal((40, BITS)))[:count], np.arange(count) % 2
     labels = np.eye(2, dtype=bool)[labels] if multi else labels
-    return create_gallery("memory://", SPACE, codes, labels, [str(i) for i in range(count)])
+    return index_of(SPACE, codes, labels)
 
 
 class Table(Device):
@@ -72,7 +74,8 @@ def float_student(queries: int = QUERIES) -> Any:
 def make_reference(logits: Any = None, **changes: Any) -> FloatReference:
     logits = float_student() if logits is None else logits
     labels = changes.pop("labels", np.arange(len(logits)) % 2)
-    return FloatReference(numbered(len(logits)), logits, SPACE, labels, changes.pop("gallery", gallery()), **changes)
+    changes = {"classes": SPACE.classes, "gallery": gallery(), **changes}
+    return FloatReference(numbered(len(logits)), logits, SPACE, labels, **changes)
 
 
 def run_on(table: Table, folder: Path, reference: FloatReference | None = None) -> Any:
@@ -86,10 +89,10 @@ def slow_ap(code: Any, label: int, gallery: GalleryIndex, orders: int = 400) -> 
     """Mean of the plain AP over random orders of ties."""
     bits = np.unpackbits(gallery.codes, axis=1, bitorder="little")
     distance = (bits != np.unpackbits(code, bitorder="little")).sum(axis=1)
-    rng, total = np.random.default_rng(3), 0.0
+    rng, total, labels = np.random.default_rng(3), 0.0, gallery.class_labels(SPACE.classes, False)
     for _ in range(orders):
         order = np.lexsort((rng.random(40), distance))
-        right = gallery.labels[order] == label
+        right = labels[order] == label
         total += float(np.mean([right[: k + 1].mean() for k in np.flatnonzero(right)]))
     return total / orders
 
@@ -363,7 +366,8 @@ def test_some_of_the_queries_are_spread_evenly_and_scored_by_themselves() -> Non
     assert few.query_indices.tolist() == [0, 32, 64, 97, 129]
     assert np.array_equal(few.logits, logits[few.query_indices])
     assert np.array_equal(few.pixels, all_of_them.pixels[few.query_indices])
-    alone = FloatReference(few.pixels, few.logits, SPACE, np.arange(QUERIES)[few.query_indices] % 2, gallery())
+    alone = FloatReference(few.pixels, few.logits, SPACE, np.arange(QUERIES)[few.query_indices] % 2, gallery(),
+                           classes=SPACE.classes)  # fmt: skip
     assert few.map == alone.map != all_of_them.map
     assert np.array_equal(few.nearest, all_of_them.nearest[few.query_indices])
     assert all_of_them.subset(QUERIES) is all_of_them

@@ -37,7 +37,9 @@ FILES = ("onnx-fp32", "onnx-fp16")
 
 @pytest.fixture(scope="module")
 def reference(good: Good) -> FloatReference:
-    return FloatReference(good.pixels, good.logits, SPACE, good.labels, open_gallery(good.gallery, SPACE))
+    return FloatReference(
+        good.pixels, good.logits, SPACE, good.labels, open_gallery(good.gallery, SPACE), classes=SPACE.classes
+    )
 
 
 class Other(Host):
@@ -251,7 +253,9 @@ def test_few_images_give_the_map_of_all(good: Good, reference: FloatReference) -
     assert mad.bit_flip_rate == 1.0
     alone = evaluate_on(Other(opposite), good.manifest.files[:1], few)
     assert alone.rows[0].map is None, "without the host there is nothing to correct"
-    here = FloatReference(few.pixels, few.logits, SPACE, few.labels, open_gallery(good.gallery, SPACE))
+    here = FloatReference(
+        few.pixels, few.logits, SPACE, few.labels, open_gallery(good.gallery, SPACE), classes=SPACE.classes
+    )
     drop = evaluate_on(Other(opposite), good.manifest.files[:1], here).rows[0].map_drop
     assert mad.map_drop == pytest.approx(host.map_drop + drop, abs=1e-9)
 

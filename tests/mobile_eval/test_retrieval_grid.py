@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 
 from gallery.codes import pack
-from gallery.codespace import CodeSpace, Preprocessing
-from gallery.index import GalleryIndex, create_gallery
+from gallery.index import GalleryIndex
 from mobile_eval.retrieval_grid import TOP, retrieval_grid, spread
+from tests.gallery.galleries import index_of, space_of
 
 CLASSES = ("a", "b", "c")
 
 
 def gallery(codes: Any, labels: Any) -> GalleryIndex:
-    space = CodeSpace(8, CLASSES, "vit", "0" * 64, "1" * 64, Preprocessing(8, (0.5,) * 3, (0.5,) * 3))
-    return create_gallery("memory://", space, codes, labels, [f"{i}.png" for i in range(len(codes))])
+    return index_of(space_of(8, classes=CLASSES), codes, labels)
 
 
 def pixels_of(uri: str) -> Any:

@@ -1,0 +1,45 @@
+"""Galleries for tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.index import GalleryIndex, create_gallery
+
+
+def centers_of(bits: int, classes: int = 2) -> Any:
+    """Random +-1 centers."""
+    return np.random.default_rng(classes).choice(np.array([-1, 1], np.int8), (classes, bits))
+
+
+def space_of(
+    bits: int = 16, teacher: str = "vit_tiny", classes: Sequence[str] = ("a", "b"), size: int = 64
+) -> CodeSpace:
+    """The code space of `centers_of`."""
+    seen = Preprocessing(size, (0.5,) * 3, (0.2,) * 3)
+    return CodeSpace(bits, tuple(classes), teacher, "ab" * 32, hash_centers(centers_of(bits, len(classes))), seen)
+
+
+def named(labels: Any, classes: Sequence[str]) -> list[list[str] | None]:
+    """The names of the classes of each item, from labels that are int (-1: none) or multi-hot."""
+    if np.ndim(labels) == 2:
+        return [[classes[i] for i in np.flatnonzero(row)] or None for row in labels]
+    return [[classes[i]] if i >= 0 else None for i in labels]
+
+
+def numbered(count: int) -> list[str]:
+    """Ids whose order is that of their numbers."""
+    return [f"{i:06d}.jpg" for i in range(count)]
+
+
+def index_of(space: CodeSpace, codes: Any, labels: Any) -> GalleryIndex:
+    """An index of a gallery whose folder is gone; rows are in the order of the codes."""
+    with tempfile.TemporaryDirectory() as folder:
+        centers, labels = centers_of(space.bits, len(space.classes)), named(labels, space.classes)
+        return create_gallery(Path(folder, "g"), space, centers, codes, numbered(len(codes)), labels)
