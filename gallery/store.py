@@ -326,7 +326,7 @@ class GalleryStore:
             expected = f"values of the types of the gallery's columns in {self.uri}"
             raise InputError(expected, str(error)[:300], "Change the column's values.") from error
         check_labels(rows["labels"])
-        if rows["code"].null_count:
+        if rows["code"].null_count or pc.list_flatten(rows["code"]).null_count:
             raise InputError("a code for each new item", "none", "Encode it, or leave it out.")
         stamps = pa.array([now()] * len(ids), TIME)
         rows = rows.append_column("check", pa.array(self._checks(space_id, rows)))

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -215,9 +216,10 @@ def _connect(uri: str) -> Any:
 
 def check_files(folder: Path) -> None:
     """Raise `ValueError` for anything in a local gallery but folders and files: LanceDB would wait for a pipe."""
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        if not path.is_dir():
-            check_regular(path, sys.maxsize)
+    for below, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # which a writer had begun
+                check_regular(Path(below, name), sys.maxsize)
 
 
 def call(uri: str, action: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.index import GalleryIndex, create_gallery
+from gallery.tables import code_array
 
 
 def centers_of(bits: int, classes: int = 2) -> Any:
@@ -36,6 +38,16 @@ def named(labels: Any, classes: Sequence[str]) -> list[list[str] | None]:
 def numbered(count: int) -> list[str]:
     """Ids whose order is that of their numbers."""
     return [f"{i:06d}.jpg" for i in range(count)]
+
+
+SPACE = space_of(64)
+ID = SPACE.id
+
+
+def rows(ids: Sequence[str], seed: int = 0, **columns: Any) -> pa.Table:
+    """Rows of `SPACE` with random codes."""
+    codes = np.random.default_rng(seed).integers(0, 256, (len(ids), 8), np.uint8)
+    return pa.table({"id": pa.array(ids, pa.string()), "code": code_array(codes), **columns})
 
 
 def index_of(space: CodeSpace, codes: Any, labels: Any) -> GalleryIndex:

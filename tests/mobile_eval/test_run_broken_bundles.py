@@ -20,6 +20,7 @@ from gallery.index import create_gallery
 from gallery.results import load
 from tests.gallery.galleries import named, numbered
 from tests.mobile_eval.bundles import BITS, GOLDEN, SEEN, SPACE, Call, Good, bundle_of, in_bgr, refit
+from tests.mobile_eval.bundles import CENTERS as HASH_CENTERS
 
 ONNX = "query-fp32.onnx"
 
@@ -71,7 +72,7 @@ def test_a_flipped_weight_byte_that_the_manifest_vouches_for_is_found_by_running
 def test_a_stale_gallery_is_an_error_by_name(good: Good, bundle: Path, tmp_path: Path, call: Call) -> None:
     stale = CodeSpace(BITS, SPACE.classes, "t", "1" * 64, SPACE.centers_sha256, SEEN)  # of an earlier teacher
     labels = named(good.labels, SPACE.classes)
-    create_gallery(tmp_path / "old", stale, CENTERS, pack(good.logits), numbered(len(labels)), labels)
+    create_gallery(tmp_path / "old", stale, HASH_CENTERS, pack(good.logits), numbered(len(labels)), labels)
     code, said = call("evaluate", bundle, "--gallery", tmp_path / "old")
     assert code == 2
     assert stale.id in said
