@@ -36,6 +36,27 @@ class Commit(NamedTuple):
     removed: int = 0
 
 
+class Verification(NamedTuple):
+    """What was found in a version of a table.  expected: by the ledger; damaged, repeated: ids of such rows"""
+
+    version: int
+    found: Totals
+    expected: Totals
+    damaged: tuple[str, ...]
+    repeated: tuple[str, ...]
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        if self.damaged:
+            return f"{len(self.damaged)} rows that do not match their checks, such as {self.damaged[0]!a}"
+        if self.repeated:
+            return f"{len(self.repeated)} ids in more than one row, such as {self.repeated[0]!a}"
+        if self.found.rows != self.expected.rows:
+            return f"{self.found.rows:,} rows where the ledger has {self.expected.rows:,}"
+        return "" if self.found == self.expected else "other rows than those in the ledger"
+
+
 class Ledger:
     """The ledger of a database; see the module."""
 

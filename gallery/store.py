@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.ledger import Commit, Ledger, totals_at
+from gallery.ledger import Commit, Ledger, Verification, totals_at
 from gallery.row_checks import Checks, Totals, check_ids, check_labels, row_checks
 from gallery.tables import (
     FAILED,
@@ -61,27 +61,6 @@ class SpaceRecord(NamedTuple):
     rows: int
     sum: int
     since: datetime
-
-
-class Verification(NamedTuple):
-    """What was found in a version of a table.  expected: by the ledger; damaged, repeated: ids of such rows"""
-
-    version: int
-    found: Totals
-    expected: Totals
-    damaged: tuple[str, ...]
-    repeated: tuple[str, ...]
-
-    @property
-    def problem(self) -> str:
-        """What is wrong, in words; empty if nothing is."""
-        if self.damaged:
-            return f"{len(self.damaged)} rows that do not match their checks, such as {self.damaged[0]!a}"
-        if self.repeated:
-            return f"{len(self.repeated)} ids in more than one row, such as {self.repeated[0]!a}"
-        if self.found.rows != self.expected.rows:
-            return f"{self.found.rows:,} rows where the ledger has {self.expected.rows:,}"
-        return "" if self.found == self.expected else "other rows than those in the ledger"
 
 
 class GalleryStore:
