@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.csch import Csch, CschAblation, Distillers, TeacherFinetuning, UnseenClasses
 from benchmarks.export import ExportBenchmark
+from benchmarks.gallery import GalleryBenchmark
 from benchmarks.losses import LossBenchmark
 from benchmarks.metric import MetricBenchmark
 from benchmarks.multilabel_centers import MultilabelCenters
@@ -22,7 +23,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "csch": Csch, "teacher-finetuning": TeacherFinetuning, "csch-ablation": CschAblation,
     "unseen-classes": UnseenClasses, "distillers": Distillers, "losses": LossBenchmark,
     "multilabel-centers": MultilabelCenters, "export": ExportBenchmark, "metric": MetricBenchmark,
-    "students": StudentBenchmark,
+    "students": StudentBenchmark, "gallery": GalleryBenchmark,
 }  # fmt: skip
 
 

@@ -149,8 +149,8 @@ class Buckets:
         counts = np.bincount(bucket, minlength=len(centers) * (bits + 1))
         self.bits, self.centers, self.columns = bits, np.ascontiguousarray(centers.T), columns[:, by_bucket]
         self.cells, rings = np.divmod(np.flatnonzero(counts), bits + 1)
-        self.rings, self.counts = rings.astype(np.int16), counts[counts > 0]
-        self.offsets = np.concatenate([[0], self.counts.cumsum()])
+        self.rings, self.counts = rings.astype(np.int16), counts[counts > 0].astype(float)  # as bincount takes them
+        self.offsets = np.concatenate([[0], counts[counts > 0].cumsum()])
         place = np.int64 if len(codes) >> 32 else np.uint32
         self.firsts: NDArray[np.int64 | np.uint32] = np.concatenate([[0], sizes.cumsum()]).astype(place)
         self.rows: NDArray[np.int64 | np.uint32] = order[_spread(starts[by_bucket], sizes)].astype(place)
@@ -201,7 +201,7 @@ class Buckets:
     def _within(self, query: Words, runs: Runs, k: int, limit: int) -> Found:
         """Return distances and places of the codes in the runs within the limit, and within the k-th of them."""
         distances = distances_in(self.columns, query, runs)
-        places = np.flatnonzero(distances <= kth_distance(distances, k, limit))
+        places = (distances <= kth_distance(distances, k, limit)).nonzero()[0]
         starts, ends = np.array(runs, np.int64).reshape(-1, 2).T
         lengths = ends - starts
         begins = lengths.cumsum() - lengths

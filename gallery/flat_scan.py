@@ -16,7 +16,7 @@ Words = NDArray[np.uint64]
 Found = tuple[NDArray[Any], NDArray[Any]]  # distances, and rows or places
 Runs = list[tuple[int, int]]  # first and last + 1 of codes side by side
 
-BLOCK = 8192  # codes, whose differences stay in the cache
+BLOCK = 32_768  # codes, whose differences stay in the cache
 COUNTERS = 1 << 25  # ids that faiss may count at once: 256 MB, of which it touches few
 
 
@@ -50,22 +50,24 @@ class FlatScan:
 
 def distances_in(columns: Words, query: Words, runs: Runs) -> NDArray[Any]:
     """Return the distances from a code `[words]` to the codes `[words, n]` in the runs, one run after the other."""
-    wide = len(query) > 3  # 256 bits do not fit into a byte
-    distances = np.empty(sum(end - start for start, end in runs), np.uint16 if wide else np.uint8)
-    at = 0
+    total = sum(end - start for start, end in runs)
+    distances = np.empty(total, np.uint16 if len(query) > 3 else np.uint8)  # 256 bits do not fit into a byte
+    differences, at = np.empty(min(total, BLOCK), np.uint64), 0
     for first, last in runs:
         for start in range(first, last, BLOCK):
             end = min(start + BLOCK, last)
-            block = distances[at : at + end - start]
-            np.bitwise_count(columns[0, start:end] ^ query[0], out=block)
+            block, different = distances[at : at + end - start], differences[: end - start]
+            np.bitwise_count(np.bitwise_xor(columns[0, start:end], query[0], out=different), out=block)
             for column, word in zip(columns[1:], query[1:], strict=True):
-                np.add(block, np.bitwise_count(column[start:end] ^ word), out=block)
+                np.add(block, np.bitwise_count(np.bitwise_xor(column[start:end], word, out=different)), out=block)
             at += end - start
     return distances
 
 
 def kth_distance(distances: NDArray[Any], k: int, most: int) -> int:
     """Return the k-th least distance, `most` where that is less; counting for a bisection is quicker than sorting."""
+    if len(distances) > BLOCK:
+        most = kth_distance(distances[::16].copy(), k, most)  # the k-th of some is no less than that of all
     least = 0
     while least < most:
         middle = (least + most) // 2
