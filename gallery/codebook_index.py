@@ -29,6 +29,7 @@ FIRST_ROUND = 4096  # codes; 0.058 ms a query where 1,024 took 0.077
 FEW_LEFT = 32  # among fewer than n / 32 rows, a flat scan of them is quicker
 FEW_ROWS, MANY_CENTERS = 16_384, 4096  # a flat scan takes 0.02 ms; 1,000 centers are already no quicker than one
 RUN_COST = 2000  # a run of buckets side by side costs as much as scanning that many codes
+NONE = np.empty(0, np.uint8), np.empty(0, np.int64)
 SAMPLE, SECONDS, COMPARED_K = 100, 0.3, (10, 100)  # codes and CPU time to compare the two forms by
 
 
@@ -130,8 +131,8 @@ class CodebookIndex:
 class Buckets:
     """Distinct codes sorted by (cell, ring), and the rows of each: equal codes are scanned once.
 
-    Bucket i holds the codes `offsets[i] : offsets[i + 1]`, one at least; code j stands in the rows
-    `rows[firsts[j] : firsts[j + 1]]`, which ascend.
+    Bucket i holds the codes `offsets[i] : offsets[i + 1]`, one at least; code j stands in `sizes[j]`
+    rows from `rows[firsts[j]]` on, which ascend.
     """
 
     def __init__(self, packed: Codes, signs: NDArray[np.int8]) -> None:
@@ -152,8 +153,8 @@ class Buckets:
         self.rings, self.counts = rings.astype(np.int16), counts[counts > 0].astype(float)  # as bincount takes them
         self.offsets = np.concatenate([[0], counts[counts > 0].cumsum()])
         place = np.int64 if len(codes) >> 32 else np.uint32
-        self.firsts: NDArray[np.int64 | np.uint32] = np.concatenate([[0], sizes.cumsum()]).astype(place)
-        self.rows: NDArray[np.int64 | np.uint32] = order[_spread(starts[by_bucket], sizes)].astype(place)
+        self.sizes, self.firsts = sizes.astype(place), (sizes.cumsum() - sizes).astype(place)
+        self.rows = order[_spread(starts[by_bucket], sizes)].astype(place)
 
     def search(self, codes: Codes, k: int) -> Found:
         """Return uint16 distances and int64 rows of the k nearest, both `[queries, k]`; k is n at most."""
@@ -163,24 +164,24 @@ class Buckets:
         """Return distances and rows of the k nearest, in two rounds."""
         bounds, all_codes = self._bounds(query), self.columns.shape[1]
         up_to = np.bincount(bounds, self.counts, self.bits + 1).cumsum()  # codes of a bound up to each distance
-        distances, codes = np.empty(0, np.uint8), np.empty(0, np.int64)
-        seen, limit = -1, int(np.searchsorted(up_to, min(max(FIRST_ROUND, k), all_codes)))
-        kth = self.bits
+        seen, kth, limit = -1, self.bits, int(up_to.searchsorted(min(max(FIRST_ROUND, k), all_codes)))
+        distances, codes = NONE
         while seen < limit:
             runs = self._runs((bounds > seen) & (bounds <= limit))
             if up_to[limit] + RUN_COST * len(runs) > all_codes:  # a scan of everything costs less
-                runs, limit, distances, codes = [(0, all_codes)], self.bits, distances[:0], codes[:0]
-            more, where = self._within(query, runs, k, kth)
-            distances, codes = np.concatenate([distances, more]), np.concatenate([codes, where])
-            items = np.bincount(distances, self._sizes(codes)).cumsum()
-            seen, kth = limit, int(np.searchsorted(items, k))
+                runs, limit, (distances, codes) = [(0, all_codes)], self.bits, NONE
+            more = self._within(query, runs, k, kth)
+            distances, codes = np.concatenate([distances, more[0]]), np.concatenate([codes, more[1]])
+            items = np.bincount(distances, self.sizes[codes]).cumsum()
+            seen, kth = limit, int(items.searchsorted(k))
             limit = kth
-        return self._first(distances, codes, kth, k)
+        near = distances <= kth
+        return self._first(distances[near], codes[near], k)
 
     def within(self, query: Words, radius: int) -> Found:
         """Return distances and rows of all within the radius."""
-        distances, codes = self._within(query, self._runs(self._bounds(query) <= radius), len(self.rows) + 1, radius)
-        return self._first(distances, codes, self.bits + 1, len(self.rows))
+        found = self._within(query, self._runs(self._bounds(query) <= radius), len(self.rows) + 1, radius)
+        return self._first(*found, len(self.rows))
 
     def _bounds(self, query: Words) -> NDArray[np.int16]:
         """Return the lower bound of the distances from the query to the codes of each bucket."""
@@ -188,9 +189,6 @@ class Buckets:
         half = (center - center.min() + 1) >> 1
         bounds = np.abs(center[self.cells] - self.rings)
         return np.maximum(bounds, half[self.cells], out=bounds)
-
-    def _sizes(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.firsts[codes + 1].astype(np.int64) - self.firsts[codes]
 
     def _runs(self, chosen: NDArray[np.bool_]) -> Runs:
         padded = np.zeros(len(chosen) + 2, bool)
@@ -203,19 +201,14 @@ class Buckets:
         distances = distances_in(self.columns, query, runs)
         places = (distances <= kth_distance(distances, k, limit)).nonzero()[0]
         starts, ends = np.array(runs, np.int64).reshape(-1, 2).T
-        lengths = ends - starts
-        begins = lengths.cumsum() - lengths
-        shift = (starts - begins)[np.searchsorted(begins, places, "right") - 1]
-        return distances[places], places + shift
+        begins = (ends - starts).cumsum() - ends  # minus where a run starts in the columns: where it does in distances
+        return distances[places], places - begins[np.searchsorted(begins + starts, places, "right") - 1]
 
-    def _first(self, distances: NDArray[Any], codes: NDArray[np.int64], kth: int, k: int) -> Found:
-        """Return the first k items by (distance, row) of the codes; of the last distance, only as many as are left."""
-        kept = np.flatnonzero(distances <= kth)
-        distances, codes = distances[kept], codes[kept]
-        firsts, sizes = self.firsts[codes].astype(np.int64), self._sizes(codes)
-        last = distances == kth
-        sizes = np.where(last, np.minimum(sizes, k - sizes[~last].sum()), sizes)
-        return first_items(np.repeat(distances, sizes), self.rows[_spread(firsts, sizes)], k)
+    def _first(self, distances: NDArray[Any], codes: NDArray[np.int64], k: int) -> Found:
+        """Return the first k items of these codes by (distance, row); of each code, its first k rows will do."""
+        sizes = np.minimum(self.sizes[codes], k)
+        rows = self.rows[_spread(self.firsts[codes], sizes)]
+        return first_items(np.repeat(distances, sizes), rows, k)
 
 
 def _bucket(columns: Words, centers: Words, bits: int) -> NDArray[Any]:
@@ -234,7 +227,7 @@ def _bucket(columns: Words, centers: Words, bits: int) -> NDArray[Any]:
 
 def _spread(firsts: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
     """Return firsts[0], firsts[0] + 1, ... of sizes[0] numbers, then those of firsts[1] and so on."""
-    ends = sizes.cumsum()
+    ends = sizes.cumsum(dtype=np.int64)
     return np.repeat(firsts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)
 
 
