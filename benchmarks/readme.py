@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks import gallery_index
 from benchmarks.losses import OURS, LossTrial, by_loss
 from benchmarks.trial import RESULTS, mean_and_half_range, table
 from gallery import results
@@ -35,8 +36,8 @@ def render() -> str:
     """The block between the markers of README.md."""
     runs = [results.load_run(path) for path in sorted(RESULTS.glob("run-*.json"))]
     evaluations = [results.load(path) for path in sorted(RESULTS.glob("evaluation-*.json"))]
-    records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "losses", "metric")]
-    tables = [written(record) for written, record in zip((_csch, _losses, _metric), records, strict=True)]
+    records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "losses", "metric", "gallery")]
+    tables = [written(record) for written, record in zip((_csch, _losses, _metric, _gallery), records, strict=True)]
     return "\n\n".join([_runs(runs), _models(runs[0]), *map(_evaluation, evaluations), *tables])
 
 
@@ -150,6 +151,36 @@ def _metric(m: dict[str, Any]) -> str:
         f"process ({len(loops)} kinds of codes and labels; {m['machine']['cores']} cores of {m['machine']['cpu']}), "
         f"{worst['peak_extra_mb']:.0f} MB beyond its inputs at most, and within "
         f"{worst['difference_to_random_orders']:.0e} of the mean over random tie orders (`{m['command']}`)."
+    )
+
+
+def _gallery(g: dict[str, Any]) -> str:
+    """The 10 nearest by the exact index, by flat scans, and by an inverted file; graphs in a sentence."""
+    found = [gallery_index.IndexFigures.model_validate(trial["index"]) for trial in g["trials"] if trial["index"]]
+    rows = []
+    for key in dict.fromkeys((one.items, one.codes) for one in found if one.items > gallery_index.GRAPHS):
+        own = {one.method: one for one in found if (one.items, one.codes) == key}
+        first = {method: one.timings[0] for method, one in own.items() if one.timings}
+        ours, inverted = first[gallery_index.OURS], first["faiss IVF, nprobe 4"]
+        flat = (f"{first[method].p50_ms:.2f} ms" for method in (gallery_index.FLAT, "numpy flat"))
+        rows.append([
+            f"{key[0]:,}, {key[1]}", f"**{ours.p50_ms:.2f}** / {ours.p95_ms:.2f} ms", f"{ours.exact_rows:,}", *flat,
+            f"{inverted.p50_ms:.2f} ms", f"{inverted.exact_distances:,} / {inverted.exact_rows:,}",
+        ])  # fmt: skip
+    graphs = [one for one in found if one.timings and one.method.startswith(("faiss HNSW", "usearch"))]
+    exact = [one.timings[0].exact_distances for one in graphs]
+    queries = f"{found[0].queries:,}"
+    columns = (
+        "codes", f"{gallery_index.OURS} p50 / p95", f"exact of {queries}", "faiss flat", "numpy flat",
+        "faiss IVF, 4 cells", "exact distances / rows",
+    )  # fmt: skip
+    return (
+        f"**Exact search in a large gallery.** The 10 nearest of {g['trials'][0]['bits']}-bit codes resampled from a "
+        f"teacher's logits, CPU time of a query on one thread (`{g['command']}`). `CodebookIndex` answers as a flat "
+        "scan does, in distance and in row, and takes the flat scan where that is quicker. An inverted file with the "
+        f"same centers does not; graphs (HNSW of faiss and usearch, {gallery_index.GRAPHS:,} codes) find the right "
+        f"distances for {min(exact)} to {max(exact)} of {queries} queries. All figures: "
+        f"`benchmarks/results/gallery.md`.\n\n{table(columns, rows)}"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.csch import CschSweep
 from benchmarks.export import ExportBenchmark, ExportTrial
+from benchmarks.gallery import GalleryBenchmark, GalleryTrial
 from benchmarks.losses import LossBenchmark, LossTrial
 from benchmarks.multilabel_centers import CenterTrial, MultilabelCenters
 from benchmarks.students import StudentBenchmark, StudentTrial
@@ -21,6 +22,7 @@ KINDS: dict[str, tuple[type[Benchmark], type[Trial]]] = {
         ("csch", "csch_ablation", "distillers", "teacher_finetuning", "unseen_classes"), (CschSweep, SweepTrial)
     ),
     "export": (ExportBenchmark, ExportTrial),
+    "gallery": (GalleryBenchmark, GalleryTrial),
     "losses": (LossBenchmark, LossTrial),
     "multilabel_centers": (MultilabelCenters, CenterTrial),
     "students": (StudentBenchmark, StudentTrial),
