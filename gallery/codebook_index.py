@@ -28,6 +28,7 @@ Form = Literal["buckets", "faiss", "numpy"]
 FIRST_ROUND = 4096  # codes; 0.058 ms a query where 1,024 took 0.077
 FEW_LEFT = 32  # among fewer than n / 32 rows, a flat scan of them is quicker
 FEW_ROWS, MANY_CENTERS = 16_384, 4096  # a flat scan takes 0.02 ms; 1,000 centers are already no quicker than one
+ENOUGH = 4  # times k codes in the cell of a query are enough for the first round
 RUN_COST = 2000  # a run of buckets side by side costs as much as scanning that many codes
 NONE = np.empty(0, np.uint8), np.empty(0, np.int64)
 SAMPLE, SECONDS, COMPARED_K = 100, 0.3, (10, 100)  # codes and CPU time to compare the two forms by
@@ -152,6 +153,8 @@ class Buckets:
         self.cells, rings = np.divmod(np.flatnonzero(counts), bits + 1)
         self.rings, self.counts = rings.astype(np.int16), counts[counts > 0].astype(float)  # as bincount takes them
         self.offsets = np.concatenate([[0], counts[counts > 0].cumsum()])
+        self.cell_sizes = counts.reshape(len(centers), -1).sum(1)
+        self.cell_starts = np.searchsorted(self.cells, np.arange(len(centers) + 1))
         place = np.int64 if len(codes) >> 32 else np.uint32
         self.sizes, self.firsts = sizes.astype(place), (sizes.cumsum() - sizes).astype(place)
         self.rows = order[_spread(starts[by_bucket], sizes)].astype(place)
@@ -162,39 +165,58 @@ class Buckets:
 
     def _nearest(self, query: Words, k: int) -> Found:
         """Return distances and rows of the k nearest, in two rounds."""
-        bounds, all_codes = self._bounds(query), self.columns.shape[1]
-        up_to = np.bincount(bounds, self.counts, self.bits + 1).cumsum()  # codes of a bound up to each distance
-        seen, kth, limit = -1, self.bits, int(up_to.searchsorted(min(max(FIRST_ROUND, k), all_codes)))
-        distances, codes = NONE
-        while seen < limit:
-            runs = self._runs((bounds > seen) & (bounds <= limit))
-            if up_to[limit] + RUN_COST * len(runs) > all_codes:  # a scan of everything costs less
-                runs, limit, (distances, codes) = [(0, all_codes)], self.bits, NONE
+        near, all_codes = self._center_distances(query), self.columns.shape[1]
+        own, part = int(near.argmin()), slice(0, len(self.cells))
+        if self.cell_sizes[own] >= ENOUGH * k:  # a first round in the query's own cell will do
+            part = slice(self.cell_starts[own], self.cell_starts[own + 1])
+        bounds = self._bounds(near, part)
+        up_to = np.bincount(bounds, self.counts[part], self.bits + 1).cumsum()  # codes of a bound up to each distance
+        first = part.start + (bounds <= up_to.searchsorted(min(max(FIRST_ROUND, k), up_to[-1]))).nonzero()[0]
+        distances, codes = self._within(query, self._runs(first), k, self.bits)
+        kth = int(np.bincount(distances, self.sizes[codes]).cumsum().searchsorted(k))
+        second = self._buckets_within(near, kth, first)
+        if len(second):
+            runs = self._runs(second)
+            if self.counts[second].sum() + RUN_COST * len(runs) > all_codes:  # a scan of everything costs less
+                runs, (distances, codes) = [(0, all_codes)], NONE
             more = self._within(query, runs, k, kth)
             distances, codes = np.concatenate([distances, more[0]]), np.concatenate([codes, more[1]])
-            items = np.bincount(distances, self.sizes[codes]).cumsum()
-            seen, kth = limit, int(items.searchsorted(k))
-            limit = kth
-        near = distances <= kth
-        return self._first(distances[near], codes[near], k)
+            kth = int(np.bincount(distances, self.sizes[codes]).cumsum().searchsorted(k))
+        kept = distances <= kth
+        return self._first(distances[kept], codes[kept], k)
 
     def within(self, query: Words, radius: int) -> Found:
         """Return distances and rows of all within the radius."""
-        found = self._within(query, self._runs(self._bounds(query) <= radius), len(self.rows) + 1, radius)
-        return self._first(*found, len(self.rows))
+        buckets = self._buckets_within(self._center_distances(query), radius, np.empty(0, np.intp))
+        return self._first(*self._within(query, self._runs(buckets), len(self.rows) + 1, radius), len(self.rows))
 
-    def _bounds(self, query: Words) -> NDArray[np.int16]:
-        """Return the lower bound of the distances from the query to the codes of each bucket."""
-        center = distances_in(self.centers, query, [(0, self.centers.shape[1])]).astype(np.int16)
-        half = (center - center.min() + 1) >> 1
-        bounds = np.abs(center[self.cells] - self.rings)
-        return np.maximum(bounds, half[self.cells], out=bounds)
+    def _center_distances(self, query: Words) -> NDArray[np.int16]:
+        return distances_in(self.centers, query, [(0, self.centers.shape[1])]).astype(np.int16)
 
-    def _runs(self, chosen: NDArray[np.bool_]) -> Runs:
-        padded = np.zeros(len(chosen) + 2, bool)
-        padded[1:-1] = chosen
-        edges: list[int] = self.offsets[np.flatnonzero(padded[1:] != padded[:-1])].tolist()
-        return list(zip(edges[::2], edges[1::2], strict=True))
+    def _bounds(self, near: NDArray[np.int16], buckets: NDArray[np.intp] | slice) -> NDArray[np.int16]:
+        """Return the lower bound by the triangle inequality for the codes of each bucket."""
+        return np.abs(near[self.cells[buckets]] - self.rings[buckets])
+
+    def _buckets_within(self, near: NDArray[np.int16], radius: int, seen: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return the buckets whose two bounds are at most the radius, but for those seen, in their order."""
+        cells = (near - near.min() <= 2 * radius).nonzero()[0]
+        starts = self.cell_starts[cells]
+        buckets = _spread(starts, self.cell_starts[cells + 1] - starts)
+        buckets = buckets[self._bounds(near, buckets) <= radius]
+        unseen = np.ones(len(self.cells), bool)
+        unseen[seen] = False
+        return buckets[unseen[buckets]]
+
+    def _runs(self, buckets: NDArray[np.intp]) -> Runs:
+        starts, ends = self.offsets[buckets], self.offsets[buckets + 1]
+        gaps = np.flatnonzero(starts[1:] != ends[:-1])
+        return list(
+            zip(
+                [*starts[:1].tolist(), *starts[gaps + 1].tolist()],
+                [*ends[gaps].tolist(), *ends[-1:].tolist()],
+                strict=True,
+            )
+        )
 
     def _within(self, query: Words, runs: Runs, k: int, limit: int) -> Found:
         """Return distances and places of the codes in the runs within the limit, and within the k-th of them."""
