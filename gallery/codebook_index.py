@@ -86,11 +86,11 @@ class CodebookIndex:
         """Return what `search` does, among the rows of a mask, bool `[n]`, or of row numbers in any order."""
         self._check(codes, k)
         mask = self._mask(np.asarray(rows))
-        chosen = np.flatnonzero(mask)
-        k = min(k, len(chosen))
-        if isinstance(self._scan, Buckets) and len(chosen) * FEW_LEFT > len(self):
-            return stack([self._nearest_among(code, k, mask, chosen) for code in codes], k)
-        return _flat_among(self._codes, codes, k, chosen)
+        left = int(np.count_nonzero(mask))
+        k = min(k, left)
+        if isinstance(self._scan, Buckets) and left * FEW_LEFT > len(self):
+            return stack([self._nearest_among(code, k, mask, left) for code in codes], k)
+        return self._flat_among(codes, k, mask)
 
     def within(self, codes: Codes, radius: int) -> RowsWithin:
         """Return all rows at a distance of at most `radius` from each code, however many they are."""
@@ -109,24 +109,32 @@ class CodebookIndex:
             raise InputError("k of at least 1", str(k), "Change k.")
 
     def _mask(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        mask = np.zeros(len(self), bool)
-        whole = rows.dtype.kind in "iu" and 0 <= rows.min(initial=0) <= rows.max(initial=0) < max(len(self), 1)
-        if not whole and (rows.dtype != bool or len(rows) != len(self)):
+        if rows.dtype == bool and rows.shape == (len(self),):
+            return rows
+        inside = rows.dtype.kind in "iu" and 0 <= rows.min(initial=0) <= rows.max(initial=0) < max(len(self), 1)
+        if not inside:
             fix = "Choose among the rows of this index."
             raise InputError(f"a mask of {len(self)} rows, or row numbers", f"{rows.dtype} {rows.shape}", fix)
+        mask = np.zeros(len(self), bool)
         mask[rows] = True
         return mask
 
-    def _nearest_among(self, code: Codes, k: int, mask: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Found:
+    def _nearest_among(self, code: Codes, k: int, mask: NDArray[np.bool_], left: int) -> Found:
         """Look among more and more of the nearest: the first of them in the mask are the first of the mask."""
-        more = 2 * k * len(self) // len(chosen)
+        more = 2 * k * len(self) // left
         while 16 * more < len(self):
             distances, rows = self._scan.search(code[None], more)
             kept = np.flatnonzero(mask[rows[0]])[:k]
             if len(kept) == k:
                 return distances[0, kept], rows[0, kept]
             more *= 4
-        return _flat_among(self._codes, code[None], k, chosen)
+        distances, rows = self._flat_among(code[None], k, mask)
+        return distances[0], rows[0]
+
+    def _flat_among(self, codes: Codes, k: int, mask: NDArray[np.bool_]) -> Found:
+        chosen = np.flatnonzero(mask)
+        distances, places = FlatScan(self._codes[chosen], use_faiss=False).search(codes, k)
+        return distances, chosen[places]
 
 
 class Buckets:
@@ -246,11 +254,6 @@ def _spread(firsts: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
     """Return firsts[0], firsts[0] + 1, ... of sizes[0] numbers, then those of firsts[1] and so on."""
     ends = sizes.cumsum(dtype=np.int64)
     return np.repeat(firsts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)
-
-
-def _flat_among(gallery: Codes, codes: Codes, k: int, chosen: NDArray[np.int64]) -> Found:
-    distances, places = FlatScan(gallery[chosen], use_faiss=False).search(codes, k)
-    return distances, chosen[places]
 
 
 def _seconds(search: Callable[[Codes, int], Found], codes: Codes) -> float:
