@@ -19,8 +19,8 @@ INDEX_NOTE = """Exact k nearest neighbors among {bits}-bit codes, CPU time of on
 {queries:,} of them. Exact: of how many the answer is that of a flat scan, in distances, and in rows too (ties go to \
 the lower row). Codes of "the run's" classes are the teacher's logits of random gallery images of a finished run with \
 noise of {noise}; queries are the student's codes of images that are not in it. "100 classes": hash centers with as \
-many flips as images of the run have. faiss IVF has the hash centers as its cells. Memory is beside the codes \
-themselves. The machine was shared (load {load}): compare the rows of a table."""
+many flips as images of the run have. faiss IVF has the hash centers as its cells. Memory is that of the \
+index, beside the codes. The machine was shared (load {load}): compare the rows of a table."""
 
 
 class GalleryTrial(Trial):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from gallery.codes import Codes, hamming, pack
 from gallery.codespace import CENTERS
 from gallery.console import log
 from gallery.errors import InputError
-from gallery.memory import memory
 from gallery.record import Record
 
 K = 10, 100
@@ -25,6 +23,7 @@ NOISE, FLIPS, PART = 0.3, 300_000, 100_000
 GRAPHS = 200_000  # items in the graphs: a million take minutes to build
 OURS, FLAT = "CodebookIndex", "faiss flat"
 Search = Callable[[Codes, int], tuple[NDArray[Any], NDArray[Any]]]
+Built = tuple[Search, str, int]  # how to ask it, what it chose, and its bytes
 
 
 class Timing(Record):
@@ -41,7 +40,7 @@ class Timing(Record):
 class IndexFigures(Record):
     """One index on one set of codes; without timings, `reason` says why.
 
-    chosen: what CodebookIndex took itself; memory_mb: growth of the resident memory, beside the codes
+    chosen: what CodebookIndex took itself; memory_mb: its size, with its own copy of the codes if any
     """
 
     method: str
@@ -69,10 +68,11 @@ class TeacherCodes:
     def __init__(self, run: Path, seed: int) -> None:
         self.gallery, self.student = (_logits(run / "cache" / name) for name in ("gallery", "student-queries"))
         self.centers: NDArray[np.int8] = np.load(run / CENTERS, allow_pickle=False)
-        self.rng = np.random.default_rng(seed)
+        self.seed, self.rng = seed, np.random.default_rng(seed)
 
     def resampled(self, items: int, queries: int) -> CodeSet:
         """The logits of random images with Gaussian noise, and as queries the student's, of images not among them."""
+        self.rng = np.random.default_rng((self.seed, items))
         codes = np.empty((items, self.centers.shape[1] // 8), np.uint8)
         for at in range(0, items, PART):
             part = codes[at : at + PART]
@@ -85,7 +85,7 @@ class TeacherCodes:
         """Centers of more classes; each item has as many flips as an image of the run, at random places."""
         from distill.hash_centers.constructions import hash_centers
 
-        bits = self.centers.shape[1]
+        bits, self.rng = self.centers.shape[1], np.random.default_rng((self.seed, items, classes))
         centers = hash_centers(classes, bits, 0).astype(np.int8)
         counts = self.rng.choice(hamming(pack(self.gallery), pack(self.centers)).min(1), FLIPS)
         flips = pack(self.rng.random((FLIPS, bits)).argsort(1).argsort(1) < counts[:, None])
@@ -95,6 +95,7 @@ class TeacherCodes:
 
     def uniform(self, items: int, queries: int) -> CodeSet:
         """Random bits, which have no clusters."""
+        self.rng = np.random.default_rng((self.seed, items))
         codes = self.rng.integers(0, 256, (items + queries, self.centers.shape[1] // 8), np.uint8)
         return CodeSet("uniform bits", codes[:items], self.centers, codes[items:])
 
@@ -106,18 +107,22 @@ def measure(data: CodeSet) -> Iterator[IndexFigures]:
         figures = IndexFigures(
             method=name, codes=data.name, items=len(data.codes), classes=len(data.centers), queries=len(data.queries)
         )
-        gc.collect()
-        before, start = memory("VmRSS") or 0, time.process_time()
+        start = time.process_time()
         try:
-            search, chosen = build(data)
+            search, chosen, size = build(data)
         except ImportError as error:
             yield figures.model_copy(update={"reason": f"not installed: {error.name}"})
             continue
-        seconds, grown = time.process_time() - start, (memory("VmRSS") or 0) - before
+        seconds = time.process_time() - start
         timings = tuple(timed(search, data.queries, k, exact[k]) for k in K)
         log.info("  %s, %s of %d: %s", name, data.name, len(data.codes), timings[0])
         yield figures.model_copy(
-            update={"chosen": chosen, "build_s": round(seconds, 2), "memory_mb": round(grown, 1), "timings": timings}
+            update={
+                "chosen": chosen,
+                "build_s": round(seconds, 2),
+                "memory_mb": round(size / 1e6, 1),
+                "timings": timings,
+            }
         )
 
 
@@ -138,9 +143,9 @@ def timed(search: Search, queries: Codes, k: int, exact: tuple[NDArray[Any], NDA
     )  # fmt: skip
 
 
-def methods(items: int) -> dict[str, Callable[[CodeSet], tuple[Search, str]]]:
+def methods(items: int) -> dict[str, Callable[[CodeSet], Built]]:
     """What is measured, by name; graphs only on few items."""
-    found: dict[str, Callable[[CodeSet], tuple[Search, str]]] = {
+    found: dict[str, Callable[[CodeSet], Built]] = {
         OURS: _codebook(None), f"{OURS}, buckets": _codebook("buckets"),
         FLAT: _codebook("faiss"), "numpy flat": _codebook("numpy"),
         **{f"faiss IVF, nprobe {probes or 'all'}": _inverted(probes) for probes in (1, 2, 4, 0)},
@@ -150,18 +155,18 @@ def methods(items: int) -> dict[str, Callable[[CodeSet], tuple[Search, str]]]:
     return found
 
 
-def _codebook(form: Form | None) -> Callable[[CodeSet], tuple[Search, str]]:
-    def build(data: CodeSet) -> tuple[Search, str]:
+def _codebook(form: Form | None) -> Callable[[CodeSet], Built]:
+    def build(data: CodeSet) -> Built:
         index = CodebookIndex(data.codes, data.centers, form)
-        return index.search, index.form
+        return index.search, index.form, index.nbytes
 
     return build
 
 
-def _inverted(probes: int) -> Callable[[CodeSet], tuple[Search, str]]:
+def _inverted(probes: int) -> Callable[[CodeSet], Built]:
     """Cells of the centers, as the codebook gives them; 0 probes are all."""
 
-    def build(data: CodeSet) -> tuple[Search, str]:
+    def build(data: CodeSet) -> Built:
         import faiss
 
         faiss.omp_set_num_threads(1)
@@ -171,22 +176,22 @@ def _inverted(probes: int) -> Callable[[CodeSet], tuple[Search, str]]:
         index = faiss.IndexBinaryIVF(quantizer, bits, len(data.centers))
         index.is_trained, index.nprobe = True, probes or len(data.centers)
         index.add(data.codes)
-        return index.search, ""
+        return index.search, "", _faiss_bytes(index)
 
     return build
 
 
-def _hnsw(data: CodeSet) -> tuple[Search, str]:
+def _hnsw(data: CodeSet) -> Built:
     import faiss
 
     faiss.omp_set_num_threads(1)
     index = faiss.IndexBinaryHNSW(data.centers.shape[1], 16)
     index.hnsw.efSearch = 128
     index.add(data.codes)
-    return index.search, ""
+    return index.search, "", _faiss_bytes(index)
 
 
-def _usearch(data: CodeSet) -> tuple[Search, str]:
+def _usearch(data: CodeSet) -> Built:
     from usearch.index import Index
 
     index = Index(ndim=data.centers.shape[1], metric="hamming", dtype="b1", expansion_search=256)
@@ -196,7 +201,13 @@ def _usearch(data: CodeSet) -> tuple[Search, str]:
         found = index.search(codes, k, threads=1)
         return np.atleast_2d(found.distances), np.atleast_2d(found.keys).astype(np.int64)
 
-    return search, ""
+    return search, "", index.memory_usage
+
+
+def _faiss_bytes(index: Any) -> int:
+    import faiss
+
+    return int(faiss.serialize_index_binary(index).nbytes)
 
 
 def _logits(folder: Path) -> NDArray[np.float32]:

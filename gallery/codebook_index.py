@@ -74,6 +74,11 @@ class CodebookIndex:
             return "buckets"
         return "numpy" if self._scan.faiss is None else "faiss"
 
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes of what searches, beside the codes themselves."""
+        return self._scan.nbytes
+
     def search(self, codes: Codes, k: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """Return distances and rows of the k nearest, both `[queries, min(k, n)]`, sorted by (distance, row).
 
@@ -167,6 +172,10 @@ class Buckets:
         self.sizes, self.firsts = sizes.astype(place), (sizes.cumsum() - sizes).astype(place)
         self.rows = order[_spread(starts[by_bucket], sizes)].astype(place)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in vars(self).values() if isinstance(part, np.ndarray))
+
     def search(self, codes: Codes, k: int) -> Found:
         """Return uint16 distances and int64 rows of the k nearest, both `[queries, k]`; k is n at most."""
         return stack([self._nearest(query, k) for query in words(codes)], k)
@@ -179,10 +188,12 @@ class Buckets:
             part = slice(self.cell_starts[own], self.cell_starts[own + 1])
         bounds = self._bounds(near, part)
         up_to = np.bincount(bounds, self.counts[part], self.bits + 1).cumsum()  # codes of a bound up to each distance
-        first = part.start + (bounds <= up_to.searchsorted(min(max(FIRST_ROUND, k), up_to[-1]))).nonzero()[0]
+        level = int(up_to.searchsorted(min(max(FIRST_ROUND, k), up_to[-1])))
+        first = part.start + (bounds <= level).nonzero()[0]
         distances, codes = self._within(query, self._runs(first), k, self.bits)
         kth = int(np.bincount(distances, self.sizes[codes]).cumsum().searchsorted(k))
-        second = self._buckets_within(near, kth, first)
+        alone = len(bounds) == len(self.cells) or np.count_nonzero(near <= near[own] + 2 * kth) == 1
+        second = NONE[1] if alone and kth <= level else self._buckets_within(near, kth, first)
         if len(second):
             runs = self._runs(second)
             if self.counts[second].sum() + RUN_COST * len(runs) > all_codes:  # a scan of everything costs less

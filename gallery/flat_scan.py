@@ -27,6 +27,11 @@ class FlatScan:
         self._words, self._bits = words(codes), codes.shape[1] * 8
         self.faiss = _faiss_flat(codes) if use_faiss else None
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes beside the codes: faiss copies them."""
+        return 0 if self.faiss is None else len(self._words) * self._bits // 8
+
     def search(self, codes: Codes, k: int) -> Found:
         """Return uint16 distances and int64 rows of the k nearest, both `[queries, k]`; k is n at most."""
         at_once = COUNTERS // ((self._bits + 1) * max(k, 1))
