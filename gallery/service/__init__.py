@@ -1,0 +1,1 @@
+"""A gallery over HTTP: searches in the published version of a gallery, without torch; see `command.Serve`."""

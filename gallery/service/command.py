@@ -1,0 +1,110 @@
+"""The command `serve`: the published version of a gallery over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+from pydantic import Field
+
+from gallery.console import log
+from gallery.errors import EXIT_PASSED, InputError
+from gallery.record import Record
+
+STOP_S = 15  # for requests that are being answered
+IDLE_S = 30  # for the next request of a connection
+
+
+class ServeCommand(Record):
+    """Serve the published version of a gallery over HTTP: searches by code, image and item, OpenAPI at /docs, a page
+    for people at /.  A version that is published meanwhile takes its place without a failed request.  Keys, which
+    clients have to send, are in the environment's TWINHASH_API_KEYS; without any it listens on this machine alone."""
+
+    gallery: tyro.conf.Positional[str]
+    """Folder, s3://, gs:// or az:// address of the gallery, or the folder of a run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than this machine's own needs keys or --behind-proxy."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port; 0 takes a free one."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes, each with the whole gallery in memory."""
+    poll: float = Field(5.0, ge=0.2, le=3600)
+    """Seconds between looks for a newly published version."""
+    bundle: tuple[Path, ...] = ()
+    """Bundles whose ONNX students encode images for /search/image; by default the run's."""
+    images: Path | None = None
+    """Folder of the images; small ones of items whose source is in it are shown."""
+    behind_proxy: bool = False
+    """Listen on other addresses without keys: a proxy sees to who asks."""
+
+
+def serve(command: ServeCommand) -> int:
+    """Serve until a signal; requests that are being answered then are answered."""
+    import uvicorn
+
+    from gallery.service.app import ServiceSettings, create_app
+    from gallery.service.security import Connection, check_binding
+
+    check_binding(command.host, command.behind_proxy)
+    gallery, bundles = find_gallery(command)
+    check_gallery(gallery, bundles)
+    if command.images and not command.images.is_dir():
+        raise InputError("a folder for --images", ascii(str(command.images)), "Name the folder of the images.")
+    settings = ServiceSettings(gallery, bundles, command.images, command.poll, command.behind_proxy)
+    config = uvicorn.Config(
+        partial(create_app, settings), factory=True, workers=command.workers, http=Connection, loop="uvloop",
+        ws="none", log_config=None, access_log=False, proxy_headers=False, server_header=False,
+        timeout_keep_alive=IDLE_S, timeout_graceful_shutdown=STOP_S,
+    )  # fmt: skip
+    with listen(command.host, command.port) as listening:
+        address = command.host if ":" not in command.host else f"[{command.host}]"
+        log.info("Serving %s at http://%s:%d (OpenAPI at /docs)", gallery, address, listening.getsockname()[1])
+        _run(config, listening)
+    return EXIT_PASSED
+
+
+def find_gallery(command: ServeCommand) -> tuple[str, tuple[Path, ...]]:
+    """Return the address of the gallery and its bundles; of a run's folder, those in it."""
+    run = Path(command.gallery)
+    if "://" in command.gallery or not (run / "gallery").is_dir():
+        return command.gallery, command.bundle
+    own = (run / "bundle",) if (run / "bundle").is_dir() else ()
+    return str(run / "gallery"), command.bundle or own
+
+
+def check_gallery(uri: str, bundles: tuple[Path, ...]) -> None:
+    """Raise what is wrong with a gallery or a bundle before anything listens."""
+    from gallery.store import GalleryStore
+    from gallery.student import OnnxStudent
+
+    store = GalleryStore(uri)
+    store.find_space()
+    for bundle in bundles:
+        store.find_space(OnnxStudent(bundle).code_space)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raises `InputError` for a port that is taken, or an unknown host."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        fix = "Choose another --port or --host."
+        raise InputError(f"to listen on {host!a}, port {port}", str(error.strerror or error), fix) from error
+
+
+def _run(config: Any, listening: socket.socket) -> None:
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    if config.workers == 1:
+        uvicorn.Server(config).run([listening])
+        return
+    with tempfile.TemporaryDirectory(prefix="twinhash-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        Multiprocess(config, [listening]).run()
