@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -61,7 +62,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        snapshots.start(settings.poll_s)
+        await asyncio.to_thread(snapshots.start, settings.poll_s)  # who asks meanwhile waits
         yield
         snapshots.stop()
 

@@ -125,8 +125,8 @@ def parse_codes(texts: Sequence[str], bits: int) -> Codes:
         ]
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"codes in hex or base64, each of {width} bytes", str(error), 422, "bad_code") from error
-    if wrong := next((part for part in parts if len(part) != width), None):
-        raise bad_request(f"codes of {bits} bits", f"{len(wrong) * 8} bits", 422, "bad_code")
+    if wrong := [len(part) * 8 for part in parts if len(part) != width]:
+        raise bad_request(f"codes of {bits} bits", f"{wrong[0]} bits", 422, "bad_code")
     return np.frombuffer(b"".join(parts), np.uint8).reshape(len(parts), width)
 
 

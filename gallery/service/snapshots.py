@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 import threading
 import time
@@ -11,11 +10,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gallery.codes import Codes
 from gallery.console import log
-from gallery.errors import TwinhashError
+from gallery.errors import InputError, TwinhashError
 from gallery.index import GalleryIndex
 from gallery.service import metrics
 from gallery.service.errors import ServiceError, bad_request
@@ -39,9 +39,10 @@ class Snapshot:
         self.record, self.index = record, GalleryIndex(store, record, record.version)
         names = store.open_table(record.space, record.version).schema.names
         own = [name for name in names if name not in item_columns(1).names]
-        columns = self.index.columns([*own, SOURCE] if with_source else own)
+        wanted = [*own, SOURCE] if with_source else own
+        columns = self.index.columns(wanted) if wanted else pa.table({})
         self.source = columns[SOURCE] if with_source else None
-        self.columns = columns.select(own).append_column("labels", self.index.labels)
+        self.columns = pa.table({"labels": self.index.labels, **{name: columns[name] for name in own}})
         self.index.searcher  # noqa: B018 - is built now, not by the first request
         self.rows_where = lru_cache(FILTERS)(self._rows_where)
 
@@ -77,12 +78,10 @@ class Snapshot:
 
     def row(self, id: str) -> int:
         """Return the row of an item; raises `ServiceError` where there is none."""
-        key = id.encode(errors="replace")
-        row = bisect.bisect_left(range(len(self.index)), key, key=lambda row: self.index.ids[row].as_py().encode())
-        if row == len(self.index) or self.index.ids[row].as_py() != id:
-            texts = f"an item of version {self.record.version}", ascii(id)[:200], "Choose another id."
-            raise ServiceError(404, "no_such_item", texts)
-        return row
+        try:
+            return int(self.index.rows_of([id])[0])
+        except InputError as error:
+            raise ServiceError(404, "no_such_item", (error.expected, error.found, error.fix)) from error
 
     def _rows_where(self, where: str) -> NDArray[np.int64]:
         return np.flatnonzero(rows_where(self.columns, json.loads(where)))
@@ -114,7 +113,7 @@ class Snapshots:
     def __init__(self, uri: str, with_source: bool = False) -> None:
         self._uri, self._with_source, self._stop = uri, with_source, threading.Event()
         self._answering: Answering | None = None
-        self.problem = "the gallery is being read"
+        self.problem = "nothing was loaded"
         self._thread: threading.Thread | None = None
 
     @property
@@ -126,7 +125,8 @@ class Snapshots:
         return self._answering
 
     def start(self, poll_s: float) -> None:
-        """Begin to load, and look for a new version each `poll_s`."""
+        """Load, and then look for a new version each `poll_s`."""
+        self.poll()
         self._thread = threading.Thread(target=self._run, args=(poll_s,), daemon=True, name="snapshots")
         self._thread.start()
 
@@ -135,12 +135,10 @@ class Snapshots:
         self._stop.set()
 
     def _run(self, poll_s: float) -> None:
-        failures = 0
-        while True:
+        failures = 1 if self.problem else 0
+        while not self._stop.wait(poll_s * min(1 << failures, MAX_BACKOFF)):
             self.poll()
             failures = failures + 1 if self.problem else 0
-            if self._stop.wait(poll_s * min(1 << failures, MAX_BACKOFF)):
-                return
 
     def poll(self) -> None:
         """Load what was newly published; whatever goes wrong, the answers stay as they are."""
