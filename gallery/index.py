@@ -31,6 +31,7 @@ from gallery.tables import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery,
 
 TRAINING = "training"  # the version that a run's own evaluation reads, whatever is added later
 ROW_ID = "_rowid"  # LanceDB's own number of a row in a version
+FEW = 64  # ids, which are quicker one by one: 10 take 6 us for 65
 TRIES, WAIT_S = 20, 0.05  # for a folder that is being replaced
 
 
@@ -98,6 +99,9 @@ class GalleryIndex:
 
     def ids_of(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
         """Return the ids of rows, of the same shape."""
+        if rows.size <= FEW:
+            few = [self.ids[row].as_py() for row in rows.reshape(-1).tolist()]
+            return np.array(few, object).reshape(rows.shape)
         ids = self.ids.take(pa.array(rows.reshape(-1))).to_numpy(zero_copy_only=False)
         return np.asarray(ids, object).reshape(rows.shape)
 

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, UploadFile
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
 from gallery.console import show_log
@@ -82,9 +83,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 def _add_searches(app: FastAPI, snapshots: Snapshots) -> None:
     pool = Pool(2, QUEUE)
 
-    @app.post("/search", response_model=SearchAnswer)
-    async def search(request: SearchRequest) -> Response:
+    @app.post("/search", response_model=SearchAnswer, openapi_extra=body_of(SearchRequest))
+    async def search(raw: Request) -> Response:
         """Return the nearest items of each code."""
+        request = SearchRequest.model_validate(parse_json(await raw.body()))
         answering = snapshots.answering
         snapshot = answering.of(request.code_space)
         codes = parse_codes(request.codes, snapshot.index.space.bits)
@@ -92,9 +94,10 @@ def _add_searches(app: FastAPI, snapshots: Snapshots) -> None:
             return results(answering, snapshot, snapshot.search(codes, request))
         return await pool.run(lambda: results(answering, snapshot, snapshot.search(codes, request)))
 
-    @app.post("/search/like", response_model=SearchAnswer)
-    async def search_like(request: LikeRequest) -> Response:
+    @app.post("/search/like", response_model=SearchAnswer, openapi_extra=body_of(LikeRequest))
+    async def search_like(raw: Request) -> Response:
         """Return the items nearest to one of the gallery."""
+        request = LikeRequest.model_validate(parse_json(await raw.body()))
         answering = snapshots.answering
         snapshot = answering.of(request.code_space)
         row = snapshot.row(request.id)
@@ -116,7 +119,7 @@ def _add_image_search(app: FastAPI, snapshots: Snapshots, encoder: ImageEncoder)
         if len(data) > MAX_IMAGE:
             texts = f"an image of at most {MAX_IMAGE:,} bytes", f"{len(data):,}", "Send a smaller one."
             raise ServiceError(413, "too_large", texts)
-        chosen = Options.model_validate(parse_json(options.encode(errors="replace")))
+        chosen = Options.model_validate(parse_json(options))
         return results(answering, *await pool.run(encoder.search, answering, data, code_space, chosen))
 
 
@@ -181,6 +184,11 @@ def _add_status(app: FastAPI, snapshots: Snapshots) -> None:
     async def prometheus() -> Response:
         """Return measurements for Prometheus."""
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what OpenAPI says of a body; the routes parse it themselves, which is strict and takes half the time."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
 def content_policy(page: str) -> str:

@@ -108,10 +108,10 @@ class ErrorAnswer(BaseModel):
     fix: str
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: str | bytes) -> Any:
     """Parse JSON in which no name stands twice and all numbers are finite; raises `ServiceError`."""
     try:
-        return json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant)
+        return DECODER.decode(body.decode() if isinstance(body, bytes) else body)
     except (ValueError, RecursionError) as error:
         raise bad_request("JSON (RFC 8259) with each name once", str(error)[:200], error="bad_json") from error
 
@@ -142,3 +142,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name}, which is no number of JSON")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)

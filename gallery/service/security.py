@@ -18,7 +18,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gallery.errors import InputError
 from gallery.service import metrics
 from gallery.service.errors import ServiceError
-from gallery.service.schemas import parse_json
 
 KEYS, MIN_KEY = "TWINHASH_API_KEYS", 16
 MAX_JSON, MAX_IMAGE, MAX_FORM = 256 << 10, 8 << 20, 64 << 10  # bytes of a body; of a form beside its image
@@ -93,7 +92,7 @@ class Guard:
                     raise busy("memory for the request's body")
                 held = limit
                 self._buffered += held
-                receive = await _read(receive, limit, is_json=scope["path"] != IMAGE_ROUTE)
+                receive = await _read(receive, limit)
             await self._app(scope, receive, send)
         except ServiceError as error:
             await error.response()(scope, receive, send)
@@ -129,8 +128,8 @@ def _limit(path: str, headers: dict[bytes, bytes]) -> int:
     return int(length)
 
 
-async def _read(receive: Receive, limit: int, is_json: bool) -> Receive:
-    """Read a body, and return what gives it as one message; raises `ServiceError` for JSON that is none."""
+async def _read(receive: Receive, limit: int) -> Receive:
+    """Read a body, and return what gives it as one message."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
@@ -143,8 +142,6 @@ async def _read(receive: Receive, limit: int, is_json: bool) -> Receive:
                     raise _too_large(limit, "more")
     except TimeoutError:
         raise _late(408, BODY_S) from None
-    if is_json:
-        parse_json(bytes(body))
     messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replay() -> Message:

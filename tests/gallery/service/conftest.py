@@ -97,7 +97,8 @@ def serving(folder: Path, *flags: object, env: dict[str, str] | None = None, pat
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + 60
     while not (found := re.search(r"at (http://\S+)", log.read_text())):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     return found[1]
 
