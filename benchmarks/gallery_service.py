@@ -139,8 +139,13 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 def asked(
-    figures: ServiceFigures, pid: int, url: str, connections: int, folder: Path, meanwhile: Callable[[], float] | None = None
-) -> ServiceFigures:  # fmt: skip
+    figures: ServiceFigures,
+    pid: int,
+    url: str,
+    connections: int,
+    folder: Path,
+    meanwhile: Callable[[], float] | None = None,
+) -> ServiceFigures:
     """Ask for some seconds, and return what it took; meanwhile: returns seconds, too."""
     seconds, before = SWAP_SECONDS if meanwhile else SECONDS, cpu_seconds(pid)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(folder / "wrk.lua"), url]
@@ -194,14 +199,14 @@ def text(figures: Sequence[ServiceFigures]) -> str:
     if not ran:
         return "".join(f"Not measured: {one.reason}.\n" for one in figures)
     head = ("load", "requests/s", "p50 ms", "p99 ms", "worst ms", "not 200", "CPU ms", "memory MB")
-    lines = [
-        (
-            f"{one.connections} connection{'s' if one.connections > 1 else ''}"
-            + (f", while a version is published ({one.swap_s} s until it answers)" if one.swap_s else ""),
-            f"{one.per_second:,.0f}", one.p50_ms, one.p99_ms, one.worst_ms, one.failed, one.cpu_ms, f"{one.memory_mb:.0f}",
-        )
-        for one in ran
-    ]  # fmt: skip
+    lines = [(named(one), f"{one.per_second:,.0f}", one.p50_ms, one.p99_ms, one.worst_ms, one.failed, one.cpu_ms,
+              f"{one.memory_mb:.0f}") for one in ran]  # fmt: skip
     loads = [one.load for one in ran]
     note = NOTE.format(k=K, items=ran[0].items, changed=CHANGED, load=f"{min(loads):.0f} to {max(loads):.0f}")
     return note + "\n\n" + table(head, lines)
+
+
+def named(one: ServiceFigures) -> str:
+    """Return the name of a load."""
+    name = f"{one.connections} connection" + "s" * (one.connections > 1)
+    return f"{name}, while a version is published (answered after {one.swap_s} s)" if one.swap_s else name
