@@ -34,6 +34,7 @@ from gallery.service.schemas import (
     parse_json,
 )
 from gallery.service.security import LOOPBACK, MAX_IMAGE, Guard, Pool, read_keys
+from gallery.service.server import log_errors
 from gallery.service.snapshots import Answering, Snapshot, Snapshots
 
 QUEUE = 32  # requests that wait for a pool
@@ -56,6 +57,7 @@ class ServiceSettings:
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Build the application of one process."""
     show_log()
+    log_errors()
     sys.setswitchinterval(0.0005)  # how long a request waits for a thread that loads a new version
     _limit_threads()
     snapshots, keys = Snapshots(settings.gallery, settings.images is not None), read_keys()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tyro
 from pydantic import Field
 
 from gallery.console import log
 from gallery.errors import EXIT_PASSED, InputError
+from gallery.layers import require
 from gallery.record import Record
-
-STOP_S = 15  # for requests that are being answered
-IDLE_S = 30  # for the next request of a connection
 
 
 class ServeCommand(Record):
@@ -45,10 +40,10 @@ class ServeCommand(Record):
 
 def serve(command: ServeCommand) -> int:
     """Serve until a signal; requests that are being answered then are answered."""
-    import uvicorn
-
+    require("serve")
+    from gallery.service import server
     from gallery.service.app import ServiceSettings, create_app
-    from gallery.service.security import Connection, check_binding
+    from gallery.service.security import check_binding
 
     check_binding(command.host, command.behind_proxy)
     gallery, bundles = find_gallery(command)
@@ -56,25 +51,28 @@ def serve(command: ServeCommand) -> int:
     if command.images and not command.images.is_dir():
         raise InputError("a folder for --images", ascii(str(command.images)), "Name the folder of the images.")
     settings = ServiceSettings(gallery, bundles, command.images, command.poll, command.behind_proxy)
-    config = uvicorn.Config(
-        partial(create_app, settings), factory=True, workers=command.workers, http=Connection, loop="uvloop",
-        ws="none", log_config=None, access_log=False, proxy_headers=False, server_header=False,
-        timeout_keep_alive=IDLE_S, timeout_graceful_shutdown=STOP_S,
-    )  # fmt: skip
     with listen(command.host, command.port) as listening:
         address = command.host if ":" not in command.host else f"[{command.host}]"
         log.info("Serving %s at http://%s:%d (OpenAPI at /docs)", gallery, address, listening.getsockname()[1])
-        _run(config, listening)
+        server.run(partial(create_app, settings), listening, command.workers)
     return EXIT_PASSED
 
 
 def find_gallery(command: ServeCommand) -> tuple[str, tuple[Path, ...]]:
-    """Return the address of the gallery and its bundles; of a run's folder, those in it."""
-    run = Path(command.gallery)
-    if "://" in command.gallery or not (run / "gallery").is_dir():
-        return command.gallery, command.bundle
-    own = (run / "bundle",) if (run / "bundle").is_dir() else ()
-    return str(run / "gallery"), command.bundle or own
+    """Return the address of the gallery and the bundles; by default that of its run, if it can encode images here."""
+    from gallery.student import find_model
+
+    path = Path(command.gallery)
+    run = path.parent if path.name == "gallery" else path
+    gallery = str(run / "gallery") if "://" not in command.gallery and (run / "gallery").is_dir() else command.gallery
+    if command.bundle or gallery != str(run / "gallery") or not (run / "bundle").is_dir():
+        return gallery, command.bundle
+    try:
+        find_model(run / "bundle")
+    except InputError as error:
+        log.warning("No searches by image: %s", error)
+        return gallery, ()
+    return gallery, (run / "bundle",)
 
 
 def check_gallery(uri: str, bundles: tuple[Path, ...]) -> None:
@@ -84,8 +82,8 @@ def check_gallery(uri: str, bundles: tuple[Path, ...]) -> None:
 
     store = GalleryStore(uri)
     store.find_space()
-    for bundle in bundles:
-        store.find_space(OnnxStudent(bundle).code_space)
+    for bundle in bundles:  # also those of a space that is published later
+        store.open_table(OnnxStudent(bundle).code_space)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -96,15 +94,3 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         fix = "Choose another --port or --host."
         raise InputError(f"to listen on {host!a}, port {port}", str(error.strerror or error), fix) from error
-
-
-def _run(config: Any, listening: socket.socket) -> None:
-    import uvicorn
-    from uvicorn.supervisors import Multiprocess
-
-    if config.workers == 1:
-        uvicorn.Server(config).run([listening])
-        return
-    with tempfile.TemporaryDirectory(prefix="twinhash-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        Multiprocess(config, [listening]).run()

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gallery.errors import InputError
 from gallery.service import metrics
@@ -21,8 +20,8 @@ from gallery.service.errors import ServiceError
 
 KEYS, MIN_KEY = "TWINHASH_API_KEYS", 16
 MAX_JSON, MAX_IMAGE, MAX_FORM = 256 << 10, 8 << 20, 64 << 10  # bytes of a body; of a form beside its image
-MAX_BUFFERED, MAX_HEADERS = 256 << 20, 32 << 10  # bytes of all bodies at a time, and of a request's headers
-HEADERS_S, BODY_S, REQUEST_S, WORK_S = 10, 10, 30, 10
+MAX_BUFFERED = 256 << 20  # bytes of all bodies at a time
+BODY_S, REQUEST_S, WORK_S = 10, 30, 10
 OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}  # without a key
 IMAGE_ROUTE = "/search/image"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -184,60 +183,3 @@ class Pool:
             return await asyncio.wait_for(asyncio.wrap_future(future), WORK_S)
         except TimeoutError:
             raise _late(504, WORK_S) from None
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which ends one whose headers take too long or are too many, or that reads no answer."""
-
-    _timer: asyncio.TimerHandle | None = None
-    _size = 0
-
-    def connection_made(self, transport: Any) -> None:
-        """Wait for the first request."""
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
-        self._wait_no_more()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Count what comes before the end of the headers."""
-        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait()
-        super().data_received(data)
-        if self._timer is not None:
-            self._size += len(data)
-            if self._size > MAX_HEADERS:
-                self._refuse()
-
-    def on_headers_complete(self) -> None:
-        """Begin the answer."""
-        self._wait_no_more()
-        super().on_headers_complete()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, and one whose client has not read the last answer."""
-        self.transport.abort()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the form of all errors."""
-        self._refuse(400, "bad_http", "a request by HTTP/1.1")
-
-    def _wait(self) -> None:
-        self._timer, self._size = self.loop.call_later(HEADERS_S, self._refuse), 0
-
-    def _wait_no_more(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _refuse(self, status: int = 431, error: str = "bad_headers", expected: str = "") -> None:
-        expected = expected or f"headers of at most {MAX_HEADERS:,} bytes within {HEADERS_S} s"
-        body = bytes(ServiceError(status, error, (expected, "another", "Change the client.")).response().body)
-        head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self._wait_no_more()
-        if not self.transport.is_closing():
-            self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
-            self.transport.close()

@@ -19,7 +19,9 @@ from gallery.service.command import ServeCommand, listen, serve
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.gallery.service.conftest import KEY, Items, Running, check_error, serving
 
-IMPATIENT = "import gallery.service.security as s; s.HEADERS_S = s.BODY_S = 1"
+IMPATIENT = "import gallery.service.security, gallery.service.server\n" + (
+    "gallery.service.security.BODY_S = gallery.service.server.HEADERS_S = 1"
+)
 JSON = b"Content-Type: application/json\r\n"
 
 
@@ -139,9 +141,10 @@ def test_pipelined_requests_are_answered_in_order(guarded: Running) -> None:
     assert talk(guarded, one * 30 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")).count(b"alive") == 31
 
 
-def test_what_is_being_answered_when_it_stops_is_answered(items: Items, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_being_answered_when_it_stops_is_answered(items: Items, tmp_path: Path, workers: int) -> None:
     items.publish(tmp_path / "g")
-    with serving(tmp_path, tmp_path / "g") as service:
+    with serving(tmp_path, tmp_path / "g", "--workers", workers) as service:
         body, statuses = items.ask(items.codes[:256], k=1000, columns=["price", "since"]), []
         ask = threading.Thread(target=lambda: statuses.append(service.post("/search", body).status_code))
         ask.start()
