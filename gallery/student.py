@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from gallery.codes import BIT_ORDER, BIT_RULE, Codes
-from gallery.decode import decode, to_square
 from gallery.errors import CorruptFile, InputError
 from gallery.files import check_regular, read_json, sha256_of
 
@@ -40,6 +39,8 @@ class OnnxStudent:
 
     def encode(self, image: Path | bytes) -> Codes:
         """Return the packed code `[1, bytes]` of an image file or its bytes; `InputError` if it cannot be decoded."""
+        from gallery.decode import decode, to_square
+
         pixels = to_square(decode(image), self._size)[None]
         codes: Codes = self._session.run(["codes"], {"image": pixels})[0]
         if codes.dtype != np.uint8 or codes.shape != (1, self._width):

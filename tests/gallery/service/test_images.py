@@ -168,7 +168,7 @@ def test_the_page_searches_by_image_and_by_item(shown: Running, made: Path) -> N
         first = page.locator("#results li .id").first.inner_text()
         page.locator("#results li button").first.focus()
         page.keyboard.press("Enter")
-        page.wait_for_function("document.querySelector('#status').textContent.includes('results')")
+        page.locator("#status", has_text="results").wait_for()
         assert page.input_value("#id") == first
         page.fill("#id", "<img src=x onerror=alert(1)>")
         page.keyboard.press("Enter")
