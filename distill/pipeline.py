@@ -47,7 +47,7 @@ def train_all(context: RunContext) -> TrainedModels:
 def train_teacher_and_gallery(context: RunContext) -> tuple[HashNet, CodeSpace, GalleryIndex, Logits]:
     """Return the teacher, its code space and gallery, and what the codes are the signs of, `[len(gallery), bits]`."""
     teacher, space = train_teacher(context)
-    check_golden(context, context.run_dir.folder, space, teacher)
+    check_golden(context.preprocessing("teacher"), context.run_dir.folder, space, teacher)
     return teacher, space, *build_gallery(context, teacher, space)
 
 
@@ -109,7 +109,7 @@ def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, Co
     if not path.exists():
         return None, space, gallery, codes_as_signs(context, gallery)
     teacher = load_teacher(path, space)
-    check_golden(context, folder, space, teacher)
+    check_golden(context.preprocessing("teacher"), folder, space, teacher)
     logits = infer_gallery(context, teacher, space)
     return (
         teacher,

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from distill.context import RunContext
 from distill.data.augment import ImageLoader
 from distill.data.fashion_mnist import SUBSET
 from distill.infer import Logits, code_logits
@@ -53,7 +52,7 @@ def save_golden(folder: Path, logits: Logits) -> str:
     return _sha256(logits)
 
 
-def check_golden(context: RunContext, folder: Path, space: CodeSpace, teacher: HashNet) -> None:
+def check_golden(preprocessing: Preprocessing, folder: Path, space: CodeSpace, teacher: HashNet) -> None:
     """Raise `CodeSpaceMismatch` unless a teacher hashes the golden images here as when `folder` was made.
 
     On another machine logits may differ by rounding, `TOLERANCE`: all bits beyond it are the same then.
@@ -61,7 +60,7 @@ def check_golden(context: RunContext, folder: Path, space: CodeSpace, teacher: H
     if space.arithmetic != ARITHMETIC:
         fix = "Use the version of Twinhash that made it."
         raise CodeSpaceMismatch(f"codes computed in {ARITHMETIC}", f"code space {space.id} in {space.arithmetic}", fix)
-    found = golden_logits(teacher, context.preprocessing("teacher"))
+    found = golden_logits(teacher, preprocessing)
     if _sha256(found) == space.golden_sha256:
         return
     expected = _load(folder, space)

@@ -27,7 +27,7 @@ from gallery.errors import CorruptFile, InputError, TwinhashError
 from gallery.files import atomic_path
 from gallery.row_checks import ItemLabels, Totals, check_ids
 from gallery.store import CHECKED, GalleryStore, SpaceRecord
-from gallery.tables import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery, is_local, read_space
+from gallery.tables import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery, is_local, item_columns, read_space
 
 TRAINING = "training"  # the version that a run's own evaluation reads, whatever is added later
 ROW_ID = "_rowid"  # LanceDB's own number of a row in a version
@@ -71,6 +71,11 @@ class GalleryIndex:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    @property
+    def owner_columns(self) -> list[str]:
+        """The names of the columns that are the owner's."""
+        return [name for name in self._table.schema.names if name not in item_columns(1).names]
 
     @cached_property
     def searcher(self) -> CodebookIndex:

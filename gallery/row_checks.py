@@ -87,7 +87,7 @@ def item_id(name: str) -> str:
 def check_ids(ids: Sequence[str]) -> None:
     """Raise `InputError` for an id that is no text, empty, too long, has control characters, or is there twice."""
     for id in ids:
-        if problem := _problem(id):
+        if problem := problem_of_id(id):
             expected = f"ids of 1 to {MAX_ID:,} bytes of UTF-8 without control characters"
             raise InputError(expected, f"{ascii(id)[:80]}, which {problem}", "Rename it.")
     if len(set(ids)) < len(ids):
@@ -95,7 +95,8 @@ def check_ids(ids: Sequence[str]) -> None:
         raise InputError("one item for each id", f"{count} with the id {ascii(id)[:80]}", "Remove all but one.")
 
 
-def _problem(id: object) -> str:
+def problem_of_id(id: object) -> str:
+    """Return in words why an id cannot be one; empty if it can."""
     if not isinstance(id, str):
         return "is no text"
     try:

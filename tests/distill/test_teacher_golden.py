@@ -104,7 +104,7 @@ def test_all_that_is_stored_or_compared_with_it_is_in_fp32(learn: Learn) -> None
 def test_the_own_teacher_passes_and_a_rerun_adds_to_its_gallery(learn: Learn, tmp_path: Path) -> None:
     context, models = learn()
     assert models.teacher is not None
-    check_golden(context, tmp_path / "run", models.space, models.teacher)
+    check_golden(context.preprocessing("teacher"), tmp_path / "run", models.space, models.teacher)
     before = models.gallery.codes
     context.run_dir.invalidate("gallery")
     _, again = learn()
@@ -138,11 +138,11 @@ def test_what_hashes_otherwise_is_rejected(learn: Learn, tmp_path: Path, monkeyp
     }
     for name, (there, teacher) in cases.items():
         with pytest.raises(CodeSpaceMismatch, match=r"bits, on .* in torch\.float32"):
-            pytest.fail(f"{name} passes: {check_golden(there, folder, space, teacher)}")
+            pytest.fail(f"{name} passes: {check_golden(there.preprocessing("teacher"), folder, space, teacher)}")
     for resize in (squeezed, not_antialiased):
         monkeypatch.setattr(teacher_golden, "to_square", resize)
         with pytest.raises(CodeSpaceMismatch, match="golden logits"):
-            pytest.fail(f"{resize.__name__} passes: {check_golden(context, folder, space, models.teacher)}")
+            pytest.fail(f"{resize.__name__} passes: {check_golden(context.preprocessing("teacher"), folder, space, models.teacher)}")
 
 
 @pytest.mark.usefixtures("bf16_units")
@@ -166,7 +166,7 @@ def test_codes_of_another_arithmetic_are_rejected(learn: Learn, tmp_path: Path) 
     declared = replace(models.space, arithmetic="bf16")
     assert declared.id != models.space.id
     with pytest.raises(CodeSpaceMismatch, match="in bf16"):
-        check_golden(context, tmp_path / "run", declared, models.teacher)
+        check_golden(context.preprocessing("teacher"), tmp_path / "run", declared, models.teacher)
 
 
 DAMAGES: tuple[Callable[[Path], object], ...] = (

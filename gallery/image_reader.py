@@ -1,0 +1,105 @@
+"""Read and decode images by their addresses, in threads, a few ahead of what consumes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.errors import InputError, TwinhashError
+from gallery.files import read_bytes
+from gallery.http_fetch import fetch, is_http
+from gallery.object_store import ObjectStore, is_remote
+
+MAX_FILE, LARGE_FILE = 1 << 30, 64 << 20  # bytes
+LARGE = threading.Lock()  # a large file is in memory while it is decoded: one at a time
+
+
+class ImageRequest(NamedTuple):
+    """An image to read: its row in a list, its address, and the SHA-256 of the bytes that are known already."""
+
+    row: int
+    source: str
+    known: str | None = None
+
+
+class DecodedImage(NamedTuple):
+    """row: as requested; sha256: of the bytes; pixels: uint8 `[S, S, 3]`, None where the bytes are the known ones, or
+    where there is a reason why they cannot be read."""
+
+    row: int
+    sha256: str
+    pixels: NDArray[np.uint8] | None
+    reason: str = ""
+
+
+class ImageReader:
+    """Reads images from folders, object stores and, if that is allowed, by http(s).  size: side of the squares"""
+
+    def __init__(self, size: int, allow_http: bool = False) -> None:
+        self.size, self._allow_http = size, allow_http
+        self._store = lru_cache(64)(ObjectStore)
+
+    def read_all(self, requests: Iterable[ImageRequest]) -> Iterator[DecodedImage]:
+        """Yield each image in order, decoded as for training; what cannot be read has a reason."""
+        workers, ahead = os.cpu_count() or 1, deque[Future[DecodedImage]]()
+        pool = ThreadPoolExecutor(workers)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="PIL")  # on odd metadata
+                for request in requests:
+                    ahead.append(pool.submit(self.read, request))
+                    if len(ahead) > 4 * workers:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def read(self, request: ImageRequest) -> DecodedImage:
+        """Read and decode one image, unless its bytes are the known ones."""
+        from gallery.decode import decode, to_square
+
+        try:
+            with LARGE if _is_large(request.source) else nullcontext():
+                data = self.read_bytes(request.source)
+                sha256 = hashlib.sha256(data).hexdigest()
+                pixels = None if sha256 == request.known else to_square(decode(data), self.size)
+        except TwinhashError as error:
+            return DecodedImage(request.row, "", None, error.found)
+        except (OSError, ValueError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+            return DecodedImage(request.row, "", None, reason)
+        return DecodedImage(request.row, sha256, pixels)
+
+    def read_bytes(self, source: str) -> bytes:
+        """Return the bytes at an address; raises `OSError`, `ValueError` or `InputError`."""
+        if is_http(source):
+            if not self._allow_http:
+                fix = "Add --allow-http."
+                raise InputError("an image that may be fetched", "an http(s) address without --allow-http", fix)
+            return fetch(source)
+        if not is_remote(source):
+            return read_bytes(Path(source), MAX_FILE)
+        parts = urlsplit(source)
+        store = self._store(f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""))
+        return store.read(unquote(parts.path).lstrip("/"), MAX_FILE)
+
+
+def _is_large(source: str) -> bool:
+    try:
+        return not is_remote(source) and os.stat(source).st_size > LARGE_FILE
+    except (OSError, ValueError):
+        return False

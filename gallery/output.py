@@ -1,0 +1,50 @@
+"""What the commands of a gallery print: a table for people, or JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gallery.console import plain
+
+WIDEST, SHOWN = 60, 100  # characters of a value in a table; rows of one in a terminal
+
+
+def show(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Print `value` as JSON, or a table of `rows`; without rows the table is that of the value's items.
+
+    Names may come from anywhere: nothing that could steer a terminal is printed.
+    """
+    if as_json:
+        print(json.dumps(value, indent=1, default=str))
+        return
+    if rows is None:
+        rows = [{"": name.replace("_", " "), " ": own} for name, own in value.items()]
+    print("\n".join(table(rows)))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table, with the names of the columns unless these are blank."""
+    if not rows:
+        return ["(none)"]
+    names = list(rows[0])
+    cells = [[_text(row.get(name)) for name in names] for row in rows]
+    cells = [names, *cells] if any(name.strip() for name in names) else cells
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    numbers = [all(isinstance(row.get(name), int | float) for row in rows) for name in names]
+    return [
+        "  ".join(
+            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numbers, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    text = "" if value is None else plain(str(value))
+    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."

@@ -1,0 +1,58 @@
+"""The results of one query, as rows with what the gallery says of each item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.codes import Codes
+from gallery.codespace import CodeSpace
+from gallery.errors import InputError
+from gallery.index import GalleryIndex
+from gallery.tables import item_columns
+
+SHOWN_COLUMNS = "labels", "source"
+
+
+def parse_code(text: str, space: CodeSpace) -> Codes:
+    """Return a code in hexadecimal as packed `[1, bytes]`; raises `InputError` for one of another length."""
+    try:
+        code = np.frombuffer(bytes.fromhex(text), np.uint8)
+    except ValueError:
+        code = np.empty(0, np.uint8)
+    if len(code) * 8 != space.bits or len(text) != len(code) * 2:
+        expected = f"a code of {space.bits // 4} hexadecimal digits, as in code space {space.id}"
+        raise InputError(expected, f"{text[:80]!a} of {len(text)}", "Give the packed code, little bit order.")
+    return code[None]
+
+
+def result_rows(
+    index: GalleryIndex, code: Codes, k: int, where: str | None = None, max_distance: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the k nearest items of a packed code `[1, bytes]`, by (distance, id), with all that is known of each.
+
+    where: SQL's condition on the columns; max_distance: in bits
+    """
+    among = None if where is None else index.rows_where(where)
+    if among is not None and not len(among):
+        return []
+    found = index.search(code, k, among)
+    distances, rows = found.distances[0], found.rows[0]
+    if max_distance is not None:
+        rows, distances = rows[distances <= max_distance], distances[distances <= max_distance]
+    return describe_rows(index, rows, distances)
+
+
+def describe_rows(index: GalleryIndex, rows: NDArray[np.int64], distances: NDArray[np.uint16]) -> list[dict[str, Any]]:
+    """Return id, distance, labels, source and the owner's columns of rows."""
+    own = [*SHOWN_COLUMNS, *index.owner_columns]
+    told = index.columns(own, rows).select(own).to_pylist() if len(rows) else []
+    ids = index.ids_of(rows).tolist()
+    return [{"id": id, "distance": int(far)} | one for id, far, one in zip(ids, distances, told, strict=True)]
+
+
+def owner_columns(names: list[str]) -> list[str]:
+    """Return the columns of a table that are its owner's."""
+    return [name for name in names if name not in item_columns(1).names]

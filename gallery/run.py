@@ -1,0 +1,269 @@
+"""A gallery of your own: add images, search, verify, export.
+
+    python gallery/run.py add runs/mine catalogue/
+    python gallery/run.py search runs/mine photo.jpg
+    python gallery/run.py stats runs/mine
+
+Each command teaches itself: `add --help`.
+Exit codes: 0 passed, 1 something is wrong in the gallery, 2 bad input, 3 a crash, 130 or 143 stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# A script's own folder comes first on the path, where its modules would hide packages of the same name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
+
+import tyro
+
+from distill.config import is_run
+from gallery import actions, commands
+from gallery.command_line import read_flags, run_cli
+from gallery.console import log, plain
+from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
+from gallery.output import SHOWN, show
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gallery.codes import Codes
+    from gallery.codespace import CodeSpace
+    from gallery.index import GalleryIndex
+    from gallery.ingest import EncodeImages, IngestCounts
+    from gallery.store import GalleryStore
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    runners: dict[str, tuple[Any, Callable[[Any], int]]] = {
+        "add": (commands.AddCommand, add),
+        "remove": (commands.RemoveCommand, on_gallery(actions.remove)),
+        "publish": (commands.PublishCommand, on_gallery(actions.publish)),
+        "search": (commands.SearchCommand, search),
+        "verify": (commands.VerifyGalleryCommand, verify),
+        "stats": (commands.StatsCommand, on_gallery(actions.stats)),
+        "failures": (commands.FailuresCommand, failures),
+        "duplicates": (commands.DuplicatesCommand, on_gallery(actions.duplicates)),
+        "compact": (commands.CompactCommand, on_gallery(actions.compact)),
+        "export": (commands.ExportGalleryCommand, on_gallery(actions.export)),
+    }
+
+    def work() -> int:
+        parse, names = tyro.extras.subcommand_cli_from_dict, {name: kind for name, (kind, _) in runners.items()}
+        command = read_flags(parse, names, args=arguments, description=__doc__)
+        return next(run for kind, run in runners.values() if kind is type(command))(command)
+
+    return run_cli(work, "What was committed is kept: run the same command again.")
+
+
+def on_gallery(action: Callable[[str, Any], int]) -> Callable[[Any], int]:
+    """Return an action on the address of a gallery as one on the command that names it."""
+    return lambda command: action(locate(command.gallery)[0], command)
+
+
+class Teacher(NamedTuple):
+    """The teacher of a code space, in its run folder."""
+
+    folder: Path
+    space: CodeSpace
+    centers: NDArray[np.int8]
+
+    def load(self) -> EncodeImages:
+        """Load the network, and check that it hashes here as when it was trained."""
+        from distill.image_encoder import load_encoder
+
+        return load_encoder(self.folder, self.space)
+
+
+def locate(gallery: str, runs: Sequence[Path] = ()) -> tuple[str, list[Path]]:
+    """Return the address of a gallery, and the runs that belong to it: those given, else its own."""
+    from distill.image_encoder import gallery_run
+
+    path = Path(gallery)
+    for run in runs:
+        if not is_run(run):
+            raise InputError("a run folder", f"none at {run}", "Name a folder that distill/run.py made.")
+    if "://" not in gallery and is_run(path):
+        return str(gallery_run(path) / "gallery"), list(runs) or [path]
+    own = "://" not in gallery and path.name == "gallery" and is_run(path.absolute().parent)
+    return gallery, list(runs) or ([path.absolute().parent] if own else [])
+
+
+def teachers(uri: str, runs: Sequence[Path]) -> list[Teacher]:
+    """Return the teachers of runs, which are not loaded; raises `InputError` where there is no run."""
+    from distill.image_encoder import gallery_run
+    from gallery import codespace
+
+    if not runs:
+        raise InputError(f"a run whose teacher encodes for {uri}", "none", "Name it: --run runs/NAME.")
+    folders = [gallery_run(run) for run in runs]
+    return [Teacher(folder, *codespace.load(folder)) for folder in folders]
+
+
+def add(command: commands.AddCommand) -> int:
+    """Bring a gallery up to date with a source, in the code space of each run."""
+    from gallery.store import GalleryStore
+
+    uri, runs = locate(command.gallery, command.run)
+    chosen = teachers(uri, runs)
+    store = GalleryStore(uri, create=bool(command.run) and not is_run(Path(command.gallery)))
+    check_spaces(store, chosen)
+    counts = [add_to_space(store, teacher, command) for teacher in chosen]
+    rows = [one.model_dump() for one in counts]
+    show(rows, command.as_json, [{"": name, **{row["code_space"]: row[name] for row in rows}} for name in rows[0]])
+    if failed := max(one.failed for one in counts):
+        log.warning("%d images could not be encoded: gallery/run.py failures %s", failed, plain(command.gallery))
+    return EXIT_PASSED
+
+
+def check_spaces(store: GalleryStore, chosen: Sequence[Teacher]) -> None:
+    """Raise `InputError` unless every code space of a gallery is written to: else students of one would miss items."""
+    from gallery.upkeep import living_spaces
+
+    if others := set(living_spaces(store)) - {teacher.space.id for teacher in chosen}:
+        spaces = ", ".join(teacher.space.id for teacher in chosen)
+        fix = "Name the run of each with --run, or retire those that are not needed: gallery/run.py retire."
+        raise InputError(f"items for all code spaces of {store.uri}", f"{spaces} without {', '.join(others)}", fix)
+
+
+def add_to_space(store: GalleryStore, teacher: Teacher, command: commands.AddCommand) -> IngestCounts:
+    """Bring the table of one code space up to date, and publish it."""
+    from gallery.ingest import IngestOptions, ids_not_in, ingest
+    from gallery.queries import owner_columns
+    from gallery.sources import SourceOptions, describe, list_source
+    from gallery.upkeep import publish_changes
+
+    space, known = teacher.space, store.spaces()
+    schema = store.open_table(space.id).schema if space.id in known else None
+    types = {name: schema.field(name).type for name in owner_columns(schema.names)} if schema else {}
+    options = SourceOptions(command.labels_from_folders, command.allow_http, types)
+    listing = list_source(command.source, options)
+    log.info("[add] %s from %s", describe(listing), plain(command.source))
+    for warning in listing.warnings:
+        log.warning("  %s", warning)
+    items = listing.items
+    own = items.select(owner_columns(items.column_names)).schema
+    store.add_space(space, teacher.centers, own)
+    gone = ids_not_in(store, space.id, listing, command.prune_most) if command.prune else []
+    how = IngestOptions(
+        command.commit_rows, command.rehash, False, command.allow_http, command.add_column
+    )  # fmt: skip
+    counts = ingest(store, space, listing, how, teacher.load)
+    if gone:
+        counts = counts.model_copy(update={"removed": store.remove(space.id, gone, "prune").removed})
+    store.forget_failures(space.id, gone)
+    record = publish_changes(store, space.id) if command.publish else store.spaces()[space.id]
+    return counts.model_copy(update={"version": record.version})
+
+
+def search(command: commands.SearchCommand) -> int:
+    """Print the nearest items of an image, a code or an item."""
+    from gallery.index import open_gallery
+    from gallery.queries import parse_code, result_rows
+    from gallery.where import check_where
+
+    if sum(one is not None for one in (command.image, command.code, command.id)) != 1:
+        raise InputError("an image, --code or --id", "none, or several", "Give one of them.")
+    if command.where is not None:
+        check_where(command.where)
+    uri, runs = locate(command.gallery, [command.run] if command.run else [])
+    count = command.k
+    if command.image is not None:
+        index, code = hash_query(command, command.image, uri, runs)
+    elif command.code is not None:
+        index = open_gallery(uri)
+        code = parse_code(command.code, index.space)
+    else:
+        index, count = open_gallery(uri), count + 1  # it finds itself
+        code = index.codes[index.rows_of([command.id or ""])]
+    rows = result_rows(index, code, count, command.where, command.max_distance)
+    rows = [row for row in rows if row["id"] != command.id][: command.k]
+    found = {"code_space": index.space.id, "version": index.version, "code": code.tobytes().hex(), "results": rows}
+    show(found, command.as_json, rows[:SHOWN])
+    return EXIT_PASSED
+
+
+def hash_query(
+    command: commands.SearchCommand, image: Path, uri: str, runs: Sequence[Path]
+) -> tuple[GalleryIndex, Codes]:
+    """Return the gallery and the code of an image, by the network of the command; its code space must be there."""
+    from gallery.codes import pack
+    from gallery.decode import decode, to_square
+    from gallery.index import open_gallery
+
+    if command.network == "teacher":
+        teacher = teachers(uri, runs[:1])[0]
+        index = open_gallery(uri, teacher.space)
+        pixels = to_square(decode(image), teacher.space.preprocessing.size)
+        return index, pack(teacher.load()(pixels[None]))
+    from export.bundle import open_bundle
+    from mobile_eval.runtimes import open_model
+
+    if command.bundle is None and not runs:
+        fix = "Name them: --bundle BUNDLE, or --run runs/NAME."
+        raise InputError("a bundle whose student hashes the image", f"none for {uri}", fix)
+    bundle = command.bundle or runs[0] / "bundle"
+    manifest = open_bundle(bundle)
+    index = open_gallery(uri, manifest.space)
+    models = sorted((f for f in manifest.files if f.format == "onnx"), key=lambda f: f.metadata.precision != "fp32")
+    if not models:
+        raise InputError(f"an ONNX model in {bundle}", "none", "Export one: export/run.py RUN --formats onnx.")
+    model = open_model(models[0].path, metadata=models[0].metadata)
+    return index, model.encode(to_square(decode(image), models[0].metadata.size)[None])
+
+
+def verify(command: commands.VerifyGalleryCommand) -> int:
+    """Verify every row, and encode a sample again."""
+    from gallery.image_reader import ImageReader
+    from gallery.store import GalleryStore
+    from gallery.upkeep import chosen_space, encode_again
+
+    uri, runs = locate(command.gallery, [command.run] if command.run else [])
+    store = GalleryStore(uri)
+    space_id = chosen_space(store, command.space)
+    found = store.verify(space_id)
+    result: dict[str, Any] = {"code_space": space_id, "version": found.version, "rows": found.found.rows}
+    result |= {"problem": found.problem, "damaged": found.damaged[:SHOWN], "repeated": found.repeated[:SHOWN]}
+    problem = found.problem
+    if command.deep and not problem:
+        teacher = next((one for one in teachers(uri, runs) if one.space.id == space_id), None)
+        if teacher is None:
+            raise InputError(f"the run of code space {space_id}", "another's", "Name it: --run runs/NAME.")
+        reader = ImageReader(teacher.space.preprocessing.size, command.allow_http)
+        deep = encode_again(store, teacher.space, command.deep, reader, teacher.load)
+        result |= deep._asdict()
+        problem = f"{len(deep.wrong)} codes that are not those of their images" if deep.wrong else ""
+        result["problem"] = problem
+    show(result, command.as_json)
+    return EXIT_GATE_FAILED if problem else EXIT_PASSED
+
+
+def failures(command: commands.FailuresCommand) -> int:
+    """List what could not be encoded, or try it again."""
+    from gallery.ingest import IngestOptions, ingest
+    from gallery.sources import Listing
+    from gallery.store import GalleryStore
+    from gallery.upkeep import list_failures, living_spaces, publish_changes
+
+    uri, runs = locate(command.gallery, [command.run] if command.run else [])
+    store = GalleryStore(uri)
+    for teacher in teachers(uri, runs) if command.retry else ():
+        listing = Listing(store.failures(teacher.space.id).select(["id", "source", "etag"]))
+        ingest(store, teacher.space, listing, IngestOptions(retry=True, allow_http=command.allow_http), teacher.load)
+        publish_changes(store, teacher.space.id)
+    rows = [{"space": space, **row} for space in living_spaces(store) for row in list_failures(store, space)]
+    show(rows, command.as_json, rows[:SHOWN])
+    if len(rows) > SHOWN and not command.as_json:
+        log.info("... and %d more: --json has all", len(rows) - SHOWN)
+    return EXIT_PASSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
