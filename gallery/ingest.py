@@ -48,7 +48,7 @@ class IngestCounts(Record):
 
     seen: items listed; same: left as they are; updated: of other columns or times, but of the same bytes; stale: failed
     ones whose old code stays; removed: no longer in the source; passed_over: files that are no images;
-    images_per_second: of those encoded, from the first that was read
+    images_per_second: of those encoded, without the time in which the network was loaded
     """
 
     code_space: str
@@ -92,7 +92,7 @@ def ingest(
     if writer.pending:
         writer.commit(len(plan.requests))
     seconds = time.monotonic()
-    rate = writer.encoded / max(seconds - reading, 1e-9)
+    rate = writer.encoded / max(seconds - reading - writer.loading, 1e-9)
     return IngestCounts(
         code_space=space.id, seen=len(listing.items), same=plan.same, updated=writer.updated, encoded=writer.encoded,
         failed=plan.failed + writer.failed, stale=plan.stale + writer.stale, seconds=round(seconds - start, 2),
@@ -187,6 +187,7 @@ class _Writer:
         self._touched: list[DecodedImage] = []
         self._failed: list[DecodedImage] = []
         self.updated = self.encoded = self.failed = self.stale = self.done = 0
+        self.loading = 0.0
 
     @property
     def pending(self) -> int:
@@ -204,7 +205,10 @@ class _Writer:
         self._failed += [image for image in images if image.reason]
         self._touched += [image for image in images if not image.reason and image.pixels is None]
         if new := [image for image in images if image.pixels is not None]:
-            self._encoder = self._encoder or load_encoder()
+            if self._encoder is None:
+                start = time.monotonic()
+                self._encoder = load_encoder()
+                self.loading = time.monotonic() - start
             pixels = np.stack([image.pixels for image in new if image.pixels is not None])
             self._codes.append(pack(check_logits(self._encoder(pixels), len(pixels), self._space)))
             self._encoded += [image._replace(pixels=None) for image in new]

@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
 
-from distill.config import is_run
 from gallery import actions, commands
 from gallery.command_line import read_flags, run_cli
 from gallery.console import log, plain
@@ -84,6 +83,7 @@ class Teacher(NamedTuple):
 
 def locate(gallery: str, runs: Sequence[Path] = ()) -> tuple[str, list[Path]]:
     """Return the address of a gallery, and the runs that belong to it: those given, else its own."""
+    from distill.config import is_run
     from distill.image_encoder import gallery_run
 
     path = Path(gallery)
@@ -109,6 +109,7 @@ def teachers(uri: str, runs: Sequence[Path]) -> list[Teacher]:
 
 def add(command: commands.AddCommand) -> int:
     """Bring a gallery up to date with a source, in the code space of each run."""
+    from distill.config import is_run
     from gallery.store import GalleryStore
 
     uri, runs = locate(command.gallery, command.run)
