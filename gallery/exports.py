@@ -36,6 +36,8 @@ def export_gallery(index: GalleryIndex, out: Path, to: str) -> list[str]:
 
     to: a key of `WRITERS`.  Raises `InputError` where there is something at `out` already.
     """
+    if not len(index):
+        raise InputError(f"items in the gallery {index.uri}", "none", "Add some.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("a new or empty folder to export to", str(out), "Choose another.")
     with atomic_path(out) as draft:
@@ -89,12 +91,8 @@ def _write_ids(index: GalleryIndex, folder: Path) -> None:
 
 
 def _faiss(index: GalleryIndex, folder: Path) -> None:
-    from gallery.layers import missing_module
+    import faiss
 
-    try:
-        import faiss
-    except ImportError as error:
-        raise missing_module("faiss") from error
     flat = faiss.IndexBinaryFlat(index.space.bits)
     flat.add(np.ascontiguousarray(index.codes))
     faiss.write_index_binary(flat, str(folder / "codes.faiss"))
@@ -124,7 +122,7 @@ def _plain_value(value: Any) -> Any:
 
 def _pgvector(index: GalleryIndex, folder: Path) -> None:
     """Write a script for psql: COPY's text format, in which the backslash escapes, and nothing is a statement."""
-    schema, bits = index.columns(["labels", "source", *index.owner_columns], np.arange(0)).schema, index.space.bits
+    schema, bits = index.schema, index.space.bits
     names = ["labels", "source", *index.owner_columns]
     types = ["text[]" if name == "labels" else SQL_TYPES.get(str(schema.field(name).type), "text") for name in names]
     columns = "".join(f',\n  "{name}" {kind}' for name, kind in zip(names, types, strict=True))
@@ -159,9 +157,8 @@ def _elasticsearch(index: GalleryIndex, folder: Path) -> None:
     from hashlib import sha256
 
     names, bits = ["labels", "source", *index.owner_columns], index.space.bits
-    schema = index.columns(names, np.arange(0)).schema
     kinds = {"bool": "boolean", "int64": "long", "double": "double", "date32[day]": "date", "timestamp[us]": "date"}
-    fields = {name: {"type": kinds.get(str(schema.field(name).type), "keyword")} for name in names}
+    fields = {name: {"type": kinds.get(str(index.schema.field(name).type), "keyword")} for name in names}
     vectors = {
         "elasticsearch": {"type": "dense_vector", "element_type": "bit", "dims": bits, "similarity": "l2_norm"},
         "opensearch": {"type": "knn_vector", "data_type": "binary", "dimension": bits,

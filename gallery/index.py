@@ -73,9 +73,14 @@ class GalleryIndex:
         return len(self.codes)
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of the table."""
+        return self._table.schema
+
+    @property
     def owner_columns(self) -> list[str]:
         """The names of the columns that are the owner's."""
-        return [name for name in self._table.schema.names if name not in item_columns(1).names]
+        return [name for name in self.schema.names if name not in item_columns(1).names]
 
     @cached_property
     def searcher(self) -> CodebookIndex:

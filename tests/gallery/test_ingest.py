@@ -123,7 +123,7 @@ def test_changes_are_told_apart(images: Path, tmp_path: Path) -> None:
     assert add(uri, str(images)).failed == 0
     assert list_failures(store, SPACE.id) == []
     assert ids_not_in(store, SPACE.id, list_source(str(images), SourceOptions()), 0.2) == ["a/04.png", "b/03.png"]
-    with pytest.raises(InputError, match="--prune-most 0.08"):
+    with pytest.raises(InputError, match=r"--prune-most 0\.08"):
         ids_not_in(store, SPACE.id, list_source(str(images), SourceOptions()), 0.01)
 
 
@@ -217,7 +217,7 @@ def test_a_full_disk_is_told_and_what_is_there_stays(images: Path, tmp_path: Pat
     before, limits = contents(uri), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))  # a real error of write(2), as a full disk gives
     try:
-        with pytest.raises(OSError, match="[Tt]oo large|[Nn]o space"):
+        with pytest.raises(OSError, match=r"[Tt]oo large|[Nn]o space"):
             add(uri, str(images))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
