@@ -68,7 +68,7 @@ def find_duplicates(index: GalleryIndex, within: int) -> pa.Table:
     first = group[rows]
     starts = np.ones(len(rows), bool)
     starts[1:] = first[1:] != first[:-1]
-    told = index.columns(["sha256", "source"], rows)
+    told = index.columns(["id", "sha256", "source"], rows)
     sums = told["sha256"].to_pylist()
     keys = [f"{place} {own}" if own else "" for place, own in zip(first, sums, strict=True)]
     kinds, counts = np.unique(np.array(keys, str), return_counts=True)

@@ -53,10 +53,10 @@ def export_gallery(index: GalleryIndex, out: Path, to: str) -> list[str]:
 
 def _chunks(index: GalleryIndex) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Yield tables of id, labels, source and the owner's columns, in the order of the ids, and the codes."""
-    names = ["labels", "source", *index.owner_columns]
+    names = ["id", "labels", "source", *index.owner_columns]
     for start in range(0, len(index), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(index)))
-        yield index.columns(names, rows).select(["id", *names]), index.codes[rows]
+        yield index.columns(names, rows), index.codes[rows]
 
 
 def _parquet(index: GalleryIndex, folder: Path) -> None:

@@ -144,18 +144,20 @@ class GalleryIndex:
 
     def columns(self, names: Sequence[str], rows: NDArray[np.int64] | None = None) -> pa.Table:
         """Return further columns of all items, or of these rows, in that order; they are read from the table."""
+        read = [*dict.fromkeys(("id", *names))]
         if rows is None:
-            wanted, found = self.ids, self._store.read(self._table, ("id", *names))
+            wanted, found = self.ids, self._store.read(self._table, read)
         else:
             wanted = self.ids.take(pa.array(rows.reshape(-1)))
             row_ids = np.unique(self._row_ids[rows]).tolist()
-            found = self._store.take(self._table, row_ids, ("id", *names))
+            found = self._store.take(self._table, row_ids, read)
         return found.take(pc.index_in(wanted, found["id"].combine_chunks())).select(list(names))
 
     def rows_where(self, where: str) -> NDArray[np.int64]:
         """Return the rows for which SQL's condition over the columns holds, sorted; `InputError` for a wrong one.
 
-        It is DataFusion's SQL, for people at a command line: a service must not pass it on.
+        It is DataFusion's SQL, within what `check_where` allows, for people at a command line: a service must not pass
+        it on.
         """
         query = self._table.search().where(where).with_row_id(True).select([ROW_ID]).limit(MAX_ROWS)
         try:

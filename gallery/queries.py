@@ -48,7 +48,7 @@ def result_rows(
 def describe_rows(index: GalleryIndex, rows: NDArray[np.int64], distances: NDArray[np.uint16]) -> list[dict[str, Any]]:
     """Return id, distance, labels, source and the owner's columns of rows."""
     own = [*SHOWN_COLUMNS, *index.owner_columns]
-    told = index.columns(own, rows).select(own).to_pylist() if len(rows) else []
+    told = index.columns(own, rows).to_pylist() if len(rows) else []
     ids = index.ids_of(rows).tolist()
     return [{"id": id, "distance": int(far)} | one for id, far, one in zip(ids, distances, told, strict=True)]
 

@@ -23,7 +23,7 @@ from gallery.names import clean_label, counted, some
 from gallery.object_store import ObjectStore, is_remote
 from gallery.owner_columns import typed_column
 from gallery.results import Skipped
-from gallery.row_checks import problem_of_id
+from gallery.row_checks import item_id, problem_of_id
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,11 +112,12 @@ def list_store(uri: str) -> FoundFiles:
 
 
 def _add(found: FoundFiles, name: str, source: str, etag: str) -> None:
-    problem = problem_of_id(name) or ("is no UTF-8" if _is_escaped(source) else "")
+    id = item_id(name)  # as in training
+    problem = problem_of_id(id) or ("is no UTF-8" if _is_escaped(source) else "")
     if problem:
         found.skipped.append(Skipped(path=plain(name), reason=f"its name {problem}"))
     else:
-        found.sources[name], found.etags[name] = source, etag
+        found.sources[id], found.etags[id] = source, etag
 
 
 def _is_escaped(source: str) -> bool:
@@ -202,7 +203,7 @@ class _Rows:
         """Return the id of each row, by default its name; raises `InputError` for one that cannot be, or is twice."""
         ids, seen = [], dict[str, str]()
         for (text, where), name in zip(self.texts("id"), names, strict=True):
-            id = text or name
+            id = text or item_id(name)
             if problem := problem_of_id(id):
                 raise InputError(f"an id in {where}", f"{ascii(id)[:80]}, which {problem}", "Give it another id.")
             if id in seen:

@@ -119,30 +119,26 @@ def not_antialiased(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((224, 0, 672, 448)).resize((size, size), Image.Resampling.NEAREST))
 
 
-def with_preprocessing(context: RunContext, **changes: object) -> RunContext:
-    info = context.resolved.teacher.model_copy(update=changes)
-    return replace(context, resolved=context.resolved.model_copy(update={"teacher": info}))
-
-
 def test_what_hashes_otherwise_is_rejected(learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context, models = learn()
     assert models.teacher is not None
     folder, space, rounded = tmp_path / "run", models.space, copy.deepcopy(models.teacher)
     for tensor in rounded.parameters():
         tensor.data = tensor.data.bfloat16().float()
+    how = context.preprocessing("teacher")
     cases = {
-        "another teacher": (context, build("resnet10t", SIZE, BITS, seed=3)),
-        "weights in bf16": (context, rounded),
-        "another mean": (with_preprocessing(context, mean=(0.5, 0.5, 0.5)), models.teacher),
-        "another std": (with_preprocessing(context, std=(0.2, 0.2, 0.2)), models.teacher),
+        "another teacher": (how, build("resnet10t", SIZE, BITS, seed=3)),
+        "weights in bf16": (how, rounded),
+        "another mean": (replace(how, mean=(0.5, 0.5, 0.5)), models.teacher),
+        "another std": (replace(how, std=(0.2, 0.2, 0.2)), models.teacher),
     }
     for name, (there, teacher) in cases.items():
         with pytest.raises(CodeSpaceMismatch, match=r"bits, on .* in torch\.float32"):
-            pytest.fail(f"{name} passes: {check_golden(there.preprocessing("teacher"), folder, space, teacher)}")
+            pytest.fail(f"{name} passes: {check_golden(there, folder, space, teacher)}")
     for resize in (squeezed, not_antialiased):
         monkeypatch.setattr(teacher_golden, "to_square", resize)
         with pytest.raises(CodeSpaceMismatch, match="golden logits"):
-            pytest.fail(f"{resize.__name__} passes: {check_golden(context.preprocessing("teacher"), folder, space, models.teacher)}")
+            pytest.fail(f"{resize.__name__} passes: {check_golden(how, folder, space, models.teacher)}")
 
 
 @pytest.mark.usefixtures("bf16_units")

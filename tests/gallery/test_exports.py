@@ -108,7 +108,7 @@ def test_the_script_for_postgres_is_a_table_and_its_rows(index: GalleryIndex, tm
     assert '"order" text' in head
     assert rows.endswith("\n\\.\n")
     lines = [line.split("\t") for line in rows.removesuffix("\\.\n").removesuffix("\n").split("\n")]
-    told = index.columns(["labels", "price", "sold", "order"]).to_pylist()
+    told = index.columns(["id", "labels", "price", "sold", "order"]).to_pylist()
     for line, row, code in zip(lines, told, unpack(index.codes), strict=True):
         id, bits, labels, _, price, _, sold, order = map(copied, line)
         assert id == row["id"]
