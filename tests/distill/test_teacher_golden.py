@@ -179,7 +179,8 @@ def test_rounding_by_another_machine_passes_by_sound_golden_logits_alone(
 ) -> None:
     context, models = learn()
     assert models.teacher is not None
-    check = partial(check_golden, context, tmp_path / "run", models.space, models.teacher)
+    how = context.preprocessing("teacher")
+    check = partial(check_golden, how, tmp_path / "run", models.space, models.teacher)
     path = tmp_path / "run" / FILE
     sound = path.read_bytes()
     path.unlink()
