@@ -64,7 +64,7 @@ def row_checks(space: str, ids: pa.StringArray, codes: Codes, labels: pa.ListArr
         return own.digest()
 
     blocks = (slice(at, at + BLOCK) for at in range(0, len(ids), BLOCK))
-    checks = (check(row) for own in blocks for row in _messages(ids[own], codes[own], labels[own]))
+    checks = (b"".join(map(check, _messages(ids[own], codes[own], labels[own]))) for own in blocks)
     return np.frombuffer(b"".join(checks), "<u8")
 
 

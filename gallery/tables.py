@@ -233,6 +233,8 @@ def call(uri: str, action: Callable[P, T], *args: P.args, **options: P.kwargs) -
         for text, number in SYSTEM_ERRORS.items():
             if text in problem:
                 raise OSError(number, os.strerror(number), uri) from error
+        if "commit conflict" in problem:
+            raise InputError(f"no other commit in {uri} at the same moment", "one", "Run it again.") from error
         if is_local(uri):
             raise CorruptFile(f"a readable gallery at {uri}", problem, RESTORE) from error
         fix = "Check the address, the network and the credentials in the environment, then run it again."
