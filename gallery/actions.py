@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from gallery.commands import (
     CompactCommand,
+    CutoverCommand,
     DuplicatesCommand,
     ExportGalleryCommand,
     PublishCommand,
     RemoveCommand,
+    RetireCommand,
+    RollbackCommand,
     StatsCommand,
 )
-from gallery.console import log
-from gallery.errors import EXIT_PASSED, InputError
+from gallery.console import log, plain
+from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
 from gallery.output import SHOWN, show
 
 
@@ -39,12 +42,15 @@ def remove(uri: str, command: RemoveCommand) -> int:
 
 
 def publish(uri: str, command: PublishCommand) -> int:
-    """Verify the newest version and give it to readers."""
+    """Verify the newest versions and give them to readers."""
     from gallery.store import GalleryStore
     from gallery.upkeep import chosen_space
 
     store = GalleryStore(uri)
-    show(store.publish(chosen_space(store, command.space))._asdict(), command.as_json)
+    answered = [name for name, record in store.spaces().items() if record.state in ("serving", "previous")]
+    spaces = [command.space] if command.space or not answered else answered
+    rows = [store.publish(chosen_space(store, space))._asdict() for space in spaces]
+    show(rows, command.as_json, rows)
     return EXIT_PASSED
 
 
@@ -102,4 +108,52 @@ def export(uri: str, command: ExportGalleryCommand) -> int:
     index = open_gallery(uri)
     files = export_gallery(index, command.out, command.to)
     show({"out": str(command.out), "items": len(index), "code_space": index.space.id, "files": files}, command.as_json)
+    return EXIT_PASSED
+
+
+def cutover(uri: str, command: CutoverCommand) -> int:
+    """Serve the new code space if it passes the gates."""
+    from gallery.cutover import CutoverLimits, candidate, check_gates, cut_over
+    from gallery.store import GalleryStore
+
+    store = GalleryStore(uri)
+    space = candidate(store, command.space).space
+    gates = check_gates(store, space, CutoverLimits(command.missing_allowed, command.map_drop, command.queries))
+    passed = all(gate.passed for gate in gates)
+    if passed:
+        cut_over(store, space)
+    rows = [{"gate": one.gate, "found": one.found, "allowed": one.allowed, "passed": one.passed} for one in gates]
+    show({"code_space": space, "passed": passed, "gates": rows}, command.as_json, rows)
+    for gate in gates:
+        if not gate.passed:
+            log.error("Refused: %s: %s where %s is allowed.  %s", gate.gate, gate.found, gate.allowed, gate.fix)
+    if not passed:
+        return EXIT_GATE_FAILED
+    log.info("Code space %s is served.  The way back: gallery/run.py rollback", space)
+    return EXIT_PASSED
+
+
+def rollback(uri: str, command: RollbackCommand) -> int:
+    """Serve the previous code space again."""
+    from gallery.cutover import roll_back
+    from gallery.store import GalleryStore
+
+    show(roll_back(GalleryStore(uri))._asdict(), command.as_json)
+    return EXIT_PASSED
+
+
+def retire(uri: str, command: RetireCommand) -> int:
+    """Answer students of a code space no longer, and delete it if that is confirmed."""
+    from gallery import cutover
+    from gallery.store import GalleryStore
+
+    store, space = GalleryStore(uri), command.space
+    if command.delete and command.confirm != space:
+        fix = f"If it is to be lost for good: --delete --confirm {plain(space)}."
+        raise InputError("the code space again, to delete it", f"{plain(command.confirm or 'none')}", fix)
+    if not command.delete or space in store.spaces():
+        cutover.retire(store, space)
+    if command.delete:
+        cutover.delete_space(store, space)
+    show({"code_space": space, "state": "deleted" if command.delete else "retired"}, command.as_json)
     return EXIT_PASSED

@@ -181,3 +181,65 @@ class ExportGalleryCommand(GalleryCommand):
     """The folder to write."""
     to: ExportFormat = "parquet"
     """The engine; codes.bin: the packed codes, one after the other, beside a file of ids, for apps."""
+
+
+class BackfillCommand(GalleryCommand):
+    """Encode all items with the teacher of a new run, beside the code space that is served.
+
+    Labels and columns are copied.  It may be stopped and killed: the same command goes on.  Readers see nothing of it
+    until `cutover`.  Meanwhile `add` takes both runs: `--run runs/OLD runs/NEW`.
+
+    Example: `gallery/run.py backfill runs/mine --run runs/new`
+    """
+
+    run: Path
+    """The run folder of the new teacher."""
+    images: str | None = None
+    """Where items are that have no source, as the images of a run's own data: a folder, prefix or manifest, in which
+    they have their ids."""
+    retry: bool = False
+    """Read images again that could not be read before."""
+    allow_http: bool = False
+    """Fetch images by http(s)."""
+    commit_rows: int = Field(4096, ge=1, le=1_000_000)
+    """Images a commit."""
+
+
+class CutoverCommand(GalleryCommand):
+    """Serve the new code space, if it passes the gates; exit code 1 if not.  `rollback` is the way back.
+
+    Retrieval is compared where items have labels: items at random (seed 0), each searched among the others (up to
+    100,000) of its own table; tie-aware mean average precision over all that shares a label with it.
+
+    Example: `gallery/run.py cutover runs/mine`
+    """
+
+    space: str | None = None
+    """The code space; by default the one that is being built, or that was rolled back."""
+    missing_allowed: float = Field(0.001, ge=0, le=1)
+    """The share of items that may have no new code; all of them must be in `failures`."""
+    map_drop: float = Field(0.01, ge=0, le=1)
+    """By how much the mean average precision may be lower than that of the served codes."""
+    queries: int = Field(1000, ge=1, le=100_000)
+    """Items to search for."""
+
+
+class RollbackCommand(GalleryCommand):
+    """Serve the previous code space again, until it is retired.
+
+    Example: `gallery/run.py rollback runs/mine`
+    """
+
+
+class RetireCommand(GalleryCommand):
+    """Answer students of a code space no longer, and add no more items to it; its table is kept.
+
+    Example: `gallery/run.py retire runs/mine 0123456789abcdef`
+    """
+
+    space: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPACE")]
+    """The code space, by `stats`; not the one that is served."""
+    delete: bool = False
+    """Delete its table for good; if it was made by a run, that run cannot be evaluated again."""
+    confirm: str | None = None
+    """With --delete: the code space again."""

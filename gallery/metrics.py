@@ -87,6 +87,15 @@ def mean_average_precision(
     )  # fmt: skip
 
 
+def expected_precision(everyone: Counts, relevant: Counts) -> Floats:
+    """Tie-aware AP of each query over all that is searched, `[queries]`, from counts at each distance 0..bits.
+
+    everyone, relevant: `[queries, bits+1]`, as of `count_by_distance`
+    """
+    ranks = _Ranks(everyone, relevant, int(everyone.sum(1).max()))
+    return np.asarray(ranks.precisions.sum(1) / np.maximum(relevant.sum(1), 1))
+
+
 def precision_within_radius(
     query_codes: Codes, gallery_codes: Codes, query_labels: Labels, gallery_labels: Labels, radius: int = 2
 ) -> PrecisionAtRadius:

@@ -52,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         "duplicates": (commands.DuplicatesCommand, on_gallery(actions.duplicates)),
         "compact": (commands.CompactCommand, on_gallery(actions.compact)),
         "export": (commands.ExportGalleryCommand, on_gallery(actions.export)),
+        "backfill": (commands.BackfillCommand, backfill),
+        "cutover": (commands.CutoverCommand, on_gallery(actions.cutover)),
+        "rollback": (commands.RollbackCommand, on_gallery(actions.rollback)),
+        "retire": (commands.RetireCommand, on_gallery(actions.retire)),
     }
 
     def work() -> int:
@@ -116,6 +120,8 @@ def add(command: commands.AddCommand) -> int:
     chosen = teachers(uri, runs)
     store = GalleryStore(uri, create=bool(command.run) and not is_run(Path(command.gallery)))
     check_spaces(store, chosen)
+    states = {name: record.state for name, record in store.spaces().items()}
+    chosen.sort(key=lambda teacher: states.get(teacher.space.id) != "serving")  # first, as `backfill` relies on
     counts = [add_to_space(store, teacher, command) for teacher in chosen]
     rows = [one.model_dump() for one in counts]
     show(rows, command.as_json, [{"": name, **{row["code_space"]: row[name] for row in rows}} for name in rows[0]])
@@ -128,10 +134,14 @@ def check_spaces(store: GalleryStore, chosen: Sequence[Teacher]) -> None:
     """Raise `InputError` unless every code space of a gallery is written to: else students of one would miss items."""
     from gallery.upkeep import living_spaces
 
-    if others := set(living_spaces(store)) - {teacher.space.id for teacher in chosen}:
-        spaces = ", ".join(teacher.space.id for teacher in chosen)
-        fix = "Name the run of each with --run, or retire those that are not needed: gallery/run.py retire."
-        raise InputError(f"items for all code spaces of {store.uri}", f"{spaces} without {', '.join(others)}", fix)
+    living, known, given = living_spaces(store), store.spaces(), {teacher.space.id for teacher in chosen}
+    expected = f"the runs of the code spaces of {store.uri}: {', '.join(living)}"
+    if retired := given & (known.keys() - living.keys()):
+        fix = "Name the runs of those, and not its run: --run runs/OLD runs/NEW."
+        raise InputError(expected, f"that of {', '.join(retired)}, which is retired", fix)
+    if others := living.keys() - given:
+        fix = "Name the run of each: --run runs/OLD runs/NEW; or retire what is not needed: gallery/run.py retire."
+        raise InputError(expected, f"{', '.join(given)} without {', '.join(others)}", fix)
 
 
 def add_to_space(store: GalleryStore, teacher: Teacher, command: commands.AddCommand) -> IngestCounts:
@@ -162,6 +172,32 @@ def add_to_space(store: GalleryStore, teacher: Teacher, command: commands.AddCom
     store.forget_failures(space.id, gone)
     record = publish_changes(store, space.id) if command.publish else store.spaces()[space.id]
     return counts.model_copy(update={"version": record.version})
+
+
+def backfill(command: commands.BackfillCommand) -> int:
+    """Encode all items in the code space of a new run, beside the one that is served."""
+    from gallery.backfill import backfill as fill
+    from gallery.backfill import served_beside
+    from gallery.cutover import resume_building
+    from gallery.ingest import IngestOptions
+    from gallery.sources import SourceOptions, list_source
+    from gallery.store import GalleryStore
+    from gallery.upkeep import publish_changes
+
+    uri, runs = locate(command.gallery, [command.run])
+    (teacher,) = teachers(uri, runs)
+    store, space = GalleryStore(uri), teacher.space
+    served_beside(store, space.id)
+    images = list_source(command.images, SourceOptions(allow_http=command.allow_http)) if command.images else None
+    resume_building(store, space.id)
+    how = IngestOptions(command.commit_rows, retry=command.retry, allow_http=command.allow_http)
+    counts = fill(store, space, teacher.centers, images, how, teacher.load)
+    record = publish_changes(store, space.id)
+    show(counts.model_copy(update={"version": record.version}).model_dump(), command.as_json)
+    if counts.failed:
+        log.warning("%d images could not be encoded: gallery/run.py failures %s", counts.failed, plain(command.gallery))
+    log.info("To serve it, if it passes the gates: gallery/run.py cutover %s", plain(command.gallery))
+    return EXIT_PASSED
 
 
 def search(command: commands.SearchCommand) -> int:

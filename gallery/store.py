@@ -89,8 +89,13 @@ class GalleryStore:
 
     def space_in(self, state: State) -> SpaceRecord | None:
         """Return the newest code space in a state, None without one."""
-        found = [record for record in self.spaces().values() if record.state == state]
-        return max(found, key=lambda record: record.since) if found else None
+        return self.spaces_in(state)[0]
+
+    def spaces_in(self, *states: State) -> list[SpaceRecord | None]:
+        """Return the newest code space in each state, of one moment."""
+        records = sorted(self.spaces().values(), key=lambda record: record.since)
+        newest = {record.state: record for record in records}
+        return [newest.get(state) for state in states]
 
     def find_space(self, space_id: str | None = None, tag: str | None = None) -> SpaceRecord:
         """Return a code space that is published, by default the one with a version of this tag, or that is served.

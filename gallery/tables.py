@@ -190,6 +190,11 @@ class Database:
         """Return the LanceDB table."""
         return self.call(self._db.open_table, name)
 
+    def drop(self, name: str) -> None:
+        """Delete a table for good, if it is there."""
+        if name in self.names():
+            self.call(self._db.drop_table, name)
+
     def read(self, table: Any, columns: Sequence[str]) -> pa.Table:
         """Return columns of all rows of an open table, in any order."""
         check_schema(self.uri, table.name, table.schema)

@@ -96,7 +96,7 @@ def test_every_other_command_speaks_json(
     told(capsys, command, "add", mine, manifest, "--add-column", "price", "brand", "--no-publish")
     (space,) = told(capsys, command, "stats", mine)["spaces"]
     assert (space["items"], space["published"], space["failed"], space["columns"]) == (71, 64, 1, ["price", "brand"])
-    assert told(capsys, command, "publish", mine)["rows"] == 71
+    assert told(capsys, command, "publish", mine)[0]["rows"] == 71
     assert told(capsys, command, "verify", mine, "--deep", "5")["encoded"] == 5
     (failure,) = told(capsys, command, "failures", mine)
     assert (failure["id"], failure["stale"]) == ("sku 5", False)
@@ -155,7 +155,7 @@ def test_another_teacher_is_refused(mine: Path, manifest: Path, tmp_path: Path, 
     store.add_space(replace(space, teacher="another"), centers)
     store.publish(replace(space, teacher="another").id)
     code, said = command("add", tmp_path / "g", manifest, "--run", mine)
-    assert (code, "all code spaces" in said) == (2, True)
+    assert (code, "the runs of the code spaces" in said) == (2, True)
     code, said = command("search", tmp_path / "g", manifest.parent / "1.png", "--bundle", mine / "bundle")
     assert (code, "code space" in said and "stale" in said) == (2, True)
     teacher = mine / "teacher.safetensors"

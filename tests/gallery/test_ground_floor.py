@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODING = {"decode", "bit_depth"}  # of images, by Pillow
-STORING = {"index", "ledger", "row_checks", "store", "tables",  # by pyarrow
+STORING = {"backfill", "cutover", "index", "ledger", "row_checks", "store", "tables",  # by pyarrow
            "exports", "ingest", "queries", "sources", "upkeep"}  # fmt: skip
 COMMANDS = {"run", "commands", "actions"}
 HEAVY = {"torch", "scipy", "faiss", "lancedb", "rich", "pandas", "PIL"}
