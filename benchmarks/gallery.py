@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from benchmarks import gallery_index
+from benchmarks import gallery_index, gallery_service
 from benchmarks.gallery_index import CodeSet, IndexFigures, TeacherCodes
+from benchmarks.gallery_service import ServiceFigures
 from benchmarks.trial import RECORD, Benchmark, Trial
 from gallery.console import log
 from gallery.files import write_json
@@ -22,6 +23,8 @@ noise of {noise}; queries are the student's codes of images that are not in it. 
 many flips as images of the run have. faiss IVF has the hash centers as its cells. Memory is that of the \
 index, beside the codes. The machine was shared (load {load}): compare the rows of a table."""
 
+SERVED, ASKED = 1_000_000, 10_000  # codes of the service's gallery, and different queries
+
 
 class GalleryTrial(Trial):
     """One measurement, in the field of its kind; `load` is that of the machine before it."""
@@ -29,10 +32,11 @@ class GalleryTrial(Trial):
     kind: Literal["index", "ingest", "service"]
     load: float
     index: IndexFigures | None = None
+    service: ServiceFigures | None = None
 
 
 class GalleryBenchmark(Benchmark):
-    """Measure the exact index against other ones."""
+    """Measure the exact index against other ones, and the service under load."""
 
     name: str = "gallery"
     root: Path = Path("runs/vit_b-mobilenetv3-embedded-64")
@@ -45,6 +49,7 @@ class GalleryBenchmark(Benchmark):
     def trials(self) -> Iterator[GalleryTrial]:
         """Yield the trials of every kind."""
         yield from self.index_trials()
+        yield from self.service_trials()
 
     def index_trials(self) -> Iterator[GalleryTrial]:
         """Measure every index on every set of codes; what is measured is read."""
@@ -56,20 +61,27 @@ class GalleryBenchmark(Benchmark):
                 makers |= {"1000": partial(codes.flipped, 1000, items, self.queries)}
                 makers |= {"uniform": partial(codes.uniform, items, self.queries)}
             for name, make in makers.items():
-                yield from self._measured(f"index-{name}-{items}", make, codes.centers.shape[1])
+                name = f"index-{name}-{items}-{self.queries}"
+                yield from self._measured("index", name, lambda make=make: gallery_index.measure(make()))
 
-    def _measured(self, name: str, make: Callable[[], CodeSet], bits: int) -> Iterator[GalleryTrial]:
-        record = self.runs / f"gallery-{name}-{self.queries}-{self.seed}" / RECORD
+    def service_trials(self) -> Iterator[GalleryTrial]:
+        """Measure the service of a gallery of the run's classes; what is measured is read."""
+        folder = self.runs.resolve() / "gallery-service"
+
+        def measure() -> Iterator[ServiceFigures]:
+            return gallery_service.measure(TeacherCodes(self.root, self.seed).resampled(SERVED, ASKED), folder)
+
+        yield from self._measured("service", f"service-{SERVED}", measure)
+
+    def _measured(self, kind: str, name: str, measure: Callable[[], Iterable[Any]]) -> Iterator[GalleryTrial]:
+        record = self.runs / f"gallery-{name}-{self.seed}" / RECORD
         if not record.exists():
             log.info("[%s]", name)
-            found, data = [], make()
-            for figures in gallery_index.measure(data):
-                load = round(os.getloadavg()[0], 1)
-                found.append(
-                    GalleryTrial(
-                        data=data.name, bits=bits, seed=self.seed, kind="index", load=load, index=figures
-                    ).model_dump(mode="json")
-                )
+            bits, found = TeacherCodes(self.root, self.seed).centers.shape[1], []
+            for figures in measure():
+                about = {"data": figures.codes, "bits": bits, "seed": self.seed, "load": round(os.getloadavg()[0], 1)}
+                trial = GalleryTrial.model_validate({**about, "kind": kind, kind: figures})
+                found.append(trial.model_dump(mode="json"))
             record.parent.mkdir(parents=True, exist_ok=True)
             write_json(record, found)
         yield from map(GalleryTrial.model_validate, json.loads(record.read_text()))
@@ -77,8 +89,12 @@ class GalleryBenchmark(Benchmark):
     def text(self, trials: Sequence[GalleryTrial]) -> str:
         """Return the tables of each kind."""
         index = [trial for trial in trials if trial.index]
-        if not index:
-            return ""
+        parts = [self._index_text(index)] if index else []
+        if served := [trial.service for trial in trials if trial.service]:
+            parts.append("### Service\n\n" + gallery_service.text(served))
+        return "\n\n".join(parts)
+
+    def _index_text(self, index: Sequence[GalleryTrial]) -> str:
         loads = [trial.load for trial in index]
         load = f"{min(loads):.0f} to {max(loads):.0f}"
         note = INDEX_NOTE.format(bits=index[0].bits, queries=self.queries, noise=gallery_index.NOISE, load=load)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gallery_index import CodeSet
 from benchmarks.trial import table
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
@@ -73,17 +74,12 @@ class ServiceFigures(Record):
     load: float = 0
 
 
-def measure(
-    name: str, codes: Codes, centers: NDArray[np.int8], queries: Codes, folder: Path
-) -> Iterator[ServiceFigures]:
-    """Serve codes `[n, bytes]` from a gallery in `folder`, which is deleted, under several loads and a swap.
-
-    centers: +-1 `[classes, bits]`; queries: packed `[q, bytes]`
-    """
-    figures = ServiceFigures(codes=name, items=len(codes))
+def measure(data: CodeSet, folder: Path) -> Iterator[ServiceFigures]:
+    """Serve codes from a gallery in `folder`, which is deleted, under several loads and a swap."""
+    figures = ServiceFigures(codes=data.name, items=len(data.codes))
     try:
-        store, space = publish(folder, codes, centers)
-        bodies = [json.dumps({"code_space": space, "codes": [code.tobytes().hex()], "k": K}) for code in queries]
+        store, space = publish(folder, data.codes, data.centers)
+        bodies = [json.dumps({"code_space": space, "codes": [code.tobytes().hex()], "k": K}) for code in data.queries]
         (folder / "bodies").write_text("\n".join(bodies))
         (folder / "wrk.lua").write_text(WRK.replace("BODIES", str(folder / "bodies")).replace("KEY", KEY))
         with serving(folder) as (process, url):
