@@ -23,7 +23,7 @@ noise of {noise}; queries are the student's codes of images that are not in it. 
 many flips as images of the run have. faiss IVF has the hash centers as its cells. Memory is that of the \
 index, beside the codes. The machine was shared (load {load}): compare the rows of a table."""
 
-SERVED, ASKED = 1_000_000, 10_000  # codes of the service's gallery, and different queries
+ASKED = 10_000  # different queries to the service
 
 
 class GalleryTrial(Trial):
@@ -44,12 +44,15 @@ class GalleryBenchmark(Benchmark):
     items: tuple[int, ...] = (gallery_index.GRAPHS, 1_000_000, 10_000_000)
     """Sizes of the gallery; graphs are built for the least only."""
     queries: int = 1000
+    served: int = 1_000_000
+    """Codes of the service's gallery; 0: leave the service out."""
     seed: int = 0
 
     def trials(self) -> Iterator[GalleryTrial]:
         """Yield the trials of every kind."""
         yield from self.index_trials()
-        yield from self.service_trials()
+        if self.served:
+            yield from self.service_trials()
 
     def index_trials(self) -> Iterator[GalleryTrial]:
         """Measure every index on every set of codes; what is measured is read."""
@@ -62,16 +65,16 @@ class GalleryBenchmark(Benchmark):
                 makers |= {"uniform": partial(codes.uniform, items, self.queries)}
             for name, make in makers.items():
                 name = f"index-{name}-{items}-{self.queries}"
-                yield from self._measured("index", name, lambda make=make: gallery_index.measure(make()))
+                yield from self._measured("index", name, partial(lambda make: gallery_index.measure(make()), make))
 
     def service_trials(self) -> Iterator[GalleryTrial]:
         """Measure the service of a gallery of the run's classes; what is measured is read."""
         folder = self.runs.resolve() / "gallery-service"
 
         def measure() -> Iterator[ServiceFigures]:
-            return gallery_service.measure(TeacherCodes(self.root, self.seed).resampled(SERVED, ASKED), folder)
+            return gallery_service.measure(TeacherCodes(self.root, self.seed).resampled(self.served, ASKED), folder)
 
-        yield from self._measured("service", f"service-{SERVED}", measure)
+        yield from self._measured("service", f"service-{self.served}", measure)
 
     def _measured(self, kind: str, name: str, measure: Callable[[], Iterable[Any]]) -> Iterator[GalleryTrial]:
         record = self.runs / f"gallery-{name}-{self.seed}" / RECORD
