@@ -30,12 +30,6 @@ from gallery.tables import code_array
 
 K, CONNECTIONS, SECONDS, SWAP_SECONDS, CHANGED = 10, (1, 8, 32), 10, 20, 10_000
 KEY, ROOT, START_S = "0123456789abcdef", Path(__file__).parents[1], 120
-SERVE = """
-import sys, tyro
-from gallery.command_line import run_cli
-from gallery.service.command import ServeCommand, serve
-sys.exit(run_cli(lambda: serve(tyro.cli(ServeCommand)), ""))
-"""
 WRK = """
 local bodies, i = {}, 0
 for line in io.lines("BODIES") do bodies[#bodies + 1] = line end
@@ -119,7 +113,7 @@ def rows(prefix: str, codes: Codes) -> Any:
 def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start the service; yield its process and address once it answers."""
     path = folder / "serve.log"
-    command = [sys.executable, "-c", SERVE, str(folder / "gallery"), "--port", "0"]
+    command = [sys.executable, "gallery/run.py", "serve", str(folder / "gallery"), "--port", "0"]
     with path.open("wb") as stream:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TWINHASH_API_KEYS": KEY}, stderr=stream)
     try:

@@ -1,7 +1,8 @@
-"""A gallery of your own: add images, search, verify, export.
+"""A gallery of your own: add images, search, serve, verify, export.
 
     python gallery/run.py add runs/mine catalogue/
     python gallery/run.py search runs/mine photo.jpg
+    python gallery/run.py serve runs/mine
     python gallery/run.py stats runs/mine
 
 Each command teaches itself: `add --help`.
@@ -27,6 +28,7 @@ from gallery.command_line import read_flags, run_cli
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
 from gallery.output import SHOWN, show
+from gallery.service.command import ServeCommand, serve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         "remove": (commands.RemoveCommand, on_gallery(actions.remove)),
         "publish": (commands.PublishCommand, on_gallery(actions.publish)),
         "search": (commands.SearchCommand, search),
+        "serve": (ServeCommand, serve_gallery),
         "verify": (commands.VerifyGalleryCommand, verify),
         "stats": (commands.StatsCommand, on_gallery(actions.stats)),
         "failures": (commands.FailuresCommand, failures),
@@ -254,6 +257,12 @@ def hash_query(
         raise InputError(f"an ONNX model in {bundle}", "none", "Export one: export/run.py RUN --formats onnx.")
     model = open_model(models[0].path, metadata=models[0].metadata)
     return index, model.encode(to_square(decode(image), models[0].metadata.size)[None])
+
+
+def serve_gallery(command: ServeCommand) -> int:
+    """Serve a gallery, with the students of its runs."""
+    uri, runs = locate(command.gallery)
+    return serve(command.model_copy(update={"gallery": uri}), runs)
 
 
 def verify(command: commands.VerifyGalleryCommand) -> int:

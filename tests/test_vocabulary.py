@@ -32,7 +32,7 @@ NAMES = {  # in which a forbidden word is right
 }
 COMMANDS = (
     "distill/run.py", "export/run.py", "export/run.py verify", "benchmarks/run.py", "benchmarks/run.py losses",
-    *(f"gallery/run.py {name}".rstrip() for name in ("", "add", "remove", "search", "verify", "export")),
+    *(f"gallery/run.py {name}".rstrip() for name in ("", "add", "remove", "search", "serve", "verify", "export")),
     *(f"mobile_eval/run.py {name}".rstrip() for name in ("", "setup", "evaluate", "import-results")),
 )  # fmt: skip
 SUFFIXES = {".py", ".md", ".j2", ".html", ".yml", ".toml", ".swift", ".kt", ".ts"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,41 +39,38 @@ class ServeCommand(Record):
     """Listen on other addresses without keys: a proxy sees to who asks."""
 
 
-def serve(command: ServeCommand) -> int:
-    """Serve until a signal; requests that are being answered then are answered."""
+def serve(command: ServeCommand, runs: Sequence[Path] = ()) -> int:
+    """Serve until a signal; requests that are being answered then are answered.  runs: those of the gallery."""
     require("serve")
     from gallery.service import server
     from gallery.service.app import ServiceSettings, create_app
     from gallery.service.security import check_binding
 
     check_binding(command.host, command.behind_proxy)
-    gallery, bundles = find_gallery(command)
-    check_gallery(gallery, bundles)
+    bundles = command.bundle or own_bundles(runs)
+    check_gallery(command.gallery, bundles)
     if command.images and not command.images.is_dir():
         raise InputError("a folder for --images", ascii(str(command.images)), "Name the folder of the images.")
-    settings = ServiceSettings(gallery, bundles, command.images, command.poll, command.behind_proxy)
+    settings = ServiceSettings(command.gallery, bundles, command.images, command.poll, command.behind_proxy)
     with listen(command.host, command.port) as listening:
         address = command.host if ":" not in command.host else f"[{command.host}]"
-        log.info("Serving %s at http://%s:%d (OpenAPI at /docs)", gallery, address, listening.getsockname()[1])
+        log.info("Serving %s at http://%s:%d (OpenAPI at /docs)", command.gallery, address, listening.getsockname()[1])
         server.run(partial(create_app, settings), listening, command.workers)
     return EXIT_PASSED
 
 
-def find_gallery(command: ServeCommand) -> tuple[str, tuple[Path, ...]]:
-    """Return the address of the gallery and the bundles; by default that of its run, if it can encode images here."""
+def own_bundles(runs: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the bundles of runs that can encode images here."""
     from gallery.student import find_model
 
-    path = Path(command.gallery)
-    run = path.parent if path.name == "gallery" else path
-    gallery = str(run / "gallery") if "://" not in command.gallery and (run / "gallery").is_dir() else command.gallery
-    if command.bundle or gallery != str(run / "gallery") or not (run / "bundle").is_dir():
-        return gallery, command.bundle
-    try:
-        find_model(run / "bundle")
-    except InputError as error:
-        log.warning("No searches by image: %s", error)
-        return gallery, ()
-    return gallery, (run / "bundle",)
+    found = []
+    for bundle in (run / "bundle" for run in runs if (run / "bundle").is_dir()):
+        try:
+            find_model(bundle)
+            found.append(bundle)
+        except InputError as error:
+            log.warning("No searches by image: %s", error)
+    return tuple(found)
 
 
 def check_gallery(uri: str, bundles: tuple[Path, ...]) -> None:

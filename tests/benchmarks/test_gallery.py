@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import gallery_service
 from benchmarks.gallery import GalleryBenchmark
 from benchmarks.gallery_index import FLAT, OURS, TeacherCodes, measure
 from gallery.codes import hamming, pack
@@ -28,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_every_index_is_compared_with_a_flat_scan_and_the_next_run_reads_it(run: Path, tmp_path: Path) -> None:
-    benchmark = GalleryBenchmark(root=run, runs=tmp_path / "bench", items=(3000,), queries=20)
+    benchmark = GalleryBenchmark(root=run, runs=tmp_path / "bench", items=(3000,), queries=20, served=0)
     trials = list(benchmark.trials())
     figures = [trial.index for trial in trials if trial.index]
     for one in figures:
@@ -57,3 +59,30 @@ def test_uniform_bits_are_searched_too(run: Path) -> None:
 def test_without_a_run_it_says_where_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"distill/run\.py"):
         TeacherCodes(tmp_path, 0)
+
+
+def test_without_a_load_generator_the_service_is_left_out_by_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(gallery_service.measure(TeacherCodes(run, 0).uniform(100, 5), tmp_path / "service"))
+    assert [one.requests for one in found] == [0]
+    assert "wrk" in found[0].reason
+    assert "wrk" in gallery_service.text(found)
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+def test_the_service_is_measured_under_load_and_through_a_swap(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    monkeypatch.setattr(gallery_service, "CHANGED", 50)
+    monkeypatch.setattr(gallery_service, "CONNECTIONS", (2, 2))
+    monkeypatch.setattr(gallery_service, "SECONDS", 1)
+    monkeypatch.setattr(gallery_service, "SWAP_SECONDS", 8)
+    found = list(gallery_service.measure(TeacherCodes(run, 0).resampled(500, 20), tmp_path / "service"))
+    assert len(found) == 3
+    assert all(one.requests > 0 and one.failed == 0 and one.cpu_ms > 0 for one in found)
+    assert found[-1].swap_s
+    assert "while a version is published" in gallery_service.text(found)
+    assert not (tmp_path / "service").exists()

@@ -27,13 +27,11 @@ from tests.conftest import ENVIRONMENT, ROOT
 MISSING = [name for name in ("fastapi", "uvicorn", "uvloop", "httptools", "multipart", "prometheus_client", "httpx")
            if find_spec(name) is None]  # fmt: skip
 SCRIPT = """
+import runpy
 import sys
-import tyro
 {patch}
-from gallery.command_line import read_flags, run_cli
-from gallery.service.command import ServeCommand, serve
-if __name__ == "__main__":
-    sys.exit(run_cli(lambda: serve(read_flags(tyro.cli, ServeCommand)), ""))
+sys.argv[0] = "gallery/run.py"
+runpy.run_path("gallery/run.py", run_name="__main__")
 """
 COLUMNS = pa.schema([("price", pa.float64()), ("brand", pa.string()), ("stock", pa.int64()), ("new", pa.bool_()),
                      ("since", pa.timestamp("s"))])  # fmt: skip
@@ -77,7 +75,17 @@ class Running:
 def serving(folder: Path, *flags: object, env: dict[str, str] | None = None, patch: str = "") -> Iterator[Running]:
     """Start a service on a free port; it must have logged no traceback in the end."""
     log = folder / f"serve-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-c", SCRIPT.format(patch=patch), *map(str, flags), "--port", "0", "--poll", "0.2"]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT.format(patch=patch),
+        "serve",
+        *map(str, flags),
+        "--port",
+        "0",
+        "--poll",
+        "0.2",
+    ]
     environment = {**ENVIRONMENT, "TWINHASH_API_KEYS": "", **(env or {})}
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)

@@ -170,13 +170,8 @@ def test_what_cannot_be_served_is_said(
     items: Items, tmp_path: Path, flags: list[str], environment: dict[str, str], text: str
 ) -> None:
     items.publish(tmp_path / "g")
-    code = f"""
-import sys, tyro
-from gallery.command_line import read_flags, run_cli
-from gallery.service.command import ServeCommand, serve
-sys.exit(run_cli(lambda: serve(read_flags(tyro.cli, ServeCommand, args={[str(tmp_path / "g"), *flags]!r})), ""))
-"""
-    command, variables = [sys.executable, "-c", code], {**ENVIRONMENT, **environment}
+    command = [sys.executable, "gallery/run.py", "serve", str(tmp_path / "g"), *flags]
+    variables = {**ENVIRONMENT, **environment}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert text in done.stderr
