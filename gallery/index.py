@@ -28,6 +28,7 @@ from gallery.files import atomic_path
 from gallery.row_checks import ItemLabels, Totals, check_ids
 from gallery.store import CHECKED, GalleryStore, SpaceRecord
 from gallery.tables import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery, is_local, item_columns, read_space
+from gallery.where import check_where
 
 TRAINING = "training"  # the version that a run's own evaluation reads, whatever is added later
 ROW_ID = "_rowid"  # LanceDB's own number of a row in a version
@@ -159,6 +160,7 @@ class GalleryIndex:
         It is DataFusion's SQL, within what `check_where` allows, for people at a command line: a service must not pass
         it on.
         """
+        check_where(where)
         query = self._table.search().where(where).with_row_id(True).select([ROW_ID]).limit(MAX_ROWS)
         try:
             found = query.to_arrow()[ROW_ID].to_numpy()

@@ -85,7 +85,7 @@ def ingest(
     requests = (ImageRequest(row, sources[row], known) for row, known in plan.requests)
     images = track(reader.read_all(requests), "reading images", len(plan.requests))
     reading = time.monotonic()
-    for batch in _batches(images, min(BATCH, options.commit_rows)):
+    for batch in batches(images, min(BATCH, options.commit_rows)):
         writer.encode(batch, load_encoder)
         if writer.pending >= options.commit_rows:
             writer.commit(len(plan.requests))
@@ -258,7 +258,8 @@ def check_logits(logits: Logits, count: int, space: CodeSpace) -> Logits:
     return logits
 
 
-def _batches(items: Iterator[DecodedImage], size: int) -> Iterator[list[DecodedImage]]:
+def batches(items: Iterator[DecodedImage], size: int) -> Iterator[list[DecodedImage]]:
+    """Yield lists of `size` items; the last one may be shorter."""
     batch: list[DecodedImage] = []
     for item in items:
         batch.append(item)

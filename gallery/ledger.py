@@ -70,6 +70,7 @@ class Ledger:
 
     def begin(self, space_id: str, op: str) -> str:
         """Write the line of a commit that follows, and return its name."""
+        self._db.check_room()
         line, none = uuid.uuid4().hex, dict.fromkeys(("version", "rows", "sum", *Commit._fields), 0)
         values = {"line": line, "space": space_id, "at": now(), "op": op, "by": f"{socket.gethostname()} {os.getpid()}"}
         self._db.call(self._db.table(LEDGER).add, pa.Table.from_pylist([none | values], SCHEMAS[LEDGER]))

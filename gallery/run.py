@@ -207,12 +207,9 @@ def search(command: commands.SearchCommand) -> int:
     """Print the nearest items of an image, a code or an item."""
     from gallery.index import open_gallery
     from gallery.queries import parse_code, result_rows
-    from gallery.where import check_where
 
     if sum(one is not None for one in (command.image, command.code, command.id)) != 1:
         raise InputError("an image, --code or --id", "none, or several", "Give one of them.")
-    if command.where is not None:
-        check_where(command.where)
     uri, runs = locate(command.gallery, [command.run] if command.run else [])
     count = command.k
     if command.image is not None:

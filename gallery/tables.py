@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -58,6 +59,7 @@ SCHEMAS = {
 }  # fmt: skip
 COLUMN_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 RESTORE = "The gallery is damaged or was edited: restore it, or encode it again."
+ROOM = 64 << 20  # bytes that are free before a commit begins
 MAX_ROWS = 1 << 31  # LanceDB wants a limit
 SYSTEM_ERRORS = {"No space left": errno.ENOSPC, "Disk quota": errno.EDQUOT, "File too large": errno.EFBIG,
                  "Permission denied": errno.EACCES, "Read-only file system": errno.EROFS}  # fmt: skip
@@ -177,6 +179,11 @@ class Database:
     def call(self, action: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Call `action`, whose errors become the project's or the system's own."""
         return call(self.uri, action, *args, **options)
+
+    def check_room(self) -> None:
+        """Raise `OSError` where a disk is all but full: LanceDB 0.40 may commit a file that was cut off there."""
+        if is_local(self.uri) and shutil.disk_usage(self.uri).free < ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.uri)
 
     def names(self) -> set[str]:
         """Return the names of the tables."""

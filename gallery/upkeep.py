@@ -12,11 +12,11 @@ import numpy as np
 
 from gallery.codes import unpack
 from gallery.codespace import CodeSpace
-from gallery.console import log
+from gallery.console import log, track
 from gallery.errors import InputError
 from gallery.files import read_bytes
 from gallery.image_reader import ImageReader, ImageRequest
-from gallery.ingest import BATCH, EncodeImages, check_logits
+from gallery.ingest import BATCH, EncodeImages, batches, check_logits
 from gallery.queries import owner_columns
 from gallery.store import GalleryStore, SpaceRecord
 from gallery.tables import column_codes, read_space
@@ -97,23 +97,23 @@ def encode_again(
     rows = rows.filter(pc.and_(pc.is_valid(rows["sha256"]), pc.is_valid(rows["source"]))).sort_by("id")
     chosen = np.unique(np.linspace(0, max(len(rows) - 1, 0), min(count, len(rows)), dtype=np.int64))
     rows = rows.take(pa.array(chosen))
-    ids, sums, codes = rows["id"].to_pylist(), rows["sha256"].to_pylist(), column_codes(rows) if len(rows) else None
+    ids, sums = rows["id"].to_pylist(), rows["sha256"].to_pylist()
     requests = [ImageRequest(row, source) for row, source in enumerate(rows["source"].to_pylist())]
-    images = list(reader.read_all(requests)) if requests else []  # of a sample: they fit
-    same = [image for image in images if image.sha256 == sums[image.row]]
-    changed = tuple(ids[image.row] for image in images if image.sha256 != sums[image.row])
-    wrong: list[str] = []
-    encoder = load_encoder() if same else None
-    for start in range(0, len(same), BATCH):
-        batch = same[start : start + BATCH]
-        assert encoder is not None
-        assert codes is not None
-        logits = check_logits(encoder(np.stack([i.pixels for i in batch if i.pixels is not None])), len(batch), space)
-        rounding = ROUNDING * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
-        stored = unpack(codes[[image.row for image in batch]])
-        bad = (((logits > 0) != stored) & (np.abs(logits) > rounding)).any(1)
-        wrong += [ids[image.row] for image, is_bad in zip(batch, bad, strict=True) if is_bad]
-    return DeepCheck(len(same), changed, tuple(wrong))
+    images, changed, wrong, encoded = reader.read_all(requests), list[str](), list[str](), 0
+    encoder: EncodeImages | None = None
+    for batch in batches(track(images, "encoding again", len(requests)), BATCH):
+        changed += [ids[image.row] for image in batch if image.sha256 != sums[image.row]]
+        same = [image for image in batch if image.sha256 == sums[image.row]]
+        if same:
+            encoder = encoder or load_encoder()
+            pixels = np.stack([image.pixels for image in same if image.pixels is not None])
+            logits = check_logits(encoder(pixels), len(same), space)
+            rounding = ROUNDING * float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
+            stored = unpack(column_codes(rows)[[image.row for image in same]])
+            bad = (((logits > 0) != stored) & (np.abs(logits) > rounding)).any(1)
+            wrong += [ids[image.row] for image, is_bad in zip(same, bad, strict=True) if is_bad]
+        encoded += len(same)
+    return DeepCheck(encoded, tuple(changed), tuple(wrong))
 
 
 def read_ids(path: Path) -> list[str]:

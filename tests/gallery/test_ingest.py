@@ -227,6 +227,19 @@ def test_a_full_disk_is_told_and_what_is_there_stays(images: Path, tmp_path: Pat
     assert GalleryStore(uri).verify(SPACE.id).problem == ""
 
 
+def test_no_commit_begins_on_a_disk_that_is_all_but_full(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "g")
+    add(uri, str(images / "a"))
+    with monkeypatch.context() as patch:
+        patch.setattr("gallery.tables.ROOM", 1 << 62)
+        with pytest.raises(OSError, match="No space left"):
+            add(uri, str(images))
+    assert contents(uri) == expected(images / "a")
+    assert add(uri, str(images)).encoded == 24  # by other names
+
+
 def test_codes_are_those_that_training_stores(run: Path, made: Path, tmp_path: Path) -> None:
     from distill.image_encoder import load_encoder
     from gallery import codespace

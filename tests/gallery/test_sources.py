@@ -25,10 +25,13 @@ from gallery import http_fetch
 from gallery.errors import InputError
 from gallery.http_fetch import fetch
 from gallery.image_reader import ImageReader, ImageRequest
+from gallery.index import open_gallery
+from gallery.ingest import IngestOptions, ingest
 from gallery.object_store import ObjectStore
 from gallery.owner_columns import typed_column
 from gallery.row_checks import check_ids
 from gallery.sources import Listing, SourceOptions, list_source
+from gallery.store import GalleryStore
 
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -289,6 +292,23 @@ def test_an_object_store_lists_and_reads(bucket: str, tmp_path: Path) -> None:
         stream.write(b"path\n../elsewhere/4.png\n")
     with pytest.raises(InputError, match="a name below the manifest in row 2"):
         listed(bucket % "in/m.csv")
+
+
+def test_from_an_object_store_into_one(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.gallery.test_ingest import SPACE, add, never
+
+    endpoint = bucket.partition("endpoint_override=")[2].partition("&")[0]
+    for name, value in {"ENDPOINT": f"http://{endpoint}", "ALLOW_HTTP": "true", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store = ObjectStore(bucket % "")
+    for number in range(6):
+        with store._files.open_output_stream(f"shop/new/{number}.png") as stream:
+            stream.write(png(number))
+    assert add("s3://shop/gallery", bucket % "new", commit_rows=4).encoded == 6
+    gallery, source = GalleryStore("s3://shop/gallery"), listed(bucket % "new")
+    assert ingest(gallery, SPACE, source, IngestOptions(), never).same == 6
+    assert gallery.verify(SPACE.id).problem == ""
+    assert len(open_gallery("s3://shop/gallery")) == 6
 
 
 @pytest.mark.parametrize("uri", ["ftp://a/b", "s3://", "s3://key:secret@bucket/a", "file:///etc", "az://a/b"])
