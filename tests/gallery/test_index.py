@@ -107,7 +107,7 @@ def test_some_of_the_items_alone_are_searched(gallery: GalleryIndex) -> None:
 
 @pytest.mark.parametrize("where", ["price < 3", "id = ", "1; DROP TABLE spaces", "", "pg_sleep(9) > 0"])
 def test_another_condition_is_an_error(gallery: GalleryIndex, where: str) -> None:
-    with pytest.raises(InputError, match="a condition over the columns id, code"):
+    with pytest.raises(InputError, match=r"condition (over|on) the columns"):
         gallery.rows_where(where)
 
 
