@@ -148,18 +148,18 @@ def _plan(store: GalleryStore, space_id: str, listing: Listing, options: IngestO
     again = set() if options.retry or options.rehash else again
     same_etag = pc.fill_null(pc.equal(items["etag"], rows["etag"]), False).to_numpy()
     same_etag &= known & (not options.rehash)
-    same_columns = _same_columns(items, rows, stated)
+    unchanged = same_columns(items, rows, stated)
     skipped = np.zeros(len(ids), bool)
     skipped[list(again)] = True
-    updated = np.flatnonzero(same_etag & ~same_columns & ~skipped).tolist()
+    updated = np.flatnonzero(same_etag & ~unchanged & ~skipped).tolist()
     to_read = np.flatnonzero(~same_etag & ~skipped).tolist()
     sums = rows["sha256"].to_pylist()
     stale = int((known & skipped).sum())
-    same = int((same_etag & same_columns & ~skipped).sum())
+    same = int((same_etag & unchanged & ~skipped).sum())
     return _Plan(same, len(again), stale, updated, [(row, sums[row]) for row in to_read], was_failed, known)
 
 
-def _same_columns(items: pa.Table, rows: pa.Table, names: Sequence[str]) -> NDArray[np.bool_]:
+def same_columns(items: pa.Table, rows: pa.Table, names: Sequence[str]) -> NDArray[np.bool_]:
     """Return of each item whether its row says what the source says."""
     import pyarrow as pa
     import pyarrow.compute as pc

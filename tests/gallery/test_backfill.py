@@ -139,13 +139,18 @@ def test_later_changes_of_the_served_table_are_refused_until_it_runs_again(store
     found = {one.gate: one.found for one in check_gates(store, NEW.id, CutoverLimits(map_drop=1)) if not one.passed}
     assert found.pop("items without a new code").startswith("1 of 24")
     assert found == {"... that are not in `failures`": "1", "items that the served one has not": "1",
-                     "items changed since they were encoded": "1"}  # fmt: skip
+                     "items with another image, labels or columns": "1"}  # fmt: skip
     done = fill(store.uri)
     assert (done.encoded, done.removed) == (2, 1)
     assert all(one.passed for one in check_gates(store, NEW.id, CutoverLimits(map_drop=1)))
     store.open_table(SPACE.id).add_columns(pa.schema([("stock", pa.int64())]))
     store.put(SPACE.id, pa.table({"id": ["a/00.png"], "stock": pa.array([7], pa.int64())}))
+    assert [one.found for one in check_gates(store, NEW.id, CutoverLimits(map_drop=1)) if not one.passed] == ["24"]
     assert fill(store.uri).updated == 1
+    store.put(SPACE.id, pa.table({"id": ["a/02.png"], "price": [0.5], "labels": pa.array([["b"]])}))
+    assert [one.found for one in check_gates(store, NEW.id, CutoverLimits(map_drop=1)) if not one.passed] == ["1"]
+    assert fill(store.uri).updated == 1
+    assert contents(store, NEW.id) == complements(store)
     assert store.rows_of(store.open_table(NEW.id), pa.chunked_array([["a/00.png"]]), ["stock"])["stock"][0].as_py() == 7
 
 

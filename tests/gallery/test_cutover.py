@@ -160,6 +160,29 @@ def test_it_is_the_same_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> N
         server.stop()
 
 
+def test_what_is_published_meanwhile_stays_published(store: GalleryStore) -> None:
+    problems: list[Exception] = []
+
+    def publish_each() -> None:
+        try:
+            for number in range(8):
+                store.put(SPACE.id, pa.table({"id": [f"more {number}"], "code": code_array(codes_of(0)[:1])}))
+                store.publish(SPACE.id)
+        except Exception as error:  # noqa: BLE001 - in another thread
+            problems.append(error)
+
+    publisher = threading.Thread(target=publish_each)
+    publisher.start()
+    while publisher.is_alive():
+        cut_over(store, NEW.id)
+        roll_back(store)
+    publisher.join()
+    assert problems == []
+    record = store.spaces()[SPACE.id]
+    assert (record.state, record.rows) == ("serving", COUNT + 8)
+    assert record.version == store.open_table(SPACE.id).version
+
+
 def shuffle(store: GalleryStore) -> None:
     rows = pa.table({"id": IDS, "code": code_array(np.random.default_rng(0).permutation(codes_of(1)))})
     store.put(NEW.id, rows)
