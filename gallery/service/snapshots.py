@@ -144,11 +144,11 @@ class Snapshots:
         """Load what was newly published; whatever goes wrong, the answers stay as they are."""
         try:
             store = GalleryStore(self._uri)
-            states = {state: store.space_in(state) for state in ("serving", "previous")}
-            if states["serving"] is None or not states["serving"].version:
+            serving, previous = store.spaces_in("serving", "previous")
+            if serving is None or not serving.version:
                 raise LookupError("no published version")
-            current = self._load(store, states["serving"])
-            older, problem = self._older(store, states["previous"])
+            current = self._load(store, serving)
+            older, problem = self._older(store, previous)
             if (self._answering is None or self._answering.current is not current
                     or self._answering.previous is not older):  # fmt: skip
                 self._answering = Answering(current, older)
