@@ -26,6 +26,7 @@ SOFTWARE = re.compile(
     r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata)",
     re.I,
 )
+LISTED = "a link to a folder that is listed already"
 
 
 @dataclass
@@ -92,8 +93,7 @@ def walk(root: Path) -> FolderContents:
             elif path.name.startswith("."):
                 continue
             elif (real := os.path.realpath(path)) in seen:
-                reason = "a link to a folder that is listed already"
-                contents.skipped.append(Skipped(path=name_of(path, root), reason=reason))
+                contents.skipped.append(Skipped(path=name_of(path, root), reason=LISTED))
             else:
                 seen.add(real)
                 folders.append(path)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
 from gallery.console import log, track
-from gallery.errors import InputError
+from gallery.errors import CorruptFile, InputError
+from gallery.image_files import LISTED
 from gallery.image_reader import DecodedImage, ImageReader, ImageRequest
 from gallery.record import Record
 from gallery.store import GalleryStore
@@ -113,7 +114,11 @@ def add_columns(store: GalleryStore, space_id: str, given: pa.Schema, wanted: Se
         fix = f"Run it again with --add-column {' '.join(missing)}, or leave these out of the manifest."
         raise InputError(f"columns that the gallery {store.uri} has", f"{', '.join(missing)} beside them", fix)
     if new:
-        call(store.uri, table.add_columns, pa.schema(new))
+        try:
+            call(store.uri, table.add_columns, pa.schema(new))
+        except (CorruptFile, InputError):  # it is there already, or another commit came first
+            if not {field.name for field in new} <= set(store.open_table(space_id).schema.names):
+                raise  # else another process added them
 
 
 class _Plan(NamedTuple):
@@ -281,8 +286,9 @@ def ids_not_in(store: GalleryStore, space_id: str, listing: Listing, most: float
 
     ids = store.read(store.open_table(space_id), ["id"])["id"]
     missing = ids.filter(pc.invert(pc.is_in(ids, pa.array(listing.items["id"].combine_chunks())))).to_pylist()
-    if missing and listing.skipped:
-        found = f"{listing.skipped[0].path!a}: {listing.skipped[0].reason}"
+    unknown = [one for one in listing.skipped if one.reason != LISTED]
+    if missing and unknown:
+        found = f"{unknown[0].path!a}: {unknown[0].reason}"
         raise InputError("a source that can be listed whole, to prune by it", found, "Correct that, or do not prune.")
     if len(missing) > most * len(ids):
         found = f"{len(missing):,} of {len(ids):,} items that are not in the source"

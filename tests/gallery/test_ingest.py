@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.errors import InputError
 from gallery.index import open_gallery
-from gallery.ingest import IngestCounts, IngestOptions, ids_not_in, ingest
+from gallery.ingest import IngestCounts, IngestOptions, add_columns, ids_not_in, ingest
+from gallery.results import Skipped
 from gallery.sources import SourceOptions, list_source
 from gallery.store import GalleryStore
 from gallery.upkeep import list_failures, publish_changes
@@ -125,6 +128,29 @@ def test_changes_are_told_apart(images: Path, tmp_path: Path) -> None:
     assert ids_not_in(store, SPACE.id, list_source(str(images), SourceOptions()), 0.2) == ["a/04.png", "b/03.png"]
     with pytest.raises(InputError, match=r"--prune-most 0\.08"):
         ids_not_in(store, SPACE.id, list_source(str(images), SourceOptions()), 0.01)
+
+
+def test_nothing_is_pruned_by_a_source_that_is_not_known_whole(images: Path, tmp_path: Path) -> None:
+    uri = str(tmp_path / "g")
+    add(uri, str(images))
+    (images / "a" / "00.png").unlink()
+    (images / "z").symlink_to(images / "b")
+    store = GalleryStore(uri)
+    assert ids_not_in(store, SPACE.id, list_source(str(images), SourceOptions()), 1.0) == ["a/00.png"]
+    listing = list_source(str(images), SourceOptions())
+    listing = listing._replace(skipped=(*listing.skipped, Skipped(path="c", reason="a folder that cannot be read")))
+    with pytest.raises(InputError, match="listed whole"):
+        ids_not_in(store, SPACE.id, listing, 1.0)
+
+
+def test_columns_that_another_writer_added_meanwhile(images: Path, tmp_path: Path) -> None:
+    store = GalleryStore(tmp_path / "g", create=True)
+    store.add_space(SPACE, CENTERS)
+    table, given = store.open_table(SPACE.id), pa.schema([("price", pa.float64())])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: add_columns(store, SPACE.id, given, ["price"]), range(4)))
+    assert "price" in store.open_table(SPACE.id).schema.names
+    assert table.count_rows() == 0
 
 
 def expected_but(folder: Path, name: str) -> dict[str, bytes]:
