@@ -33,7 +33,7 @@ from gallery.service.schemas import (
     parse_codes,
     parse_json,
 )
-from gallery.service.security import LOOPBACK, MAX_IMAGE, Guard, Pool, read_keys
+from gallery.service.security import LOOPBACK, MAX_IMAGE, TRUSTED, Guard, Pool, read_keys
 from gallery.service.server import log_errors
 from gallery.service.snapshots import Answering, Snapshot, Snapshots
 
@@ -176,11 +176,14 @@ def _add_status(app: FastAPI, snapshots: Snapshots) -> None:
         return {"status": "alive"}
 
     @app.get("/readyz")
-    async def readyz() -> Response:
-        """Say what is answered; `problem`: why the newest published version is not."""
+    async def readyz(request: Request) -> Response:
+        """Say what is answered; `problem`: why the newest published version is not, in full with a key."""
+        problem = snapshots.problem if request.scope[TRUSTED] or not snapshots.problem else "see the log, or send a key"
+        if not snapshots.loaded:
+            raise ServiceError(503, "not_ready", ("a published version", problem, "Try again later."), retry_s=2)
         current = snapshots.answering.current.record
         about = {"code_space": current.space, "version": current.version, "items": current.rows}
-        return answer({"status": "ready", **about, "problem": snapshots.problem})
+        return answer({"status": "ready", **about, "problem": problem})
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

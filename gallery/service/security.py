@@ -23,6 +23,7 @@ MAX_JSON, MAX_IMAGE, MAX_FORM = 256 << 10, 8 << 20, 64 << 10  # bytes of a body;
 MAX_BUFFERED = 256 << 20  # bytes of all bodies at a time
 BODY_S, REQUEST_S, WORK_S = 10, 30, 10
 OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}  # without a key
+TRUSTED = "twinhash.trusted"  # in the scope: whether the client may read what is said of the store
 IMAGE_ROUTE = "/search/image"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, held = dict(scope["headers"]), 0
         try:
-            self._admit(scope["path"], headers)
+            scope[TRUSTED] = self._admit(scope["path"], headers)
             if scope["method"] == "POST":
                 limit = _limit(scope["path"], headers)
                 if self._buffered + limit > MAX_BUFFERED:
@@ -98,18 +99,21 @@ class Guard:
         finally:
             self._buffered -= held
 
-    def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
+    def _admit(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        """Return whether a request has a key, where there are any; raises `ServiceError` for what needs one."""
         host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).strip("[]")
         if self._hosts and host not in self._hosts:
             fix = f"Ask for 127.0.0.1, or start the service with {KEYS} or --behind-proxy."
             raise ServiceError(403, "forbidden_host", ("a request to this machine by its own name", ascii(host), fix))
-        if not self._keys or path in OPEN:
-            return
+        if not self._keys:
+            return True
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if not sum([hmac.compare_digest(given, key) for key in self._keys]):  # a list: all are compared
+        known = any([hmac.compare_digest(given, key) for key in self._keys])  # a list: all are compared
+        if not known and path not in OPEN:
             found = "another key" if given else "none"
             fix = "Send the header Authorization: Bearer KEY, or X-API-Key: KEY."
             raise ServiceError(401, "unauthorized", ("a key of this service", found, fix))
+        return known
 
 
 def _limit(path: str, headers: dict[bytes, bytes]) -> int:

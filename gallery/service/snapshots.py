@@ -117,10 +117,15 @@ class Snapshots:
         self._thread: threading.Thread | None = None
 
     @property
+    def loaded(self) -> bool:
+        """Whether there is a version to answer from."""
+        return self._answering is not None
+
+    @property
     def answering(self) -> Answering:
         """What is answered; raises `ServiceError` as long as nothing could be loaded."""
         if self._answering is None:
-            texts = "a published version that is loaded", self.problem, "Try again later."
+            texts = "a published version that is loaded", "none: /readyz says why, with a key", "Try again later."
             raise ServiceError(503, "not_ready", texts, retry_s=2)
         return self._answering
 

@@ -36,12 +36,13 @@ runpy.run_path("gallery/run.py", run_name="__main__")
 COLUMNS = pa.schema([("price", pa.float64()), ("brand", pa.string()), ("stock", pa.int64()), ("new", pa.bool_()),
                      ("since", pa.timestamp("s"))])  # fmt: skip
 KEY = "a-key-of-this-test"
-collect_ignore_glob: list[str] = ["test_*.py"] if MISSING else []
 
 
-def pytest_report_header() -> list[str]:
-    """Say why the tests of the service are left out."""
-    return [f"tests of the service are skipped: the extra serve lacks {', '.join(MISSING)}"] if MISSING else []
+@pytest.fixture(scope="session", autouse=True)
+def needs_the_extra() -> None:
+    """Skip what cannot run, by name."""
+    if MISSING:
+        pytest.skip(f"the extra serve, or httpx, is not installed: no {', '.join(MISSING)}")
 
 
 class Running:
