@@ -100,9 +100,11 @@ class GalleryStore:
     def find_space(self, space_id: str | None = None, tag: str | None = None) -> SpaceRecord:
         """Return a code space that is published, by default the one with a version of this tag, or that is served.
 
-        Raises `InputError` where nothing is published, and `CodeSpaceMismatch` for another space than those that are.
+        A retired one is found by a tag alone.  Raises `InputError` where nothing is published, and `CodeSpaceMismatch`
+        for another space than those that are.
         """
-        known = {name: record for name, record in self.spaces().items() if record.version}
+        records = {name: record for name, record in self.spaces().items() if record.version}
+        known = {name: record for name, record in records.items() if tag is not None or record.state != "retired"}
         if not known:
             fix = "Publish one: gallery/run.py publish."
             raise InputError(f"a published version in the gallery {self.uri}", "none", fix)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gallery import cutover
 from gallery.cutover import CutoverLimits, candidate, check_gates, cut_over, delete_space, retire, roll_back
-from gallery.errors import CorruptFile, InputError
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.metrics import mean_average_precision
 from gallery.store import GalleryStore
 from gallery.tables import code_array, table_name
@@ -92,6 +92,9 @@ def test_over_back_and_over_again(store: GalleryStore) -> None:
     fill(store, NEWER, codes_of(2))
     cut_over(store, NEWER.id)
     assert states(store) == {"old": "retired", "new": "previous", "newer": "serving"}
+    assert store.find_space(NEW.id).state == "previous"
+    with pytest.raises(CodeSpaceMismatch, match=f"{NEW.id}, {NEWER.id}"):
+        store.find_space(SPACE.id)
     assert files(store, SPACE) == before
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from gallery import codespace
 from gallery.codes import unpack
-from gallery.index import open_gallery
+from gallery.index import TRAINING, open_gallery
 from gallery.store import GalleryStore
 from tests.conftest import Call, import_script
 
@@ -99,6 +99,10 @@ def test_a_new_teacher_from_backfill_to_retirement(
     assert (code, f"--confirm {old_space.id}" in said) == (2, True)
     assert told(capsys, command, "retire", mine, old_space.id)["state"] == "retired"
     assert command("rollback", mine)[0] == 2
+    photo = next(source.glob("*.png"))
+    code, said = command("search", mine, photo)
+    assert (code, f"found {old_space.id}" in said) == (2, True)  # the student is stale
+    assert len(open_gallery(mine / "gallery", old_space, TRAINING)) == 64  # by which its run is evaluated
     code, said = command("add", mine, source)
     assert (code, "which is retired" in said) == (2, True)
     assert told(capsys, command, "add", mine, source, "--run", new)[0]["encoded"] == 1
