@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from gallery.backfill import NO_SOURCE, BackfillCounts, backfill
-from gallery.cutover import CutoverLimits, check_gates, cut_over
+from gallery.cutover import CutoverLimits, check_gates, cut_over, roll_back
 from gallery.errors import InputError
 from gallery.ingest import IngestOptions, ingest
 from gallery.sources import Listing, SourceOptions, list_source
@@ -24,6 +24,7 @@ from gallery.store import GalleryStore
 from gallery.tables import code_array, column_codes
 from gallery.upkeep import publish_changes
 from tests.conftest import ROOT
+from tests.gallery.test_cutover import files
 from tests.gallery.test_ingest import CENTERS, SPACE, images, project, write
 
 __all__ = ["images"]
@@ -93,13 +94,13 @@ def start(store: GalleryStore, slow: float) -> subprocess.Popen[bytes]:
 
 
 def test_killed_twice_it_ends_with_what_is_served(store: GalleryStore, images: Path) -> None:
-    chance = random.Random(0)
+    chance, before = random.Random(0), files(store, SPACE)
     for _ in range(2):
         worker = start(store, 0.1)
         time.sleep(chance.uniform(0, 0.3))
         worker.send_signal(signal.SIGKILL)
         assert worker.wait() == -signal.SIGKILL
-        assert [one.state for one in store.spaces().values()] == ["serving", "building"]
+        assert [store.spaces()[space.id].state for space in (SPACE, NEW)] == ["serving", "building"]
     (images / "b" / "23.png").write_bytes(b"rubbish")  # it has a code in the served table, and gets none
     done = fill(store.uri)
     assert done.same >= 4
@@ -115,6 +116,11 @@ def test_killed_twice_it_ends_with_what_is_served(store: GalleryStore, images: P
     write(images / "b" / "23.png", 23)
     again = fill(store.uri, retry=True)
     assert (again.encoded, again.failed, contents(store, NEW.id)) == (1, 0, complements(store))
+    cut_over(store, NEW.id)
+    roll_back(store)
+    cut_over(store, NEW.id)
+    assert [store.spaces()[space.id].state for space in (SPACE, NEW)] == ["previous", "serving"]
+    assert files(store, SPACE) == before
 
 
 def test_what_is_added_and_removed_meanwhile_is_caught_up_with(store: GalleryStore, images: Path) -> None:
