@@ -23,10 +23,10 @@ from benchmarks.trial import table
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.console import log
+from gallery.database import code_array
 from gallery.errors import MissingBackend
 from gallery.record import Record
 from gallery.store import GalleryStore
-from gallery.tables import code_array
 
 K, CONNECTIONS, SECONDS, SWAP_SECONDS, CHANGED = 10, (1, 8, 32), 10, 20, 10_000
 KEY, ROOT, START_S = "0123456789abcdef", Path(__file__).parents[1], 120

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gallery.console import log
+from gallery.database import owner_columns
 from gallery.errors import InputError
 from gallery.ingest import EncodeImages, IngestCounts, IngestOptions, ingest
-from gallery.queries import owner_columns
 from gallery.record import Record
-from gallery.sources import Listing
+from gallery.sources.listing import Listing
 from gallery.store import GalleryStore, SpaceRecord
 
 if TYPE_CHECKING:

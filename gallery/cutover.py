@@ -12,12 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery.codes import Codes, hamming
+from gallery.database import (
+    FAILED,
+    LEDGER,
+    RESTORE,
+    SPACES,
+    Database,
+    column_codes,
+    now,
+    owner_columns,
+    quoted,
+    table_name,
+)
 from gallery.errors import CorruptFile, InputError
 from gallery.ingest import same_columns
 from gallery.metrics import expected_precision
-from gallery.queries import owner_columns
 from gallery.store import GalleryStore, SpaceRecord, State
-from gallery.tables import FAILED, LEDGER, RESTORE, SPACES, Database, column_codes, now, quoted, table_name
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,10 +17,10 @@ import numpy as np
 
 from gallery import codespace
 from gallery.codes import unpack
+from gallery.database import SPACE_KEY
 from gallery.errors import InputError
 from gallery.files import atomic_path
 from gallery.index import GalleryIndex
-from gallery.tables import SPACE_KEY
 
 if TYPE_CHECKING:
     import pyarrow as pa

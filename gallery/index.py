@@ -6,6 +6,7 @@ Items are in the order of their ids, and results sorted by (distance, id), also 
 from __future__ import annotations
 
 import operator
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -22,18 +23,23 @@ from gallery.codebook_index import CodebookIndex
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace
 from gallery.console import log
+from gallery.database import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery, is_local, owner_columns, read_space
 from gallery.distance_histogram import Labels
 from gallery.errors import CorruptFile, InputError, TwinhashError
 from gallery.files import atomic_path
 from gallery.row_checks import ItemLabels, Totals, check_ids
 from gallery.store import CHECKED, GalleryStore, SpaceRecord
-from gallery.tables import MAX_ROWS, RESTORE, SPACES, code_array, holds_gallery, is_local, item_columns, read_space
-from gallery.where import check_where
 
 TRAINING = "training"  # the version that a run's own evaluation reads, whatever is added later
 ROW_ID = "_rowid"  # LanceDB's own number of a row in a version
 FEW = 64  # ids, which are quicker one by one: 10 take 6 us for 65
 TRIES, WAIT_S = 20, 0.05  # for a folder that is being replaced
+MAX_LENGTH, MAX_DEPTH = 4096, 32
+TOKEN = re.compile(
+    r"\s+|'(?:[^']|'')*'|`[^`]*`|\"(?:[^\"]|\"\")*\"|(?P<word>[A-Za-z_]\w*)|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+"
+    r"|(?P<comment>--|/\*)|<=|>=|<>|!=|\|\||(?P<open>[(\[])|(?P<close>[)\]])|[=<>+*/%,.:-]"
+)
+STATEMENTS = {"select", "with", "table", "values", "union", "exists", "insert", "update", "delete", "drop"}
 
 
 class SearchResult(NamedTuple):
@@ -81,7 +87,7 @@ class GalleryIndex:
     @property
     def owner_columns(self) -> list[str]:
         """The names of the columns that are the owner's."""
-        return [name for name in self.schema.names if name not in item_columns(1).names]
+        return owner_columns(self.schema.names)
 
     @cached_property
     def searcher(self) -> CodebookIndex:
@@ -259,3 +265,30 @@ def _check_codes(space: CodeSpace, codes: Codes) -> None:
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] * 8 != space.bits:
         expected = f"packed uint8 codes [n, {space.bits // 8}] of code space {space.id}"
         raise InputError(expected, f"{codes.dtype} {codes.shape}", "Pack logits of that space with gallery.codes.pack.")
+
+
+def check_where(where: str) -> None:
+    """Raise `InputError` unless `where` is one condition, without comments, statements and subqueries.
+
+    LanceDB silently ignores what follows a semicolon: a filter that is longer than it seems would leave items out.
+    """
+    at, depth = 0, 0
+    problem = f"{len(where):,} characters, more than {MAX_LENGTH:,}" if len(where) > MAX_LENGTH else ""
+    while not problem and at < len(where):
+        token = TOKEN.match(where, at)
+        if token is None:
+            problem = f"{where[at]!a} at character {at + 1}"
+            break
+        depth += bool(token["open"]) - bool(token["close"])
+        if token["comment"]:
+            problem = "a comment"
+        elif (token["word"] or "").lower() in STATEMENTS:
+            problem = f"the word {token[0]}; a column of that name is written `{token[0]}`"
+        elif not 0 <= depth <= MAX_DEPTH:
+            problem = "brackets that do not match, or too many"
+        at = token.end()
+    if not problem and (depth or not where.strip()):
+        problem = "brackets that do not match" if depth else "nothing"
+    if problem:
+        fix = "Write one condition, such as: price < 10 AND brand = 'acme'"
+        raise InputError("one condition on the columns of the gallery", problem, fix)

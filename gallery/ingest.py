@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
 from gallery.console import log, track
+from gallery.database import call, check_column, code_array, item_columns
 from gallery.errors import CorruptFile, InputError
-from gallery.image_files import LISTED
-from gallery.image_reader import DecodedImage, ImageReader, ImageRequest
 from gallery.record import Record
+from gallery.sources.folder import LISTED
+from gallery.sources.reader import DecodedImage, ImageReader, ImageRequest
 from gallery.store import GalleryStore
-from gallery.tables import call, check_column, code_array, item_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from gallery.sources import Listing
+    from gallery.sources.listing import Listing
 
 BATCH = 128  # images the network takes at once, as in training: logits depend on it by rounding
 Logits = NDArray[np.float32]

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gallery.console import log
+from gallery.database import LEDGER, SCHEMAS, Database, now, sql_sum
 from gallery.row_checks import Totals
-from gallery.tables import LEDGER, SCHEMAS, Database, now, sql_sum
 
 RECOUNT = "recount"
 PATIENCE_S = 5.0  # for a commit that another writer has begun

@@ -23,11 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 
 import tyro
 
-from gallery import actions, commands
 from gallery.command_line import read_flags, run_cli
+from gallery.commands.options import handlers, options
+from gallery.commands.output import SHOWN, show
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
-from gallery.output import SHOWN, show
 from gallery.service.command import ServeCommand, serve
 
 if TYPE_CHECKING:
@@ -44,21 +44,21 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     runners: dict[str, tuple[Any, Callable[[Any], int]]] = {
-        "add": (commands.AddCommand, add),
-        "remove": (commands.RemoveCommand, on_gallery(actions.remove)),
-        "publish": (commands.PublishCommand, on_gallery(actions.publish)),
-        "search": (commands.SearchCommand, search),
+        "add": (options.AddCommand, add),
+        "remove": (options.RemoveCommand, on_gallery(handlers.remove)),
+        "publish": (options.PublishCommand, on_gallery(handlers.publish)),
+        "search": (options.SearchCommand, search),
         "serve": (ServeCommand, serve_gallery),
-        "verify": (commands.VerifyGalleryCommand, verify),
-        "stats": (commands.StatsCommand, on_gallery(actions.stats)),
-        "failures": (commands.FailuresCommand, failures),
-        "duplicates": (commands.DuplicatesCommand, on_gallery(actions.duplicates)),
-        "compact": (commands.CompactCommand, on_gallery(actions.compact)),
-        "export": (commands.ExportGalleryCommand, on_gallery(actions.export)),
-        "backfill": (commands.BackfillCommand, backfill),
-        "cutover": (commands.CutoverCommand, on_gallery(actions.cutover)),
-        "rollback": (commands.RollbackCommand, on_gallery(actions.rollback)),
-        "retire": (commands.RetireCommand, on_gallery(actions.retire)),
+        "verify": (options.VerifyGalleryCommand, verify),
+        "stats": (options.StatsCommand, on_gallery(handlers.stats)),
+        "failures": (options.FailuresCommand, failures),
+        "duplicates": (options.DuplicatesCommand, on_gallery(handlers.duplicates)),
+        "compact": (options.CompactCommand, on_gallery(handlers.compact)),
+        "export": (options.ExportGalleryCommand, on_gallery(handlers.export)),
+        "backfill": (options.BackfillCommand, backfill),
+        "cutover": (options.CutoverCommand, on_gallery(handlers.cutover)),
+        "rollback": (options.RollbackCommand, on_gallery(handlers.rollback)),
+        "retire": (options.RetireCommand, on_gallery(handlers.retire)),
     }
 
     def work() -> int:
@@ -114,7 +114,7 @@ def teachers(uri: str, runs: Sequence[Path]) -> list[Teacher]:
     return [Teacher(folder, *codespace.load(folder)) for folder in folders]
 
 
-def add(command: commands.AddCommand) -> int:
+def add(command: options.AddCommand) -> int:
     """Bring a gallery up to date with a source, in the code space of each run."""
     from distill.config import is_run
     from gallery.store import GalleryStore
@@ -135,7 +135,7 @@ def add(command: commands.AddCommand) -> int:
 
 def check_spaces(store: GalleryStore, chosen: Sequence[Teacher]) -> None:
     """Raise `InputError` unless every code space of a gallery is written to: else students of one would miss items."""
-    from gallery.upkeep import living_spaces
+    from gallery.maintenance import living_spaces
 
     living, known, given = living_spaces(store), store.spaces(), {teacher.space.id for teacher in chosen}
     expected = f"the runs of the code spaces of {store.uri}: {', '.join(living)}"
@@ -147,18 +147,17 @@ def check_spaces(store: GalleryStore, chosen: Sequence[Teacher]) -> None:
         raise InputError(expected, f"{', '.join(given)} without {', '.join(others)}", fix)
 
 
-def add_to_space(store: GalleryStore, teacher: Teacher, command: commands.AddCommand) -> IngestCounts:
+def add_to_space(store: GalleryStore, teacher: Teacher, command: options.AddCommand) -> IngestCounts:
     """Bring the table of one code space up to date, and publish it."""
+    from gallery.database import owner_columns
     from gallery.ingest import IngestOptions, ids_not_in, ingest
-    from gallery.queries import owner_columns
-    from gallery.sources import SourceOptions, describe, list_source
-    from gallery.upkeep import publish_changes
+    from gallery.maintenance import publish_changes
+    from gallery.sources.listing import SourceOptions, describe, list_source
 
     space, known = teacher.space, store.spaces()
     schema = store.open_table(space.id).schema if space.id in known else None
     types = {name: schema.field(name).type for name in owner_columns(schema.names)} if schema else {}
-    options = SourceOptions(command.labels_from_folders, command.allow_http, types)
-    listing = list_source(command.source, options)
+    listing = list_source(command.source, SourceOptions(command.labels_from_folders, command.allow_http, types))
     log.info("[add] %s from %s", describe(listing), plain(command.source))
     for warning in listing.warnings:
         log.warning("  %s", warning)
@@ -177,15 +176,15 @@ def add_to_space(store: GalleryStore, teacher: Teacher, command: commands.AddCom
     return counts.model_copy(update={"version": record.version})
 
 
-def backfill(command: commands.BackfillCommand) -> int:
+def backfill(command: options.BackfillCommand) -> int:
     """Encode all items in the code space of a new run, beside the one that is served."""
     from gallery.backfill import backfill as fill
     from gallery.backfill import served_beside
     from gallery.cutover import resume_building
     from gallery.ingest import IngestOptions
-    from gallery.sources import SourceOptions, list_source
+    from gallery.maintenance import publish_changes
+    from gallery.sources.listing import SourceOptions, list_source
     from gallery.store import GalleryStore
-    from gallery.upkeep import publish_changes
 
     uri, runs = locate(command.gallery, [command.run])
     (teacher,) = teachers(uri, runs)
@@ -203,10 +202,10 @@ def backfill(command: commands.BackfillCommand) -> int:
     return EXIT_PASSED
 
 
-def search(command: commands.SearchCommand) -> int:
+def search(command: options.SearchCommand) -> int:
     """Print the nearest items of an image, a code or an item."""
+    from gallery.commands.search_rows import parse_code, result_rows
     from gallery.index import open_gallery
-    from gallery.queries import parse_code, result_rows
 
     if sum(one is not None for one in (command.image, command.code, command.id)) != 1:
         raise InputError("an image, --code or --id", "none, or several", "Give one of them.")
@@ -228,7 +227,7 @@ def search(command: commands.SearchCommand) -> int:
 
 
 def hash_query(
-    command: commands.SearchCommand, image: Path, uri: str, runs: Sequence[Path]
+    command: options.SearchCommand, image: Path, uri: str, runs: Sequence[Path]
 ) -> tuple[GalleryIndex, Codes]:
     """Return the gallery and the code of an image, by the network of the command; its code space must be there."""
     from gallery.codes import pack
@@ -262,11 +261,11 @@ def serve_gallery(command: ServeCommand) -> int:
     return serve(command.model_copy(update={"gallery": uri}), runs)
 
 
-def verify(command: commands.VerifyGalleryCommand) -> int:
+def verify(command: options.VerifyGalleryCommand) -> int:
     """Verify every row, and encode a sample again."""
-    from gallery.image_reader import ImageReader
+    from gallery.maintenance import chosen_space, encode_again
+    from gallery.sources.reader import ImageReader
     from gallery.store import GalleryStore
-    from gallery.upkeep import chosen_space, encode_again
 
     uri, runs = locate(command.gallery, [command.run] if command.run else [])
     store = GalleryStore(uri)
@@ -288,12 +287,12 @@ def verify(command: commands.VerifyGalleryCommand) -> int:
     return EXIT_GATE_FAILED if problem else EXIT_PASSED
 
 
-def failures(command: commands.FailuresCommand) -> int:
+def failures(command: options.FailuresCommand) -> int:
     """List what could not be encoded, or try it again."""
     from gallery.ingest import IngestOptions, ingest
-    from gallery.sources import Listing
+    from gallery.maintenance import list_failures, living_spaces, publish_changes
+    from gallery.sources.listing import Listing
     from gallery.store import GalleryStore
-    from gallery.upkeep import list_failures, living_spaces, publish_changes
 
     uri, runs = locate(command.gallery, [command.run] if command.run else [])
     store = GalleryStore(uri)

@@ -26,10 +26,7 @@ from numpy.typing import NDArray
 
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace
-from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.ledger import Commit, Ledger, Verification, totals_at
-from gallery.row_checks import Checks, Totals, check_ids, check_labels, row_checks
-from gallery.tables import (
+from gallery.database import (
     FAILED,
     MAX_ROWS,
     RESTORE,
@@ -46,6 +43,9 @@ from gallery.tables import (
     sql_sum,
     table_name,
 )
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
+from gallery.ledger import Commit, Ledger, Verification, totals_at
+from gallery.row_checks import Checks, Totals, check_ids, check_labels, row_checks
 
 State = Literal["building", "serving", "previous", "retired"]
 CHECKED = "id", "code", "labels", "check"

@@ -13,9 +13,9 @@ from distill.data.dataset import GALLERY, QUERY, TRAIN, UNLABELED, VALIDATION, I
 from gallery.decode import decode, shorter_side
 from gallery.errors import InputError
 from gallery.files import sha256_of
-from gallery.image_files import FolderContents, name_of, walk
 from gallery.names import clean_label, counted, some
 from gallery.results import Skipped
+from gallery.sources.folder import FolderContents, name_of, walk
 
 TEST = "test"  # whether of queries, of a gallery or of both only its maker knows
 SPLIT_WORDS = {

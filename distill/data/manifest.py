@@ -24,8 +24,8 @@ from distill.data.image_folder import ImageFiles
 from gallery.console import plain
 from gallery.errors import InputError
 from gallery.files import atomic_write
-from gallery.manifest import FORMULA, inside, is_empty, label_of, labels_of, read_manifest, text_of, texts_of
 from gallery.names import some
+from gallery.sources.manifest import FORMULA, inside, is_empty, label_of, labels_of, read_manifest, text_of, texts_of
 
 COLUMNS = ("path", "label", "labels", "split")
 SPLIT_LIKE = re.compile(r"(data_?|sub)?sets?|folds?|partition|phase|(is_)?(train|test|valid?|query)|.*_split", re.I)

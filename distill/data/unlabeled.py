@@ -13,8 +13,8 @@ from distill.data.dataset import UNLABELED, ImageList
 from distill.data.image_folder import ImageFiles
 from gallery.console import log
 from gallery.errors import InputError
-from gallery.image_files import name_of, walk
 from gallery.results import Skipped
+from gallery.sources.folder import name_of, walk
 
 FileId = tuple[int, int]  # device and inode: the same for every name and link of a file
 

@@ -18,7 +18,7 @@ from distill.models.hash_net import build, timm_names
 from gallery.codes import hamming
 from gallery.console import log, plain
 from gallery.errors import CorruptFile, InputError
-from gallery.image_files import name_of, walk
+from gallery.sources.folder import name_of, walk
 
 SMALLEST, LARGEST = 16, 2048  # side of an input, pixels
 MOST = 520  # images that are read of a folder: 8 golden ones, and as many to calibrate by as a run takes

@@ -61,7 +61,7 @@ def serve(command: ServeCommand, runs: Sequence[Path] = ()) -> int:
 
 def own_bundles(runs: Sequence[Path]) -> tuple[Path, ...]:
     """Return the bundles of runs that can encode images here."""
-    from gallery.student import find_model
+    from gallery.onnx_student import find_model
 
     found = []
     for bundle in (run / "bundle" for run in runs if (run / "bundle").is_dir()):
@@ -75,8 +75,8 @@ def own_bundles(runs: Sequence[Path]) -> tuple[Path, ...]:
 
 def check_gallery(uri: str, bundles: tuple[Path, ...]) -> None:
     """Raise what is wrong with a gallery or a bundle before anything listens."""
+    from gallery.onnx_student import OnnxStudent
     from gallery.store import GalleryStore
-    from gallery.student import OnnxStudent
 
     store = GalleryStore(uri)
     store.find_space()

@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlsplit
 
 from gallery.decode import decode
 from gallery.errors import InputError
+from gallery.onnx_student import OnnxStudent
 from gallery.service.errors import ServiceError
 from gallery.service.schemas import Options
 from gallery.service.snapshots import Answering, Snapshot
-from gallery.student import OnnxStudent
 
 THUMBNAIL = 240  # pixels of the longer side
 

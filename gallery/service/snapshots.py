@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gallery.codes import Codes
 from gallery.console import log
+from gallery.database import owner_columns
 from gallery.errors import InputError, TwinhashError
 from gallery.index import GalleryIndex
 from gallery.service import metrics
@@ -22,7 +23,6 @@ from gallery.service.errors import ServiceError, bad_request
 from gallery.service.filters import rows_where
 from gallery.service.schemas import Options
 from gallery.store import GalleryStore, SpaceRecord
-from gallery.tables import item_columns
 
 FILTERS = 16  # whose rows are kept, 8 bytes each
 MAX_BACKOFF = 12  # polls that are left out after failures: to load a damaged million again takes a second
@@ -37,8 +37,7 @@ class Snapshot:
 
     def __init__(self, store: GalleryStore, record: SpaceRecord, with_source: bool) -> None:
         self.record, self.index = record, GalleryIndex(store, record, record.version)
-        names = store.open_table(record.space, record.version).schema.names
-        own = [name for name in names if name not in item_columns(1).names]
+        own = owner_columns(store.open_table(record.space, record.version).schema.names)
         wanted = [*own, SOURCE] if with_source else own
         columns = self.index.columns(wanted) if wanted else pa.table({})
         self.source = columns[SOURCE] if with_source else None

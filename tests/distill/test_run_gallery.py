@@ -12,10 +12,10 @@ import pytest
 
 from distill.run_dir import gallery_digest
 from gallery.codes import pack, unpack
+from gallery.database import code_array
 from gallery.errors import InputError
 from gallery.index import TRAINING, open_gallery
 from gallery.store import GalleryStore
-from gallery.tables import code_array
 from tests.distill.factories import Learn
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.database import code_array
 from gallery.index import GalleryIndex, create_gallery
-from gallery.tables import code_array
 
 
 def centers_of(bits: int, classes: int = 2) -> Any:

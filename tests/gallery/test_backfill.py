@@ -17,12 +17,12 @@ import pytest
 
 from gallery.backfill import NO_SOURCE, BackfillCounts, backfill
 from gallery.cutover import CutoverLimits, check_gates, cut_over, roll_back
+from gallery.database import code_array, column_codes
 from gallery.errors import InputError
 from gallery.ingest import IngestOptions, ingest
-from gallery.sources import Listing, SourceOptions, list_source
+from gallery.maintenance import publish_changes
+from gallery.sources.listing import Listing, SourceOptions, list_source
 from gallery.store import GalleryStore
-from gallery.tables import code_array, column_codes
-from gallery.upkeep import publish_changes
 from tests.conftest import ROOT
 from tests.gallery.test_cutover import files
 from tests.gallery.test_ingest import CENTERS, SPACE, images, project, write

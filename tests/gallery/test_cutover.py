@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from gallery import cutover
 from gallery.cutover import CutoverLimits, candidate, check_gates, cut_over, delete_space, retire, roll_back
+from gallery.database import code_array, table_name
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.metrics import mean_average_precision
 from gallery.store import GalleryStore
-from gallery.tables import code_array, table_name
 from tests.gallery.galleries import SPACE, centers_of
 
 COUNT, CENTERS = 60, centers_of(64)

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from gallery import codespace
 from gallery.codes import hamming, unpack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.database import code_array
 from gallery.duplicates import duplicate_groups, find_duplicates
 from gallery.errors import InputError
 from gallery.exports import export_gallery
 from gallery.index import GalleryIndex, open_gallery
 from gallery.store import GalleryStore
-from gallery.tables import code_array
 
 BITS, COUNT = 64, 300
 CENTERS = np.where(np.random.default_rng(0).random((3, BITS)) < 0.5, np.int8(-1), np.int8(1))

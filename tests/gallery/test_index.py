@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from gallery.codes import hamming
 from gallery.codespace import CodeSpace
+from gallery.database import CENTERS_KEY, SCHEMA_KEY, SPACE_KEY, code_array, table_name
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.index import TRAINING, GalleryIndex, create_gallery, later_commits, open_gallery
 from gallery.store import GalleryStore
-from gallery.tables import CENTERS_KEY, SCHEMA_KEY, SPACE_KEY, code_array, table_name
 from tests.gallery.galleries import centers_of, named, space_of
 
 Items = tuple[Any, list[str], list[list[str] | None]]

@@ -24,10 +24,10 @@ from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.errors import InputError
 from gallery.index import open_gallery
 from gallery.ingest import IngestCounts, IngestOptions, add_columns, ids_not_in, ingest
+from gallery.maintenance import list_failures, publish_changes
 from gallery.results import Skipped
-from gallery.sources import SourceOptions, list_source
+from gallery.sources.listing import SourceOptions, list_source
 from gallery.store import GalleryStore
-from gallery.upkeep import list_failures, publish_changes
 
 ROOT, SIZE, BITS = Path(__file__).parents[2], 8, 64
 CENTERS = np.where(np.random.default_rng(0).random((3, BITS)) < 0.5, np.int8(-1), np.int8(1))
@@ -259,7 +259,7 @@ def test_no_commit_begins_on_a_disk_that_is_all_but_full(
     uri = str(tmp_path / "g")
     add(uri, str(images / "a"))
     with monkeypatch.context() as patch:
-        patch.setattr("gallery.tables.ROOM", 1 << 62)
+        patch.setattr("gallery.database.ROOM", 1 << 62)
         with pytest.raises(OSError, match="No space left"):
             add(uri, str(images))
     assert contents(uri) == expected(images / "a")

@@ -21,16 +21,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from gallery import http_fetch
 from gallery.errors import InputError
-from gallery.http_fetch import fetch
-from gallery.image_reader import ImageReader, ImageRequest
 from gallery.index import open_gallery
 from gallery.ingest import IngestOptions, ingest
-from gallery.object_store import ObjectStore
-from gallery.owner_columns import typed_column
 from gallery.row_checks import check_ids
-from gallery.sources import Listing, SourceOptions, list_source
+from gallery.sources.listing import http_fetch
+from gallery.sources.column_types import typed_column
+from gallery.sources.http_fetch import fetch
+from gallery.sources.listing import Listing, SourceOptions, list_source
+from gallery.sources.object_store import ObjectStore
+from gallery.sources.reader import ImageReader, ImageRequest
 from gallery.store import GalleryStore
 
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -23,11 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gallery import ledger
+from gallery.database import code_array, table_name
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.index import TRAINING, create_gallery, open_gallery
 from gallery.ledger import RECOUNT
 from gallery.store import GalleryStore
-from gallery.tables import code_array, table_name
 from tests.gallery.galleries import ID, SPACE, centers_of, numbered, rows, space_of
 
 TABLE = table_name(ID)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from gallery.codes import Codes, hamming, pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.database import code_array
 from gallery.store import GalleryStore
-from gallery.tables import code_array
 from tests.conftest import ENVIRONMENT, ROOT
 
 MISSING = [name for name in ("fastapi", "uvicorn", "uvloop", "httptools", "multipart", "prometheus_client", "httpx")

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from gallery.codes import hamming
+from gallery.database import code_array
 from gallery.errors import CorruptFile, InputError
 from gallery.index import open_gallery
+from gallery.onnx_student import OnnxStudent
 from gallery.store import GalleryStore
-from gallery.student import OnnxStudent
-from gallery.tables import code_array
 from mobile_eval.devices.setup import chromium
 from tests.gallery.service.conftest import Items, Running, check_error, pairs, serving
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gallery.database import code_array
 from gallery.store import GalleryStore
-from gallery.tables import code_array
 from tests.gallery.service.conftest import Items, Running, pairs, serving
 
 

@@ -79,6 +79,11 @@ def item_columns(width: int) -> pa.Schema:
     ])  # fmt: skip
 
 
+def owner_columns(names: list[str]) -> list[str]:
+    """Return the columns of a table that are its owner's."""
+    return [name for name in names if name not in item_columns(1).names]
+
+
 def code_schema(space: CodeSpace, centers: NDArray[np.int8], columns: pa.Schema | None = None) -> pa.Schema:
     """Return the schema of a table of codes.
 

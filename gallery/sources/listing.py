@@ -16,14 +16,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gallery.console import plain
 from gallery.errors import InputError
-from gallery.http_fetch import is_http
-from gallery.image_files import is_software_folder, may_be_image, name_of, walk
-from gallery.manifest import ManifestRows, inside, is_empty, is_manifest, label_of, labels_of, read_manifest, text_of
 from gallery.names import clean_label, counted, some
-from gallery.object_store import ObjectStore, is_remote
-from gallery.owner_columns import typed_column
 from gallery.results import Skipped
 from gallery.row_checks import item_id, problem_of_id
+from gallery.sources.column_types import typed_column
+from gallery.sources.folder import is_software_folder, may_be_image, name_of, walk
+from gallery.sources.http_fetch import is_http
+from gallery.sources.manifest import (
+    ManifestRows,
+    inside,
+    is_empty,
+    is_manifest,
+    label_of,
+    labels_of,
+    read_manifest,
+    text_of,
+)
+from gallery.sources.object_store import ObjectStore, is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa

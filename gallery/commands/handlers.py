@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gallery.commands import (
+from gallery.commands.options import (
     CompactCommand,
     CutoverCommand,
     DuplicatesCommand,
@@ -13,17 +13,17 @@ from gallery.commands import (
     RollbackCommand,
     StatsCommand,
 )
+from gallery.commands.output import SHOWN, show
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
-from gallery.output import SHOWN, show
 
 
 def remove(uri: str, command: RemoveCommand) -> int:
     """Remove items from every code space that is not retired."""
     from gallery.ingest import ids_not_in
-    from gallery.sources import SourceOptions, list_source
+    from gallery.maintenance import living_spaces, publish_changes, read_ids, remove_items
+    from gallery.sources.listing import SourceOptions, list_source
     from gallery.store import GalleryStore
-    from gallery.upkeep import living_spaces, publish_changes, read_ids, remove_items
 
     if sum(map(bool, (command.ids, command.ids_file, command.not_in))) != 1:
         raise InputError("one of --ids, --ids-file and --not-in", "none, or several", "Say what is to be removed.")
@@ -43,8 +43,8 @@ def remove(uri: str, command: RemoveCommand) -> int:
 
 def publish(uri: str, command: PublishCommand) -> int:
     """Verify the newest versions and give them to readers."""
+    from gallery.maintenance import chosen_space
     from gallery.store import GalleryStore
-    from gallery.upkeep import chosen_space
 
     store = GalleryStore(uri)
     answered = [name for name, record in store.spaces().items() if record.state in ("serving", "previous")]
@@ -56,8 +56,8 @@ def publish(uri: str, command: PublishCommand) -> int:
 
 def stats(uri: str, command: StatsCommand) -> int:
     """Print what is in each code space."""
+    from gallery.maintenance import space_rows
     from gallery.store import GalleryStore
-    from gallery.upkeep import space_rows
 
     rows = space_rows(GalleryStore(uri))
     show({"gallery": uri, "spaces": rows}, command.as_json, rows)
@@ -87,8 +87,8 @@ def duplicates(uri: str, command: DuplicatesCommand) -> int:
 
 def compact(uri: str, command: CompactCommand) -> int:
     """Join small files and delete old versions."""
+    from gallery.maintenance import chosen_space, parse_age
     from gallery.store import GalleryStore
-    from gallery.upkeep import chosen_space, parse_age
 
     keep = parse_age(command.forget_before)
     store = GalleryStore(uri)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gallery.errors import InputError
-from gallery.where import check_where
+from gallery.index import check_where
 
 
 @pytest.mark.parametrize(

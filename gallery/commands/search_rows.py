@@ -11,7 +11,6 @@ from gallery.codes import Codes
 from gallery.codespace import CodeSpace
 from gallery.errors import InputError
 from gallery.index import GalleryIndex
-from gallery.tables import item_columns
 
 SHOWN_COLUMNS = "labels", "source"
 
@@ -51,8 +50,3 @@ def describe_rows(index: GalleryIndex, rows: NDArray[np.int64], distances: NDArr
     told = index.columns(own, rows).to_pylist() if len(rows) else []
     ids = index.ids_of(rows).tolist()
     return [{"id": id, "distance": int(far)} | one for id, far, one in zip(ids, distances, told, strict=True)]
-
-
-def owner_columns(names: list[str]) -> list[str]:
-    """Return the columns of a table that are its owner's."""
-    return [name for name in names if name not in item_columns(1).names]

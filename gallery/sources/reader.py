@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from gallery.errors import InputError, TwinhashError
 from gallery.files import read_bytes
-from gallery.http_fetch import fetch, is_http
-from gallery.object_store import ObjectStore, is_remote
+from gallery.sources.http_fetch import fetch, is_http
+from gallery.sources.object_store import ObjectStore, is_remote
 
 MAX_FILE, LARGE_FILE = 1 << 30, 64 << 20  # bytes
 LARGE = threading.Lock()  # a large file is in memory while it is decoded: one at a time

@@ -13,13 +13,12 @@ import numpy as np
 from gallery.codes import unpack
 from gallery.codespace import CodeSpace
 from gallery.console import log, track
+from gallery.database import column_codes, owner_columns, read_space
 from gallery.errors import InputError
 from gallery.files import read_bytes
-from gallery.image_reader import ImageReader, ImageRequest
 from gallery.ingest import BATCH, EncodeImages, batches, check_logits
-from gallery.queries import owner_columns
+from gallery.sources.reader import ImageReader, ImageRequest
 from gallery.store import GalleryStore, SpaceRecord
-from gallery.tables import column_codes, read_space
 
 MAX_IDS_FILE = 1 << 30  # bytes
 ROUNDING = 1e-3  # of a logit, times their root mean square: as for golden logits, bits within it may differ

@@ -1,0 +1,1 @@
+"""The commands of `gallery/run.py`: their options, what they do, and what they print."""
