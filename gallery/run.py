@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in distill/run.py
 import tyro
 
 from gallery.command_line import read_flags, run_cli
-from gallery.commands.options import handlers, options
+from gallery.commands import handlers, options
 from gallery.commands.output import SHOWN, show
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
