@@ -212,7 +212,7 @@ def test_parquet_values_that_are_not(make_folder: MakeFolder, values: list[Any],
 
 def test_few_bytes_that_stand_for_many(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder({"x": 2})
-    monkeypatch.setattr("gallery.sources.listing.manifest.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("gallery.sources.manifest.MAX_BYTES", 1 << 20)
     table = pa.table({"path": ["x/000.png"] * 40, "label": pa.array(["z" * 100_000] * 40).dictionary_encode()})
     pq.write_table(table.cast(pa.schema([("path", pa.string()), ("label", pa.string())])), root / "m.parquet")
     assert (root / "m.parquet").stat().st_size < 1 << 18
