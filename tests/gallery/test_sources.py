@@ -25,9 +25,10 @@ from gallery.errors import InputError
 from gallery.index import open_gallery
 from gallery.ingest import IngestOptions, ingest
 from gallery.row_checks import check_ids
+from gallery.sources import http_fetch
 from gallery.sources.column_types import typed_column
 from gallery.sources.http_fetch import fetch
-from gallery.sources.listing import Listing, SourceOptions, http_fetch, list_source
+from gallery.sources.listing import Listing, SourceOptions, list_source
 from gallery.sources.object_store import ObjectStore
 from gallery.sources.reader import ImageReader, ImageRequest
 from gallery.store import GalleryStore
