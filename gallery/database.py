@@ -103,7 +103,7 @@ def code_schema(space: CodeSpace, centers: NDArray[np.int8], columns: pa.Schema 
 
 def check_column(name: str) -> None:
     """Raise `InputError` for a name that no column of the owner's may have."""
-    own = name.lower() in item_columns(1).names
+    own = name.lower() in {*item_columns(1).names, "distance"}  # which a result has
     if own or not re.fullmatch(COLUMN_NAME, name):
         found = ascii(name)[:80] + (", which is the gallery's own" if own else "")
         raise InputError("columns named by up to 64 letters, digits and _", found, "Rename the column.")
@@ -172,6 +172,16 @@ def is_local(uri: str) -> bool:
 def holds_gallery(folder: Path) -> bool:
     """Return whether there is a gallery in a folder."""
     return (folder / f"{SPACES}.lance").is_dir()
+
+
+def make_folder(uri: str) -> None:
+    """Make the folder of a local gallery, unless it is there; raises `InputError` where there can be none."""
+    try:
+        if not uri.strip():
+            raise ValueError("an empty name")
+        Path(uri).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError, ValueError) as error:
+        raise InputError("a folder for the gallery", f"{uri!a}: {error}", "Name another.") from error
 
 
 class Database:

@@ -170,7 +170,9 @@ class GalleryIndex:
         query = self._table.search().where(where).with_row_id(True).select([ROW_ID]).limit(MAX_ROWS)
         try:
             found = query.to_arrow()[ROW_ID].to_numpy()
-        except (ValueError, RuntimeError, OSError) as error:
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of LanceDB's is no Exception
             names = ", ".join(self._table.schema.names)
             raise InputError(f"a condition over the columns {names}", f"{where!a}: {error}", "Change it.") from error
         return np.flatnonzero(np.isin(self._row_ids, found))

@@ -108,8 +108,12 @@ def add_columns(store: GalleryStore, space_id: str, given: pa.Schema, wanted: Se
     table = store.open_table(space_id)
     own = item_columns(1).names
     new = [given.field(name) for name in given.names if name not in {*table.schema.names, *own}]
+    alike = {name.lower(): name for name in table.schema.names}
     for field in new:
         check_column(field.name)
+        if field.name.lower() in alike:  # SQL engines take them for one
+            fix = f"Call it {alike[field.name.lower()]}, or give it another name."
+            raise InputError("columns whose names differ by more than case", field.name, fix)
     if missing := [field.name for field in new if field.name not in wanted]:
         fix = f"Run it again with --add-column {' '.join(missing)}, or leave these out of the manifest."
         raise InputError(f"columns that the gallery {store.uri} has", f"{', '.join(missing)} beside them", fix)

@@ -38,6 +38,7 @@ from gallery.database import (
     column_codes,
     holds_gallery,
     is_local,
+    make_folder,
     now,
     quoted,
     sql_sum,
@@ -45,7 +46,7 @@ from gallery.database import (
 )
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.ledger import Commit, Ledger, Verification, totals_at
-from gallery.row_checks import Checks, Totals, check_ids, check_labels, row_checks
+from gallery.row_checks import Checks, Totals, check_ids, check_labels, problem_of_id, row_checks
 
 State = Literal["building", "serving", "previous", "retired"]
 CHECKED = "id", "code", "labels", "check"
@@ -72,6 +73,8 @@ class GalleryStore:
         absent = InputError("a Twinhash gallery", f"none at {self.uri}", "Check it, or make one: gallery/run.py add.")
         if is_local(self.uri) and not create and not holds_gallery(Path(self.uri)):
             raise absent
+        if is_local(self.uri) and create:
+            make_folder(self.uri)
         self._db = Database(self.uri)
         self._ledger = Ledger(self._db)
         names = self._db.names()
@@ -186,7 +189,7 @@ class GalleryStore:
     def remove(self, space_id: str, ids: Sequence[str], op: str = "remove") -> Commit:
         """Delete items by id, in a commit for each 10,000; ids that are not there are passed over."""
         table, removed = self.open_table(space_id), 0
-        version = int(table.version)
+        version, ids = int(table.version), [id for id in ids if not problem_of_id(id)]
         for start in range(0, len(ids), IDS_IN_A_FILTER):
             part, line = (
                 pa.chunked_array([ids[start : start + IDS_IN_A_FILTER]], pa.string()),

@@ -70,7 +70,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         snapshots.stop()
 
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUSES}
-    app = FastAPI(title="Twinhash gallery", lifespan=lifespan, redoc_url=None, responses=errors)
+    app = FastAPI(title="Twinhash gallery", lifespan=lifespan, redoc_url=None, redirect_slashes=False, responses=errors)
     app.add_middleware(Guard, keys=keys, hosts=set() if keys or settings.any_host else LOOPBACK)
     for error, handler in HANDLERS.items():
         app.add_exception_handler(error, handler)

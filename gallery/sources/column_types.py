@@ -17,8 +17,8 @@ DATE, FLAG = r"^\d{4}-\d{2}-\d{2}$", r"^(?i:true|false)$"
 def typed_column(name: str, column: pa.ChunkedArray, wanted: pa.DataType | None) -> pa.ChunkedArray | None:
     """Return a column with the type that the gallery has for it, or the narrowest that all of its values have.
 
-    Empty fields are nulls.  None where there is no value, and so no type.  Types are bool, int64, double, string,
-    date32 and timestamp[us].  Raises `InputError` for values of other types.
+    Empty fields and NaN are nulls.  None where there is no value, and so no type.  Types are bool, int64, double,
+    string, date32 and timestamp[us].  Raises `InputError` for values of other types.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -30,10 +30,16 @@ def typed_column(name: str, column: pa.ChunkedArray, wanted: pa.DataType | None)
     if pa.types.is_string(column.type):
         trimmed = pc.utf8_trim_whitespace(column)
         column = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+    elif pa.types.is_floating(column.type):
+        column = column.cast(pa.float64())
+        column = pc.if_else(pc.is_nan(column), None, column)
     if column.null_count == len(column) and wanted is None:
         return None
     try:
-        return column.cast(wanted or _type_of(column))
+        typed = column.cast(wanted or _type_of(column))
+        if pa.types.is_floating(typed.type) and pc.any(pc.is_inf(typed)).as_py():
+            raise ValueError("an infinite number, which JSON does not have")
+        return typed
     except (pa.ArrowException, ValueError) as error:
         expected = f"values of {wanted} in the column {name}, as in the gallery" if wanted else f"values in {name}"
         fix = "Change the values; the types are bool, int64, double, string, date and timestamp."

@@ -23,7 +23,7 @@ NO_IMAGE = re.compile(
 SOFTWARE = re.compile(
     r"@recycle|@recently-snapshot|[#~]snapshot|@syno\w*|@tmp|@sharebin|\.@\w+|found\.\d{3}"
     r"|lost\.dir|network trash folder|temporary items|_?thumb(nail)?s|ipod photo cache|paxheaders?"
-    r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata)",
+    r"|_vti_\w+|_gsdata_|__pycache__|.*\.(photoslibrary|aplibrary|lrdata|lance)",
     re.I,
 )
 LISTED = "a link to a folder that is listed already"

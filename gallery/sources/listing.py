@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gallery.console import plain
+from gallery.database import check_column
 from gallery.errors import InputError
 from gallery.names import clean_label, counted, some
 from gallery.results import Skipped
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OWN = ("path", "id", "label", "labels")
+MAX_COLUMNS = 512
 
 
 @dataclass
@@ -83,7 +85,7 @@ def list_source(source: str, options: SourceOptions) -> Listing:
             fix = "Give the manifest a column `label`."
             raise InputError("a folder with --labels-from-folders", f"the manifest {plain(source)}", fix)
         return _list_manifest(source, options)
-    found = list_store(source) if is_remote(source) else list_folder(Path(source))
+    found = list_store(source) if is_remote(source) else list_folder(source)
     import pyarrow as pa
 
     names = sorted(found.sources)
@@ -96,11 +98,11 @@ def list_source(source: str, options: SourceOptions) -> Listing:
     return Listing(items, tuple(found.skipped), found.others, found.warnings)
 
 
-def list_folder(root: Path) -> FoundFiles:
+def list_folder(source: str) -> FoundFiles:
     """List the files below a folder that may be images, by their paths below it."""
-    if not root.is_dir():
+    if not source.strip() or not (root := Path(source)).is_dir():
         fix = "Give a folder of images, a .csv or .parquet manifest, or an address such as s3://bucket/prefix."
-        raise InputError("a source of images", f"none at {plain(str(root))}", fix)
+        raise InputError("a source of images", f"none at {plain(source) or 'an empty name'}", fix)
     contents = walk(root)
     found = FoundFiles(skipped=list(contents.skipped), others=contents.others, warnings=contents.warnings)
     for path in contents.paths:
@@ -176,12 +178,17 @@ def _list_manifest(source: str, options: SourceOptions) -> Listing:
     for name in table.rows.column_names:
         if name not in OWN:
             column = typed_column(name, table.rows[name].take(pa.array(kept)), options.types.get(name))
-            items = items if column is None else items.append_column(name, column)
+            if column is not None:
+                check_column(name)
+                items = items.append_column(name, column)
     return Listing(items)
 
 
 def _columns(header: Sequence[str], path: Path) -> dict[str, str]:
     """Map a manifest's columns to those of items; raises `InputError` where they do not fit."""
+    if len(header) > MAX_COLUMNS:
+        found = f"{len(header):,} in {path.name}"
+        raise InputError(f"at most {MAX_COLUMNS} columns", found, "Leave out those that no search filters by.")
     names = [name.strip() for name in header]
     lower = [name.lower() if name.lower() in OWN else name for name in names]
     count = Counter(name.lower() for name in lower)

@@ -181,6 +181,8 @@ def test_columns_change_without_an_image_being_read(images: Path, tmp_path: Path
     with pytest.raises(InputError, match="--add-column price sku"):
         ingest(store, SPACE, listing, IngestOptions(), lambda: project)
     ingest(store, SPACE, listing, IngestOptions(add_columns=("price", "sku")), lambda: project)
+    with pytest.raises(InputError, match="Call it price"):
+        add_columns(store, SPACE.id, pa.schema([("Price", pa.int64())]), ["Price"])
     (images / "m.csv").write_text("\n".join([*rows[:2], "y,b/01.png,boot,3,008"]))
     types = {"price": listing.items.schema.field("price").type, "sku": listing.items.schema.field("sku").type}
     listing = list_source(str(images / "m.csv"), SourceOptions(types=types))

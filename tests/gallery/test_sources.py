@@ -56,6 +56,7 @@ def test_a_folder_lists_what_may_be_images(tmp_path: Path) -> None:
         "@eaDir/1.png",
         "a/notes.txt",
         ".git/4.png",
+        "gallery/spaces.lance/data/4",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png())
@@ -71,11 +72,11 @@ def test_a_folder_lists_what_may_be_images(tmp_path: Path) -> None:
     assert "labels" not in listed(tmp_path).items.column_names
 
 
-@pytest.mark.parametrize("name", ["none", "file.png"])
+@pytest.mark.parametrize("name", ["none", "file.png", "a\0b", ""])
 def test_what_is_no_source(tmp_path: Path, name: str) -> None:
     (tmp_path / "file.png").write_bytes(png())
     with pytest.raises(InputError, match=r"\.csv or \.parquet manifest"):
-        listed(tmp_path / name)
+        listed(tmp_path / name if name else "")
 
 
 def manifest(folder: Path, *rows: str) -> Path:
@@ -116,6 +117,12 @@ def test_a_manifest_lists_ids_labels_and_columns(tmp_path: Path) -> None:
         (["path", "", ""], "rows in m.csv"),
         (["id,path", '"a\tb",a.png'], "control character"),
         (["id,path", "x" * 5000 + ",a.png"], "5,000 bytes"),
+        *[
+            ([f"path,{name}", "a.png,1"], "Rename the column")
+            for name in ("code", "etag", "source", "sha256", "encoded_at", "Check", "distance", "`a`")
+        ],
+        (["path," + ",".join(f"c{i}" for i in range(600)), "a.png" + ",1" * 600], "at most 512 columns"),
+        (["path,price", "a.png,1.5", "b.png,1e999"], "an infinite number"),
     ],
 )
 def test_junk_in_a_manifest_is_told_by_its_row(tmp_path: Path, rows: list[str], problem: str | None) -> None:
@@ -131,6 +138,13 @@ def test_values_that_do_not_fit_the_gallerys_column(tmp_path: Path) -> None:
     path = manifest(tmp_path, "path,price", "a.png,much")
     with pytest.raises(InputError, match="values of double in the column price"):
         listed(path, types={"price": pa.float64()})
+
+
+def test_what_is_no_number_is_no_value() -> None:
+    column = typed_column("x", pa.chunked_array([[1.0, float("nan"), 3.0]]), pa.int64())
+    assert column is not None
+    assert column.to_pylist() == [1, None, 3]
+    assert typed_column("x", pa.chunked_array([pa.array([float("nan")], pa.float16())]), None) is None
 
 
 @SLOW

@@ -122,10 +122,19 @@ def test_rows_that_do_not_fit_are_errors_and_leave_nothing(store: GalleryStore, 
     assert sound(store) == len(store.ledger(ID)) == 0
 
 
-@pytest.mark.parametrize("name", ["id", "CODE", "check", "_rowid", "1st", "a b", "a;b", "a" * 65, "caf\u00e9", ""])
+@pytest.mark.parametrize(
+    "name", ["id", "CODE", "check", "_rowid", "1st", "a b", "a;b", "a" * 65, "caf\u00e9", "", "Distance"]
+)
 def test_a_column_of_another_name_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="Rename the column"):
         GalleryStore(tmp_path, create=True).add_space(SPACE, centers_of(64), pa.schema([(name, pa.string())]))
+
+
+def test_a_gallery_needs_a_folder_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none/g", "a\0b", ""):
+        with pytest.raises(InputError, match="a folder for the gallery"):
+            GalleryStore(name, create=True)
 
 
 def test_ids_are_text_and_nothing_else(store: GalleryStore) -> None:
@@ -140,6 +149,7 @@ def test_ids_are_text_and_nothing_else(store: GalleryStore) -> None:
     store.forget_failures(ID, ODD_IDS[1:])
     assert store.failures(ID)["id"].to_pylist() == ODD_IDS[:1]
     store.forget_failures(ID, ["never noted"])
+    assert store.remove(ID, ["no text: \udcff", "", "\0"]).removed == 0
     assert sound(store) == 20
 
 
