@@ -290,7 +290,7 @@ def edited(column: str, value: Any) -> Callable[[pa.Table], pa.Table]:
 @pytest.mark.parametrize("change", [
     edited("code", [255, 255]), edited("code", None), edited("code", [None, 0]), edited("id", "EVIL"), edited("id", ""),
     edited("labels", ["evil"]), edited("labels", [None]), edited("check", 1), edited("check", None),
-], ids=str)  # fmt: skip
+], ids=range(9))  # fmt: skip
 def test_edited_codes_ids_labels_and_checks_are_corrupt(tmp_path: Path, change: Callable[..., pa.Table]) -> None:
     made(tmp_path / "g", items(20))
     rewrite(tmp_path / "g", change)
