@@ -1,7 +1,8 @@
 """The stages of training, each resumable: teacher, gallery, student."""
 
-import shutil
+import os
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from distill.train_teacher import load_teacher, train_teacher
 from gallery import codespace
 from gallery.codes import pack, unpack
 from gallery.codespace import CodeSpace
+from gallery.console import log
 from gallery.errors import CorruptFile, InputError, TwinhashError
 from gallery.index import TRAINING, GalleryIndex, create_gallery, later_commits, open_gallery
 
@@ -59,29 +61,32 @@ def build_gallery(context: RunContext, teacher: HashNet, space: CodeSpace) -> tu
     run_dir, data, uri = context.run_dir, context.data, str(context.run_dir.folder / "gallery")
     learned = context.loss_class.learns_gallery_codes
     if not run_dir.is_done("gallery"):
-        if count := later_commits(run_dir.folder / "gallery"):
-            found, fix = f"{count} later commits", "Move the folder away, or delete it; then run the command again."
+        if later := later_commits(run_dir.folder / "gallery"):
+            found, fix = f"{later} later commits", "Move the folder away, or delete it; then run the command again."
             raise InputError(f"a gallery of the training images alone in {uri}, to be made again", found, fix)
         with run_dir.stage("gallery", f"hashing {len(data.gallery)} images into {space.bits} bits each"):
             codes = run_dir.folder / LEARNED_CODES
             logits = np.load(codes, allow_pickle=False) if learned else infer_gallery(context, teacher, space)
             with main_process_first() as first:
                 if first:
-                    _remove_damaged(Path(uri))
+                    _move_damaged(Path(uri))
                     centers, labels = codespace.load(run_dir.folder)[1], data.class_names(data.gallery)
                     create_gallery(uri, space, centers, pack(logits), context.gallery_ids, labels)
     index = open_gallery(uri, space, TRAINING)
     return index, codes_as_signs(context, index) if learned else infer_gallery(context, teacher, space)
 
 
-def _remove_damaged(folder: Path) -> None:
-    """Remove what stands in the gallery's place and is no gallery, which `create_gallery` would not replace."""
+def _move_damaged(folder: Path) -> None:
+    """Move what stands in the gallery's place and cannot be opened aside, with what its owner may have added to it."""
     try:
         open_gallery(folder, None, TRAINING)
-    except TwinhashError:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.is_dir():
-            folder.unlink(missing_ok=True)
+    except TwinhashError as error:
+        if not os.path.lexists(folder):
+            return
+        names = (f"{folder.name}.damaged{f'-{number}' if number else ''}" for number in count())
+        aside = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+        folder.rename(aside)
+        log.warning("  the gallery is damaged and was moved to %s: %s", aside, error)
 
 
 def reuse_gallery(context: RunContext, folder: Path) -> tuple[HashNet | None, CodeSpace, GalleryIndex, Logits]:

@@ -233,26 +233,18 @@ def hash_query(
     from gallery.codes import pack
     from gallery.decode import decode, to_square
     from gallery.index import open_gallery
+    from gallery.onnx_student import OnnxStudent
 
     if command.network == "teacher":
         teacher = teachers(uri, runs[:1])[0]
         index = open_gallery(uri, teacher.space)
         pixels = to_square(decode(image), teacher.space.preprocessing.size)
         return index, pack(teacher.load()(pixels[None]))
-    from export.bundle import open_bundle
-    from mobile_eval.runtimes import open_model
-
     if command.bundle is None and not runs:
         fix = "Name them: --bundle BUNDLE, or --run runs/NAME."
         raise InputError("a bundle whose student hashes the image", f"none for {uri}", fix)
-    bundle = command.bundle or runs[0] / "bundle"
-    manifest = open_bundle(bundle)
-    index = open_gallery(uri, manifest.space)
-    models = sorted((f for f in manifest.files if f.format == "onnx"), key=lambda f: f.metadata.precision != "fp32")
-    if not models:
-        raise InputError(f"an ONNX model in {bundle}", "none", "Export one: export/run.py RUN --formats onnx.")
-    model = open_model(models[0].path, metadata=models[0].metadata)
-    return index, model.encode(to_square(decode(image), models[0].metadata.size)[None])
+    student = OnnxStudent(command.bundle or runs[0] / "bundle")
+    return open_gallery(uri, student.code_space), student.encode(image)
 
 
 def serve_gallery(command: ServeCommand) -> int:
@@ -283,7 +275,7 @@ def verify(command: options.VerifyGalleryCommand) -> int:
         result |= deep._asdict()
         problem = f"{len(deep.wrong)} codes that are not those of their images" if deep.wrong else ""
         result["problem"] = problem
-    show(result, command.as_json)
+    show(result if command.as_json else result | {"problem": problem or "none, the gallery is sound"}, command.as_json)
     return EXIT_GATE_FAILED if problem else EXIT_PASSED
 
 

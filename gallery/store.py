@@ -137,10 +137,6 @@ class GalleryStore:
         self._db.call(self._db.table(SPACES).merge_insert("space").when_not_matched_insert_all().execute, rows)
         return self.spaces()[space.id]
 
-    def write_spaces(self, records: Sequence[SpaceRecord]) -> None:
-        """Write the states of several code spaces in one commit."""
-        self._db.upsert(SPACES, "space", pa.Table.from_pylist([one._asdict() for one in records], SCHEMAS[SPACES]))
-
     def open_table(self, space_id: str, version: int | str | None = None) -> Any:
         """Return the LanceDB table of a code space, at a version or tag; raises `InputError` where it is not there."""
         known = self.spaces()

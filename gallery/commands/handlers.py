@@ -60,7 +60,8 @@ def stats(uri: str, command: StatsCommand) -> int:
     from gallery.store import GalleryStore
 
     rows = space_rows(GalleryStore(uri))
-    show({"gallery": uri, "spaces": rows}, command.as_json, rows)
+    lines = [{"": name, **{row["space"]: row[name] for row in rows}} for name in (rows[0] if rows else ())]
+    show({"gallery": uri, "spaces": rows}, command.as_json, lines)
     return EXIT_PASSED
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gallery.console import plain
 
-WIDEST, SHOWN = 60, 100  # characters of a value in a table; rows of one in a terminal
+WIDTH, LEAST, SHOWN = 80, 8, 100  # characters of a line, and of a column that is cut; rows of a table in a terminal
 
 
 def show(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
@@ -25,20 +25,31 @@ def show(value: Any, as_json: bool, rows: Sequence[Mapping[str, Any]] | None = N
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a table, with the names of the columns unless these are blank."""
+    """Return the lines of a table, with the names of the columns unless these are blank; long texts are cut to fit."""
     if not rows:
         return ["(none)"]
     names = list(rows[0])
     cells = [[_text(row.get(name)) for name in names] for row in rows]
-    cells = [names, *cells] if any(name.strip() for name in names) else cells
+    cells = [[name.replace("_", " ") for name in names], *cells] if any(name.strip() for name in names) else cells
     widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
     numbers = [all(isinstance(row.get(name), int | float) for row in rows) for name in names]
+    texts = [column for column in range(len(names)) if not numbers[column]]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        longest = max(texts, key=widths.__getitem__, default=None)
+        if longest is None or widths[longest] <= LEAST:
+            break
+        widths[longest] -= 1
     return [
         "  ".join(
-            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numbers, strict=True)
+            _cut(cell, width).rjust(width) if right else _cut(cell, width).ljust(width)
+            for cell, width, right in zip(line, widths, numbers, strict=True)
         ).rstrip()
         for line in cells
     ]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _text(value: Any) -> str:
@@ -46,5 +57,4 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
-    text = "" if value is None else plain(str(value))
-    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
+    return "-" if value is None or value == "" else plain(str(value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gallery.codes import Codes
 from gallery.codespace import CodeSpace
@@ -38,15 +37,7 @@ def result_rows(
     if among is not None and not len(among):
         return []
     found = index.search(code, k, among)
-    distances, rows = found.distances[0], found.rows[0]
-    if max_distance is not None:
-        rows, distances = rows[distances <= max_distance], distances[distances <= max_distance]
-    return describe_rows(index, rows, distances)
-
-
-def describe_rows(index: GalleryIndex, rows: NDArray[np.int64], distances: NDArray[np.uint16]) -> list[dict[str, Any]]:
-    """Return id, distance, labels, source and the owner's columns of rows."""
-    own = [*SHOWN_COLUMNS, *index.owner_columns]
-    told = index.columns(own, rows).to_pylist() if len(rows) else []
-    ids = index.ids_of(rows).tolist()
-    return [{"id": id, "distance": int(far)} | one for id, far, one in zip(ids, distances, told, strict=True)]
+    near = found.distances[0] <= (index.space.bits if max_distance is None else max_distance)
+    rows, distances = found.rows[0, near], found.distances[0, near].tolist()
+    about = index.columns([*SHOWN_COLUMNS, *index.owner_columns], rows).to_pylist() if len(rows) else []
+    return [{"id": id, "distance": d} | row for id, d, row in zip(found.ids[0, near], distances, about, strict=True)]

@@ -29,7 +29,7 @@ def fetch(url: str, seconds: float = SECONDS, limit: int = MAX_BYTES) -> bytes:
     The address itself may be in a private network, which its owner listed; a redirect may not lead there.
     """
     sockets: list[socket.socket] = []
-    opener = build_opener(ProxyHandler({}), _Redirects(), _Http(sockets), _Https(sockets))
+    opener = build_opener(ProxyHandler({}), _Redirects(), _Connections(sockets))
     ended = threading.Event()
     timer = threading.Timer(seconds, _close, (sockets, ended))
     timer.daemon = True
@@ -71,19 +71,13 @@ class _Redirects(HTTPRedirectHandler):
         return found
 
 
-class _Http(HTTPHandler):
+class _Connections(HTTPHandler, HTTPSHandler):
     def __init__(self, sockets: list[socket.socket]) -> None:
         super().__init__()
         self.sockets = sockets
 
     def http_open(self, req: Request) -> Any:
         return self.do_open(_connection(HTTPConnection, self.sockets, req), req)
-
-
-class _Https(HTTPSHandler):
-    def __init__(self, sockets: list[socket.socket]) -> None:
-        super().__init__()
-        self.sockets = sockets
 
     def https_open(self, req: Request) -> Any:
         return self.do_open(_connection(HTTPSConnection, self.sockets, req), req)

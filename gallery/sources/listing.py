@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gallery.console import plain
 from gallery.database import check_column
@@ -40,20 +40,7 @@ if TYPE_CHECKING:
 
 OWN = ("path", "id", "label", "labels")
 MAX_COLUMNS = 512
-
-
-@dataclass
-class FoundFiles:
-    """Files by name, each with its address and what tells one state of it from another.
-
-    skipped: what cannot be listed, and why; others: the number of files that are clearly no images
-    """
-
-    sources: dict[str, str] = field(default_factory=dict)
-    etags: dict[str, str] = field(default_factory=dict)
-    skipped: list[Skipped] = field(default_factory=list)
-    others: int = 0
-    warnings: tuple[str, ...] = ()
+Locate = Callable[[str, str], tuple[str, str, str]]  # of a path and its row in words: name, address and etag
 
 
 class Listing(NamedTuple):
@@ -85,50 +72,52 @@ def list_source(source: str, options: SourceOptions) -> Listing:
             fix = "Give the manifest a column `label`."
             raise InputError("a folder with --labels-from-folders", f"the manifest {plain(source)}", fix)
         return _list_manifest(source, options)
-    found = list_store(source) if is_remote(source) else list_folder(source)
     import pyarrow as pa
 
-    names = sorted(found.sources)
-    columns: dict[str, Any] = {"id": names, "source": [found.sources[name] for name in names]}
-    columns["etag"] = [found.etags[name] for name in names]
+    found = _list_store(source) if is_remote(source) else _list_folder(source)
+    rows, skipped = dict[str, tuple[str, str]](), list(found.skipped)
+    for name, address, etag in found.places:
+        id = item_id(name)  # as in training
+        if problem := problem_of_id(id) or ("is no UTF-8" if _is_escaped(address) else ""):
+            skipped.append(Skipped(path=plain(name), reason=f"its name {problem}"))
+        else:
+            rows[id] = address, etag
+    ids = sorted(rows)
+    columns = {"id": ids, "source": [rows[id][0] for id in ids], "etag": [rows[id][1] for id in ids]}
     items = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     if options.labels_from_folders:
-        labels = [[label] if (label := _folder_label(name)) else None for name in names]
+        labels = [[label] if (label := _folder_label(id)) else None for id in ids]
         items = items.append_column("labels", pa.array(labels, pa.list_(pa.string())))
-    return Listing(items, tuple(found.skipped), found.others, found.warnings)
+    return Listing(items, tuple(skipped), found.others, found.warnings)
 
 
-def list_folder(source: str) -> FoundFiles:
-    """List the files below a folder that may be images, by their paths below it."""
+class _Files(NamedTuple):
+    """places: name, address and etag of each file that may be an image; the rest as in `Listing`"""
+
+    places: Sequence[tuple[str, str, str]]
+    others: int
+    skipped: Sequence[Skipped] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _list_folder(source: str) -> _Files:
     if not source.strip() or not (root := Path(source)).is_dir():
         fix = "Give a folder of images, a .csv or .parquet manifest, or an address such as s3://bucket/prefix."
         raise InputError("a source of images", f"none at {plain(source) or 'an empty name'}", fix)
     contents = walk(root)
-    found = FoundFiles(skipped=list(contents.skipped), others=contents.others, warnings=contents.warnings)
-    for path in contents.paths:
-        _add(found, name_of(path, root), os.path.abspath(path), _etag_of(path))
-    return found
+    places = [(name_of(path, root), os.path.abspath(path), _etag_of(path)) for path in contents.paths]
+    return _Files(places, contents.others, contents.skipped, contents.warnings)
 
 
-def list_store(uri: str) -> FoundFiles:
-    """List the objects below a prefix that may be images, by their names below it."""
-    store, found = ObjectStore(uri), FoundFiles()
+def _list_store(uri: str) -> _Files:
+    store, places, others = ObjectStore(uri), [], 0
     for name, size, changed in store.list():
         *folders, file = name.split("/")
         if any(is_software_folder(folder) or folder.startswith(".") for folder in folders) or not may_be_image(file):
-            found.others += 1
+            others += 1
         else:
-            _add(found, name, store.address(name), f"{size}-{changed}")
-    return found
-
-
-def _add(found: FoundFiles, name: str, source: str, etag: str) -> None:
-    id = item_id(name)  # as in training
-    problem = problem_of_id(id) or ("is no UTF-8" if _is_escaped(source) else "")
-    if problem:
-        found.skipped.append(Skipped(path=plain(name), reason=f"its name {problem}"))
-    else:
-        found.sources[id], found.etags[id] = source, etag
+            places.append((name, store.address(name), f"{size}-{changed}"))
+    return _Files(places, others)
 
 
 def _is_escaped(source: str) -> bool:
@@ -158,16 +147,19 @@ def _list_manifest(source: str, options: SourceOptions) -> Listing:
         store = ObjectStore(folder.rpartition("/")[0] + (f"?{query}" if query else ""))
         path = Path(folder.rpartition("/")[2])
         table = read_manifest(path, lambda header: _columns(header, path), store.read(path.name))
-        places: Any = _StorePlaces(store, options.allow_http)
+        etags = {name: f"{size}-{changed}" for name, size, changed in store.list()}
+        locate: Locate = partial(_locate_object, store, etags)
     else:
         path = Path(source)
         if not path.is_file():
             raise InputError("a manifest", f"no file at {plain(source)}", "Check its path.")
         table = read_manifest(path, lambda header: _columns(header, path))
-        places = _FolderPlaces(Path(os.path.realpath(path.parent)), options.allow_http)
+        locate = partial(_locate_file, Path(os.path.realpath(path.parent)))
     rows = _Rows(table, path.name)
-    kept = rows.kept
-    located = [places.locate(text, where) for text, where in rows.texts("path")]
+    located = [
+        _web_place(text, where, options.allow_http) if is_http(text) else locate(text, where)
+        for text, where in rows.texts("path")
+    ]
     ids = rows.ids([name for name, _, _ in located])
     items = pa.table({
         "id": pa.array(ids, pa.string()), "source": pa.array([own for _, own, _ in located], pa.string()),
@@ -177,7 +169,7 @@ def _list_manifest(source: str, options: SourceOptions) -> Listing:
         items = items.append_column("labels", pa.array(rows.labels(), pa.list_(pa.string())))
     for name in table.rows.column_names:
         if name not in OWN:
-            column = typed_column(name, table.rows[name].take(pa.array(kept)), options.types.get(name))
+            column = typed_column(name, table.rows[name].take(pa.array(rows.kept)), options.types.get(name))
             if column is not None:
                 check_column(name)
                 items = items.append_column(name, column)
@@ -242,36 +234,19 @@ class _Rows:
         return found
 
 
-class _FolderPlaces:
-    """Where the files of a manifest in a folder are: names, addresses and states."""
-
-    def __init__(self, root: Path, allow_http: bool) -> None:
-        self._root, self._allow_http = root, allow_http
-
-    def locate(self, text: str, where: str) -> tuple[str, str, str]:
-        if is_http(text):
-            return _web_place(text, where, self._allow_http)
-        name = inside(self._root, text, where)
-        path = os.path.join(self._root, name)
-        return name.replace(os.sep, "/"), path, _etag_of(path)
+def _locate_file(root: Path, text: str, where: str) -> tuple[str, str, str]:
+    name = inside(root, text, where)
+    path = os.path.join(root, name)
+    return name.replace(os.sep, "/"), path, _etag_of(path)
 
 
-class _StorePlaces:
-    """The same of a manifest in an object store."""
-
-    def __init__(self, store: ObjectStore, allow_http: bool) -> None:
-        self._store, self._allow_http = store, allow_http
-        self._etags = {name: f"{size}-{changed}" for name, size, changed in store.list()}
-
-    def locate(self, text: str, where: str) -> tuple[str, str, str]:
-        if is_http(text):
-            return _web_place(text, where, self._allow_http)
-        parts = text.removeprefix("./").split("/")
-        if not text or "" in parts or ".." in parts or "." in parts:
-            fix = "Put the manifest above its images, and write their names below it."
-            raise InputError(f"a name below the manifest in {where}", ascii(text)[:200], fix)
-        name = "/".join(parts)
-        return name, self._store.address(name), self._etags.get(name, "")
+def _locate_object(store: ObjectStore, etags: Mapping[str, str], text: str, where: str) -> tuple[str, str, str]:
+    parts = text.removeprefix("./").split("/")
+    if not text or "" in parts or ".." in parts or "." in parts:
+        fix = "Put the manifest above its images, and write their names below it."
+        raise InputError(f"a name below the manifest in {where}", ascii(text)[:200], fix)
+    name = "/".join(parts)
+    return name, store.address(name), etags.get(name, "")
 
 
 def _web_place(text: str, where: str, allowed: bool) -> tuple[str, str, str]:

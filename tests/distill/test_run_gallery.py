@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,19 @@ def test_what_an_owner_adds_changes_no_run_and_is_never_destroyed(learn: Learn, 
     shutil.move(folder, tmp_path / "mine")  # as the error says
     _, anew = learn()
     assert anew.gallery.ids.equals(before.ids)
+
+
+def test_a_gallery_whose_ledger_is_damaged_is_moved_aside(
+    learn: Learn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, models = learn()
+    folder = tmp_path / "run" / "gallery"
+    for name in ("gallery.damaged", "gallery.damaged-1"):
+        add(folder, models.space)
+        shutil.rmtree(folder / "ledger.lance")
+        with caplog.at_level(logging.WARNING):
+            context, again = learn()
+        assert again.gallery.ids.equals(models.gallery.ids)
+        assert not context.run_dir.damaged("gallery")
+        assert str(folder.with_name(name)) in caplog.text
+        assert any((folder.with_name(name) / f"codes_{models.space.id}.lance" / "data").iterdir())

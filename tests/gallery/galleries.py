@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
-from gallery.database import code_array
+from gallery.database import SCHEMAS, SPACES, Database, code_array
 from gallery.index import GalleryIndex, create_gallery
+from gallery.store import GalleryStore, SpaceRecord
 
 
 def centers_of(bits: int, classes: int = 2) -> Any:
@@ -55,3 +56,9 @@ def index_of(space: CodeSpace, codes: Any, labels: Any) -> GalleryIndex:
     with tempfile.TemporaryDirectory() as folder:
         centers, labels = centers_of(space.bits, len(space.classes)), named(labels, space.classes)
         return create_gallery(Path(folder, "g"), space, centers, codes, numbered(len(codes)), labels)
+
+
+def write_spaces(store: GalleryStore, records: Sequence[SpaceRecord]) -> None:
+    """Write the states of code spaces in one commit."""
+    rows = pa.Table.from_pylist([one._asdict() for one in records], SCHEMAS[SPACES])
+    Database(store.uri).upsert(SPACES, "space", rows)

@@ -21,7 +21,7 @@ from gallery.database import code_array, table_name
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.metrics import mean_average_precision
 from gallery.store import GalleryStore
-from tests.gallery.galleries import SPACE, centers_of
+from tests.gallery.galleries import SPACE, centers_of, write_spaces
 
 COUNT, CENTERS = 60, centers_of(64)
 NEW, NEWER = replace(SPACE, teacher="new"), replace(SPACE, teacher="newer")
@@ -266,7 +266,7 @@ def test_there_is_no_way_back_where_there_was_none(store: GalleryStore) -> None:
     cut_over(store, NEW.id)
     store.open_table(SPACE.id).update("id = 'it''s 07'", {"code": [0] * 8})
     damaged = store.spaces()[SPACE.id]
-    store.write_spaces([damaged._replace(version=int(store.open_table(SPACE.id).version))])
+    write_spaces(store, [damaged._replace(version=int(store.open_table(SPACE.id).version))])
     with pytest.raises(CorruptFile, match="do not match"):
         roll_back(store)
     assert states(store) == {"old": "previous", "new": "serving"}

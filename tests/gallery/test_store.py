@@ -28,7 +28,7 @@ from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.index import TRAINING, create_gallery, open_gallery
 from gallery.ledger import RECOUNT
 from gallery.store import GalleryStore
-from tests.gallery.galleries import ID, SPACE, centers_of, numbered, rows, space_of
+from tests.gallery.galleries import ID, SPACE, centers_of, numbered, rows, space_of, write_spaces
 
 TABLE = table_name(ID)
 OWN = pa.schema([("price", pa.float64()), ("brand", pa.string())])
@@ -189,7 +189,7 @@ def test_two_code_spaces_and_a_change_of_the_one_that_is_served(store: GallerySt
     with pytest.raises(InputError, match="code space"):
         store.open_table("nothing'; --")
     swapped = {"serving": store.spaces()[other.id], "previous": store.spaces()[ID]}
-    store.write_spaces([one._replace(state=state) for state, one in swapped.items()])  # type: ignore[arg-type]
+    write_spaces(store, [one._replace(state=state) for state, one in swapped.items()])  # type: ignore[arg-type]
     assert store.find_space().space == other.id
     assert len(open_gallery(store.uri)) == 2
     assert store.publish(ID).state == "previous", "publishing leaves the state as it is"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gallery.codes import pack
 from gallery.store import GalleryStore
+from tests.gallery.galleries import write_spaces
 from tests.gallery.service.conftest import Items, Running, check_error, pairs, serving
 
 STALE = "0123456789abcdef"
@@ -139,7 +140,7 @@ def test_students_of_two_spaces_are_answered_each_from_its_own(tmp_path: Path) -
     store = GalleryStore(tmp_path / "g")
     known = store.spaces()
     states = {old.space.id: "previous", new.space.id: "serving"}
-    store.write_spaces([record._replace(state=states[name]) for name, record in known.items()])
+    write_spaces(store, [record._replace(state=states[name]) for name, record in known.items()])
     with serving(tmp_path, tmp_path / "g") as service:
         for items in (old, new):
             found = service.post("/search", items.ask(items.codes[:2], k=30)).json()
@@ -148,7 +149,7 @@ def test_students_of_two_spaces_are_answered_each_from_its_own(tmp_path: Path) -
         spaces = service.client.get("/codespace").json()
         assert (spaces["current"]["code_space"], spaces["current"]["version"]) == (new.space.id, version)
         assert spaces["previous"]["code_space"] == old.space.id
-        store.write_spaces([store.spaces()[old.space.id]._replace(state="retired")])
+        write_spaces(store, [store.spaces()[old.space.id]._replace(state="retired")])
         deadline = time.monotonic() + 20
         while service.post("/search", old.ask(old.codes[:1])).status_code == 200 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -13,6 +13,7 @@ import pytest
 
 from gallery.database import code_array
 from gallery.store import GalleryStore
+from tests.gallery.galleries import write_spaces
 from tests.gallery.service.conftest import Items, Running, pairs, serving
 
 
@@ -70,14 +71,14 @@ def test_a_damaged_version_is_not_answered(items: Items, tmp_path: Path) -> None
         table = store.open_table(items.space.id)
         table.update(f"id = '{items.ids[7]}'", {"code": [0] * 8})
         record = store.spaces()[items.space.id]
-        store.write_spaces([record._replace(version=int(table.version))])
+        write_spaces(store, [record._replace(version=int(table.version))])
         said = service.wait(lambda said: bool(said["problem"]))
         assert (said["status"], said["version"]) == ("ready", version)
         assert "match their checks" in said["problem"]
         found = service.post("/search", items.ask(items.codes[7:8], k=5)).json()
         assert (found["version"], pairs(found["results"][0])) == (version, items.nearest(items.codes[7], 5))
         assert "twinhash_reload_failures_total 1.0" in service.client.get("/metrics").text
-        store.write_spaces([record])
+        write_spaces(store, [record])
         assert service.wait(lambda said: not said["problem"])["version"] == version
     assert "is not loaded" in service.log
 
@@ -86,7 +87,7 @@ def test_it_waits_for_a_gallery_that_is_damaged_from_the_start(items: Items, tmp
     items.publish(tmp_path / "g")
     store = GalleryStore(tmp_path / "g")
     record = store.spaces()[items.space.id]
-    store.write_spaces([record._replace(rows=499)])
+    write_spaces(store, [record._replace(rows=499)])
     with serving(tmp_path, tmp_path / "g", patch="", env={"TWINHASH_API_KEYS": "k" * 16}) as service:
         answer = service.client.get("/readyz", headers={"x-api-key": "k" * 16})
         assert answer.status_code == 503
@@ -95,7 +96,7 @@ def test_it_waits_for_a_gallery_that_is_damaged_from_the_start(items: Items, tmp
         assert "499" not in service.client.get("/readyz").text  # nor where the gallery is
         assert str(tmp_path) not in service.client.get("/readyz").text
         assert service.client.get("/healthz").status_code == 200
-        store.write_spaces([record])
+        write_spaces(store, [record])
         assert service.wait(lambda said: said.get("status") == "ready")["items"] == 500
 
 
