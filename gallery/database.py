@@ -61,6 +61,7 @@ COLUMN_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 RESTORE = "The gallery is damaged or was edited: restore it, or encode it again."
 ROOM = 64 << 20  # bytes that are free before a commit begins
 MAX_ROWS = 1 << 31  # LanceDB wants a limit
+CLIENT_LIMITS = {"timeout": "20s", "connect_timeout": "5s", "client_max_retries": "2", "client_retry_timeout": "30"}
 SYSTEM_ERRORS = {"No space left": errno.ENOSPC, "Disk quota": errno.EDQUOT, "File too large": errno.EFBIG,
                  "Permission denied": errno.EACCES, "Read-only file system": errno.EROFS}  # fmt: skip
 
@@ -238,7 +239,16 @@ def _connect(uri: str) -> Any:
 
     if is_local(uri):
         check_files(Path(uri))
-    return lancedb.connect(uri, read_consistency_interval=timedelta(0))
+    return lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=_client_options(uri))
+
+
+def _client_options(uri: str) -> dict[str, str]:
+    """Return how an object store is asked: a bounded time, and without TLS if its address in the environment says so."""
+    if is_local(uri):
+        return {}
+    own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    plain_http = {"aws_endpoint": own, "allow_http": "true"} if uri.startswith("s3") and own.startswith("http:") else {}
+    return CLIENT_LIMITS | plain_http
 
 
 def check_files(folder: Path) -> None:

@@ -37,5 +37,9 @@ class RunLocked(TwinhashError):
     """Another process is working in this run folder."""
 
 
+class StoreUnreachable(TwinhashError):
+    """An object store that does not answer, as opposed to one that says what is wrong."""
+
+
 class DeviceLost(TwinhashError):
     """A device that is gone: unplugged, killed, out of reach."""

@@ -1,6 +1,8 @@
-"""Images in an object store, by pyarrow: `s3://bucket/prefix?endpoint_override=...&scheme=http`, `gs://`, `az://`.
+"""Images in an object store, by pyarrow: `s3://bucket/prefix`, `gs://`, `az://`.
 
-Credentials come from the usual environment.  An address that holds some is refused, since it is stored with each item.
+Credentials, and for a store of one's own its address (AWS_ENDPOINT_URL), come from the environment, as for a gallery.
+An address that holds credentials is refused, since it is stored with each item.  A source alone may name its store:
+`s3://bucket/prefix?endpoint_override=127.0.0.1:9000&scheme=http`.
 """
 
 from __future__ import annotations
@@ -8,15 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from gallery.console import plain
-from gallery.errors import InputError
+from gallery.errors import InputError, StoreUnreachable
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 SCHEMES = ("s3", "gs", "az")
+REFUSED = "ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY"  # the store's answers about one bucket or object
+TIMEOUT_S, ATTEMPTS = 10.0, 4  # with nothing sent; ten attempts, pyarrow's default, take 99 s
 MAX_OBJECTS = 100_000_000
 FIX = "Check the address, the network and the credentials in the environment, then run it again."
 
@@ -76,16 +80,35 @@ class ObjectStore:
 
         try:
             return action(*arguments)
+        except FileNotFoundError as error:
+            raise InputError(f"what is at {plain(self.uri)[:200]}", "nothing", FIX) from error
         except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-            raise InputError(f"what is at {plain(self.uri)[:200]}", plain(str(error))[:300], FIX) from error
+            kind = InputError if any(word in str(error) for word in REFUSED) else StoreUnreachable
+            raise kind(f"what is at {plain(self.uri)[:200]}", plain(str(error))[:300], FIX) from error
 
 
 def _open(scheme: str, bucket: str, query: str) -> Any:
     from pyarrow import fs
 
+    if scheme == "s3":
+        return _open_s3(bucket, dict(parse_qsl(query)))
     if scheme != "az":
         return fs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))[0]
     account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not account:
         raise ValueError("no AZURE_STORAGE_ACCOUNT_NAME in the environment")
     return fs.AzureFileSystem(account_name=account, account_key=os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"))
+
+
+def _open_s3(bucket: str, options: dict[str, str]) -> Any:
+    from pyarrow import fs
+
+    if unknown := sorted(options.keys() - {"endpoint_override", "scheme", "region"}):
+        raise ValueError(f"{unknown[0]!a} in the address: it takes endpoint_override, scheme and region")
+    own = "endpoint_override" in options or "AWS_ENDPOINT_URL" in os.environ or "AWS_ENDPOINT_URL_S3" in os.environ
+    if not own and "region" not in options:
+        options["region"] = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(
+        **options, connect_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.errors import InputError, TwinhashError
+from gallery.errors import InputError, StoreUnreachable, TwinhashError
 from gallery.files import read_bytes
 from gallery.sources.http_fetch import fetch, is_http
 from gallery.sources.object_store import ObjectStore, is_remote
@@ -53,7 +53,10 @@ class ImageReader:
         self._store = lru_cache(64)(ObjectStore)
 
     def read_all(self, requests: Iterable[ImageRequest]) -> Iterator[DecodedImage]:
-        """Yield each image in order, decoded as for training; what cannot be read has a reason."""
+        """Yield each image in order, decoded as for training; what cannot be read has a reason.
+
+        Raises `StoreUnreachable` where an object store does not answer.
+        """
         workers, ahead = os.cpu_count() or 1, deque[Future[DecodedImage]]()
         pool = ThreadPoolExecutor(workers)
         try:
@@ -77,6 +80,8 @@ class ImageReader:
                 data = self.read_bytes(request.source)
                 sha256 = hashlib.sha256(data).hexdigest()
                 pixels = None if sha256 == request.known else to_square(decode(data), self.size)
+        except StoreUnreachable:  # says nothing of the image
+            raise
         except TwinhashError as error:
             return DecodedImage(request.row, "", None, error.found)
         except (OSError, ValueError) as error:
