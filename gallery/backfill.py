@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gallery.batch_encoder import EncodeImages
 from gallery.console import log
 from gallery.database import owner_columns
 from gallery.errors import InputError
-from gallery.ingest import EncodeImages, IngestCounts, IngestOptions, ingest
+from gallery.ingest import IngestCounts, IngestOptions, ingest
 from gallery.record import Record
 from gallery.sources.listing import Listing
 from gallery.store import GalleryStore, SpaceRecord

@@ -24,6 +24,7 @@ from gallery.codespace import CodeSpace, hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
 from gallery.files import check_regular
 from gallery.row_checks import Totals
+from gallery.sources.object_store import own_endpoint
 
 SPACE_KEY, CENTERS_KEY, SCHEMA_KEY = b"twinhash.codespace", b"twinhash.centers", b"twinhash.schema"
 SCHEMA = b"2"
@@ -61,7 +62,7 @@ COLUMN_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 RESTORE = "The gallery is damaged or was edited: restore it, or encode it again."
 ROOM = 64 << 20  # bytes that are free before a commit begins
 MAX_ROWS = 1 << 31  # LanceDB wants a limit
-CLIENT_LIMITS = {"timeout": "20s", "connect_timeout": "5s", "client_max_retries": "2", "client_retry_timeout": "30"}
+CLIENT_LIMITS = {"timeout": "15s", "connect_timeout": "5s", "client_max_retries": "1", "client_retry_timeout": "30"}
 SYSTEM_ERRORS = {"No space left": errno.ENOSPC, "Disk quota": errno.EDQUOT, "File too large": errno.EFBIG,
                  "Permission denied": errno.EACCES, "Read-only file system": errno.EROFS}  # fmt: skip
 
@@ -243,10 +244,10 @@ def _connect(uri: str) -> Any:
 
 
 def _client_options(uri: str) -> dict[str, str]:
-    """Return how an object store is asked: a bounded time, and without TLS if its address in the environment says so."""
+    """Return how an object store is asked: for a bounded time, and without TLS if its address begins with http:."""
     if is_local(uri):
         return {}
-    own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    own = own_endpoint()
     plain_http = {"aws_endpoint": own, "allow_http": "true"} if uri.startswith("s3") and own.startswith("http:") else {}
     return CLIENT_LIMITS | plain_http
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.codes import Codes, pack
+from gallery.batch_encoder import BATCH, BatchEncoder, EncodedImage, EncodeImages, EncodeJob
 from gallery.codespace import CodeSpace
 from gallery.console import log, track
 from gallery.database import call, check_column, code_array, item_columns
 from gallery.errors import CorruptFile, InputError
 from gallery.record import Record
 from gallery.sources.folder import LISTED
-from gallery.sources.reader import DecodedImage, ImageReader, ImageRequest
+from gallery.sources.reader import ImageRequest
 from gallery.store import GalleryStore
 
 if TYPE_CHECKING:
@@ -29,19 +30,18 @@ if TYPE_CHECKING:
 
     from gallery.sources.listing import Listing
 
-BATCH = 128  # images the network takes at once, as in training: logits depend on it by rounding
-Logits = NDArray[np.float32]
-EncodeImages = Callable[[NDArray[np.uint8]], Logits]  # uint8 [n, S, S, 3] -> [n, bits]
-
 
 class IngestOptions(NamedTuple):
-    """How to ingest; see `gallery/run.py add --help`."""
+    """How to ingest; see `gallery/run.py add --help`. after_slice: called after each slice of the engine "ray" """
 
     commit_rows: int = 4096
     rehash: bool = False
     retry: bool = False
     allow_http: bool = False
     add_columns: Sequence[str] = ()
+    engine: Literal["local", "ray"] = "local"
+    slice_rows: int = 100_000
+    after_slice: Callable[[], object] = lambda: None
 
 
 class IngestCounts(Record):
@@ -81,24 +81,40 @@ def ingest(
     writer = _Writer(store, space, listing.items, plan)
     for at in range(0, len(plan.updated), options.commit_rows):
         writer.update(plan.updated[at : at + options.commit_rows])
-    reader = ImageReader(space.preprocessing.size, options.allow_http)
     sources = listing.items["source"].to_pylist() if plan.requests else []
-    requests = (ImageRequest(row, sources[row], known) for row, known in plan.requests)
-    images = track(reader.read_all(requests), "reading images", len(plan.requests))
+    requests = [ImageRequest(row, sources[row], known) for row, known in plan.requests]
     reading = time.monotonic()
-    for batch in batches(images, min(BATCH, options.commit_rows)):
-        writer.encode(batch, load_encoder)
-        if writer.pending >= options.commit_rows:
-            writer.commit(len(plan.requests))
-    if writer.pending:
-        writer.commit(len(plan.requests))
+    job = EncodeJob(space, load_encoder, options.allow_http, min(BATCH, options.commit_rows))
+    with _engine(job, options, bool(requests)) as engine:
+        size = options.slice_rows if options.engine == "ray" else len(requests)
+        for at in range(0, len(requests), max(size, 1)):
+            part = requests[at : at + size]
+            for image in track(engine.encode(part), "encoding images", len(requests), at):
+                writer.add(image)
+                if writer.pending >= options.commit_rows:
+                    writer.commit(len(requests))
+            if writer.pending:
+                writer.commit(len(requests))
+            if at + size < len(requests):
+                options.after_slice()
     seconds = time.monotonic()
-    rate = writer.encoded / max(seconds - reading - writer.loading, 1e-9)
+    rate = writer.encoded / max(seconds - reading - engine.loading, 1e-9)
     return IngestCounts(
         code_space=space.id, seen=len(listing.items), same=plan.same, updated=writer.updated, encoded=writer.encoded,
         failed=plan.failed + writer.failed, stale=plan.stale + writer.stale, seconds=round(seconds - start, 2),
         passed_over=listing.others + len(listing.skipped), images_per_second=round(rate, 1),
     )  # fmt: skip
+
+
+@contextmanager
+def _engine(job: EncodeJob, options: IngestOptions, is_needed: bool) -> Iterator[BatchEncoder]:
+    if options.engine == "ray" and is_needed:
+        from gallery.ray_engine import ray_engine
+
+        with ray_engine(job) as engine:
+            yield engine
+    else:
+        yield BatchEncoder(job)
 
 
 def add_columns(store: GalleryStore, space_id: str, given: pa.Schema, wanted: Sequence[str]) -> None:
@@ -186,17 +202,14 @@ def same_columns(items: pa.Table, rows: pa.Table, names: Sequence[str]) -> NDArr
 
 
 class _Writer:
-    """Encodes images and commits rows."""
+    """Commits rows."""
 
     def __init__(self, store: GalleryStore, space: CodeSpace, items: pa.Table, plan: _Plan) -> None:
         self._store, self._space, self._items, self._plan = store, space, items, plan
-        self._encoder: EncodeImages | None = None
-        self._codes: list[Codes] = []
-        self._encoded: list[DecodedImage] = []
-        self._touched: list[DecodedImage] = []
-        self._failed: list[DecodedImage] = []
+        self._encoded: list[EncodedImage] = []
+        self._touched: list[EncodedImage] = []
+        self._failed: list[EncodedImage] = []
         self.updated = self.encoded = self.failed = self.stale = self.done = 0
-        self.loading = 0.0
 
     @property
     def pending(self) -> int:
@@ -209,25 +222,19 @@ class _Writer:
         self._forget(rows)
         self.updated += len(rows)
 
-    def encode(self, images: Sequence[DecodedImage], load_encoder: Callable[[], EncodeImages]) -> None:
-        """Encode the images that have pixels, and keep what is known of the others."""
-        self._failed += [image for image in images if image.reason]
-        self._touched += [image for image in images if not image.reason and image.pixels is None]
-        if new := [image for image in images if image.pixels is not None]:
-            if self._encoder is None:
-                start = time.monotonic()
-                self._encoder = load_encoder()
-                self.loading = time.monotonic() - start
-            pixels = np.stack([image.pixels for image in new if image.pixels is not None])
-            self._codes.append(pack(check_logits(self._encoder(pixels), len(pixels), self._space)))
-            self._encoded += [image._replace(pixels=None) for image in new]
+    def add(self, image: EncodedImage) -> None:
+        """Keep an image for the next commit."""
+        kind = self._failed if image.reason else self._touched if image.code is None else self._encoded
+        kind.append(image)
 
     def commit(self, total: int) -> None:
         """Write what was encoded, touched and failed since the last commit, and say so."""
         if self._encoded:
             rows = [image.row for image in self._encoded]
             table = self._rows(rows, [image.sha256 for image in self._encoded])
-            table = table.append_column("code", code_array(np.concatenate(self._codes)))
+            packed = b"".join(image.code for image in self._encoded if image.code is not None)
+            codes = np.frombuffer(packed, np.uint8).reshape(len(rows), -1)
+            table = table.append_column("code", code_array(codes))
             self._store.put(self._space.id, table)
             self._forget(rows)
         if self._touched:
@@ -239,7 +246,7 @@ class _Writer:
         self.encoded, self.updated = self.encoded + len(self._encoded), self.updated + len(self._touched)
         self.done += self.pending
         log.info("  %d of %d: %d encoded, %d failed", self.done, total, self.encoded, self.failed)
-        self._codes, self._encoded, self._touched, self._failed = [], [], [], []
+        self._encoded, self._touched, self._failed = [], [], []
 
     def _rows(self, rows: Sequence[int], sums: Sequence[str] | None = None) -> pa.Table:
         import pyarrow as pa
@@ -257,26 +264,6 @@ class _Writer:
     def _forget(self, rows: Sequence[int]) -> None:
         if mended := [row for row in rows if row in self._plan.was_failed]:
             self._store.forget_failures(self._space.id, self._rows(mended)["id"].to_pylist())
-
-
-def check_logits(logits: Logits, count: int, space: CodeSpace) -> Logits:
-    """Return logits; raises `InputError` unless they are `[count, bits]` and finite."""
-    if logits.shape != (count, space.bits) or not np.isfinite(logits).all():
-        found = f"{logits.shape}, {int(np.isfinite(logits).sum())} of {logits.size} finite"
-        raise InputError(f"finite logits [{count}, {space.bits}] from the teacher", found, "Check its weights.")
-    return logits
-
-
-def batches(items: Iterator[DecodedImage], size: int) -> Iterator[list[DecodedImage]]:
-    """Yield lists of `size` items; the last one may be shorter."""
-    batch: list[DecodedImage] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def ids_not_in(store: GalleryStore, space_id: str, listing: Listing, most: float) -> list[str]:

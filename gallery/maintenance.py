@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gallery.batch_encoder import BATCH, EncodeImages, batches, check_logits
 from gallery.codes import unpack
 from gallery.codespace import CodeSpace
 from gallery.console import log, track
 from gallery.database import column_codes, owner_columns, read_space
 from gallery.errors import InputError
 from gallery.files import read_bytes
-from gallery.ingest import BATCH, EncodeImages, batches, check_logits
 from gallery.sources.reader import ImageReader, ImageRequest
 from gallery.store import GalleryStore, SpaceRecord
 

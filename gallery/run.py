@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gallery.batch_encoder import EncodeImages
     from gallery.codes import Codes
     from gallery.codespace import CodeSpace
     from gallery.index import GalleryIndex
-    from gallery.ingest import EncodeImages, IngestCounts
+    from gallery.ingest import IngestCounts
     from gallery.store import GalleryStore
 
 
@@ -149,6 +151,7 @@ def check_spaces(store: GalleryStore, chosen: Sequence[Teacher]) -> None:
 
 def add_to_space(store: GalleryStore, teacher: Teacher, command: options.AddCommand) -> IngestCounts:
     """Bring the table of one code space up to date, and publish it."""
+    from distill.image_encoder import load_encoder
     from gallery.database import owner_columns
     from gallery.ingest import IngestOptions, ids_not_in, ingest
     from gallery.maintenance import publish_changes
@@ -166,9 +169,10 @@ def add_to_space(store: GalleryStore, teacher: Teacher, command: options.AddComm
     store.add_space(space, teacher.centers, own)
     gone = ids_not_in(store, space.id, listing, command.prune_most) if command.prune else []
     how = IngestOptions(
-        command.commit_rows, command.rehash, False, command.allow_http, command.add_column
+        command.commit_rows, command.rehash, False, command.allow_http, command.add_column, command.engine,
+        command.slice_rows, partial(publish_changes, store, space.id) if command.publish else lambda: None,
     )  # fmt: skip
-    counts = ingest(store, space, listing, how, teacher.load)
+    counts = ingest(store, space, listing, how, partial(load_encoder, teacher.folder.absolute(), space))
     if gone:
         counts = counts.model_copy(update={"removed": store.remove(space.id, gone, "prune").removed})
     store.forget_failures(space.id, gone)

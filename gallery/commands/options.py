@@ -52,6 +52,10 @@ class AddCommand(GalleryCommand):
     """The share of the gallery that may be removed."""
     commit_rows: int = Field(4096, ge=1, le=1_000_000)
     """Images a commit."""
+    engine: Literal["local", "ray"] = "local"
+    """This process, or Ray Data (extra `ray`): for many machines, whose cluster is at RAY_ADDRESS."""
+    slice_rows: Annotated[int, tyro.conf.arg(name="slice")] = Field(100_000, ge=128)
+    """Images after which the engine `ray` publishes what there is."""
     publish: bool = True
     """Give the result to readers at the end."""
 

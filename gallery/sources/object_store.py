@@ -30,6 +30,11 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
+def own_endpoint() -> str:
+    """Return the address of the S3 store to ask in the place of Amazon's, empty where none is given."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
 class ObjectStore:
     """Objects below a prefix."""
 
@@ -83,7 +88,8 @@ class ObjectStore:
         except FileNotFoundError as error:
             raise InputError(f"what is at {plain(self.uri)[:200]}", "nothing", FIX) from error
         except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-            kind = InputError if any(word in str(error) for word in REFUSED) else StoreUnreachable
+            silent = isinstance(error, OSError) and not any(word in str(error) for word in REFUSED)
+            kind = StoreUnreachable if silent else InputError
             raise kind(f"what is at {plain(self.uri)[:200]}", plain(str(error))[:300], FIX) from error
 
 
@@ -105,8 +111,10 @@ def _open_s3(bucket: str, options: dict[str, str]) -> Any:
 
     if unknown := sorted(options.keys() - {"endpoint_override", "scheme", "region"}):
         raise ValueError(f"{unknown[0]!a} in the address: it takes endpoint_override, scheme and region")
-    own = "endpoint_override" in options or "AWS_ENDPOINT_URL" in os.environ or "AWS_ENDPOINT_URL_S3" in os.environ
-    if not own and "region" not in options:
+    own = urlsplit(own_endpoint())
+    if own.netloc and "endpoint_override" not in options:
+        options |= {"endpoint_override": own.netloc, "scheme": own.scheme}
+    if "endpoint_override" not in options and "region" not in options:
         options["region"] = fs.resolve_s3_region(bucket)
     return fs.S3FileSystem(
         **options, connect_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S,
