@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import gallery_index, gallery_service
+from benchmarks import gallery_index, gallery_ingest, gallery_service
 from benchmarks.gallery_index import CodeSet, IndexFigures, TeacherCodes
+from benchmarks.gallery_ingest import IngestFigures
 from benchmarks.gallery_service import ServiceFigures
 from benchmarks.trial import RECORD, Benchmark, Trial
 from gallery.console import log
@@ -32,11 +33,12 @@ class GalleryTrial(Trial):
     kind: Literal["index", "ingest", "service"]
     load: float
     index: IndexFigures | None = None
+    ingest: IngestFigures | None = None
     service: ServiceFigures | None = None
 
 
 class GalleryBenchmark(Benchmark):
-    """Measure the exact index against other ones, and the service under load."""
+    """Measure the exact index against other ones, what it takes to write a gallery, and the service under load."""
 
     name: str = "gallery"
     root: Path = Path("runs/vit_b-mobilenetv3-embedded-64")
@@ -44,6 +46,8 @@ class GalleryBenchmark(Benchmark):
     items: tuple[int, ...] = (gallery_index.GRAPHS, 1_000_000, 10_000_000)
     """Sizes of the gallery; graphs are built for the least only."""
     queries: int = 1000
+    written: int = 1_000_000
+    """Codes of the gallery that is written to; 0: leave that out."""
     served: int = 1_000_000
     """Codes of the service's gallery; 0: leave the service out."""
     seed: int = 0
@@ -51,6 +55,8 @@ class GalleryBenchmark(Benchmark):
     def trials(self) -> Iterator[GalleryTrial]:
         """Yield the trials of every kind."""
         yield from self.index_trials()
+        if self.written:
+            yield from self.ingest_trials()
         if self.served:
             yield from self.service_trials()
 
@@ -66,6 +72,16 @@ class GalleryBenchmark(Benchmark):
             for name, make in makers.items():
                 name = f"index-{name}-{items}-{self.queries}"
                 yield from self._measured("index", name, partial(lambda make: gallery_index.measure(make()), make))
+
+    def ingest_trials(self) -> Iterator[GalleryTrial]:
+        """Write a gallery of the run's classes, and encode images by its teacher; what is measured is read."""
+        folder = self.runs.resolve() / "gallery-ingest"
+
+        def measure() -> Iterator[IngestFigures]:
+            data = TeacherCodes(self.root, self.seed).resampled(self.written, self.queries)
+            return gallery_ingest.measure(data, self.root, folder)
+
+        yield from self._measured("ingest", f"ingest-{self.written}", measure)
 
     def service_trials(self) -> Iterator[GalleryTrial]:
         """Measure the service of a gallery of the run's classes; what is measured is read."""
@@ -93,6 +109,10 @@ class GalleryBenchmark(Benchmark):
         """Return the tables of each kind."""
         index = [trial for trial in trials if trial.index]
         parts = [self._index_text(index)] if index else []
+        if written := [(trial.load, trial.ingest) for trial in trials if trial.ingest]:
+            loads = [load for load, _ in written]
+            load = f"{min(loads):.0f} to {max(loads):.0f}"
+            parts.append("### Writing\n\n" + gallery_ingest.text([one for _, one in written], load))
         if served := [trial.service for trial in trials if trial.service]:
             parts.append("### Service\n\n" + gallery_service.text(served))
         return "\n\n".join(parts)

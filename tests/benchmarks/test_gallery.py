@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gallery_service
+from benchmarks import gallery_ingest, gallery_service
 from benchmarks.gallery import GalleryBenchmark
 from benchmarks.gallery_index import FLAT, OURS, TeacherCodes, measure
 from gallery.codes import hamming, pack
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_every_index_is_compared_with_a_flat_scan_and_the_next_run_reads_it(run: Path, tmp_path: Path) -> None:
-    benchmark = GalleryBenchmark(root=run, runs=tmp_path / "bench", items=(3000,), queries=20, served=0)
+    benchmark = GalleryBenchmark(root=run, runs=tmp_path / "bench", items=(3000,), queries=20, served=0, written=0)
     trials = list(benchmark.trials())
     figures = [trial.index for trial in trials if trial.index]
     for one in figures:
@@ -86,3 +86,17 @@ def test_the_service_is_measured_under_load_and_through_a_swap(
     assert found[-1].swap_s
     assert "while a version is published" in gallery_service.text(found)
     assert not (tmp_path / "service").exists()
+
+
+def test_writing_is_measured(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery_ingest, "COMMITS", (10, 20))
+    monkeypatch.setattr(gallery_ingest, "CHANGED", 100)
+    benchmark = GalleryBenchmark(root=run, runs=tmp_path / "bench", items=(), written=1000, served=0, queries=20)
+    trials = list(benchmark.trials())
+    found = [trial.ingest for trial in trials if trial.ingest]
+    assert [one.rows for one in found[:8]] == [1000, 10, 20, 100, 100, 1000, 1000, 1000]
+    assert all(one.cpu_s > 0 for one in found[:8])
+    assert all("codespace.json" in one.reason for one in found[8:]), "there is no teacher in this run"
+    assert list(benchmark.trials()) == trials
+    assert "| replace | 100 |" in benchmark.text(trials)
+    assert not (tmp_path / "bench" / "gallery-ingest").exists()
