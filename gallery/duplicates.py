@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,17 +21,14 @@ QUERIES = 256  # codes whose neighbours are in memory at once
 
 def duplicate_groups(codes: Codes, centers: NDArray[np.int8], within: int) -> NDArray[np.int64]:
     """Return the group of each packed code `[n, bytes]`: the first row that steps of `within` bits lead to."""
-    order = np.lexsort(words(codes).T)
-    ordered = words(codes)[order]
-    new = np.ones(len(codes), bool)
-    new[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    number = np.empty(len(codes), np.int64)
-    number[order] = np.cumsum(new) - 1  # of its code among the distinct ones
-    distinct = codes[order[new]]
-    root = _linked(distinct, centers, within) if within else np.arange(len(distinct))
-    first = np.full(len(distinct), len(codes), np.int64)
-    np.minimum.at(first, root[number], np.arange(len(codes)))
-    return first[root[number]]
+    distinct = np.unique(words(codes), axis=0, return_index=True, return_inverse=True)
+    first, number = distinct[1], distinct[2]
+    if not within:
+        return first[number]
+    root = _linked(codes[first], centers, within)
+    least = np.full(len(first), len(codes), np.int64)
+    np.minimum.at(least, root, first)
+    return least[root[number]]
 
 
 def _linked(codes: Codes, centers: NDArray[np.int8], within: int) -> NDArray[np.int64]:
@@ -69,14 +67,13 @@ def find_duplicates(index: GalleryIndex, within: int) -> pa.Table:
     starts = np.ones(len(rows), bool)
     starts[1:] = first[1:] != first[:-1]
     told = index.columns(["id", "sha256", "source"], rows)
-    sums = told["sha256"].to_pylist()
-    keys = [f"{place} {own}" if own else "" for place, own in zip(first, sums, strict=True)]
-    kinds, counts = np.unique(np.array(keys, str), return_counts=True)
-    many = {str(kind) for kind, count in zip(kinds, counts, strict=True) if count > 1 and kind}
+    files = list(zip(first.tolist(), told["sha256"].to_pylist(), strict=True))
+    copies = Counter(files)
     apart = np.bitwise_count(words(index.codes)[rows] ^ words(index.codes)[first]).sum(1)
     return pa.table({
         "group": pa.array(np.cumsum(starts) - 1, pa.int64()), "id": told["id"],
         "code": pa.array([code.tobytes().hex() for code in index.codes[rows]], pa.string()),
         "distance": pa.array(apart, pa.int64()), "sha256": told["sha256"],
-        "same_bytes": pa.array([key in many for key in keys], pa.bool_()), "source": told["source"],
+        "same_bytes": pa.array([bool(file[1]) and copies[file] > 1 for file in files], pa.bool_()),
+        "source": told["source"],
     })  # fmt: skip

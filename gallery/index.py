@@ -101,13 +101,10 @@ class GalleryIndex:
 
         among: the rows to search, all without
         """
-        _check_codes(self.space, codes)
         try:
             count = operator.index(k)
         except TypeError as error:
             raise InputError("a whole number as k", repr(k), "Change k.") from error
-        if count < 1:
-            raise InputError("k of at least 1", str(k), "Change k.")
         if among is None:
             distances, rows = self.searcher.search(codes, count)
         else:

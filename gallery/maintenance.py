@@ -24,7 +24,7 @@ MAX_IDS_FILE = 1 << 30  # bytes
 ROUNDING = 1e-3  # of a logit, times their root mean square: as for golden logits, bits within it may differ
 
 
-def living_spaces(store: GalleryStore) -> dict[str, SpaceRecord]:
+def active_spaces(store: GalleryStore) -> dict[str, SpaceRecord]:
     """Return the code spaces that items are added to and removed from: all but retired ones."""
     return {name: record for name, record in store.spaces().items() if record.state != "retired"}
 
@@ -127,7 +127,7 @@ def read_ids(path: Path) -> list[str]:
 def remove_items(store: GalleryStore, ids: Sequence[str]) -> dict[str, int]:
     """Remove items, and what is noted about them, from every code space but retired ones; return how many of each."""
     removed = {}
-    for space_id in living_spaces(store):
+    for space_id in active_spaces(store):
         removed[space_id] = store.remove(space_id, ids).removed if ids else 0
         store.forget_failures(space_id, ids)
         log.info("  %d of %d removed from %s", removed[space_id], len(ids), space_id)

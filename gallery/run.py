@@ -5,7 +5,8 @@
     python gallery/run.py serve runs/mine
     python gallery/run.py stats runs/mine
 
-Each command teaches itself: `add --help`.
+Each command describes its options: `gallery/run.py add --help`.
+
 Exit codes: 0 passed, 1 something is wrong in the gallery, 2 bad input, 3 a crash, 130 or 143 stopped.
 """
 
@@ -137,9 +138,9 @@ def add(command: options.AddCommand) -> int:
 
 def check_spaces(store: GalleryStore, chosen: Sequence[Teacher]) -> None:
     """Raise `InputError` unless every code space of a gallery is written to: else students of one would miss items."""
-    from gallery.maintenance import living_spaces
+    from gallery.maintenance import active_spaces
 
-    living, known, given = living_spaces(store), store.spaces(), {teacher.space.id for teacher in chosen}
+    living, known, given = active_spaces(store), store.spaces(), {teacher.space.id for teacher in chosen}
     expected = f"the runs of the code spaces of {store.uri}: {', '.join(living)}"
     if retired := given & (known.keys() - living.keys()):
         fix = "Name the runs of those, and not its run: --run runs/OLD runs/NEW."
@@ -286,7 +287,7 @@ def verify(command: options.VerifyGalleryCommand) -> int:
 def failures(command: options.FailuresCommand) -> int:
     """List what could not be encoded, or try it again."""
     from gallery.ingest import IngestOptions, ingest
-    from gallery.maintenance import list_failures, living_spaces, publish_changes
+    from gallery.maintenance import active_spaces, list_failures, publish_changes
     from gallery.sources.listing import Listing
     from gallery.store import GalleryStore
 
@@ -296,7 +297,7 @@ def failures(command: options.FailuresCommand) -> int:
         listing = Listing(store.failures(teacher.space.id).select(["id", "source", "etag"]))
         ingest(store, teacher.space, listing, IngestOptions(retry=True, allow_http=command.allow_http), teacher.load)
         publish_changes(store, teacher.space.id)
-    rows = [{"space": space, **row} for space in living_spaces(store) for row in list_failures(store, space)]
+    rows = [{"space": space, **row} for space in active_spaces(store) for row in list_failures(store, space)]
     show(rows, command.as_json, rows[:SHOWN])
     if len(rows) > SHOWN and not command.as_json:
         log.info("... and %d more: --json has all", len(rows) - SHOWN)

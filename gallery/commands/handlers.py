@@ -21,7 +21,7 @@ from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
 def remove(uri: str, command: RemoveCommand) -> int:
     """Remove items from every code space that is not retired."""
     from gallery.ingest import ids_not_in
-    from gallery.maintenance import living_spaces, publish_changes, read_ids, remove_items
+    from gallery.maintenance import active_spaces, publish_changes, read_ids, remove_items
     from gallery.sources.listing import SourceOptions, list_source
     from gallery.store import GalleryStore
 
@@ -31,7 +31,7 @@ def remove(uri: str, command: RemoveCommand) -> int:
     ids = list(command.ids) or (read_ids(command.ids_file) if command.ids_file else [])
     if command.not_in:
         listing = list_source(command.not_in, SourceOptions(allow_http=True))
-        spaces = living_spaces(store)
+        spaces = active_spaces(store)
         ids = sorted({id for space in spaces for id in ids_not_in(store, space, listing, command.prune_most)})
     removed = remove_items(store, ids)
     if command.publish:

@@ -17,51 +17,71 @@ class GalleryCommand(Record):
     """What all commands take."""
 
     gallery: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GALLERY")]
-    """A run folder, whose gallery is meant; or a gallery's folder or address: s3://bucket/path, gs://, az://."""
+    """The folder of a run, or the folder or address of a gallery (s3://bucket/path, gs://, az://)."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
 
 
+class SpaceCommand(GalleryCommand):
+    """What commands on one code space take."""
+
+    space: str | None = None
+    """The code space; by default the one that is served."""
+
+
+class TeacherCommand(GalleryCommand):
+    """What commands take that may encode images again."""
+
+    run: Path | None = None
+    """The run whose teacher encodes; by default the gallery's own."""
+    allow_http: bool = False
+    """Fetch images by http(s)."""
+
+
 class AddCommand(GalleryCommand):
-    """Add images, or bring those that changed up to date, with the teacher of a run.
+    """Add new images and encode changed ones again, with the teacher of a run.
 
-    Images whose size and time are those of the last time are not read, those of the same bytes not encoded; what is
-    done is in the gallery after each commit, so that the same command resumes.  What cannot be decoded is listed by
-    `failures`, and its old code stays.
+    In a folder, the id of an image is its path below it.  A manifest has a column `path`, and may have `id`, `label` or
+    `labels`, and columns of your own, to filter by.
 
-    Examples: `gallery/run.py add runs/mine new_products/`, and for a gallery elsewhere, with columns to filter by,
-    `gallery/run.py add s3://bucket/gallery manifest.csv --run runs/mine --add-column price brand`.
+    A file whose size and time have not changed is not read; an image whose bytes have not changed is not encoded.
+    Each commit is kept, so the same command resumes after a stop.  The command `failures` lists the images that could
+    not be decoded; what was encoded of them before stays.
+
+    Example: `gallery/run.py add runs/mine new_products/`
+
+    Example, for a gallery elsewhere and with columns to filter by:
+    `gallery/run.py add s3://bucket/gallery manifest.csv --run runs/mine --add-column price brand`
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder (ids are the paths below it), an object store's prefix, or a CSV or Parquet manifest: `path`, and
-    optionally `id`, `label` or `labels`, and columns of your own, to filter by."""
+    """A folder, a prefix of an object store, or a CSV or Parquet manifest."""
     run: tuple[Path, ...] = ()
-    """Run folders whose teachers encode; by default the gallery's own.  Two while two code spaces are kept."""
+    """Run folders whose teachers encode; by default the gallery's own.  Name two while there are two code spaces."""
     labels_from_folders: bool = False
-    """The first folder of an image's path is its label."""
+    """Take the first folder of each path as the image's label."""
     add_column: tuple[str, ...] = ()
-    """New columns of the manifest's that the gallery is to have."""
+    """Columns of the manifest to add to the gallery."""
     allow_http: bool = False
     """Fetch images by http(s) where the manifest says so, each within 64 MiB and 30 s."""
     rehash: bool = False
-    """Read every image, also where size and time are those of the last time."""
+    """Read every image, whatever its size and time are."""
     prune: bool = False
-    """Remove what the source does not list any more."""
+    """Remove items that the source no longer lists."""
     prune_most: float = Field(0.2, ge=0, le=1)
-    """The share of the gallery that may be removed."""
+    """The largest share of the gallery that --prune may remove."""
     commit_rows: int = Field(4096, ge=1, le=1_000_000)
-    """Images a commit."""
+    """Images in each commit."""
     engine: Literal["local", "ray"] = "local"
-    """This process, or Ray Data (extra `ray`): for many machines, whose cluster is at RAY_ADDRESS."""
+    """Where to encode: in this process, or by Ray Data (extra ray) on the machines of RAY_ADDRESS."""
     slice_rows: Annotated[int, tyro.conf.arg(name="slice")] = Field(100_000, ge=128)
-    """Images after which the engine `ray` publishes what there is."""
+    """Images that the engine ray encodes between two publications."""
     publish: bool = True
-    """Give the result to readers at the end."""
+    """Publish the result: searches and the service see published versions only."""
 
 
 class RemoveCommand(GalleryCommand):
-    """Remove items.  To erase them for good, also from the versions that are kept: `compact --forget-before 0d`.
+    """Remove items.  To erase them from older versions too, run `compact --forget-before 0d` afterwards.
 
     Example: `gallery/run.py remove runs/mine --ids shoes/1.jpg shoes/2.jpg`
     """
@@ -71,21 +91,18 @@ class RemoveCommand(GalleryCommand):
     ids_file: Path | None = None
     """A text file with an id on each line."""
     not_in: str | None = None
-    """A source, as `add` takes it: what it does not list is removed."""
+    """A source, as `add` takes it: items that it does not list are removed."""
     prune_most: float = Field(0.2, ge=0, le=1)
-    """The share of the gallery that --not-in may remove."""
+    """The largest share of the gallery that --not-in may remove."""
     publish: bool = True
-    """Give the result to readers at the end."""
+    """Publish the result: searches and the service see published versions only."""
 
 
-class PublishCommand(GalleryCommand):
-    """Verify the newest version of a gallery and give it to readers.
+class PublishCommand(SpaceCommand):
+    """Verify the newest version of a gallery and publish it: searches and the service then answer from it.
 
     Example: `gallery/run.py publish runs/mine`
     """
-
-    space: str | None = None
-    """The code space; by default the one that is served."""
 
 
 class SearchCommand(GalleryCommand):
@@ -99,13 +116,13 @@ class SearchCommand(GalleryCommand):
     code: str | None = None
     """A packed code in hexadecimal, as a phone sends it."""
     id: str | None = None
-    """An item; it is not among its own results."""
+    """The id of an item; it is not among its own results."""
     k: int = Field(10, ge=1, le=100_000)
     """The number of results."""
     where: str | None = None
     """A condition on the columns, in SQL."""
     max_distance: int | None = Field(None, ge=0)
-    """Bits in which a result's code may differ."""
+    """The largest distance of a result, in bits."""
     network: Annotated[Literal["student", "teacher"], tyro.conf.arg(name="with")] = "student"
     """What hashes the image: the bundle's ONNX student, or the run's teacher."""
     run: Path | None = None
@@ -114,20 +131,14 @@ class SearchCommand(GalleryCommand):
     """The bundle with the student; by default the run's."""
 
 
-class VerifyGalleryCommand(GalleryCommand):
-    """Verify a gallery: the check of every row, and the rows against the ledger.  Exit code 1 if something is wrong.
+class VerifyGalleryCommand(SpaceCommand, TeacherCommand):
+    """Verify a gallery: the checksum of every row, and all rows against the ledger.  Exit code 1 if one is wrong.
 
     Example: `gallery/run.py verify runs/mine --deep 100`
     """
 
     deep: int = Field(0, ge=0, le=1_000_000)
-    """Read and encode so many images again, evenly spaced among those that `add` encoded, and compare their codes."""
-    space: str | None = None
-    """The code space; by default the one that is served."""
-    run: Path | None = None
-    """The run whose teacher encodes; by default the gallery's own."""
-    allow_http: bool = False
-    """Fetch images by http(s)."""
+    """The number of images to read and encode again, evenly spaced, to compare their codes."""
 
 
 class StatsCommand(GalleryCommand):
@@ -137,46 +148,40 @@ class StatsCommand(GalleryCommand):
     """
 
 
-class FailuresCommand(GalleryCommand):
-    """List what could not be encoded, and why.
+class FailuresCommand(TeacherCommand):
+    """List images that could not be encoded, and why.
 
     Example: `gallery/run.py failures runs/mine --retry`
     """
 
     retry: bool = False
     """Read and encode them again."""
-    run: Path | None = None
-    """The run whose teacher encodes; by default the gallery's own."""
-    allow_http: bool = False
-    """Fetch images by http(s)."""
 
 
 class DuplicatesCommand(GalleryCommand):
-    """List groups of items of equal codes, or near ones, and say which of them are the same bytes.
+    """List groups of items with equal or similar codes, and say which of them are files of the same bytes.
 
     Example: `gallery/run.py duplicates runs/mine --within 2 --out duplicates.parquet`
     """
 
     within: int = Field(0, ge=0)
-    """Bits in which codes may differ.  Groups are chains: each member is that near to another, not to all."""
+    """The largest distance between linked items, in bits; a group is everything that such links connect."""
     out: Path | None = None
     """A Parquet file to write; without one, the largest groups are shown."""
 
 
-class CompactCommand(GalleryCommand):
+class CompactCommand(SpaceCommand):
     """Join the small files that many commits left, and delete old versions.
 
     Example: `gallery/run.py compact runs/mine --forget-before 30d`
     """
 
     forget_before: str = "30d"
-    """The age of versions to delete: days (30d), hours (12h); 0d: all but the published one."""
-    space: str | None = None
-    """The code space; by default the one that is served."""
+    """Delete versions older than this: days (30d) or hours (12h); 0d keeps the published one alone."""
 
 
 class ExportGalleryCommand(GalleryCommand):
-    """Write the published version for another engine, with its code space, and a README that shows how to query it.
+    """Write the published version for another engine, with its code space and a README that shows how to query it.
 
     Example: `gallery/run.py export runs/mine exported --to sqlite`
     """
@@ -184,14 +189,14 @@ class ExportGalleryCommand(GalleryCommand):
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The folder to write."""
     to: ExportFormat = "parquet"
-    """The engine; codes.bin: the packed codes, one after the other, beside a file of ids, for apps."""
+    """The format; codes.bin is for apps: packed codes one after the other, and a text file of ids."""
 
 
 class BackfillCommand(GalleryCommand):
     """Encode all items with the teacher of a new run, beside the code space that is served.
 
-    Labels and columns are copied.  It may be stopped and killed: the same command goes on.  Readers see nothing of it
-    until `cutover`.  Meanwhile `add` takes both runs: `--run runs/OLD runs/NEW`.
+    Labels and columns are copied.  After a stop the same command resumes.  Searches answer from the served code space
+    until `cutover`.  Meanwhile give `add` both runs: `--run runs/OLD runs/NEW`.
 
     Example: `gallery/run.py backfill runs/mine --run runs/new`
     """
@@ -199,21 +204,21 @@ class BackfillCommand(GalleryCommand):
     run: Path
     """The run folder of the new teacher."""
     images: str | None = None
-    """Where items are that have no source, as the images of a run's own data: a folder, prefix or manifest, in which
-    they have their ids."""
+    """A folder, prefix or manifest with the images of items without a source (a run's own), by their ids."""
     retry: bool = False
     """Read images again that could not be read before."""
     allow_http: bool = False
     """Fetch images by http(s)."""
     commit_rows: int = Field(4096, ge=1, le=1_000_000)
-    """Images a commit."""
+    """Images in each commit."""
 
 
 class CutoverCommand(GalleryCommand):
-    """Serve the new code space, if it passes the gates; exit code 1 if not.  `rollback` is the way back.
+    """Serve the new code space if it passes the gates; exit code 1 if it does not.  To undo it, run `rollback`.
 
-    Retrieval is compared where items have labels: items at random (seed 0), each searched among the others (up to
-    100,000) of its own table; tie-aware mean average precision over all that shares a label with it.
+    The gates: every row is sound, items and columns are those of the served code space, and retrieval is no worse.
+    Retrieval is the tie-aware mean average precision of random items (seed 0), each searched among up to 100,000
+    others; items that share a label are relevant.  It is not compared where there are no labels.
 
     Example: `gallery/run.py cutover runs/mine`
     """
@@ -221,11 +226,11 @@ class CutoverCommand(GalleryCommand):
     space: str | None = None
     """The code space; by default the one that is being built, or that was rolled back."""
     missing_allowed: float = Field(0.001, ge=0, le=1)
-    """The share of items that may have no new code; all of them must be in `failures`."""
+    """The largest share of items without a new code; each of them must be listed by `failures`."""
     map_drop: float = Field(0.01, ge=0, le=1)
-    """By how much the mean average precision may be lower than that of the served codes."""
+    """The largest drop of the mean average precision from that of the served codes."""
     queries: int = Field(1000, ge=1, le=100_000)
-    """Items to search for."""
+    """The number of items to search for."""
 
 
 class RollbackCommand(GalleryCommand):
@@ -236,14 +241,14 @@ class RollbackCommand(GalleryCommand):
 
 
 class RetireCommand(GalleryCommand):
-    """Answer students of a code space no longer, and add no more items to it; its table is kept.
+    """Stop answering students of a code space, and stop adding items to it; its table is kept.
 
     Example: `gallery/run.py retire runs/mine 0123456789abcdef`
     """
 
     space: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPACE")]
-    """The code space, by `stats`; not the one that is served."""
+    """The id of the code space, as `stats` shows it; not the one that is served."""
     delete: bool = False
-    """Delete its table for good; if it was made by a run, that run cannot be evaluated again."""
+    """Delete its table; a run whose gallery it is cannot be evaluated again."""
     confirm: str | None = None
     """With --delete: the code space again."""

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from pydantic import Field
@@ -17,14 +18,19 @@ from gallery.record import Record
 
 
 class ServeCommand(Record):
-    """Serve the published version of a gallery over HTTP: searches by code, image and item, OpenAPI at /docs, a page
-    for people at /.  A version that is published meanwhile takes its place without a failed request.  Keys, which
-    clients have to send, are in the environment's TWINHASH_API_KEYS; without any it listens on this machine alone."""
+    """Serve the published version of a gallery over HTTP: search by code, image or item.
 
-    gallery: tyro.conf.Positional[str]
-    """Folder, s3://, gs:// or az:// address of the gallery, or the folder of a run."""
+    The page at / searches by image, and OpenAPI is at /docs.  A version that is published later replaces the one in
+    memory without a failed request.  Clients send a key that is in TWINHASH_API_KEYS (an environment variable, several
+    separated by blanks); without keys the service listens on this machine alone.
+
+    Example: `gallery/run.py serve runs/mine --images catalogue/`
+    """
+
+    gallery: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GALLERY")]
+    """The folder of a run, or the folder or address of a gallery (s3://bucket/path, gs://, az://)."""
     host: str = "127.0.0.1"
-    """Address to listen on; any other than this machine's own needs keys or --behind-proxy."""
+    """Address to listen on; one that other machines can reach needs keys or --behind-proxy."""
     port: int = Field(8000, ge=0, le=65535)
     """Port; 0 takes a free one."""
     workers: int = Field(1, ge=1, le=64)
@@ -34,9 +40,9 @@ class ServeCommand(Record):
     bundle: tuple[Path, ...] = ()
     """Bundles whose ONNX students encode images for /search/image; by default the run's."""
     images: Path | None = None
-    """Folder of the images; small ones of items whose source is in it are shown."""
+    """Folder of the images, to show thumbnails of the items whose source is in it."""
     behind_proxy: bool = False
-    """Listen on other addresses without keys: a proxy sees to who asks."""
+    """Allow any address without keys, because a proxy checks the clients."""
 
 
 def serve(command: ServeCommand, runs: Sequence[Path] = ()) -> int:
