@@ -108,8 +108,9 @@ def ray_engine(job: EncodeJob) -> Iterator[RayEncoder]:
         log.info("  Ray: %d CPUs, %d GPUs", *(ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")))
         yield engine
     finally:
-        engine.close()
-        ray.shutdown()
+        with _silence():
+            engine.close()
+            ray.shutdown()
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def _real_cpus() -> int:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what Ray says as it starts out of the terminal, from Python and C++."""
+    """Keep what Ray says as it starts and ends out of the terminal, from Python and C++."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), open(os.devnull, "w") as null:
