@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -76,11 +77,6 @@ def check_logits(logits: Logits, count: int, space: CodeSpace) -> Logits:
 
 def batches(items: Iterable[DecodedImage], size: int) -> Iterator[list[DecodedImage]]:
     """Yield lists of `size` items, the last one shorter."""
-    batch: list[DecodedImage] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    left = iter(items)
+    while batch := list(islice(left, size)):
         yield batch

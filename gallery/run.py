@@ -27,7 +27,7 @@ import tyro
 
 from gallery.command_line import read_flags, run_cli
 from gallery.commands import handlers, options
-from gallery.commands.output import SHOWN, show
+from gallery.commands.output import SHOWN, select, show
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
 from gallery.service.command import ServeCommand, serve
@@ -298,7 +298,7 @@ def failures(command: options.FailuresCommand) -> int:
         ingest(store, teacher.space, listing, IngestOptions(retry=True, allow_http=command.allow_http), teacher.load)
         publish_changes(store, teacher.space.id)
     rows = [{"space": space, **row} for space in active_spaces(store) for row in list_failures(store, space)]
-    show(rows, command.as_json, rows[:SHOWN])
+    show(rows, command.as_json, select(rows[:SHOWN], "space", "id", "stale", "reason"))
     if len(rows) > SHOWN and not command.as_json:
         log.info("... and %d more: --json has all", len(rows) - SHOWN)
     return EXIT_PASSED

@@ -13,7 +13,7 @@ from gallery.commands.options import (
     RollbackCommand,
     StatsCommand,
 )
-from gallery.commands.output import SHOWN, show
+from gallery.commands.output import SHOWN, select, show
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
 
@@ -50,7 +50,7 @@ def publish(uri: str, command: PublishCommand) -> int:
     answered = [name for name, record in store.spaces().items() if record.state in ("serving", "previous")]
     spaces = [command.space] if command.space or not answered else answered
     rows = [store.publish(chosen_space(store, space))._asdict() for space in spaces]
-    show(rows, command.as_json, rows)
+    show(rows, command.as_json, select(rows, "space", "state", "version", "rows"))
     return EXIT_PASSED
 
 
@@ -82,7 +82,8 @@ def duplicates(uri: str, command: DuplicatesCommand) -> int:
         show({"groups": groups, "items": len(table), "out": str(command.out)}, command.as_json)
         return EXIT_PASSED
     rows = table.to_pylist()
-    show({"groups": groups, "items": rows}, command.as_json, rows[:SHOWN])
+    shown = select(rows[:SHOWN], "group", "id", "distance", "same_bytes", "source")
+    show({"groups": groups, "items": rows}, command.as_json, shown)
     return EXIT_PASSED
 
 

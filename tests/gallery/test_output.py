@@ -9,6 +9,8 @@ def test_a_table_fits_80_columns_and_has_no_blank_cells() -> None:
     assert max(map(len, lines)) <= 80
     assert lines[1].split()[:2] == ["a/b.png", "1,234,567"]  # numbers are never cut
     assert lines[1].split()[-2:] == ["-", "-"]
+    assert "..." in lines[1]
+    assert table([{"id": "i" * 60, "source": "s" * 60}])[1].startswith("i" * 60 + "  s")  # ids are cut last
     assert "\x1b" not in lines[2]
 
 
