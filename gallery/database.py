@@ -58,6 +58,7 @@ SCHEMAS = {
         ("reason", pa.string()), ("at", TIME),
     ]),
 }  # fmt: skip
+MAY_BE_NULL = "source", "etag", "reason"  # of a failure
 COLUMN_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 RESTORE = "The gallery is damaged or was edited: restore it, or encode it again."
 ROOM = 64 << 20  # bytes that are free before a commit begins
@@ -227,7 +228,10 @@ class Database:
 
     def rows(self, name: str) -> pa.Table:
         """Return all rows of one of the tables in `SCHEMAS`."""
-        return self.read(self.table(name), SCHEMAS[name].names)
+        rows = self.read(self.table(name), SCHEMAS[name].names)
+        if wrong := [own for own in rows.column_names if own not in MAY_BE_NULL and rows[own].null_count]:
+            raise CorruptFile(f"values of {wrong[0]} in the table {name} of {self.uri}", "a null", RESTORE)
+        return rows
 
     def upsert(self, name: str, keys: str | list[str], rows: pa.Table) -> Any:
         """Update the rows of these keys and insert the others, in one commit."""

@@ -5,6 +5,7 @@ A few of each by default; all with TWINHASH_ATTACK=all.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -14,19 +15,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from gallery import codespace, results
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
+from gallery.database import code_array
 from gallery.encode import ShardCache, encode
-from gallery.errors import TwinhashError
-from gallery.files import write_json
+from gallery.errors import InputError, TwinhashError
+from gallery.files import read_bytes, write_json
 from gallery.index import create_gallery, open_gallery
 from tests.attack.variants import spoil
 from tests.gallery.galleries import named, numbered
@@ -64,6 +68,118 @@ def _gallery() -> Reader:
         return index.search(CODES, 3).ids.tolist(), index.labels.to_pylist(), index.ids.to_pylist()
 
     return Reader(make, read, True)
+
+
+def _gallery_rows() -> Reader:
+    """Values in the tables of a gallery, which LanceDB itself would read without a word."""
+    import lancedb
+
+    from gallery.database import SCHEMAS, code_schema
+    from gallery.maintenance import space_rows
+    from gallery.store import GalleryStore
+
+    def make(folder: Path) -> None:
+        labels = named(np.arange(20) % 4, SPACE.classes)
+        create_gallery(folder / "g", SPACE, CENTERS, CODES, numbered(20), labels)
+        store = GalleryStore(folder / "g")
+        store.fail(SPACE.id, [{"id": "x", "source": "y", "etag": "z", "reason": "w"}])
+        for name in (*SCHEMAS, f"codes_{SPACE.id}"):
+            table = lancedb.connect(folder / "g").open_table(name)
+            metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+            rows = json.loads(json.dumps(table.to_arrow().to_pylist(), default=str))
+            write_json(folder / f"{name}.json", {"metadata": metadata, "rows": rows})
+        shutil.rmtree(folder / "g")
+
+    def write(folder: Path, path: Path) -> None:
+        """Write a table as the file says; what fits no table is refused by LanceDB."""
+        known = SCHEMAS.get(path.stem, code_schema(SPACE, CENTERS))
+        try:
+            read = json.loads(path.read_bytes())
+            rows = [dict(row) for row in read["rows"]]
+            for row in rows:
+                row |= {key: datetime.fromisoformat(row[key]) for key in ("since", "at", "encoded_at") if row.get(key)}
+            schema = known.with_metadata({str(key): str(own) for key, own in read["metadata"].items()})
+            table = lancedb.connect(folder / "g").create_table(path.stem, schema=schema)
+            table.add(pa.Table.from_pylist(rows, schema))  # as the second version, which is the published one
+        except (Exception, pa.ArrowException) as error:
+            raise InputError("rows of a table", "others", "-") from error
+
+    def read(folder: Path) -> Any:
+        shutil.rmtree(folder / "g", ignore_errors=True)
+        for path in sorted(folder.glob("*.json")):
+            if path.is_file():
+                write(folder, path)
+        store = GalleryStore(folder / "g")
+        problem = store.verify(SPACE.id).problem
+        space_rows(store)
+        index = open_gallery(folder / "g")
+        found = index.search(CODES, 3)
+        return bool(problem) or found.ids.tolist(), index.labels.to_pylist(), found.distances.tolist()
+
+    return Reader(make, read)
+
+
+def _manifest() -> Reader:
+    from pyarrow import parquet
+
+    from gallery.sources.listing import SourceOptions, list_source
+
+    def make(folder: Path) -> None:
+        columns = {"path": [f"{i}.png" for i in range(9)], "id": numbered(9), "labels": ["a;b"] * 9}
+        columns |= {"price": [i / 2 for i in range(9)], "day": ["2026-01-02"] * 9, "sold": [True] * 9}
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+        (folder / "m.csv").write_text("\n".join(lines))
+        parquet.write_table(pa.table(columns), folder / "m.parquet")
+
+    def read(folder: Path) -> Any:
+        return [list_source(str(folder / name), SourceOptions()).items.to_pylist() for name in ("m.csv", "m.parquet")]
+
+    return Reader(make, read)
+
+
+def _search_body() -> Reader:
+    """Bodies of requests, of a service without its HTTP."""
+    pytest.importorskip("fastapi")
+    from pydantic import ValidationError
+
+    from gallery.service.errors import HANDLERS, ServiceError, answer
+    from gallery.service.schemas import LikeRequest, SearchRequest, parse_codes, parse_json
+    from gallery.service.snapshots import Snapshot
+    from gallery.store import GalleryStore
+
+    about = {"k": 3, "max_distance": 9, "columns": ["price", "labels"]}
+    about |= {"where": {"price": {"lt": 5, "ne": 2}, "labels": ["a", "b"], "brand": "x", "sold": True}}
+    snapshots: list[Snapshot] = []
+
+    def make(folder: Path) -> None:
+        store = GalleryStore(folder.parent / "service", create=True)
+        own: dict[str, Any] = {"price": [i / 2 for i in range(20)], "brand": ["x", None] * 10, "sold": [True] * 20}
+        rows = pa.table({"id": numbered(20), "code": code_array(CODES), **own})
+        labels = pa.array(named(np.arange(20) % 4, SPACE.classes), pa.list_(pa.string()))
+        store.add_space(SPACE, CENTERS, rows.select(list(own)).schema)
+        store.put(SPACE.id, rows.append_column("labels", labels))
+        snapshots.append(Snapshot(store, store.publish(SPACE.id), False))
+        codes = [code.tobytes().hex() for code in CODES[:2]]
+        write_json(folder / "search.json", about | {"code_space": SPACE.id, "codes": codes})
+        write_json(folder / "like.json", about | {"code_space": SPACE.id, "id": numbered(20)[3]})
+
+    def read(folder: Path) -> Any:
+        try:
+            search, like = (read_bytes(folder / f"{name}.json", 256 << 10) for name in ("search", "like"))
+        except (OSError, ValueError) as error:
+            raise InputError("a body", str(error), "-") from error
+        try:
+            asked = SearchRequest.model_validate(parse_json(search))
+            found = snapshots[0].search(parse_codes(asked.codes, BITS), asked)
+            near = LikeRequest.model_validate(parse_json(like))
+            row = snapshots[0].row(near.id)
+            return answer([found, snapshots[0].search(CODES[row : row + 1], near, row)]).body
+        except ValidationError as error:
+            raise InputError("a request", bytes(HANDLERS[ValidationError](None, error).body).decode(), "-") from error
+        except ServiceError as error:
+            raise InputError("a request", str(error.answer), "-") from error
+
+    return Reader(make, read)
 
 
 def _shards() -> Reader:
