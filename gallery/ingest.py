@@ -123,8 +123,9 @@ def add_columns(store: GalleryStore, space_id: str, given: pa.Schema, wanted: Se
 
     table = store.open_table(space_id)
     own = item_columns(1).names
-    new = [given.field(name) for name in given.names if name not in {*table.schema.names, *own}]
-    alike = {name.lower(): name for name in table.schema.names}
+    known = table.schema.names  # read once: another writer may add to them meanwhile
+    new = [given.field(name) for name in given.names if name not in {*known, *own}]
+    alike = {name.lower(): name for name in known}
     for field in new:
         check_column(field.name)
         if field.name.lower() in alike:  # SQL engines take them for one
