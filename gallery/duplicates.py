@@ -44,11 +44,18 @@ def _linked(codes: Codes, centers: NDArray[np.int8], within: int) -> NDArray[np.
     for start in range(0, len(codes), QUERIES):
         found = index.within(codes[start : start + QUERIES], within)
         queries = np.repeat(np.arange(len(found.offsets) - 1), np.diff(found.offsets))
-        for query, row in zip(queries, found.rows, strict=True):
-            left, right = find(start + int(query)), find(int(row))
+        pairs = np.unique(_roots(parent, start + queries) * len(parent) + _roots(parent, found.rows))
+        for first, second in zip(*divmod(pairs, len(parent)), strict=True):  # few, once most are linked
+            left, right = find(int(first)), find(int(second))
             if left != right:
                 parent[max(left, right)] = min(left, right)
     return np.array([find(row) for row in range(len(codes))], np.int64)
+
+
+def _roots(parent: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    while ((above := parent[rows]) != rows).any():
+        rows = above
+    return rows
 
 
 def find_duplicates(index: GalleryIndex, within: int) -> pa.Table:
