@@ -298,7 +298,8 @@ def test_a_cut_parquet_file(make_folder: MakeFolder) -> None:
         opened(path)
 
 
-words = st.text(st.characters(codec="utf-8", exclude_characters="\0/\\;"), min_size=1, max_size=6).map(str.strip)
+# An apostrophe first is what a spreadsheet puts before a formula: `test_a_saved_split_holds_no_formula`.
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0/\\;'"), min_size=1, max_size=6).map(str.strip)
 words = words.filter(lambda text: text and text not in (".", "..") and clean_label(text))
 
 
