@@ -46,9 +46,11 @@ def installed(tmp_path: Path) -> Path:
 
 
 def ran(folder: Path, *words: object, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Python where some modules cannot be found."""
+    """Run Python where some modules cannot be found, and the metadata are those in the folder."""
     (folder / "sitecustomize.py").write_text(HIDE.format(blocked))
-    environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "300"}
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "COLUMNS": "300"}
+    if words[0] == "-c":
+        environment["PYTHONSAFEPATH"] = "1"  # else metadata of an editable installation in ROOT come first
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
