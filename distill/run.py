@@ -1,6 +1,6 @@
 """From images to an evaluated query model, in one command.
 
-    python distill/run.py --teacher vit_b --student mobilenetv3       # the embedded images: 14 minutes on 2 cores
+    python distill/run.py --teacher vit_b --student mobilenetv3       # the embedded images: 14 to 16 minutes on 2 cores
     python distill/run.py --data my_catalogue/ --teacher efficientnet_lite2 --student mobilenetv3_small
 
 A teacher network hashes the gallery, once.  A student is distilled into its Hamming space and exported to ONNX, LiteRT
