@@ -1,13 +1,12 @@
 """The machine: its device, threads and memory allocator."""
 
 import ctypes
-import math
 import os
 import platform
-from contextlib import suppress
-from pathlib import Path
 
 import torch
+
+from gallery.cores import available_cores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -29,28 +28,6 @@ def limit_threads() -> int:
         threads = min(threads, int(asked))
     torch.set_num_threads(threads)
     return threads
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use: of its affinity mask, within the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cgroup_cores())))
-
-
-def cgroup_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the CPU quota of this process's control group, or of one above it, in cores; infinite if there is none.
-
-    Version 2 has `cpu.max` ("200000 100000", or "max 100000"), in a container below `root` itself.
-    """
-    least = math.inf
-    with suppress(OSError, ValueError):
-        group = next((line[3:] for line in proc.read_text().splitlines() if line.startswith("0::")), "/")
-        folder = root / group.strip().lstrip("/")
-        for level in (folder, *folder.parents):
-            if level.is_relative_to(root) and (limit := level / "cpu.max").is_file():
-                quota, period = limit.read_text().split()
-                least = min(least, least if quota == "max" else int(quota) / int(period))
-    return least
 
 
 def tune_malloc() -> None:

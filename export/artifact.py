@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Self
 
 from gallery.codes import BIT_ORDER, BIT_RULE
+from gallery.codes import KEY as KEY
 from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
 
-KEY, VERSION = "twinhash.metadata", 1
+VERSION = 1
 ANY_SIZE = "NHWC uint8, resized inside"  # layout with a dynamic image size: the model itself resizes to `size`
 LAYOUTS = {  # that a format can have
     "onnx": ("NHWC uint8", ANY_SIZE), "litert": ("NHWC uint8",), "coreml": ("image",), "coreai": ("NHWC uint8",),

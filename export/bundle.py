@@ -42,8 +42,9 @@ from gallery.files import (
     size_of,
     write_json,
 )
+from gallery.onnx_student import MANIFEST as MANIFEST
 
-MANIFEST, GOLDEN, VERSION = "manifest.json", "golden.json", 1
+GOLDEN, VERSION = "golden.json", 1
 IMAGE = "golden/{:03}.png"
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 MAX_REASON = 1 << 17  # characters: a line of the log, all escaped, is shorter

@@ -12,6 +12,7 @@ from gallery.errors import InputError
 
 BIT_RULE: Final = "logit > 0"
 BIT_ORDER: Final = "little"
+KEY: Final = "twinhash.metadata"  # under which an exported model says what it is
 Codes = NDArray[np.uint8]
 
 

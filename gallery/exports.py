@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def _faiss(index: GalleryIndex, folder: Path) -> None:
 def _sqlite(index: GalleryIndex, folder: Path) -> None:
     names = ["labels", "source", *index.owner_columns]
     columns = ", ".join(f'"{name}"' for name in names)
-    with sqlite3.connect(folder / "items.sqlite") as database:
+    with closing(sqlite3.connect(folder / "items.sqlite")) as database, database:
         database.execute(f"CREATE TABLE items (id TEXT PRIMARY KEY, code BLOB NOT NULL, {columns}) WITHOUT ROWID")
         database.execute("CREATE TABLE code_space (id TEXT, json TEXT)")
         database.execute("INSERT INTO code_space VALUES (?, ?)", (index.space.id, json.dumps(index.space.to_dict())))
@@ -111,7 +112,6 @@ def _sqlite(index: GalleryIndex, folder: Path) -> None:
             rows = zip(table.to_pylist(), codes, strict=True)
             values = ([row["id"], code.tobytes(), *(_plain_value(row[name]) for name in names)] for row, code in rows)
             database.executemany(f"INSERT INTO items VALUES ({marks})", values)
-    database.close()
 
 
 def _plain_value(value: Any) -> Any:

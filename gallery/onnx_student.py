@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gallery.codes import BIT_ORDER, BIT_RULE, Codes
+from gallery.codes import BIT_ORDER, BIT_RULE, KEY, Codes
 from gallery.errors import CorruptFile, InputError
 from gallery.files import check_regular, read_json, sha256_of
 
-KEY = "twinhash.metadata"  # under which an exported model says what it is
 MANIFEST, MAX_MODEL = "manifest.json", 2 << 30
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a16", "w8a8")  # the first one that a bundle has is used
 AGREED = {"layout": "NHWC uint8", "colour_order": "RGB", "bit_rule": BIT_RULE, "bit_order": BIT_ORDER}

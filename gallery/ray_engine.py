@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gallery import errors
 from gallery.batch_encoder import BatchEncoder, EncodedImage, EncodeJob
 from gallery.console import log
+from gallery.cores import available_cores
 from gallery.errors import InputError, TwinhashError
 from gallery.layers import missing_module, require
 from gallery.sources.reader import ImageRequest
@@ -142,7 +143,7 @@ def _real_cpus() -> int:
     """Return the cores of this process, or of a cluster as many as it has."""
     if "RAY_ADDRESS" in os.environ:
         return 1 << 20
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 @contextmanager

@@ -187,10 +187,8 @@ class GalleryStore:
         table, removed = self.open_table(space_id), 0
         version, ids = int(table.version), [id for id in ids if not problem_of_id(id)]
         for start in range(0, len(ids), IDS_IN_A_FILTER):
-            part, line = (
-                pa.chunked_array([ids[start : start + IDS_IN_A_FILTER]], pa.string()),
-                self._ledger.begin(space_id, op),
-            )
+            part = pa.chunked_array([ids[start : start + IDS_IN_A_FILTER]], pa.string())
+            line = self._ledger.begin(space_id, op)
             done = self._db.call(table.delete, f"id IN ({quoted(part.to_pylist())})")
             version = done.version
             gone = self._totals_of(space_id, version - 1, part) if done.num_deleted_rows else Totals()

@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gallery.cores import available_cores
 from gallery.results import SystemInfo
 
 PACKAGES = (
@@ -24,7 +25,7 @@ def describe() -> SystemInfo:
             packages[name] = version(name)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return SystemInfo(
-        cpu=cpu_name(), cores=cores(), memory_gb=round(pages / 2**30, 1),
+        cpu=cpu_name(), cores=available_cores(), memory_gb=round(pages / 2**30, 1),
         gpu=torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
         os=platform.platform(terse=True), python=platform.python_version(), packages=packages,
     )  # fmt: skip
@@ -40,8 +41,3 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return next(filter(None, names), platform.processor() or platform.machine())
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,9 +25,9 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices
-from distill.system import available_cores
 from gallery.codespace import Preprocessing
 from gallery.console import log, track
+from gallery.cores import available_cores
 from gallery.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.errors import CorruptFile, InputError
 from gallery.files import acquire_lock, atomic_path, is_writable, open_array, read_json, remove_partial, write_json

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from gallery.codes import Codes
 from gallery.console import log
-from gallery.database import owner_columns
 from gallery.errors import InputError, TwinhashError
 from gallery.index import GalleryIndex
 from gallery.service import metrics
@@ -24,7 +23,7 @@ from gallery.service.filters import rows_where
 from gallery.service.schemas import Options
 from gallery.store import GalleryStore, SpaceRecord
 
-FILTERS = 16  # whose rows are kept, 8 bytes each
+FILTERS = 16  # whose masks are kept, a byte an item
 MAX_BACKOFF = 12  # polls that are left out after failures: to load a damaged million again takes a second
 SOURCE = "source"
 
@@ -37,7 +36,7 @@ class Snapshot:
 
     def __init__(self, store: GalleryStore, record: SpaceRecord, with_source: bool) -> None:
         self.record, self.index = record, GalleryIndex(store, record, record.version)
-        own = owner_columns(store.open_table(record.space, record.version).schema.names)
+        own = self.index.owner_columns
         wanted = [*own, SOURCE] if with_source else own
         columns = self.index.columns(wanted) if wanted else pa.table({})
         self.source = columns[SOURCE] if with_source else None
@@ -82,8 +81,8 @@ class Snapshot:
         except InputError as error:
             raise ServiceError(404, "no_such_item", (error.expected, error.found, error.fix)) from error
 
-    def _rows_where(self, where: str) -> NDArray[np.int64]:
-        return np.flatnonzero(rows_where(self.columns, json.loads(where)))
+    def _rows_where(self, where: str) -> NDArray[np.bool_]:
+        return rows_where(self.columns, json.loads(where))
 
 
 class Answering(NamedTuple):

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from gallery.cores import available_cores
 from gallery.errors import InputError, StoreUnreachable, TwinhashError
 from gallery.files import read_bytes
 from gallery.sources.http_fetch import fetch, is_http
@@ -57,7 +58,7 @@ class ImageReader:
 
         Raises `StoreUnreachable` where an object store does not answer.
         """
-        workers, ahead = os.cpu_count() or 1, deque[Future[DecodedImage]]()
+        workers, ahead = available_cores(), deque[Future[DecodedImage]]()
         pool = ThreadPoolExecutor(workers)
         try:
             with warnings.catch_warnings():

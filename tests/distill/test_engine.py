@@ -21,11 +21,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import engine, system
+from distill import engine
 from distill.engine import Batches, BatchFn, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import extract_features, forward_logits
 from distill.metrics_log import MetricsLogger, read_metrics, to_tensorboard
-from distill.system import cgroup_cores, limit_threads
+from distill.system import limit_threads
+from gallery import cores
+from gallery.cores import cgroup_cores
 from gallery.errors import CorruptFile, InputError, MissingBackend
 
 SCHEDULE = TrainSpec(epochs=3, batch_size=8, lr=0.01, weight_decay=0.05, warmup_ratio=0.1, clip_grad=1.0, seed=3)
@@ -384,7 +386,7 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-        monkeypatch.setattr(system, "cgroup_cores", lambda: 8.0)
+        monkeypatch.setattr(cores, "cgroup_cores", lambda: 8.0)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's own
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
         assert limit_threads() == torch.get_num_threads() == 2
