@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gallery.codes import BIT_ORDER, BIT_RULE, KEY, Codes
 from gallery.errors import CorruptFile, InputError
@@ -18,7 +19,10 @@ AGREED = {"layout": "NHWC uint8", "colour_order": "RGB", "bit_rule": BIT_RULE, "
 
 
 class OnnxStudent:
-    """The student of a bundle; code_space: the id of its code space.  Calls may run in several threads."""
+    """The student of a bundle.  Calls may run in several threads.
+
+    code_space: the id of its code space; size: the side of the squares that it takes, in pixels
+    """
 
     def __init__(self, bundle: Path, threads: int = 1) -> None:
         """Open the ONNX model in a bundle's folder, or in a run's; raises `InputError` and `CorruptFile`."""
@@ -30,7 +34,7 @@ class OnnxStudent:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             about: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[KEY])
-            self.code_space, self._size, self._width = str(about["code_space"]), int(about["size"]), about["bits"] // 8
+            self.code_space, self.size, self._width = str(about["code_space"]), int(about["size"]), about["bits"] // 8
             if {name: about[name] for name in AGREED} != AGREED:
                 raise ValueError("another layout, colour order or bit rule")
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -40,8 +44,11 @@ class OnnxStudent:
         """Return the packed code `[1, bytes]` of an image file or its bytes; `InputError` if it cannot be decoded."""
         from gallery.decode import decode, to_square
 
-        pixels = to_square(decode(image), self._size)[None]
-        codes: Codes = self._session.run(["codes"], {"image": pixels})[0]
+        return self.encode_square(to_square(decode(image), self.size))
+
+    def encode_square(self, pixels: NDArray[np.uint8]) -> Codes:
+        """Return the packed code `[1, bytes]` of a decoded image, uint8 `[size, size, 3]`."""
+        codes: Codes = self._session.run(["codes"], {"image": pixels[None]})[0]
         if codes.dtype != np.uint8 or codes.shape != (1, self._width):
             found = f"{codes.dtype} {codes.shape}"
             raise CorruptFile(f"codes uint8 [1, {self._width}] from the student", found, "Export the bundle again.")

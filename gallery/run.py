@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "compact": (options.CompactCommand, on_gallery(handlers.compact)),
         "export": (options.ExportGalleryCommand, on_gallery(handlers.export)),
         "backfill": (options.BackfillCommand, backfill),
-        "cutover": (options.CutoverCommand, on_gallery(handlers.cutover)),
+        "cutover": (options.CutoverCommand, cutover),
         "rollback": (options.RollbackCommand, on_gallery(handlers.rollback)),
         "retire": (options.RetireCommand, on_gallery(handlers.retire)),
     }
@@ -205,6 +205,12 @@ def backfill(command: options.BackfillCommand) -> int:
         log.warning("%d images could not be encoded: gallery/run.py failures %s", counts.failed, plain(command.gallery))
     log.info("To serve it, if it passes the gates: gallery/run.py cutover %s", plain(command.gallery))
     return EXIT_PASSED
+
+
+def cutover(command: options.CutoverCommand) -> int:
+    """Serve the new code space if it passes the gates."""
+    uri, runs = locate(command.gallery)
+    return handlers.cutover(uri, command, runs)
 
 
 def search(command: options.SearchCommand) -> int:

@@ -1,6 +1,10 @@
-"""The commands on a gallery that need no network and no run."""
+"""The commands on a gallery that need no teacher."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gallery.commands.options import (
     CompactCommand,
@@ -16,6 +20,10 @@ from gallery.commands.options import (
 from gallery.commands.output import SHOWN, select, show
 from gallery.console import log, plain
 from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
+
+if TYPE_CHECKING:
+    from gallery.query_photos import QueryPhotos
+    from gallery.store import GalleryStore
 
 
 def remove(uri: str, command: RemoveCommand) -> int:
@@ -113,14 +121,17 @@ def export(uri: str, command: ExportGalleryCommand) -> int:
     return EXIT_PASSED
 
 
-def cutover(uri: str, command: CutoverCommand) -> int:
-    """Serve the new code space if it passes the gates."""
-    from gallery.cutover import CutoverLimits, candidate, check_gates, cut_over
+def cutover(uri: str, command: CutoverCommand, runs: Sequence[Path]) -> int:
+    """Serve the new code space if it passes the gates. runs: the gallery's own"""
+    from gallery.cutover import candidate, cut_over
+    from gallery.cutover_gates import CutoverLimits, check_gates
     from gallery.store import GalleryStore
 
     store = GalleryStore(uri)
     space = candidate(store, command.space).space
-    gates = check_gates(store, space, CutoverLimits(command.missing_allowed, command.map_drop, command.queries))
+    photos = hash_photos(store, space, command, runs) if command.query_images else None
+    limits = CutoverLimits(command.missing_allowed, command.map_drop, command.queries)
+    gates = check_gates(store, space, limits, photos)
     passed = all(gate.passed for gate in gates)
     if passed:
         cut_over(store, space)
@@ -133,6 +144,31 @@ def cutover(uri: str, command: CutoverCommand) -> int:
         return EXIT_GATE_FAILED
     log.info("Code space %s is served.  The way back: gallery/run.py rollback", space)
     return EXIT_PASSED
+
+
+def hash_photos(store: GalleryStore, space: str, command: CutoverCommand, runs: Sequence[Path]) -> QueryPhotos:
+    """Hash the command's query photos by the students of the served code space and of the new one."""
+    from gallery.onnx_student import OnnxStudent
+    from gallery.query_photos import choose_photos, encode_photos
+    from gallery.sources.listing import SourceOptions, describe, list_source
+    from gallery.sources.manifest import is_manifest
+
+    served, source = store.space_in("serving"), command.query_images or ""
+    wanted, students = {space, *([served.space] if served else [])}, dict[str, OnnxStudent]()
+    for bundle in (*command.bundle, *runs):
+        if not wanted <= students.keys():
+            student = OnnxStudent(bundle)
+            students.setdefault(student.code_space, student)
+    if missing := wanted - students.keys():
+        fix = "Name their bundles or runs: --bundle runs/OLD runs/NEW."
+        expected = f"students of the code spaces {', '.join(sorted(wanted))}"
+        raise InputError(expected, f"none of {', '.join(sorted(missing))}", fix)
+    from_folders = not is_manifest(source.partition("?")[0])
+    listing = list_source(source, SourceOptions(from_folders, command.allow_http))
+    log.info("[cutover] query photos: %s from %s", describe(listing), plain(source))
+    hashes = {one for table in wanted for one in store.read(store.open_table(table), ["sha256"])["sha256"].to_pylist()}
+    chosen = {one: students[one] for one in wanted}
+    return encode_photos(choose_photos(listing, command.queries), chosen, hashes, command.allow_http)
 
 
 def rollback(uri: str, command: RollbackCommand) -> int:

@@ -218,9 +218,10 @@ class CutoverCommand(GalleryCommand):
 
     The gates: every row is sound, items and columns are those of the served code space, and retrieval is no worse.
     Retrieval is the tie-aware mean average precision of random items (seed 0), each searched among up to 100,000
-    others; items that share a label are relevant.  It is not compared where there are no labels.
+    others; items that share a label are relevant.  It is not compared where there are no labels.  With --query-images,
+    photos that are not in the gallery are searched too, as hashed by the student of each code space in its own table.
 
-    Example: `gallery/run.py cutover runs/mine`
+    Example: `gallery/run.py cutover runs/mine --query-images photos/ --bundle runs/new`
     """
 
     space: str | None = None
@@ -230,7 +231,13 @@ class CutoverCommand(GalleryCommand):
     map_drop: float = Field(0.01, ge=0, le=1)
     """The largest drop of the mean average precision from that of the served codes."""
     queries: int = Field(1000, ge=1, le=100_000)
-    """The number of items to search for."""
+    """The number of items, and of photos, to search for."""
+    query_images: str | None = None
+    """Photos that are not in the gallery: a folder whose folders are their labels, or a manifest with labels."""
+    bundle: tuple[Path, ...] = ()
+    """With --query-images: the bundles, or runs, of the students of both code spaces; the gallery's own is known."""
+    allow_http: bool = False
+    """Fetch the photos by http(s)."""
 
 
 class RollbackCommand(GalleryCommand):

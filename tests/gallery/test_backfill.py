@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 
 from gallery.backfill import NO_SOURCE, BackfillCounts, backfill
-from gallery.cutover import CutoverLimits, check_gates, cut_over, roll_back
+from gallery.cutover import cut_over, roll_back
+from gallery.cutover_gates import CutoverLimits, check_gates
 from gallery.database import code_array, column_codes
 from gallery.errors import InputError
 from gallery.ingest import IngestOptions, ingest

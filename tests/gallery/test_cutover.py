@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gallery import cutover
-from gallery.cutover import CutoverLimits, candidate, check_gates, cut_over, delete_space, retire, roll_back
+from gallery import cutover_gates
+from gallery.cutover import candidate, cut_over, delete_space, retire, roll_back
+from gallery.cutover_gates import CutoverLimits, check_gates
 from gallery.database import code_array, table_name
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.metrics import mean_average_precision
+from gallery.query_photos import QueryPhotos
 from gallery.store import GalleryStore
 from tests.gallery.galleries import SPACE, centers_of, write_spaces
 
@@ -211,7 +213,7 @@ def add_one(store: GalleryStore) -> None:
 @pytest.mark.parametrize(
     ("change", "gates"),
     [
-        (shuffle, ["retrieval"]),
+        (shuffle, ["retrieval by the gallery's own items"]),
         (damage, ["rows match their checks"]),
         (lose, ["items without a new code", "... that are not in `failures`"]),
         (lose_and_note, ["items without a new code"]),
@@ -235,12 +237,29 @@ def test_retrieval_is_not_compared_without_labels(tmp_path: Path) -> None:
         store.add_space(space, CENTERS)
         store.put(space.id, pa.table({"id": IDS, "code": code_array(codes_of(0))}))
         store.publish(space.id)
-    gate = check_gates(store, NEW.id, CutoverLimits())[-1]
+    gate = check_gates(store, NEW.id, CutoverLimits())[-2]
     assert (gate.passed, "no items with labels" in gate.found) == (True, True)
     unlike = pa.array([[str(number)] for number in range(COUNT)])
     store.put(SPACE.id, pa.table({"id": IDS, "labels": unlike}))
-    gate = check_gates(store, NEW.id, CutoverLimits())[-1]
+    gate = check_gates(store, NEW.id, CutoverLimits())[-2]
     assert (gate.passed, "no two items" in gate.found) == (True, True)
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_students_of_both_are_compared_by_held_out_photos(store: GalleryStore, old: int) -> None:
+    """The gallery's own codes as those of a student, against codes of chance."""
+    chance = np.random.default_rng(7).integers(0, 256, (COUNT, 8), np.uint8)
+    own = {SPACE.id: codes_of(0), NEW.id: codes_of(1)}
+    good, bad = ([NEW.id, SPACE.id], [SPACE.id, NEW.id])[old]
+    photos = QueryPhotos({good: own[good], bad: chance}, LABELS)
+    gate = check_gates(store, NEW.id, CutoverLimits(), photos)[-1]
+    maps = [mean_average_precision(photos.codes[one], own[one], CLASSES, CLASSES).map for one in own]
+    assert gate.found == f"mAP {maps[0]:.4f} -> {maps[1]:.4f}, {COUNT} photos each among {COUNT} items"
+    assert gate.passed == (good == NEW.id)
+    assert refused(store) == []
+    unlike = QueryPhotos(photos.codes, pa.array([["another"]] * COUNT))
+    with pytest.raises(InputError, match="share labels"):
+        check_gates(store, NEW.id, CutoverLimits(), unlike)
 
 
 @settings(deadline=None, max_examples=30)
@@ -252,7 +271,7 @@ def test_leave_one_out_is_a_search_among_the_others(count: int, classes: int, se
     hot |= rng.random(hot.shape) < 0.3 * many
     labels = pa.array([[str(one) for one in np.flatnonzero(row)] for row in hot])
     answerable = [q for q in range(count) if (hot[q] & np.delete(hot, q, 0)).any()]
-    *found, queries = cutover._leave_one_out(tables, labels, count)
+    *found, queries = cutover_gates._leave_one_out(cutover_gates._LabelledItems(tables, labels), count)
     assert queries == len(answerable)
     for codes, one in zip(tables, found, strict=True):
         maps = [mean_average_precision(codes[q : q + 1], np.delete(codes, q, 0), hot[q : q + 1], np.delete(hot, q, 0))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODING = {"decode", "bit_depth"}  # of images, by Pillow; and what stores rows, by pyarrow:
-STORING = {"backfill", "cutover", "database", "exports", "index", "ingest", "ledger", "maintenance", "row_checks",
-           "store"}  # fmt: skip
+STORING = {"backfill", "cutover", "cutover_gates", "database", "exports", "index", "ingest", "ledger", "maintenance",
+           "row_checks", "store"}  # fmt: skip
 HEAVY = {"torch", "scipy", "faiss", "lancedb", "rich", "pandas", "PIL"}
 IMPORTS = "import sys; import {}; print(*(name.partition('.')[0] for name in sys.modules))"
 

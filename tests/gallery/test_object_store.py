@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from gallery.cutover import cut_over, roll_back
+from gallery.cutover_gates import CutoverLimits, check_gates
 from gallery.errors import InputError, StoreUnreachable, TwinhashError
 from gallery.index import open_gallery
 from gallery.maintenance import list_failures
@@ -153,6 +155,27 @@ def test_four_writers_at_once_and_one_that_is_killed(server: StoreServer, images
     add(str(tmp_path / "local"), str(images))
     add(str(tmp_path / "local"), str(tmp_path / "other"))
     assert found.found == GalleryStore(tmp_path / "local").verify(SPACE.id).found
+
+
+def test_a_backfill_that_is_killed_twice_ends_with_what_is_served(server: StoreServer, images: Path) -> None:
+    from tests.gallery import test_backfill as backfills
+
+    store = GalleryStore("s3://shop/backfill/gallery", create=True)
+    backfills.add(store, images)
+    for _ in range(2):
+        worker = backfills.start(store, 0.2)
+        worker.send_signal(signal.SIGKILL)
+        assert worker.wait() == -signal.SIGKILL
+    done = backfills.fill(store.uri)
+    assert (done.same + done.encoded, done.failed, done.same >= 4) == (24, 0, True)
+    assert backfills.contents(store, backfills.NEW.id) == backfills.complements(store)
+    assert backfills.fill(store.uri).encoded == 0
+    assert all(one.passed for one in check_gates(store, backfills.NEW.id, CutoverLimits(map_drop=1)))
+    before = backfills.contents(store, SPACE.id)
+    for change in (cut_over, lambda store, _: roll_back(store), cut_over):
+        change(store, backfills.NEW.id)
+    assert [store.spaces()[space.id].state for space in (SPACE, backfills.NEW)] == ["previous", "serving"]
+    assert backfills.contents(store, SPACE.id) == before
 
 
 def has_rows(uri: str) -> bool:
