@@ -159,11 +159,11 @@ class RunContext:
         return path
 
     def train_spec(self, role: Role, n_unlabeled: int = 0) -> TrainSpec:
-        """Return how a network is trained; batches shrink to the number of images, and by `n_unlabeled` rows."""
+        """Return how a network is trained: in batches of at most `len(train)` images, `n_unlabeled` of them others."""
         options = getattr(self.config, f"{role}_train").model_dump(include=set(OptimizerConfig.model_fields))
         options |= {name: getattr(self.resolved, f"{role}_{name}") for name in ("epochs", "lr", "crop_min_scale")}
-        options["batch_size"] = min(options["batch_size"], len(self.data.train)) - n_unlabeled
-        return TrainSpec(**options, seed=self.config.seed)
+        options["batch_size"] = min(options["batch_size"], len(self.data.train))
+        return TrainSpec(**options, seed=self.config.seed, n_unlabeled=n_unlabeled)
 
     def checkpoint(self, stage: str, key: str = "") -> Checkpoint:
         """Return where a stage keeps its state, which is valid for this data set and `key`."""

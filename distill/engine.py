@@ -39,16 +39,35 @@ ValidateFn = Callable[[], float | None]
 
 
 class TrainSpec(OptimizerConfig):
-    """How a network is trained, with every "auto" resolved; gradients are clipped by module."""
+    """How a network is trained, with every "auto" resolved; gradients are clipped by module.
+
+    n_unlabeled: how many of the `batch_size` images of a step are none of the training images
+    """
 
     epochs: int
     lr: float
     crop_min_scale: float = 1.0
     seed: int
+    n_unlabeled: int = 0
+
+    @property
+    def rows_per_step(self) -> int:
+        """Number of training images in a step."""
+        return self.batch_size - self.n_unlabeled
 
     def steps_per_epoch(self, rows: int) -> int:
         """Return the number of full batches; the remaining rows are left out of the epoch."""
-        return max(1, rows // self.batch_size)
+        return max(1, rows // self.rows_per_step)
+
+    def describe(self, stage: str, rows: int) -> str:
+        """Return the sentence of the log on a training of `rows` images: steps, images of a step, what an epoch is."""
+        each = self.steps_per_epoch(rows)
+        steps, size = self.epochs * each, min(rows, self.rows_per_step) + self.n_unlabeled
+        parts = f" ({size - self.n_unlabeled} labeled + {self.n_unlabeled} unlabeled)" if self.n_unlabeled else ""
+        return (
+            f"{stage}: {self.epochs} epochs x {each} steps of {size} images{parts}, {steps:,} steps and "
+            f"{steps * size:,} images in all; an epoch is one pass over the {rows:,} labeled training images"
+        )
 
     def lr_factor(self, step: int, steps: int) -> float:
         """Return the share of the peak learning rate at `step`: linear warm-up, then half a cosine to zero."""
@@ -128,6 +147,7 @@ def fit(
     and loads `distributed.shard` of them.  validate: sees the weights that would be kept; never called beside training.
     Raises `InputError` where `spec.early_stopping_patience` has no validation images.
     """
+    log.info("  %s", spec.describe(checkpoint.stage, batches.num_rows))
     training = _FitState(modules, spec, checkpoint, spec.steps_per_epoch(batches.num_rows), validate)
     gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # threads forget it
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:
@@ -280,7 +300,7 @@ class _FitState:
 
 def _sample_batches(num_rows: int, training: _FitState) -> Iterator[tuple[NDArray[np.int64], torch.Generator]]:
     """Yield the rows and the generator of each step."""
-    size, seed, order = training.spec.batch_size, training.spec.seed, np.arange(num_rows)
+    size, seed, order = training.spec.rows_per_step, training.spec.seed, np.arange(num_rows)
     for step in range(training.first_step, training.steps):
         epoch, position = divmod(step, training.epoch_steps)
         if step == training.first_step or position == 0:

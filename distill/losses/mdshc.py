@@ -50,17 +50,20 @@ class MDSHCLoss(HashLoss):
         warm = bool(self.steps >= self.warmup * self.context.steps_per_epoch)
         self.bank.update(batch.index, u)
         self.steps += int(self.training)
-        loss = self._central(u, y.float()) + self.quantization * (u.abs() - 1).square().mean()
+        loss = central_likelihood(u, self.context.centers, y) + self.quantization * (u.abs() - 1).square().mean()
         return loss + self.beta * self._pairs(u, batch.index) if warm else loss
-
-    def _central(self, u: Tensor, y: Tensor) -> Tensor:
-        similarity = sqrt(self.context.bits) * F.normalize(u, dim=1) @ F.normalize(self.context.centers, dim=1).T
-        return -(y * similarity.log_softmax(1) + (1 - y) * log_others(similarity)).sum(1).mean()
 
     def _pairs(self, u: Tensor, rows: Tensor) -> Tensor:
         cosines = F.normalize(u, dim=1) @ F.normalize(self.bank.values, dim=1).T
         same = share_class(self.context.positive[rows], self.context.positive)
         return weighted_mean(F.softplus((1 - cosines) / 2), same * self.bank.pairs(rows))
+
+
+def central_likelihood(u: Tensor, centers: Tensor, positive: Tensor) -> Tensor:
+    """L_C of u `[B, bits]`; centers: `[C, bits]`; positive: bool `[B, C]`, the classes of each image."""
+    y = positive.float()
+    similarity = sqrt(u.shape[1]) * F.normalize(u, dim=1) @ F.normalize(centers, dim=1).T
+    return -(y * similarity.log_softmax(1) + (1 - y) * log_others(similarity)).sum(1).mean()
 
 
 def log_others(logits: Tensor) -> Tensor:

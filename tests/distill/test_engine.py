@@ -105,6 +105,24 @@ def test_it_learns_and_sees_every_image_once_an_epoch(tmp_path: Path) -> None:
     assert [p.step for p in points if p.validation is not None] == [5, 10, 15]
 
 
+def test_the_log_says_what_an_epoch_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train([net()], tmp_path)
+    assert (
+        "teacher: 3 epochs x 5 steps of 8 images, 15 steps and 120 images in all; an epoch is one pass over the 40 "
+        "labeled training images"
+    ) in caplog.text
+    seen: list[int] = []
+
+    def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seen.append(len(rows))
+        return noisy(rows, generator)
+
+    half = SCHEDULE.model_copy(update={"n_unlabeled": 4})
+    train([net()], tmp_path / "half", half, prepare=prepare)
+    assert seen == [4] * 30
+    assert "3 epochs x 10 steps of 8 images (4 labeled + 4 unlabeled), 30 steps and 240 images in all" in caplog.text
+
+
 class Bomb:
     """Goes off at the `at`-th event: before or after any write or deletion, or in a step."""
 
