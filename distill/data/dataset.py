@@ -98,6 +98,7 @@ class ImageList:
     classes: their order where the source fixes it, else sorted
     skipped: files found that are no candidates
     published_sizes: numbers of images in train, gallery and query as published, where they are known
+    unseen:  classes that the source keeps out of train, to be searched for as new ones
     top_k, warnings: as in `Dataset`
     """
 
@@ -112,4 +113,5 @@ class ImageList:
     skipped: tuple[Skipped, ...] = ()
     published_sizes: tuple[int | None, ...] = ()
     top_k: int | None = None
+    unseen: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ def list_published(protocol: str, root: Path, seed: int) -> ImageList:
     if not folder.is_dir():
         raise spec.dataset.missing_error(root)
     classes, entries = _merge(spec, {split: _read_list(protocol, split, root) for split in FILES})
+    unseen = frozenset(classes[len(classes) - spec.unseen :])
     names, labels, splits, twice = [], [], [], 0
     for _, entry in sorted(entries.items()):
         own = tuple(c for c, bit in zip(classes, entry.bits, strict=True) if bit == "1")
@@ -53,7 +54,8 @@ def list_published(protocol: str, root: Path, seed: int) -> ImageList:
         labels.append(own)
         twice += {QUERY, GALLERY} <= entry.splits
         added = {GALLERY} if spec.train_in_gallery and TRAIN in entry.splits else set()
-        splits.append(frozenset((entry.splits | added) - ({GALLERY} if QUERY in entry.splits else set())))
+        left_out = ({GALLERY} if QUERY in entry.splits else set()) | ({TRAIN} if unseen & set(own) else set())
+        splits.append(frozenset((entry.splits | added) - left_out))
     if not any(os.path.exists(f"{folder}/{name}") for name in names):
         raise spec.dataset.missing_error(root, "none of its images")
     less = f", less {twice} queries in its database" if twice else ""
@@ -61,7 +63,7 @@ def list_published(protocol: str, root: Path, seed: int) -> ImageList:
         name=protocol, names=tuple(names), labels=tuple(labels), splits=tuple(splits),
         source=ImageFiles(folder, [folder / name for name in names]),
         split_source=f"{spec.split_source}{less} (mAP@{spec.top_k or 'all'})", multi=bool(spec.classes),
-        classes=classes, published_sizes=spec.sizes, top_k=spec.top_k,
+        classes=classes, published_sizes=spec.sizes, top_k=spec.top_k, unseen=tuple(sorted(unseen, key=classes.index)),
     )  # fmt: skip
 
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from distill.data import fashion_mnist
 from distill.data.check import check_bits, check_brightness, check_classes, check_copies, check_sizes
+from distill.data.cifar import CIFAR_PROTOCOLS, ZERO_SHOT, list_cifar
 from distill.data.dataset import Dataset, ImageList, Split
 from distill.data.decode_cache import decode_all
 from distill.data.image_folder import list_folder
 from distill.data.list_files import list_published
 from distill.data.manifest import list_manifest
-from distill.data.protocol_specs import CIFAR10, PUBLISHED, UCMERCED, DatasetSource
-from distill.data.sampled_splits import CIFAR_PROTOCOLS, list_cifar10, list_ucmerced
+from distill.data.protocol_specs import CIFAR10, CIFAR100, PUBLISHED, UCMERCED, DatasetSource
+from distill.data.sampled_splits import list_ucmerced
 from distill.data.splits import Labels, SplitConfig, encode_labels, split
 from distill.data.unlabeled import join_unlabeled
 from gallery.console import log, plain
@@ -31,7 +32,9 @@ from gallery.results import Skipped
 
 VARIABLE = "TWINHASH_DATA"  # names the data root
 PROTOCOLS: dict[str, tuple[DatasetSource, Callable[[str, Path, int], ImageList]]] = {
-    **dict.fromkeys(CIFAR_PROTOCOLS, (CIFAR10, list_cifar10)),
+    **{
+        name: (CIFAR100 if name.startswith("cifar100") else CIFAR10, list_cifar) for name in CIFAR_PROTOCOLS | ZERO_SHOT
+    },
     **{name: (spec.dataset, list_published) for name, spec in PUBLISHED.items()},
     **dict.fromkeys(("ucmerced", "ucmerced_multi"), (UCMERCED, list_ucmerced)),
 }

@@ -37,6 +37,7 @@ class PublishedSplit:
     top_k:   R of the published mAP@R; None for the whole gallery
     database_from_set: whether the set's own lists, less the queries, are the database where there is no list of it
     train_in_gallery: whether the gallery has the training images beside those of the database list
+    unseen: number of classes, the last ones, of which no image is trained on
     """
 
     dataset: DatasetSource
@@ -49,6 +50,7 @@ class PublishedSplit:
     top_k: int | None = None
     database_from_set: bool = False
     train_in_gallery: bool = False
+    unseen: int = 0
 
     @property
     def lists_url(self) -> str:
@@ -59,6 +61,10 @@ CIFAR10 = DatasetSource(
     "CIFAR-10", "cifar10", "cifar-10-batches-bin/*.bin",
     "the binary version (not the pickled one) from https://www.cs.toronto.edu/~kriz/cifar.html",
     "none is given; for research, citing Krizhevsky 2009",
+)  # fmt: skip
+CIFAR100 = DatasetSource(
+    "CIFAR-100", "cifar100", "cifar-100-binary/*.bin",
+    "the binary version (not the pickled one) from https://www.cs.toronto.edu/~kriz/cifar.html", CIFAR10.licence,
 )  # fmt: skip
 UCMERCED = DatasetSource(
     "UC Merced Land Use", "ucmerced",
@@ -98,6 +104,9 @@ VOC2012 = DatasetSource(
 ZOO_URL = "https://github.com/swuxyj/DeepHash-pytorch/tree/master/data"
 HASHNET_URL = "https://github.com/thuml/HashNet/tree/master/pytorch/data"
 ZOO, HASHNET = "lists of DeepHash-pytorch", "lists of HashNet (ICCV 2017)"
+# Of aassxun/DSH_Analysis, "An Empirical Study on Training Paradigms for Deep Supervised Hashing".  Its text divides by
+# min(relevant, 1000), as we do; its code by the relevant among the first 1000, as our second figure.
+OPEN_WORLD, OPEN_WORLD_TOP_K = "of train without the last {count} of {classes} classes, as in DSH_Analysis", 1000
 NUS_PATH, NUS_LAYOUT = r"images/(?P<file>\d+_\w+\.jpg)", ("images/{file}",)
 CONCEPTS_21, CONCEPTS_81 = (",".join(f"concept {i:02d}" for i in range(1, n + 1)) for n in (21, 81))  # lists name none
 # The order of the columns was checked: COCO's against the labels of 254 images, VOC's against its totals by class,
@@ -157,3 +166,9 @@ PUBLISHED["coco_csq"] = replace(  # CSQ (CVPR 2020) searches all that are not qu
     PUBLISHED["coco"], split_source=f"COCO 2014, {HASHNET}, train added to the gallery as in CSQ",
     sizes=(10_000, 117_218, 5_000), train_in_gallery=True,
 )  # fmt: skip
+PUBLISHED |= {  # 130 training images a class
+    f"imagenet100-zs{count}": replace(
+        PUBLISHED["imagenet100"], sizes=(13_000 - 130 * count, 128_503, 5_000), top_k=OPEN_WORLD_TOP_K, unseen=count,
+        split_source=f"ImageNet-100, {HASHNET}, {OPEN_WORLD.format(count=count, classes=100)}",
+    ) for count in (5, 15, 25)
+}  # fmt: skip

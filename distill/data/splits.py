@@ -87,7 +87,8 @@ def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequ
     learned = np.setdiff1d(train, validation)
     warnings += _check_splits(images.name, labels, learned, gallery, query)
     known, there, asked = (present(values[own], len(classes)) for own in (learned, gallery, query))
-    known[hidden] = True
+    apart = np.union1d(hidden, [classes.index(name) for name in images.unseen]).astype(np.int64)
+    known[apart] = True
     for what, which in (("in gallery or query alone", (there | asked) & ~known), ("without a query", there & ~asked)):
         if own := [classes[c] for c in np.flatnonzero(which)]:
             description += f", {counted(len(own), 'class', 'classes')} {what} ({some(own)})"
@@ -96,7 +97,7 @@ def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequ
     description += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
     return Split(
         protocol=description, train=learned, validation=validation, gallery=gallery,
-        query=query, unlabeled=_members(images, UNLABELED), unseen=tuple(classes[c] for c in hidden),
+        query=query, unlabeled=_members(images, UNLABELED), unseen=tuple(classes[c] for c in apart),
         warnings=tuple(warnings),
     )  # fmt: skip
 

@@ -81,7 +81,7 @@ def opened(name: str, root: Path, **options: Any) -> Dataset:
     return load(name, [28], root / "cache", DataConfig(seed=1, data_root=root, **options))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", COLUMNS)
 def test_lists_and_images_in_the_true_layout(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     data = opened(name, make(tmp_path, name))
     number = {form(name, i, 1).split("/", 1)[1]: i for i in range(100)}
@@ -103,6 +103,37 @@ def test_lists_and_images_in_the_true_layout(tmp_path: Path, name: str, caplog: 
     assert f"{len(PARTS['train'])} train, {len(data.gallery)} gallery, {len(data.query)} query" in data.protocol
     assert f"40 train images here, {PUBLISHED[name].sizes[0]} published" in caplog.text
     assert median_image_size(name, tmp_path) == 28
+
+
+@pytest.mark.parametrize(
+    ("name", "unseen"), [("imagenet100-zs5", 5), ("imagenet100-zs15", 15), ("imagenet100-zs25", 25)]
+)
+def test_no_image_of_an_unseen_class_is_trained_on(tmp_path: Path, name: str, unseen: int) -> None:
+    spec, classes = PUBLISHED[name], unseen + 3
+    assert spec.unseen == unseen
+    for part, offset in (("train", 0), ("database", 10), ("test", 20)):
+        lines = []
+        for c, i in ((c, i) for c in range(classes) for i in range(4)):
+            file = f"image/n000000{c:02d}_{offset + i}.JPEG"
+            kind = file if part != "test" else f"val_image/ILSVRC2012_val_{4 * c + i:08d}.JPEG"
+            lines.append(" ".join([f"./data/imagenet/{kind}", *(str(int(c == k)) for k in range(classes))]))
+            layout = (
+                file.replace("image/", f"train/n000000{c:02d}/") if part != "test" else kind.replace("val_image", "val")
+            )
+            place = tmp_path / "imagenet" / layout
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(encoded(100 * c + offset + i, "JPEG"))
+        path = tmp_path / "splits" / f"{spec.lists}_{part}.txt.xz"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(lzma.compress("\n".join(lines).encode()))
+    data = opened(name, tmp_path, validation_fraction=0.3)
+    assert data.unseen == tuple(f"n000000{c:02d}" for c in range(3, classes))
+    learned = np.concatenate([data.train, data.validation])
+    assert set(data.labels[learned]) == {0, 1, 2}
+    assert len(learned) == 12
+    assert len(data.validation)
+    assert set(data.labels[data.query]) == set(data.labels[data.gallery]) == set(range(classes))
+    assert f"of train without the last {unseen} of 100 classes, as in DSH_Analysis (mAP@1000)" in data.protocol
 
 
 def test_what_the_sentence_says_of_queries(tmp_path: Path) -> None:
@@ -287,7 +318,8 @@ def test_the_real_lists_have_the_published_sizes(tmp_path: Path, name: str) -> N
     listing = list_published(name, tmp_path, 0)
     found = [sum(part in own for own in listing.splits) for part in ("train", "gallery", "query")]
     assert found == [spec.sizes[0], 0 if name.startswith("nuswide") else spec.sizes[1], spec.sizes[2]]
-    assert len(listing.classes or ()) == (100 if name == "imagenet100" else COLUMNS[name])
+    assert len(listing.classes or ()) == (100 if name.startswith("imagenet100") else COLUMNS[name])
+    assert len(listing.unseen) == spec.unseen
     bare = {part: sum(part in own and not row for own, row in zip(listing.splits, listing.labels, strict=True))
             for part in ("train", "gallery", "query")}  # fmt: skip
     assert bare == ({"train": 72, "gallery": 328, "query": 19} if name == "mirflickr" else dict.fromkeys(bare, 0))

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data import DataConfig, Dataset, load, median_image_size
-from distill.data.sampled_splits import CIFAR_BATCHES, CIFAR_CLASSES, CIFAR_PROTOCOLS, sample_splits
+from distill.data.cifar import (
+    CIFAR10_CLASSES,
+    CIFAR10_FILES,
+    CIFAR100_CLASSES,
+    CIFAR100_FILES,
+    CIFAR_PROTOCOLS,
+    ZERO_SHOT,
+)
+from distill.data.sampled_splits import sample_splits
 from gallery.decode import to_square
 from gallery.errors import CorruptFile, InputError
 from tests.distill.data.factories import encoded, photo
@@ -44,8 +52,8 @@ def cifar(root: Path, records: int = 200) -> Path:
     """The binary version, smaller: a label byte, then 32 x 32 red, green and blue bytes."""
     folder = root / "cifar10" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    (folder / "batches.meta.txt").write_text("\n".join(CIFAR_CLASSES))
-    for batch, name in enumerate(CIFAR_BATCHES):
+    (folder / "batches.meta.txt").write_text("\n".join(CIFAR10_CLASSES))
+    for batch, name in enumerate(CIFAR10_FILES):
         raw = b""
         for i in range(records):
             tinted = np.array(photo(batch * records + i).resize((32, 32)))
@@ -69,7 +77,7 @@ def test_cifar10_binary(
     assert (len(data.train) + len(data.validation), len(data.gallery), len(data.query)) == (*sizes, 200)
     assert np.isin(data.train, data.gallery).all() == (name != "cifar10")
     assert np.bincount(data.labels[data.query]).tolist() == [20] * 10
-    assert data.classes == CIFAR_CLASSES
+    assert data.classes == CIFAR10_CLASSES
     k = data.names.index("data_batch_2/00007")
     assert data.labels[k] == 7
     tinted = np.array(photo(207).resize((32, 32)))
@@ -82,6 +90,61 @@ def test_cifar10_binary(
     assert ", ".join(f"{here} {part} images here, {there} published" for here, part, there in differ) in caplog.text
     assert median_image_size(name, tmp_path) == 32
     assert not np.array_equal(opened(name, tmp_path, seed=2).query, data.query)
+
+
+def cifar100(root: Path, records: int = 300) -> Path:
+    """The binary version, smaller: a coarse label byte that is not used, a fine one, then the image."""
+    folder = root / "cifar100" / "cifar-100-binary"
+    folder.mkdir(parents=True)
+    for k, name in enumerate(CIFAR100_FILES):
+        images = np.random.default_rng(k).integers(0, 256, (records, 3072), np.uint8)
+        labels = np.stack([np.arange(records) % 20, np.arange(records) % 100], 1).astype(np.uint8)
+        np.concatenate([labels, images], 1).tofile(folder / f"{name}.bin")
+    return root
+
+
+@pytest.mark.parametrize("name", ZERO_SHOT)
+def test_cifar_with_unseen_classes(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    hundred = name.startswith("cifar100")
+    data = opened(name, cifar100(tmp_path) if hundred else cifar(tmp_path, 60))
+    classes, count = (CIFAR100_CLASSES if hundred else CIFAR10_CLASSES), ZERO_SHOT[name]
+    gallery, queries = (300, 300) if hundred else (300, 60)
+    train = gallery * (len(classes) - count) // len(classes)
+    assert data.classes == classes
+    assert data.unseen == classes[-count:]
+    assert data.top_k == 1000
+    assert (len(data.train) + len(data.validation), len(data.gallery), len(data.query)) == (train, gallery, queries)
+    assert all(data.names[i].startswith(("test/", "test_batch/")) for i in data.query)
+    assert len(data.validation)
+    first = len(classes) - count  # of the unseen classes, which are in gallery and query, and nowhere else
+    assert data.labels[np.concatenate([data.train, data.validation])].max() < first
+    assert data.seen.tolist() == list(range(first))
+    assert set(data.labels[data.gallery]) == set(data.labels[data.query]) == set(range(len(classes)))
+    assert np.isin(data.train, data.gallery).all()
+    other = opened(name, tmp_path, seed=2)
+    np.testing.assert_array_equal(other.query, data.query)  # nothing but validation is sampled
+    said = f"its train set as gallery, of train without the last {count} of {len(classes)} classes, as in DSH_Analysis"
+    assert said in data.protocol
+    assert "gallery or query alone" not in data.protocol
+    assert f"{train} train images here, {50_000 - count * (50_000 // len(classes))} published" in caplog.text
+    more = opened(name, tmp_path, num_unseen_classes=2)  # of the others
+    assert len(set(more.unseen)) == count + 2
+    assert len(more.seen) == first - 2
+
+
+def test_cifar100_has_two_labels_of_which_the_fine_one_counts(tmp_path: Path) -> None:
+    data = load("cifar100-zs5", [32], tmp_path / "cache", DataConfig(seed=1, data_root=cifar100(tmp_path)))
+    k = data.names.index("test/00123")
+    assert data.classes[data.labels[k]] == CIFAR100_CLASSES[23]
+    image = np.random.default_rng(1).integers(0, 256, (300, 3072), np.uint8)[123]
+    np.testing.assert_array_equal(data.pixels[32][k], image.reshape(3, 32, 32).transpose(1, 2, 0))
+    path = tmp_path / "cifar100" / "cifar-100-binary" / "train.bin"
+    path.write_bytes(b"\0\x64" + bytes(3072))
+    with pytest.raises(CorruptFile, match=r"labels below 100 in .*; found 100"):
+        opened("cifar100-zs5", tmp_path)
+    path.write_bytes(bytes(3073))
+    with pytest.raises(CorruptFile, match="CIFAR-100's binary version"):
+        opened("cifar100-zs5", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +218,14 @@ def test_multi_labels_that_cannot_be_read(tmp_path: Path, rows: str | None, word
         ("ucmerced_multi", 17, (1680, 1680, 420)),
         ("imagenet20/manifest.csv", 20, (2000, 4900, 1000)),
         ("cifar10", 10, (5000, 54_000, 1000)),
+        ("cifar10-zs", 10, (40_000, 50_000, 10_000)),
     ],
 )
 def test_real_sets(tmp_path: Path, name: str, classes: int, sizes: tuple[int, ...]) -> None:
     folder = Path(os.environ["TWINHASH_DATA"], name)
     data = load(str(folder) if folder.suffix else name, [8], tmp_path / "cache", DataConfig(seed=0, strict=True))
-    assert len(data.classes) == len(data.seen) == classes
+    assert len(data.classes) == len(data.seen) + len(data.unseen) == classes
+    assert data.unseen == (("ship", "truck") if name == "cifar10-zs" else ())
     found = (len(data.train) + len(data.validation), len(data.gallery), len(data.query))
     assert found == sizes
     assert data.name == name.split("/")[0]
