@@ -14,7 +14,8 @@ from distill.models.hash_net import HashNet
 from distill.pipeline import TrainedModels
 from gallery.codes import unpack
 from gallery.files import sha256_of
-from gallery.results import HashCenterSummary, ModelSummary, TrainingCurve
+from gallery.results import ModelSummary
+from gallery.training_results import HashCenterSummary, TrainingCurve
 
 MAX_CENTERS = 64  # classes whose centers the report shows
 

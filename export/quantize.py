@@ -17,7 +17,7 @@ from export.query_model import TOLERANCE
 from gallery.codespace import Preprocessing
 from gallery.console import log
 from gallery.errors import InputError
-from gallery.results import LayerSensitivity
+from gallery.training_results import LayerSensitivity
 
 Pixels = NDArray[np.uint8]
 QuantMode = Literal["weights", "int8"]

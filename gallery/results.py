@@ -2,13 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, ValidationError
 
 from gallery.errors import CorruptFile
 from gallery.files import MAX_JSON, atomic_write, read_bytes
 from gallery.record import Record
+from gallery.training_results import HashCenterSummary, Quantization, TrainingCurve
 
 TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
 MAX_DISAGREEMENTS = 50  # listed in `ModelResult.disagreements`
@@ -165,58 +166,6 @@ class GateResult(Record):
     passed: bool
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-class TrainingCurve(Record):
-    """Training of one stage.  loss and accuracy (0..1, maybe empty) belong to `steps`; validation: (step, accuracy)."""
-
-    stage: str
-    steps: tuple[int, ...]
-    loss: tuple[float, ...]
-    accuracy: tuple[float, ...] = ()
-    validation: tuple[tuple[int, float], ...] = ()
-
-    @model_validator(mode="after")
-    def _aligned(self) -> Self:
-        if len(self.loss) != len(self.steps) or len(self.accuracy) not in (0, len(self.steps)):
-            raise ValueError(f"{len(self.steps)} steps, {len(self.loss)} losses, {len(self.accuracy)} accuracies")
-        return self
-
-
-class HashCenterSummary(Record):
-    """Hamming distances between the hash centers of some classes, and the similarity of the classes.
-
-    similarity: cosines, of what `similarity_of` says; correlation: of the centers' with it, None where it is constant
-    """
-
-    classes: tuple[str, ...]
-    distance: tuple[tuple[int, ...], ...]
-    similarity: tuple[tuple[float, ...], ...]
-    similarity_of: str
-    construction: str
-    assignment: str
-    correlation: float | None
-
-
-class LayerSensitivity(Record):
-    """What one 8-bit layer alone does: share of bits that flip, mean |change of a logit|; `kept` in float for that.
-
-    mode: "weights", or "int8" for its activations too
-    """
-
-    layer: str
-    mode: Literal["weights", "int8"]
-    flips: float
-    error: float
-    kept: bool = False
-
-
-class Quantization(Record):
-    """How 8-bit layers were chosen.  flips: final share, by mode; layers: weights, then activations, worst first."""
-
-    calibration: str
-    flips: dict[str, float]
-    layers: tuple[LayerSensitivity, ...]
 
 
 class Thumbnail(Record):

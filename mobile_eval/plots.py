@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from gallery.results import MARGIN_STEP, ModelResult, TrainingCurve
+from gallery.results import MARGIN_STEP, ModelResult
+from gallery.training_results import TrainingCurve
 
 MIN_DARKEST = 0.05  # share of the images that the darkest mark stands for at least: 1 of 32 is no dark bit
 MAX_TICKS = 10

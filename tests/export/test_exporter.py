@@ -31,7 +31,7 @@ from gallery.codespace import Preprocessing
 from gallery.decode import decode, to_square
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
-from gallery.results import LayerSensitivity
+from gallery.training_results import LayerSensitivity
 from mobile_eval.runtimes import open_model
 from tests.export.factories import IMAGENET, SIZE, Exports, Student, request_for, request_of, synthetic_images
 

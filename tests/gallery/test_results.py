@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gallery.errors import CorruptFile
-from gallery.results import Thresholds, Thumbnail, TrainingCurve, load
+from gallery.results import Thresholds, Thumbnail, load
+from gallery.training_results import TrainingCurve
 from tests.mobile_eval.factories import IMAGE, ran, results
 
 

@@ -12,10 +12,8 @@ from gallery.results import (
     BitDisagreement,
     EvaluationProtocol,
     EvaluationResults,
-    LayerSensitivity,
     ModelResult,
     ModelSummary,
-    Quantization,
     RetrievalExample,
     RetrievalPair,
     RunResults,
@@ -23,9 +21,9 @@ from gallery.results import (
     SystemInfo,
     Thresholds,
     Thumbnail,
-    TrainingCurve,
     WorstQuery,
 )
+from gallery.training_results import LayerSensitivity, Quantization, TrainingCurve
 from mobile_eval.gate import check
 
 BITS = 16

@@ -18,14 +18,13 @@ from rich.console import Console
 from gallery.results import (
     MARGIN_BINS,
     EvaluationResults,
-    HashCenterSummary,
     ModelResult,
     RetrievalExample,
     Skipped,
     Thresholds,
     Thumbnail,
-    TrainingCurve,
 )
+from gallery.training_results import HashCenterSummary, TrainingCurve
 from mobile_eval import plots
 from mobile_eval.devices.setup import chromium
 from mobile_eval.gate import apply, check
