@@ -11,6 +11,7 @@ from gallery.codes import Codes, unpack
 from gallery.index import GalleryIndex
 from gallery.metrics import MapResult, mean_average_precision
 from gallery.names import some
+from gallery.neighbors import NeighborRecall
 from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER
 
 # Shares of the way from random codes (0) to a perfect ranking (1).  Trained networks of the README stand at 0.75 to
@@ -38,9 +39,20 @@ def result_warnings(
     """
     found = scores[STUDENT_GALLERY]
     chance = random_precision(index, labels, classes, found.top_k)
-    networks = [*_network_warnings(scores, float(chance.mean()))]
+    quality = {name: score.per_query for name, score in scores.items()}
+    networks = [*_network_warnings("mAP", quality, float(chance.mean()))]
     lost = [] if networks else [*_class_warnings(found.per_query, chance, labels, classes)]
     return (*networks, *lost, *bit_warnings(index.codes, centers, len(classes)))
+
+
+def neighbor_warnings(recalls: Mapping[str, NeighborRecall], index: GalleryIndex) -> tuple[str, ...]:
+    """Return a sentence for each way in which a run's results are of no use, where no image has a label.
+
+    recalls: of float neighbors, by the names of the pairs
+    """
+    quality = {name: recall.per_query for name, recall in recalls.items()}
+    networks = _network_warnings("recall@10", quality, min(1.0, 10 / len(index)))
+    return (*networks, *bit_warnings(index.codes, None, len(index)))
 
 
 def random_precision(
@@ -60,27 +72,31 @@ def _share(found: float, chance: float) -> float:
     return (found - chance) / (1 - chance) if chance < 1 - 1e-6 else 1.0
 
 
-def _network_warnings(scores: Mapping[str, MapResult], chance: float) -> Iterator[str]:
-    student, teacher = scores[STUDENT_GALLERY], scores.get(TEACHER_TEACHER)
-    share, beside = _share(student.map, chance), f"that of random codes {chance:.3f}"
-    if teacher is None:
+def _network_warnings(what: str, quality: Mapping[str, Floats], chance: float) -> Iterator[str]:
+    """Yield what is wrong with a network; quality: `what` of each query, by the names of the pairs."""
+    of_student, of_teacher = quality[STUDENT_GALLERY], quality.get(TEACHER_TEACHER)
+    student = float(of_student.mean())
+    share, beside = _share(student, chance), f"that of random codes {chance:.3f}"
+    if of_teacher is None:
         if share < NEAR_CHANCE:
             fix = "Train it longer (--student-train.epochs), or choose a larger --student."
-            yield f"The student is near chance: its mAP in the gallery is {student.map:.3f}, {beside}.  {fix}"
+            yield f"The student is near chance: its {what} in the gallery is {student:.3f}, {beside}.  {fix}"
         return
-    best = _share(teacher.map, chance)
+    teacher = float(of_teacher.mean())
+    best = _share(teacher, chance)
     if best < NEAR_CHANCE:
         fix = "Check the labels; train it longer (--teacher-train.epochs), or from pretrained --teacher-weights."
-        yield f"The teacher is near chance: its mAP is {teacher.map:.3f}, {beside}.  {fix}"
+        fix = fix if what == "mAP" else "Choose another --teacher, or more --bits."
+        yield f"The teacher is near chance: its {what} is {teacher:.3f}, {beside}.  {fix}"
     elif share < FAR_BELOW * best:
         fix = "Train it longer (--student-train.epochs), or choose a larger --student."
-        what = f"its mAP in the gallery is {student.map:.3f}, the teacher's {teacher.map:.3f}, {beside}"
-        yield f"The student is far below its teacher: {what}.  {fix}"
-    gain = student.per_query - teacher.per_query
+        found = f"its {what} in the gallery is {student:.3f}, the teacher's {teacher:.3f}, {beside}"
+        yield f"The student is far below its teacher: {found}.  {fix}"
+    gain = of_student - of_teacher
     if gain.mean() > max(WORSE_BY, 3 * gain.std() / math.sqrt(len(gain))):  # three standard errors
         fix = "Train the teacher longer or fully (--teacher-train), or choose a better --teacher."
-        what = f"mAP {teacher.map:.3f} against {student.map:.3f} in the same gallery"
-        yield f"The teacher is worse than its own student: {what}.  {fix}"
+        found = f"{what} {teacher:.3f} against {student:.3f} in the same gallery"
+        yield f"The teacher is worse than its own student: {found}.  {fix}"
 
 
 def _class_warnings(found: Floats, chance: Floats, labels: NDArray[Any], classes: Sequence[str]) -> Iterator[str]:
@@ -96,7 +112,7 @@ def bit_warnings(codes: Codes, centers: NDArray[np.int8] | None, classes: int) -
     """Yield a sentence for bits that are the same in all codes, and one for codes of too few different bits.
 
     Where there are centers, as many bits as differ in those must differ in the codes; else as many as it takes to tell
-    the classes apart.
+    the classes apart, or without any the images.
     """
     bits = unpack(codes).astype(np.int8)
     dead, all_bits = int((bits == bits[:1]).all(0).sum()), bits.shape[1]

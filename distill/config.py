@@ -82,7 +82,8 @@ class TrainConfig(Record):
     student: str = "mobilenetv3"
     """Query network: mobilenetv3, mobilenetv3_small, mobilenetv2, mobilenetv4, fastvit_t8, ... or any timm name."""
     data: str = "embedded"
-    """embedded (a Fashion-MNIST subset), a protocol (cifar10, coco, ucmerced, ...), an image folder, a CSV, Parquet."""
+    """embedded (a Fashion-MNIST subset), a protocol (cifar10, coco, ucmerced, ...), an image folder, a CSV, Parquet;
+    a folder that holds images alone, or a list without labels: codes that keep the pretrained features' neighbors."""
     data_root: Path | None = None
     """Folder of published data sets; by default that in TWINHASH_DATA."""
     unlabeled_data: tuple[str, ...] = ()
@@ -91,8 +92,8 @@ class TrainConfig(Record):
     """Classes, sampled by the seed, that are searched for but not trained on."""
     bits: Literal[16, 24, 32, 48, 64, 128] = 64
     """Length of the code."""
-    loss: str = "csch"
-    """Loss of the teacher: csch, csq, dch, hashnet, ... (a file in distill/losses)."""
+    loss: str = "auto"
+    """Loss of the teacher: csch, csq, dch, ... (a file in distill/losses); auto: csch, or similarity without labels."""
     loss_args: dict[str, MethodArg] = Field({})
     """Options of the loss, by name, e.g. margin 0.3."""
     distiller: str = "csch"
@@ -116,7 +117,7 @@ class TrainConfig(Record):
     student_weights: Path | None = None
     """Pretrained weights of the student's backbone, likewise."""
     query_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of each class sampled as queries where the data has no split of its own."""
+    """Share of each class (without labels: of all) sampled as queries where the data has no split of its own."""
     validation_fraction: float = Field(0.05, ge=0, lt=0.5)
     """Share of the training images held out for validation."""
     teacher_train: TeacherTrainConfig = TeacherTrainConfig()
@@ -182,6 +183,7 @@ class BackboneInfo(Record):
 class ResolvedConfig(Record):
     """What every "auto" became; `reasons`: why, one sentence each."""
 
+    loss: str
     teacher: BackboneInfo
     student: BackboneInfo
     teacher_img_size: int

@@ -52,16 +52,17 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
     """
 
     def make() -> ResolvedConfig:
-        image_size, gpu, asked = data.median_image_size(config.data, config.data_root), device().type == "cuda", config
+        (image_size, labeled), asked = data.summarize(config.data, config.data_root), config
         if config.reuse_gallery:
             space, _ = codespace.load(config.reuse_gallery)
+            labeled = labeled and bool(space.classes)
             source = f"the run {config.reuse_gallery}"
             teacher = pretrained.describe(space.teacher, source, False, space.preprocessing)
             asked = config.model_copy(update={"teacher_img_size": space.preprocessing.size})
         else:
             teacher = pretrained.backbone_info(pretrained.find_pretrained(config.teacher, config.teacher_weights))
         student = pretrained.backbone_info(pretrained.find_pretrained(config.student, config.student_weights))
-        return resolve(asked, teacher, student, image_size, gpu)
+        return resolve(asked, teacher, student, image_size, device().type == "cuda", labeled)
 
     with main_process_first() as first:
         found = (run_dir.load_settings("resolved_config", ResolvedConfig) or make()) if first else None
@@ -85,17 +86,21 @@ class RunContext:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The classes that have a hash center: those of the training images."""
-        return tuple(self.data.classes[c] for c in self.data.seen)
+        """The classes that are trained on: those of the training images; none for a loss that does not use labels."""
+        return tuple(self.data.classes[c] for c in self._seen)
 
     @cached_property
     def labels(self) -> NDArray[Any]:
         """Labels of all images in terms of `classes`: int `[N]`, -1 for another class, or multi-hot `[N, C]`."""
         if self.data.labels.ndim == 2:
-            return self.data.labels[:, self.data.seen]
+            return self.data.labels[:, self._seen]
         position = np.full(len(self.data.classes) + 1, -1)  # the last is for label -1
-        position[self.data.seen] = np.arange(len(self.data.seen))
+        position[self._seen] = np.arange(len(self._seen))
         return position[self.data.labels]
+
+    @cached_property
+    def _seen(self) -> Indices:
+        return self.data.seen if self.loss_class.uses_labels else np.zeros(0, np.int64)
 
     @cached_property
     def gallery_ids(self) -> tuple[str, ...]:
@@ -115,14 +120,18 @@ class RunContext:
     @property
     def loss_class(self) -> type[HashLoss]:
         """The class of the teacher's loss."""
-        found: type[HashLoss] = LOSSES.find(self.config.loss)
+        found: type[HashLoss] = LOSSES.find(self.resolved.loss)
         return found
 
     @property
     def protocol(self) -> str:
         """What is searched where, and whether the gallery's codes were learned from labels."""
-        known = f" The gallery's codes are {self.config.loss}'s own, learned from the labels of its images."
-        return self.data.protocol + (known if self.loss_class.learns_gallery_codes else "")
+        name, loss, said = self.resolved.loss, self.loss_class, ""
+        if loss.learns_gallery_codes:
+            said = f" The gallery's codes are {name}'s own, learned from the labels of its images."
+        if not loss.uses_labels:
+            said = f" Nothing was learned from labels (loss {name})."
+        return self.data.protocol + said
 
     def backbone(self, role: Role) -> tuple[BackboneInfo, int]:
         """Return the initialisation of a network, and the side of its input."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from distill.codebook import hash_centers_of
 from distill.context import RunContext
-from distill.infer import Indices, Logits, code_logits
+from distill.infer import Logits, code_logits, evenly_spaced
 from distill.models.hash_net import HashNet
 from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace
@@ -41,8 +41,3 @@ def golden_inputs(context: RunContext, student: HashNet) -> tuple[NDArray[np.uin
     index = evenly_spaced(context.data.query, NUM_GOLDEN)
     logits = code_logits(student)(context.image_loader("student").load(index)).cpu().numpy()
     return np.asarray(context.data.pixels[context.resolved.student_img_size][index]), pack(logits), logits
-
-
-def evenly_spaced(index: Indices, count: int) -> Indices:
-    """Return at most `count` of the indices."""
-    return index[:: -(-len(index) // count)]

@@ -19,6 +19,11 @@ ModelFn = Callable[[Tensor], Tensor]
 _backends: Any = torch.backends  # torch's stubs lack some of their attributes
 
 
+def evenly_spaced(index: Indices, count: int) -> Indices:
+    """Return at most `count` of the indices."""
+    return index[:: -(-len(index) // count)]
+
+
 def code_logits(model: nn.Module) -> ModelFn:
     """Return `model` as a function of normalized images to logits whose signs may be stored, or compared with stored.
 

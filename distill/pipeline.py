@@ -11,6 +11,7 @@ from distill.context import RunContext
 from distill.distributed import main_process_first
 from distill.infer import Logits
 from distill.models.hash_net import HashNet
+from distill.neighbors import make_neighbors
 from distill.run_dir import LEARNED_CODES
 from distill.teacher_golden import check_golden
 from distill.train_joint import train_both
@@ -37,6 +38,7 @@ class TrainedModels:
 def train_all(context: RunContext) -> TrainedModels:
     """Train teacher and student and build the gallery; a finished stage is read, unless what it made is damaged."""
     context.run_dir.verify()
+    make_neighbors(context)
     if context.config.reuse_gallery:
         teacher, space, gallery, logits = reuse_gallery(context, context.config.reuse_gallery)
     else:

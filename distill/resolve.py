@@ -1,7 +1,7 @@
 """Configuration checks, and every "auto" resolved in one place with its reason."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from distill.losses import LOSSES
 from distill.run_dir import RunDir
 from gallery.errors import InputError
 
+WITHOUT_LABELS = "similarity"  # the loss of images that have none
 MAX_SIZE, MAX_CPU_SIZE = 224, 128  # input sizes that "auto" chooses at most, pixels
 MIN_SIZE, SIZE_STEP = 64, 16  # of convolutional networks, whose strides of 32 leave a 2 x 2 feature map then
 AUTO = (  # options that may be "auto"
-    "teacher_img_size", "student_img_size", "teacher_train.finetune", "student_train.cached_views",
+    "loss", "teacher_img_size", "student_img_size", "teacher_train.finetune", "student_train.cached_views",
     *(f"{role}_train.{name}" for role in ("teacher", "student") for name in ("epochs", "lr", "crop_min_scale")),
 )  # fmt: skip
 TEACHER = "teacher", "teacher_weights", "teacher_img_size", "loss_args", "hash_centers", "center_assignment"
@@ -25,14 +26,12 @@ ONLINE_STUDENT = {"lr", "weight_decay", "center_loss_weight"}  # the other optio
 
 
 def resolve(
-    config: TrainConfig, teacher: BackboneInfo, student: BackboneInfo, image_size: int, gpu: bool
+    config: TrainConfig, teacher: BackboneInfo, student: BackboneInfo, image_size: int, gpu: bool, labeled: bool = True
 ) -> ResolvedConfig:
-    """Resolve every "auto"; image_size: median shorter side of the images, pixels."""
-    check(config)
-    finetune, options, distill = config.teacher_train.finetune, config.teacher_train, config.student_train
-    if finetune == "linear_probe" and teacher.random:
-        expected, found = "pretrained weights for --teacher-train.finetune linear_probe", "random ones"
-        raise InputError(expected, f"{found}, whose features are of no use", "Choose --teacher-train.finetune full.")
+    """Resolve every "auto".
+
+    image_size: median shorter side of the images, pixels; labeled: whether they, and a gallery reused, have classes
+    """
     reasons: list[str] = []
 
     def auto(name: str, asked: Any, value: Any, why: str) -> Any:
@@ -42,6 +41,17 @@ def resolve(
         reasons.append(f"{name} {value if isinstance(value, str) else f'{value:g}'}: {why}")
         return value
 
+    why = f"the images have {'labels' if labeled else 'no labels'}"
+    loss = auto("loss", config.loss, "csch" if labeled else WITHOUT_LABELS, why)
+    config = config.model_copy(update={"loss": loss})
+    check(config)
+    _check_labels(config, teacher, labeled)
+    finetune, options, distill = config.teacher_train.finetune, config.teacher_train, config.student_train
+    if finetune == "linear_probe" and teacher.random:
+        expected, found = "pretrained weights for --teacher-train.finetune linear_probe", "random ones"
+        raise InputError(expected, f"{found}, whose features are of no use", "Choose --teacher-train.finetune full.")
+    if not LOSSES.find(loss).uses_labels:
+        finetune = auto("teacher finetune", finetune, "linear_probe", f"loss {loss} keeps the pretrained features")
     why = f"the images have {image_size} px{'' if gpu else f', and a CPU can train on {MAX_CPU_SIZE}'}"
     sizes = [_size(info, image_size, gpu) for info in (teacher, student)]
     teacher_img_size = auto("teacher size", config.teacher_img_size, sizes[0], why)
@@ -61,7 +71,7 @@ def resolve(
     family = "a transformer" if teacher.transformer else "a convolutional network"
     cost = "much" if slow else "little"
     return ResolvedConfig(
-        teacher=teacher, student=student, teacher_img_size=teacher_img_size, teacher_epochs=epochs,
+        loss=loss, teacher=teacher, student=student, teacher_img_size=teacher_img_size, teacher_epochs=epochs,
         student_img_size=auto("student size", config.student_img_size, sizes[1], why),
         student_epochs=auto("student epochs", distill.epochs, 15 if student.random else 10, student_start),
         teacher_lr=auto("teacher learning rate", asked_lr, lr, f"{family}, {finetune}"),
@@ -75,7 +85,8 @@ def resolve(
 
 def check(config: TrainConfig) -> None:
     """Raise `InputError`, which names the fix, for options that contradict each other."""
-    LOSSES.parse(config.loss, config.loss_args)
+    if config.loss != "auto":
+        LOSSES.parse(config.loss, config.loss_args)
     distiller, options = DISTILLERS.find(config.distiller), DISTILLERS.parse(config.distiller, config.distiller_args)
     if not distiller.fixes_rotation(options) and not config.student_train.center_loss_weight:
         found = "only losses that a rotation of the space does not change: its codes would not fit the gallery's"
@@ -91,14 +102,46 @@ def check(config: TrainConfig) -> None:
         raise InputError("a teacher that is trained beside the student", found, leave_out)
     if online and config.unlabeled_data:
         raise InputError("--unlabeled-data in offline distillation", "online", leave_out)
-    if online and (config.loss, config.distiller) != ("csch", "csch"):
+    if online and (config.loss not in ("auto", "csch") or config.distiller != "csch"):
         found = f"--loss {config.loss} and --distiller {config.distiller}"
         raise InputError("CSCH in online distillation, which is its own", found, "Choose --distillation offline.")
 
 
-def check_effects(config: TrainConfig) -> None:
-    """Raise `InputError` for an option that another one leaves without effect, unless it has its default."""
-    for option, why in _without_effect(config):
+def _check_labels(config: TrainConfig, teacher: BackboneInfo, labeled: bool) -> None:
+    """Raise `InputError` for a loss that cannot learn from the images or from the weights, and for what it leaves out.
+
+    config: with the loss that "auto" became
+    """
+    if LOSSES.find(config.loss).uses_labels:
+        if not labeled:
+            names = " or ".join(name for name in LOSSES.names() if not LOSSES.find(name).uses_labels)
+            fix = f"Choose --loss {names}, or sort the images by class."
+            raise InputError(f"images with labels for --loss {config.loss}", f"none in {config.data}", fix)
+        return
+    if teacher.random:
+        fix = "Give --teacher-weights, or a folder of weights in TWINHASH_WEIGHTS."
+        found = f"random ones of {teacher.name}, whose features are of no use"
+        raise InputError(f"pretrained weights for --loss {config.loss}", found, fix)
+    check_effects(config, _without_labels(config, labeled))
+
+
+def _without_labels(config: TrainConfig, labeled: bool) -> Iterator[tuple[str, str]]:
+    """Yield the options that a loss which uses no labels leaves without effect, and why."""
+    why = f"--loss {config.loss}, which does not use labels"
+    yield from ((name, why) for name in ("hash_centers", "center_assignment", "student_train.center_loss_weight"))
+    if not labeled:
+        yield "num_unseen_classes", "images without labels"
+    if config.teacher_train.finetune == "auto":
+        names = "epochs", "lr", "model_ema_decay", "early_stopping_patience"
+        yield from ((f"teacher_train.{name}", f"the linear probe of --loss {config.loss}") for name in names)
+
+
+def check_effects(config: TrainConfig, without_effect: Iterable[tuple[str, str]] | None = None) -> None:
+    """Raise `InputError` for an option that another one leaves without effect, unless it has its default.
+
+    without_effect: the options that have none, and why; by default those of which the configuration alone tells
+    """
+    for option, why in _without_effect(config) if without_effect is None else without_effect:
         value, default = (_get(one, option) for one in (config, TrainConfig()))
         if value != default:
             flag = f"--{option.replace('_', '-')}"
@@ -124,7 +167,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if not DISTILLERS.find(config.distiller).uses_teacher(options):
         unlabeled = "unlabeled_data", "student_train.unlabeled_ratio"
         yield from ((name, "a distiller that does not use the teacher") for name in unlabeled)
-    if LOSSES.find(config.loss).centers is None:
+    if config.loss != "auto" and LOSSES.find(config.loss).centers is None:
         centers = "hash_centers", "center_assignment"
         yield from ((name, f"--loss {config.loss}, which has no hash centers") for name in centers)
     if not _is_named(config.data):
@@ -157,7 +200,8 @@ def keep_stored(config: TrainConfig, run_dir: RunDir) -> TrainConfig:
     for kind, registry in (("loss", LOSSES), ("distiller", DISTILLERS)):
         name, args = getattr(config, kind), f"{kind}_args"
         given, kept = getattr(config, args), getattr(stored, args)
-        if name == getattr(stored, kind) and registry.parse(name, given) == registry.parse(name, kept):
+        same, name = name == getattr(stored, kind), resolved.loss if name == "auto" else name
+        if same and registry.parse(name, given) == registry.parse(name, kept):
             config = _set(config, args, kept)
     return config
 

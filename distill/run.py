@@ -3,6 +3,8 @@
     python distill/run.py --teacher vit_b --student mobilenetv3       # the embedded images: 14 to 16 minutes on 2 cores
     python distill/run.py --data my_catalogue/ --teacher efficientnet_lite2 --student mobilenetv3_small
 
+The folders in my_catalogue/ are the classes; where it holds images alone, nothing is learned from labels.
+
 A teacher network hashes the gallery, once.  A student is distilled into its Hamming space and exported to ONNX, LiteRT
 and Core ML, and every exported model is run: its codes must find in the gallery what the float student finds.
 Interrupted, the same command resumes.  Exit codes: 0 passed, 1 the quality gate failed, 2 bad input,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from distill.run_dir import RunDir
     from export.bundle import Manifest
     from gallery.metrics import MapResult
+    from gallery.neighbors import NeighborRecall
 
 QUANTIZATION = "quantization.json"
 
@@ -133,13 +136,14 @@ def export_models(context: RunContext, models: TrainedModels, variants: list[str
 
 def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manifest) -> RunResults:
     """Evaluate every exported model on this host, on all queries; a finished evaluation is read."""
+    from distill.neighbors import float_neighbors
     from distill.summary import pair_logits
     from gallery.codes import pack
     from mobile_eval.compare import FloatReference
     from mobile_eval.devices.host import Host
     from mobile_eval.evaluate import evaluate_on
     from mobile_eval.retrieval_grid import retrieval_grid, spread
-    from mobile_eval.retrieval_pairs import PairLabels, retrieval_pairs
+    from mobile_eval.retrieval_pairs import PairLabels, code_pairs, neighbor_pairs, retrieval_pairs
 
     run_dir, data, index = context.run_dir, context.data, models.gallery
     path, tolerance = run_dir.folder / report.RESULTS, context.config.thresholds.logit_tolerance
@@ -148,53 +152,62 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
             logits, pixels = pair_logits(context, models), data.pixels[context.resolved.student_img_size]
             queries, labels, student = pixels[data.query], data.labels[data.query], pack(logits.student_queries)
             teacher = None if logits.teacher_queries is None else pack(logits.teacher_queries)
+            codes, neighbors = (teacher, student, index.codes, pack(logits.student_gallery)), float_neighbors(context)
             known = PairLabels(labels, index.class_labels(data.classes, labels.ndim == 2))
-            scores = retrieval_pairs(teacher, student, index.codes, pack(logits.student_gallery), known, data.top_k)
+            scores = retrieval_pairs(*codes, known, data.top_k) if data.classes else {}
+            recalls = {} if neighbors is None else neighbor_pairs(code_pairs(*codes), neighbors)
             reference = FloatReference(
-                queries, logits.student_queries, models.space, labels, index, data.top_k, tolerance,
-                classes=data.classes,
+                queries, logits.student_queries, models.space, labels if data.classes else None, index, data.top_k,
+                tolerance, classes=data.classes, neighbors=neighbors,
             )  # fmt: skip
             found = evaluate_on(Host(), (*manifest.files, *manifest.failures), reference)
-            shown = spread(scores[results.STUDENT_GALLERY].per_query)
+            shown = spread((scores or recalls)[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
                 index, student[shown], labels[shown], queries[shown],
                 lambda hit: pixels[context.indexed_images[hit]], data.classes,
             )  # fmt: skip
-            build_results(context, models, scores, found.rows, examples).save(path)
+            build_results(context, models, (scores, recalls), found.rows, examples).save(path)
         if found.killed:
             run_dir.invalidate("evaluate")  # which says nothing about the models: the next run tries them again
     return results.load_run(path)
 
 
 def build_results(
-    context: RunContext, models: TrainedModels, scores: dict[str, MapResult], exported: Sequence[results.ModelResult],
-    examples: tuple[results.RetrievalExample, ...],
+    context: RunContext, models: TrainedModels, scores: tuple[dict[str, MapResult], dict[str, NeighborRecall]],
+    exported: Sequence[results.ModelResult], examples: tuple[results.RetrievalExample, ...],
 ) -> RunResults:  # fmt: skip
-    """Build the record of the run, the only source of tables, plots and the report."""
-    from distill.alarms import result_warnings
+    """Build the record of the run, the only source of tables, plots and the report.
+
+    scores: mAP of the pairs, and recall of float neighbors, one of which may not have been measured
+    """
+    from distill.alarms import neighbor_warnings, result_warnings
     from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
     from distill.summary import hash_center_summary, model_summaries, training_curves
+    from mobile_eval.retrieval_pairs import pair_records
     from mobile_eval.system_info import describe
 
     data, config, quantization = context.data, context.config, context.run_dir.folder / QUANTIZATION
-    centers = hash_centers_of(context)
+    centers, (maps, recalls) = hash_centers_of(context), scores
+    if maps:
+        targets = centers if context.loss_class.centers else None
+        warnings = result_warnings(maps, models.gallery, data.labels[data.query], data.classes, targets)
+    else:
+        warnings = neighbor_warnings(recalls, models.gallery)
     return RunResults(
         created=results.now(), command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]), system=describe(),
         name=config.title, seed=config.seed, code_space=models.space.id, bits=config.bits, student=config.student,
         query_set=context.protocol, num_queries=len(data.query), gallery_size=len(data.gallery), skipped=data.skipped,
-        data_warnings=data.warnings, warnings=result_warnings(
-            scores, models.gallery, data.labels[data.query], data.classes,
-            centers if context.loss_class.centers else None,
-        ),
-        map=scores[results.STUDENT_GALLERY].map, center_distance=min_distance(centers),
+        data_warnings=data.warnings, warnings=warnings,
+        map=maps[results.STUDENT_GALLERY].map if maps else None,
+        neighbor_recall=recalls[results.STUDENT_GALLERY].at_10 if recalls else None,
+        center_distance=min_distance(centers) if context.classes else None,
         protocol=results.EvaluationProtocol(
             dataset=data.name, classes=len(data.classes), train=len(data.train), validation=len(data.validation),
             gallery=len(data.gallery), query=len(data.query), top_k=data.top_k, seed=config.seed,
         ),
         model_summaries=tuple(model_summaries(context, models)), models=tuple(exported), examples=examples,
-        pairs=tuple(results.RetrievalPair(name=name, map=score.map, map_retrieved=score.map_retrieved)
-                    for name, score in scores.items()),
+        pairs=pair_records(maps, recalls),
         hash_centers=hash_center_summary(context, models), curves=tuple(training_curves(context)),
         quantization=json.loads(quantization.read_text()) if quantization.exists() else None,
         seconds=context.run_dir.seconds,

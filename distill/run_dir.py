@@ -36,10 +36,12 @@ from gallery.index import TRAINING, open_gallery
 from gallery.names import some
 from gallery.record import Record
 
+NEIGHBORS = "neighbors.npy"  # true ones of the queries, where nothing is learned from labels
 PRODUCTS = {  # what each stage leaves
     "teacher": ("teacher.safetensors", codespace.FILE, codespace.CENTERS, "teacher_golden.npy"),
     "gallery": ("gallery",),
     "student": ("student.safetensors",),
+    "neighbors": (NEIGHBORS,),
     "export": ("bundle", "quantization.json"),
     "evaluate": ("results.json",),
 }
@@ -47,6 +49,7 @@ DEPENDENTS = {  # a gallery's codes are the teacher's, and so is what the studen
     "teacher": ("gallery", "student", "export", "evaluate"),
     "gallery": ("evaluate",),
     "student": ("export", "evaluate"),
+    "neighbors": ("evaluate",),
     "export": ("evaluate",),
 }
 LEARNED_CODES = "cache/learned_codes.npy"  # of a teacher's loss that learns the gallery's codes: the gallery's stage

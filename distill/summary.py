@@ -62,9 +62,14 @@ def model_summaries(context: RunContext, models: TrainedModels) -> Iterator[Mode
             )  # fmt: skip
 
 
-def hash_center_summary(context: RunContext, models: TrainedModels) -> HashCenterSummary:
-    """Return the distances between hash centers beside class similarities, of at most `MAX_CENTERS` classes."""
+def hash_center_summary(context: RunContext, models: TrainedModels) -> HashCenterSummary | None:
+    """Return the distances between hash centers beside class similarities, of at most `MAX_CENTERS` classes.
+
+    None without classes.
+    """
     classes, reused = context.classes, context.config.reuse_gallery is not None
+    if not classes:
+        return None
     shown = np.unique(np.linspace(0, len(classes) - 1, min(MAX_CENTERS, len(classes)), dtype=int))
     codes = np.where(unpack(models.gallery.codes), 1.0, -1.0)
     means = class_means(codes, multi_hot(context.labels[context.indexed_images], len(classes)))[shown]

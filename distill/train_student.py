@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.checkpoint import load_network, read_checkpoint
+from distill.codebook import hash_centers_of
 from distill.context import RunContext
 from distill.data.augment import fixed_crops, random_resized_crops
 from distill.distillers import DISTILLERS
@@ -91,11 +92,17 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
 
 
 def build_student_loss(context: RunContext, data: TrainingSet, gallery_logits: Logits) -> StudentLoss:
-    """Return the student's loss at the start of its training; gallery_logits: the teacher's of the gallery's images."""
-    config = context.config
-    task = DistillContext(data.centers, torch.from_numpy(gallery_logits).to(device()))
+    """Return the student's loss at the start of its training; gallery_logits: the teacher's of the gallery's images.
+
+    Without classes there is no center loss, and a distiller's centers are those of clusters of codes.
+    """
+    config, centers = context.config, data.centers
+    if not context.classes:
+        centers = torch.from_numpy(hash_centers_of(context).astype(np.float32)).to(device())
+    task = DistillContext(centers, torch.from_numpy(gallery_logits).to(device()))
     distiller: Distiller = DISTILLERS.build(config.distiller, task, config.distiller_args)
-    return StudentLoss(config.student_train.center_loss_weight, distiller).to(device())
+    weight = config.student_train.center_loss_weight if context.classes else 0.0
+    return StudentLoss(weight, distiller).to(device())
 
 
 def train_student(

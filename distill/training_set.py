@@ -33,8 +33,8 @@ class TrainingSet:
 
     @cached_property
     def hash_centers(self) -> Centers:
-        """Hash centers int8 `[C, bits]`."""
-        return hash_centers_of(self.context)
+        """Hash centers int8 `[C, bits]`: none where nothing is learned from labels."""
+        return hash_centers_of(self.context)[: len(self.context.classes)]
 
     @cached_property
     def centers(self) -> Tensor:

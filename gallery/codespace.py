@@ -39,6 +39,7 @@ class Preprocessing:
 class CodeSpace:
     """What a gallery, a student and every exported file must share to be comparable.
 
+    classes: those that have a center each; none where codes were learned without labels, whose centers are of clusters
     teacher_sha256 and centers_sha256 are the hashes of `teacher.safetensors` and of the packed centers.
     golden_sha256: of the teacher's logits of known images, by which an encoder is checked; arithmetic: of all logits
     """
@@ -99,8 +100,13 @@ def hash_centers(centers: NDArray[np.int8]) -> str:
     return hashlib.sha256(pack(centers).tobytes()).hexdigest()
 
 
+def fits_classes(centers: NDArray[Any], space: CodeSpace) -> bool:
+    """Whether there is a center for each class, or any number, at least one, where there are no classes."""
+    return len(centers) == len(space.classes) if space.classes else len(centers) > 0
+
+
 def save(folder: Path, space: CodeSpace, centers: NDArray[np.int8]) -> None:
-    """Write `centers.npy` (int8, +-1, `[classes, bits]`), then `codespace.json`, each atomically."""
+    """Write `centers.npy` (int8, +-1, `[classes or clusters, bits]`), then `codespace.json`, each atomically."""
     with atomic_path(folder / CENTERS) as draft, draft.open("wb") as stream:
         np.save(stream, centers.astype(np.int8), allow_pickle=False)
     write_json(folder / FILE, space.to_dict())
@@ -113,7 +119,8 @@ def load(folder: Path) -> tuple[CodeSpace, NDArray[np.int8]]:
         centers: NDArray[np.int8] = np.array(open_array(folder / CENTERS, MAX_CENTERS))
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{FILE} and {CENTERS} in {folder}", str(error), "Restore them from the run.") from error
-    sound = centers.dtype == np.int8 and centers.shape == (len(space.classes), space.bits)
+    sound = centers.dtype == np.int8 and centers.ndim == 2 and centers.shape[1] == space.bits
+    sound = sound and fits_classes(centers, space)
     sound = sound and bool(np.isin(centers, (-1, 1)).all())  # the checksum is that of their signs
     if not sound or hash_centers(centers) != space.centers_sha256:
         raise CorruptFile(f"the centers of code space {space.id}", "other centers", f"Restore {folder / CENTERS}.")

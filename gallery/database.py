@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gallery.codes import Codes, pack, unpack
-from gallery.codespace import CodeSpace, hash_centers
+from gallery.codespace import CodeSpace, fits_classes, hash_centers
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
 from gallery.files import check_regular
 from gallery.row_checks import Totals
@@ -124,7 +124,7 @@ def read_space(uri: str, schema: pa.Schema) -> tuple[CodeSpace, NDArray[np.int8]
         centers = np.where(unpack(packed.reshape(-1, space.bits // 8)), np.int8(1), np.int8(-1))
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptFile(f"readable metadata in the gallery {uri}", str(error), RESTORE) from error
-    if len(centers) != len(space.classes) or hash_centers(centers) != space.centers_sha256:
+    if not fits_classes(centers, space) or hash_centers(centers) != space.centers_sha256:
         raise CorruptFile(f"the hash centers of code space {space.id} in {uri}", "others", RESTORE)
     return space, centers
 

@@ -45,11 +45,19 @@ class ModelSummary(Record):
 
 
 class RetrievalPair(Record):
-    """One "queries->gallery" pair.  map: tie-aware, over all relevant; map_retrieved: the literature's denominator."""
+    """One "queries->gallery" pair.  map: tie-aware, over all relevant; map_retrieved: the literature's denominator.
+
+    recall_at_*: share of a query's 1, 10 or 100 nearest images by the pretrained teacher's float features that are
+    among its 1, 10 or 100 nearest by code; measured where nothing was learned from labels.  What was not measured is
+    None: mAP without labels, recall without a gallery that is larger.
+    """
 
     name: str
-    map: float
+    map: float | None = None
     map_retrieved: float | None = None
+    recall_at_1: float | None = None
+    recall_at_10: float | None = None
+    recall_at_100: float | None = None
 
 
 class WorstQuery(Record):
@@ -78,6 +86,7 @@ class ModelResult(Record):
     margins:   histogram of |logit|, in bins of an eighth of the float student's standard deviation
     map, map_drop: the model's, and the float student's minus it; over all queries: where a device ran only some, the
                host's figure plus the difference that these make
+    neighbor_recall, neighbor_recall_drop: likewise, recall@10 of float neighbors (see `RetrievalPair`)
     bit_flips: how many queries each of the code's bits differs in
     host_flips, host_flips_beyond, disagreements: bits that differ from those of the same model on the host; of these,
                where the host's |logit| exceeds the tolerance; the first `MAX_DISAGREEMENTS` of the latter
@@ -111,6 +120,8 @@ class ModelResult(Record):
     margins: tuple[int, ...] = ()
     map: float | None = None
     map_drop: float | None = None
+    neighbor_recall: float | None = None
+    neighbor_recall_drop: float | None = None
     load_ms: float | None = None
     first_ms: float | None = None
     p50_ms: float | None = None
@@ -132,7 +143,7 @@ class Threshold(Record):
     """The most a model may lose against the float student."""
 
     max_map_drop: float = Field(ge=0)
-    """Largest loss of mAP, 0..1."""
+    """Largest loss of mAP, 0..1; without labels, of recall@10 of float neighbors."""
     max_bit_flip_rate: float = Field(ge=0, le=1)
     """Largest share of bits that differ from the float student's, 0..1."""
 
@@ -153,7 +164,7 @@ class Thresholds(Record):
     max_size_mb: NonNegativeFloat | None = None
     """Largest size of a model, 10**6 bytes (None: any)."""
     min_map_ratio: NonNegativeFloat | None = None
-    """Least mAP of student->gallery over teacher->teacher (None: not gated)."""
+    """Least mAP (without labels: recall@10) of student->gallery over teacher->teacher (None: not gated)."""
 
     def of(self, row: ModelResult) -> Threshold:
         """The thresholds of a model's precision."""
@@ -208,6 +219,7 @@ class EvaluationResults(Record):
 
     query_set, num_queries: in words, which images were queried, and how many on the host
     gallery_size, map: of the gallery and of the float student in it; None without a gallery or without labels
+    neighbor_recall: likewise, recall@10 of float neighbors; measured where nothing was learned from labels
     models: a row for each device and model, devices in the order asked for
     thresholds, gate: set by `mobile_eval.gate.apply`, the last step
     notes: what no row says: a device without a model for it, a model without a result of the host to compare with
@@ -224,6 +236,7 @@ class EvaluationResults(Record):
     num_queries: int
     gallery_size: int | None
     map: float | None
+    neighbor_recall: float | None = None
     models: tuple[ModelResult, ...]
     thresholds: Thresholds = Thresholds()
     gate: GateResult = GateResult(passed=False)
@@ -237,14 +250,15 @@ class EvaluationResults(Record):
 
 
 class RunResults(EvaluationResults):
-    """A whole training run.  center_distance: least Hamming distance between hash centers; seconds: by stage.
+    """A whole training run.  center_distance: least Hamming distance between hash centers, None where no class has one;
+    seconds: by stage.
 
     data_warnings, warnings: sentences on the data ("check your data") and on results that are of no use; a strict gate
     fails by any of them
     """
 
     seed: int
-    center_distance: int
+    center_distance: int | None
     protocol: EvaluationProtocol
     model_summaries: tuple[ModelSummary, ...]
     pairs: tuple[RetrievalPair, ...]

@@ -13,6 +13,7 @@ from gallery.codespace import CodeSpace
 from gallery.errors import InputError, MissingBackend
 from gallery.index import GalleryIndex
 from gallery.metrics import mean_average_precision
+from gallery.neighbors import neighbor_recall
 from gallery.results import MARGIN_BINS, MARGIN_STEP, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 
 WORST, NEAREST = 5, 10
@@ -30,6 +31,7 @@ class FloatReference:
     gallery, top_k: where to search, and how many of the first results count (None: all)
     query_indices:  of these queries among all queries; None: all of them
     classes:        the names of the classes that `labels` are of
+    neighbors:      rows of the gallery nearest by float features, `[Q, n]`; None where they are not known
     """
 
     pixels: Pixels
@@ -41,6 +43,7 @@ class FloatReference:
     tolerance: float = Thresholds().logit_tolerance
     query_indices: NDArray[np.int64] | None = None
     classes: Sequence[str] = ()
+    neighbors: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.logits.shape != (len(self.pixels), self.space.bits) or not np.isfinite(self.logits).all():
@@ -53,9 +56,10 @@ class FloatReference:
         if count >= len(self.pixels):
             return self
         chosen = np.unique(np.linspace(0, len(self.pixels) - 1, count).round().astype(np.int64))
-        labels = None if self.labels is None else self.labels[chosen]
+        labels, neighbors = (None if one is None else one[chosen] for one in (self.labels, self.neighbors))
         pixels, logits = self.pixels[chosen], self.logits[chosen]
-        return replace(self, pixels=pixels, logits=logits, labels=labels, query_indices=chosen)
+        chosen_alone = replace(self, pixels=pixels, logits=logits, labels=labels, query_indices=chosen)
+        return replace(chosen_alone, neighbors=neighbors)
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -79,9 +83,20 @@ class FloatReference:
         gallery_labels = self.gallery.class_labels(self.classes, self.labels.ndim == 2)
         return mean_average_precision(codes, self.gallery.codes, self.labels, gallery_labels, self.top_k).map
 
+    @cached_property
+    def neighbor_recall(self) -> float | None:
+        """Recall@10 of float neighbors by the float student's codes."""
+        return self.recall(pack(self.logits))
+
+    def recall(self, codes: Codes) -> float | None:
+        """Return recall@10 of float neighbors by codes of these queries; None without a gallery or neighbors."""
+        if self.gallery is None or self.neighbors is None:
+            return None
+        return neighbor_recall(codes, self.gallery.searcher, self.neighbors).at_10
+
 
 def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) -> dict[str, Any]:
-    """Compute the bit flips, recall@10 and mAP of a `ModelResult`: of a model's codes `[Q, bits/8]` and logits."""
+    """Compute the bit flips and the retrieval of a `ModelResult`: of a model's codes `[Q, bits/8]` and logits."""
     flipped = unpack(codes) != (reference.logits > 0)
     per_query = flipped.sum(axis=1)
     worst = [q for q in np.argsort(-per_query, kind="stable")[:WORST] if per_query[q]]
@@ -98,6 +113,8 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
         found["recall_at_10"] = float((reference.nearest[:, :, None] == rows[:, None, :]).any(axis=2).mean())
     if reference.map is not None and (score := reference.score(codes)) is not None:
         found |= {"map": score, "map_drop": reference.map - score}
+    if reference.neighbor_recall is not None and (share := reference.recall(codes)) is not None:
+        found |= {"neighbor_recall": share, "neighbor_recall_drop": reference.neighbor_recall - share}
     return found
 
 

@@ -19,7 +19,7 @@ from mobile_eval.formatting import count, number, percent
 from mobile_eval.gate import row_failures, row_name
 from mobile_eval.golden import OK, compare_golden
 
-RETRIEVAL = ("map", "map_drop")
+RETRIEVAL = ("map", "map_drop", "neighbor_recall", "neighbor_recall_drop")
 Model = ExportedModel | ExportFailure
 
 
@@ -122,6 +122,7 @@ def format_row(row: ModelResult) -> str:
         return f"{row_name(row)}: {row.status}: {row.reason}"
     found = {
         "bit flips": percent(row.bit_flip_rate), "flips vs host": count(row.host_flips), "mAP": number(row.map, 4),
+        "recall@10 of float neighbors": number(row.neighbor_recall, 4),
         "p50 ms": number(row.p50_ms, 2), "million instructions": number(row.instructions and row.instructions / 1e6, 1),
     }  # fmt: skip
     return f"{row_name(row)}: {', '.join(f'{name} {value}' for name, value in found.items() if value != '-') or 'ran'}"
@@ -167,7 +168,7 @@ def _compare(
     """Compare a model's codes, if the device returned any; raises `CorruptFile` if they have another shape.
 
     mAP over a part of the queries is noise: over 32 queries a model gained 0.016 that lost 0.002 over all 420.  So a
-    row has the host's mAP over all queries, plus the difference between device and host on these.
+    row has the host's mAP over all queries, plus the difference between device and host on these; so has its recall.
     """
     codes, logits, indices = output.codes, output.logits, reference.indices
     if codes is None or logits is None:

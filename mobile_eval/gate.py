@@ -72,12 +72,15 @@ def row_failures(row: ModelResult, thresholds: Thresholds) -> list[str]:
         return failures + ([f"{name}: failed: {row.reason}"] if row.status == "failed" else [])
     numbers = {
         "mAP": row.map, "mAP drop": row.map_drop, "bit flip rate": row.bit_flip_rate,
+        "recall@10": row.neighbor_recall, "recall@10 drop": row.neighbor_recall_drop,
         "predicted bit flip rate": row.predicted_bit_flip_rate, "p90 latency": row.p90_ms,
     }  # fmt: skip
     wrong = [what for what, value in numbers.items() if value is not None and not math.isfinite(value)]
     failures += [f"{name}: {what} is not a number" for what in wrong]
     of_precision = thresholds.of(row)
     failures += _above(name, "mAP drop", row.map_drop, of_precision.max_map_drop)
+    if row.map_drop is None:  # without labels
+        failures += _above(name, "recall@10 drop", row.neighbor_recall_drop, of_precision.max_map_drop)
     failures += _above(name, "bit flip rate", row.bit_flip_rate, of_precision.max_bit_flip_rate)
     failures += _above(name, "p90 latency in ms", row.p90_ms, thresholds.max_p90_latency_ms.get(row.device))
     if row.precision == "fp32":  # any arithmetic as exact as fp32 gives the same bit, unless a logit is close to zero
@@ -93,15 +96,19 @@ def _above(name: str, what: str, value: float | None, threshold: float | None) -
 
 
 def ratio(pairs: tuple[RetrievalPair, ...]) -> float | None:
-    """mAP of student->gallery over teacher->teacher; None when either is missing, NaN over a zero."""
-    found = {pair.name: pair.map for pair in pairs}
-    if not {STUDENT_GALLERY, TEACHER_TEACHER} <= found.keys():
+    """mAP (without labels: recall@10) of student->gallery over teacher->teacher; None when either is missing, NaN over
+    a zero.
+    """
+    found = {pair.name: pair.recall_at_10 if pair.map is None else pair.map for pair in pairs}
+    student, teacher = found.get(STUDENT_GALLERY), found.get(TEACHER_TEACHER)
+    if student is None or teacher is None:
         return None
-    return found[STUDENT_GALLERY] / found[TEACHER_TEACHER] if found[TEACHER_TEACHER] else math.nan
+    return student / teacher if teacher else math.nan
 
 
 def _pair_failures(pairs: tuple[RetrievalPair, ...], thresholds: Thresholds) -> list[str]:
-    failures = [f"{pair.name}: mAP is not a number" for pair in pairs if not math.isfinite(pair.map)]
+    wrong = (pair.name for pair in pairs if pair.map is not None and not math.isfinite(pair.map))
+    failures = [f"{name}: mAP is not a number" for name in wrong]
     if thresholds.min_map_ratio is None:
         return failures
     name, found = f"{STUDENT_GALLERY} over {TEACHER_TEACHER}", ratio(pairs)

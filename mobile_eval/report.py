@@ -17,6 +17,7 @@ from gallery.results import (
     TEACHER_TEACHER,
     EvaluationResults,
     ModelResult,
+    RetrievalPair,
     RunResults,
 )
 from mobile_eval import junit, plots
@@ -28,6 +29,13 @@ MEANING = {
     TEACHER_TEACHER: "The large teacher on both sides.",
     STUDENT_GALLERY: "The product: the student hashes the queries, the teacher hashed the gallery.",
     STUDENT_STUDENT: "The student on both sides: the result of hashing the gallery again with it.",
+}
+PAIR_COLUMNS: dict[str, Callable[[RetrievalPair], float | None]] = {
+    "mAP": lambda pair: pair.map,
+    "retrieved": lambda pair: pair.map_retrieved,
+    "recall@1": lambda pair: pair.recall_at_1,
+    "@10": lambda pair: pair.recall_at_10,
+    "@100": lambda pair: pair.recall_at_100,
 }
 MAX_NOTES, MAX_SKIPPED = 3, 10  # on the terminal; on the page more notes are folded
 MAX_UNFOLDED = 10  # disagreements of a model
@@ -56,6 +64,8 @@ CODES: tuple[Column, ...] = (
     ("vs host, beyond", "n", lambda row: count(row.host_flips_beyond)),
     ("mAP", "n", lambda row: number(row.map, 4)),
     ("mAP drop", "n", lambda row: number(row.map_drop, 4)),
+    ("neighbors@10", "n", lambda row: number(row.neighbor_recall, 4)),
+    ("neighbors drop", "n", lambda row: number(row.neighbor_recall_drop, 4)),
     ("recall@10", "n", lambda row: percent(row.recall_at_10)),
     ("worst queries (bits)", "words", _worst),
 )
@@ -78,7 +88,7 @@ TERMINAL: tuple[Column, ...] = (  # 80 columns: mAP and p50 only where they fit
     ("flips\nvs host", "n", lambda row: count(row.host_flips)),
     ("recall\n@10", "n", lambda row: "-" if row.recall_at_10 is None else f"{100 * row.recall_at_10:.1f}%"),
     ("mAP", "n", lambda row: number(row.map if row.host_flips is None else None, 4)),
-    ("drop", "n", lambda row: number(row.map_drop, 4)),
+    ("drop", "n", lambda row: number(row.map_drop if row.map_drop is not None else row.neighbor_recall_drop, 4)),
     ("p50 ms", "n", lambda row: number(row.p50_ms if None in (row.p90_ms, row.host_flips) else None, 2)),
     ("p90 ms", "n", lambda row: number(row.p90_ms, 2)),
     ("instructions\n(M)", "n", _millions),
@@ -144,6 +154,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         codes=lambda section: drop_empty_columns(section.rows, CODES),
         costs=lambda one: drop_empty_columns(one.rows, (*COSTS, ("conditions", "words", one.own_conditions))),
         smallest=smallest_passing(results),
+        pair_columns=measured_columns(results.pairs) if isinstance(results, RunResults) else {},
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
     )  # fmt: skip
     return atomic_write(path, page)
@@ -194,6 +205,11 @@ def drop_empty_columns(rows: Sequence[ModelResult], columns: Sequence[Column]) -
     return Columns([(label, kind) for label, kind, _ in kept], texts)
 
 
+def measured_columns(pairs: Sequence[RetrievalPair]) -> dict[str, Callable[[RetrievalPair], float | None]]:
+    """Return the columns of the table of retrieval pairs in which something was measured."""
+    return {label: of for label, of in PAIR_COLUMNS.items() if any(of(pair) is not None for pair in pairs)}
+
+
 def gate_notes(results: EvaluationResults) -> list[str]:
     """Return the gate's notes; of warnings, which are said before them, only that --strict counts them."""
     said = (*results.alarms, *results.data_warnings) if isinstance(results, RunResults) else ()
@@ -218,10 +234,12 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
         console.print(Text(f"  - and {more} more notes, all of them in the report"))
     console.print(Text(plain(results.query_set), "dim"))
     if run:
-        table = make_table("queries->gallery", ">mAP", ">retrieved", "meaning")
+        measured = measured_columns(run.pairs)
+        table = make_table("queries->gallery", *(f">{label}" for label in measured), "meaning")
         for pair in run.pairs:
-            texts = pair.name, number(pair.map, 4), number(pair.map_retrieved, 4), MEANING.get(pair.name, "")
-            add_row(table, *texts, style="bold" if pair.name == STUDENT_GALLERY else "")
+            texts = (number(text(pair), 4) for text in measured.values())
+            style = "bold" if pair.name == STUDENT_GALLERY else ""
+            add_row(table, pair.name, *texts, MEANING.get(pair.name, ""), style=style)
         console.print(table)
     for section in device_sections(results):
         _print_section(section, results, console)

@@ -17,9 +17,9 @@ THUMBNAIL = 56  # pixels: eight rows of eleven stay below 150 kB
 ROWS, TOP = 8, 10
 
 
-def spread(average_precision: NDArray[np.float64], count: int = ROWS) -> NDArray[np.int64]:
+def spread(quality: NDArray[np.float64], count: int = ROWS) -> NDArray[np.int64]:
     """Choose queries evenly spaced in rank from the worst to the best: a fair sample that hides no failure."""
-    ranked = np.argsort(average_precision, kind="stable")
+    ranked = np.argsort(quality, kind="stable")
     return ranked[np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)]
 
 
@@ -30,13 +30,14 @@ def retrieval_grid(
     """Retrieve the ten nearest gallery images of each query.
 
     codes, labels, images: of the queries: packed `[Q, bits/8]`, int `[Q]` or multi-hot `[Q, C]`, uint8 `[Q, S, S, 3]`
-    gallery_image: from the row in the gallery to uint8 `[S, S, 3]`; classes: their names
+    gallery_image: from the row in the gallery to uint8 `[S, S, 3]`; classes: their names, none without labels
     """
     found, known = index.search(codes, min(TOP, len(index))), index.class_labels(classes, labels.ndim == 2)
 
     def hit(label: Any, row: int, distance: int) -> Thumbnail:
-        right = np.any(np.logical_and(label, known[row])) if np.ndim(label) else label == known[row]
-        return _thumbnail(gallery_image(int(row)), known[row], classes, distance=int(distance), right=bool(right))
+        same = np.any(np.logical_and(label, known[row])) if np.ndim(label) else label == known[row]
+        right = bool(same) if len(classes) else None
+        return _thumbnail(gallery_image(int(row)), known[row], classes, distance=int(distance), right=right)
 
     return tuple(
         RetrievalExample(

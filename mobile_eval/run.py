@@ -169,21 +169,22 @@ def evaluate(command: EvaluateCommand) -> int:
 def inputs_from_run(command: EvaluateCommand, folder: Path, manifest: Manifest, golden: Golden) -> EvaluationInputs:
     """Take all queries of a finished run, whose student must be that of the bundle."""
     from distill.load_run import load_run
+    from distill.neighbors import float_neighbors
     from distill.system import limit_threads
     from gallery.index import TRAINING, open_gallery
     from mobile_eval.compare import FloatReference
 
     limit_threads()
     with load_run(folder) as run:
-        logits = load_student_logits(run, manifest, golden)
+        logits, neighbors = load_student_logits(run, manifest, golden), float_neighbors(run.context)
     context, data = run.context, run.context.data
     thresholds = context.config.thresholds if command.thresholds == Thresholds() else command.thresholds
     thresholds = thresholds.model_copy(update={"min_map_ratio": None})
     gallery = open_gallery(command.gallery or run.gallery, manifest.space, None if command.gallery else TRAINING)
     pixels, labels = data.pixels[context.resolved.student_img_size], data.labels[data.query]
     reference = FloatReference(
-        pixels[data.query], logits, manifest.space, labels, gallery, data.top_k, thresholds.logit_tolerance,
-        classes=data.classes,
+        pixels[data.query], logits, manifest.space, labels if data.classes else None, gallery, data.top_k,
+        thresholds.logit_tolerance, classes=data.classes, neighbors=None if command.gallery else neighbors,
     )  # fmt: skip
     gallery_image = None if command.gallery else lambda row: pixels[context.indexed_images[row]]
     description = f"The {len(data.query):,} queries of {data.name}"
@@ -241,6 +242,7 @@ def build_results(
         code_space=manifest.space.id, bits=manifest.space.bits, student=manifest.files[0].metadata.student,
         query_set=description, num_queries=len(reference.pixels),
         gallery_size=None if reference.gallery is None else len(reference.gallery), map=reference.map,
+        neighbor_recall=reference.neighbor_recall,
         models=tuple(row for one in devices for row in one.rows), notes=tuple(notes),
         examples=worst_examples(inputs, devices), system=describe(),
     )  # fmt: skip
@@ -256,7 +258,7 @@ def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -
 
     reference, gallery_image = inputs.reference, inputs.gallery_image
     found = [(worst, row, one) for one in devices for row in one.rows for worst in row.worst]
-    if reference.gallery is None or reference.labels is None or gallery_image is None or not found:
+    if reference.gallery is None or gallery_image is None or not found:
         return ()
     chosen: dict[int, Any] = {}
     for worst, row, results in sorted(found, key=lambda one: -one[0].flipped):
@@ -267,11 +269,13 @@ def worst_examples(inputs: EvaluationInputs, devices: Sequence[DeviceResults]) -
         queries += [query, query]
         codes += [pack(reference.logits[query]), results.outputs[row.sha256].codes[position]]
         titles += ["float student", f"{gate.row_name(row)}, {worst.flipped} bit flips"]
-    labels, images = reference.labels[queries], reference.pixels[queries]
+    labels = np.full(len(reference.pixels), -1) if reference.labels is None else reference.labels
+    labels, images = labels[queries], reference.pixels[queries]
     grid = retrieval_grid(reference.gallery, np.array(codes), labels, images, gallery_image, inputs.classes)
     examples = []
     for example, title in zip(grid, titles, strict=True):
-        thumbnail = example.query.model_copy(update={"label": f"{example.query.label}: {title}"})
+        label = f"{example.query.label}: {title}" if example.query.label else title
+        thumbnail = example.query.model_copy(update={"label": label})
         examples.append(example.model_copy(update={"query": thumbnail}))
     return tuple(examples)
 

@@ -3,5 +3,5 @@
 from distill.data.dataset import Dataset as Dataset
 from distill.data.load import DataConfig as DataConfig
 from distill.data.load import load as load
-from distill.data.load import median_image_size as median_image_size
+from distill.data.load import summarize as summarize
 from distill.data.manifest import save_split as save_split

@@ -41,6 +41,7 @@ class Split:
 class Dataset(Split):
     """N decoded images with labels and splits.
 
+    classes:     sorted, unless their source orders them; none where no image has a label
     labels:      int64 `[N]` into `classes`, or multi-hot bool `[N, C]`; -1 or an empty row where there is none
     names:       a relative path, or another name of each image
     pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
@@ -72,7 +73,7 @@ class Dataset(Split):
 
 def present(labels: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """Return which of `count` classes occur in `labels`, int `[n]` or multi-hot `[n, count]`."""
-    return np.asarray(labels.any(0) if labels.ndim == 2 else np.bincount(labels, minlength=count) > 0)
+    return np.asarray(labels.any(0) if labels.ndim == 2 else np.bincount(labels[labels >= 0], minlength=count) > 0)
 
 
 class ImageSource(Protocol):
@@ -92,7 +93,7 @@ class ImageSource(Protocol):
 class ImageList:
     """The images of a source before any is decoded; names, labels and splits are in the order of `source`.
 
-    labels:  of each image, exactly one where not `multi`; none of those that are unlabeled
+    labels:  of each image, exactly one where not `multi`; none of those that are unlabeled, which all may be
     splits:  those of `SPLITS` each image is in, or `UNLABELED`; all others empty where the split is to be sampled
     split_source: who made the split, where it is not sampled
     classes: their order where the source fixes it, else sorted

@@ -1,4 +1,4 @@
-"""Images in folders: `class/...`, or `train|gallery|query|validation/class/...`."""
+"""Images in folders: `class/...`, or `train|gallery|query|validation/class/...`; without classes, none below that."""
 
 import hashlib
 import os
@@ -56,7 +56,7 @@ class ImageFiles:
 
 
 def list_folder(root: Path) -> ImageList:
-    """List the images below `root`, sorted by name.
+    """List the images below `root`, sorted by name; where none is inside a class folder, they have no labels.
 
     Links are followed, since the owner of the folder made them, but no folder is visited twice.  Raises
     `InputError` for a folder that cannot be read, and where splits and classes cannot be told apart.
@@ -66,14 +66,17 @@ def list_folder(root: Path) -> ImageList:
     below = _folders_below([name for name, _ in found])
     roles = _find_splits(root, below)
     depth = 1 if roles else 0
-    inside = [(name, path, name.split("/")) for name, path in found if name.count("/") > depth]
-    images = [(name, path, step[0], label) for name, path, step in inside if (label := clean_label(step[depth]))]
-    skipped = [(name, "not inside a class folder") for name, _ in found if name.count("/") <= depth]
-    skipped += [(name, "a class without a name") for name, _, step in inside if not clean_label(step[depth])]
-    warnings = *contents.warnings, *_merged([name.split("/")[depth] for name, *_ in images])
+    labeled = any(name.count("/") > depth for name, _ in found)
+    least, where = (depth + 1, "a class folder") if labeled else (depth, "the folder of a split")
+    inside = [(name, path, name.split("/")) for name, path in found if name.count("/") >= least]
+    kept = [(*one, (clean_label(one[2][depth]),) if labeled else ()) for one in inside]
+    images = [(name, path, step[0], label) for name, path, step, label in kept if all(label)]
+    skipped = [(name, f"not inside {where}") for name, _ in found if name.count("/") < least]
+    skipped += [(name, "a class without a name") for name, *_, label in kept if not all(label)]
+    warnings = *contents.warnings, *(_merged([name.split("/")[depth] for name, *_ in images]) if labeled else ())
     return ImageList(
         name=root.resolve().name, names=tuple(name for name, *_ in images),
-        labels=tuple((label,) for *_, label in images),
+        labels=tuple(label for *_, label in images),
         splits=tuple(frozenset([roles[first]] if roles else []) for _, _, first, _ in images),
         source=ImageFiles(root, [path for _, path, *_ in images]),
         split_source="split given by the folder's first level",

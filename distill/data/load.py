@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
@@ -105,10 +105,20 @@ def _fingerprint(names: Sequence[str], encoded: Labels, own: Split, digests: Seq
     return fingerprint.hexdigest()
 
 
-def median_image_size(source: str, data_root: Path | None = None) -> int:
-    """Return the median shorter side, in pixels, of up to 200 of the source's images, from their headers."""
+class SourceSummary(NamedTuple):
+    """What is known of a source before its images are decoded.
+
+    image_size: median shorter side, pixels, of up to 200 images; labeled: whether any image has a label
+    """
+
+    image_size: int
+    labeled: bool
+
+
+def summarize(source: str, data_root: Path | None = None) -> SourceSummary:
+    """Return the size of a source's images, from their headers, and whether it has labels."""
     if source in fashion_mnist.SOURCES:
-        return fashion_mnist.EDGE
+        return SourceSummary(fashion_mnist.EDGE, True)
     images, sides, skipped = _list_images(source, Path(), data_root, 0), list[int](), list[Skipped]()
     count = len(images.names)
     sample = np.unique(np.linspace(0, max(0, count - 1), min(SAMPLE, count), dtype=int))
@@ -121,7 +131,7 @@ def median_image_size(source: str, data_root: Path | None = None) -> int:
                 skipped.append(Skipped(path=images.names[i], reason=error.found))
     if not sides:
         raise _nothing_left(images.name, count + len(images.skipped), [*images.skipped, *skipped])
-    return int(np.median(sides))
+    return SourceSummary(int(np.median(sides)), any(images.labels))
 
 
 def _list_images(source: str, cache_dir: Path, data_root: Path | None, seed: int) -> ImageList:
@@ -154,7 +164,7 @@ def _report_skipped(images: ImageList, skipped: Sequence[Skipped], strict: bool)
 
 
 def _nothing_left(name: str, total: int, skipped: Sequence[Skipped]) -> InputError:
-    fix = "Repair or remove these, or add others: images in class folders, or listed in a manifest."
+    fix = "Repair or remove these, or add others: images in class folders, or without, or listed in a manifest."
     return InputError(f"readable images in {name}", _few(skipped, total), fix)
 
 

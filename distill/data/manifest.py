@@ -1,4 +1,4 @@
-"""Images listed in a CSV or Parquet file: columns `path`, `label` (or `labels`) and, optionally, `split`.
+"""Images listed in a CSV or Parquet file: a column `path` and, optionally, `label` (or `labels`) and `split`.
 
 `labels` holds several, separated by `;` (in Parquet a list column will do too), and makes the set multi-label.
 `split` is train, validation, gallery or query; an image in both train and gallery has two rows, or `train;gallery`.
@@ -50,13 +50,19 @@ def list_manifest(path: Path) -> ImageList:
         splits[name] |= own_splits
     names = tuple(sorted(labels))
     unread = [column for column in header if SPLIT_LIKE.fullmatch(column.strip())]
-    sampled = f"Columns of {path.name} that are not read: {some(unread)}. If one holds the split, rename it to split."
+    warnings = []
+    if unread and "split" not in listed.rows.column_names:
+        one_of = "If one holds the split, rename it to split."
+        warnings.append(f"Columns of {path.name} that are not read: {some(unread)}. {one_of}")
+    others = [column for column in header if column.strip().lower() not in COLUMNS and column not in unread]
+    if others and not {"label", "labels"} & {*listed.rows.column_names}:
+        one_of = "If one holds the class, rename it to label."
+        warnings.append(f"{path.name} has no labels, and columns that are not read: {some(others)}. {one_of}")
     return ImageList(
         name=path.stem if path.stem != "manifest" else root.name, names=names,
         labels=tuple(labels[name] for name in names), splits=tuple(frozenset(splits[name]) for name in names),
         source=ImageFiles(root, [root / name for name in names]), split_source="split given by the manifest",
-        multi=any("labels" in row for row in rows[:1]),
-        warnings=(sampled,) if unread and not any("split" in row for row in rows[:1]) else (),
+        multi="labels" in listed.rows.column_names, warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -71,13 +77,13 @@ def save_split(data: Dataset, path: Path) -> Path:
             splits[i].append(own)
     text, multi = io.StringIO(), data.labels.ndim == 2
     table = csv.writer(text)
-    table.writerow(["path", "labels" if multi else "label", "split"])
+    table.writerow(["path", *(["labels" if multi else "label"] if data.classes else []), "split"])
     for name, label, row in zip(data.names, data.labels, splits, strict=True):
         if row:
-            labels = [data.classes[c] for c in (np.flatnonzero(label) if multi else [label])]
+            labels = [data.classes[c] for c in (np.flatnonzero(label) if multi else [label])] if data.classes else []
             texts = (f"'{one}" if FORMULA.match(one) else one for one in labels)
             place = f"./{name}" if FORMULA.match(name) or name[:1].isspace() else name
-            table.writerow([place, ";".join(texts), ";".join(row)])
+            table.writerow([place, *([";".join(texts)] if data.classes else []), ";".join(row)])
     return atomic_write(path, text.getvalue())
 
 
@@ -85,8 +91,8 @@ def _known_columns(header: Sequence[str], path: Path) -> dict[str, str]:
     """Map the columns' own names to those of a manifest; raises `InputError` where they are others."""
     names = [name.strip().lower() for name in header]
     count = Counter(names)
-    if count["path"] != 1 or count["label"] + count["labels"] != 1 or count["split"] > 1:
-        expected = f"columns path, label (or labels; not both) and optionally split in {path}"
+    if count["path"] != 1 or count["label"] + count["labels"] > 1 or count["split"] > 1:
+        expected = f"a column path and optionally label (or labels; not both) and split in {path}"
         raise InputError(expected, ", ".join(names) or "none", "Rename the columns, and separate CSV fields by commas.")
     return {own: name for own, name in zip(header, names, strict=True) if name in COLUMNS}
 
@@ -97,9 +103,12 @@ def _parse(row: Row, where: str) -> tuple[tuple[str, ...], set[str]]:
     if multi:
         labels = labels_of(row["labels"], where)
     else:
-        labels = tuple(filter(None, [label_of(text_of(row["label"], where))]))
-    if not labels and not (multi and splits == {GALLERY}):
-        fix = "Fill it in, or remove the row; gallery images of no class take a column `labels`."
+        labels = tuple(filter(None, [label_of(text_of(row.get("label"), where))]))
+    if not labels and (multi or "label" in row) and not (multi and splits == {GALLERY}):
+        fix = (
+            "Fill it in, or remove the row (or the column, if nothing has a label); gallery images of no class take a "
+        )
+        fix += "column `labels`."
         raise InputError(f"a label in {where}", "none", fix)
     if ("split" in row and not splits) or not splits <= {*SPLITS, VALIDATION}:
         raise InputError(f"train, validation, gallery or query as split in {where}", repr(row["split"]), "Correct it.")

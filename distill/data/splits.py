@@ -21,7 +21,7 @@ Labels = tuple[tuple[str, ...], NDArray[Any]]  # classes; int64 `[N]` (-1 for no
 class SplitConfig:
     """How a split is sampled where the source has none.
 
-    query_fraction: share of each class sampled as queries
+    query_fraction: share of each class sampled as queries, of all images where these have several labels or none
     validation_fraction: share of train held out, unless the source marks validation images
     num_unseen_classes: sampled too; they stay in gallery and query, but none of their images is in train
     """
@@ -40,14 +40,17 @@ class SplitConfig:
 def encode_labels(images: ImageList) -> Labels:
     """Return the classes that occur, sorted by name unless the source orders them, and the labels of the images.
 
-    Raises `InputError` for fewer than two classes.
+    No classes where no image has a label.  Raises `InputError` for one class, and for none among multi-label images.
     """
     classes = images.classes or tuple(sorted({label for row in images.labels for label in row}))
     labeled = sum(map(bool, images.labels))
+    if not (classes or images.multi):
+        return (), np.full(len(images.labels), -1, np.int64)
     if len(classes) < 2 or labeled < len(classes):
         some_classes = f"{counted(len(classes), 'class', 'classes')} ({some(classes)})"
         found = f"{some_classes}, {counted(labeled, 'image')} in {images.name}"
-        raise InputError("at least two classes and as many images", found, "Point --data at images sorted by class.")
+        fix = "Point --data at images sorted by class, or at a folder that holds images alone: these have no labels."
+        raise InputError("at least two classes and as many images", found, fix)
     column = {name: c for c, name in enumerate(classes)}
     if not images.multi:
         return classes, np.array([column[row[0]] if row else -1 for row in images.labels], np.int64)
@@ -60,9 +63,9 @@ def encode_labels(images: ImageList) -> Labels:
 def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequence[bytes] = ()) -> Split:
     """Take the source's split or sample one, take unseen classes out of train, and hold out the validation images.
 
-    Samples class by class where images have one label each.  What is sampled of a class depends on the seed, its name
-    and its own images, so that other classes may come and go.  Images of the same digest are sampled together, as far
-    as `digests` are given.  Raises `InputError` for a split that is empty.
+    Samples class by class where images have one label each, and of all images where they have none.  What is sampled of
+    a class depends on the seed, its name and its own images, so that other classes may come and go.  Images of the same
+    digest are sampled together, as far as `digests` are given.  Raises `InputError` for a split that is empty.
     """
     (classes, values), seed, unseen = labels, options.seed, options.num_unseen_classes
     warnings: list[str] = []
@@ -92,6 +95,7 @@ def split(images: ImageList, labels: Labels, options: SplitConfig, digests: Sequ
     for what, which in (("in gallery or query alone", (there | asked) & ~known), ("without a query", there & ~asked)):
         if own := [classes[c] for c in np.flatnonzero(which)]:
             description += f", {counted(len(own), 'class', 'classes')} {what} ({some(own)})"
+    description += "" if classes else ", no labels"
     sizes = f"{len(train)} train" + (" = gallery" if np.array_equal(train, gallery) else f", {len(gallery)} gallery")
     by = "" if len(marked) else f" by seed {seed}"
     description += f": {sizes}, {len(query)} query; {len(validation)} of train held out for validation{by}."
@@ -121,7 +125,7 @@ def _assign_splits(
     labeled = np.flatnonzero([not splits for splits in images.splits])
     query = _sample(labeled, labels, options.query_fraction, options.seed, digests)
     train = np.setdiff1d(labeled, query)
-    of = "all images" if images.multi else "each class"
+    of = "each class" if labels[0] and not images.multi else "all images"
     return train, train, query, f"{options.query_fraction:.0%} of {of} sampled as queries by seed {options.seed}"
 
 
@@ -136,13 +140,13 @@ def _sample_unseen(classes: Indices, count: int, seed: int) -> Indices:
 def _sample(
     chosen: Indices, labels: Labels, fraction: float, seed: int, digests: Sequence[bytes], *, dither: bool = False
 ) -> Indices:
-    """Sample a share of each class, or of all where images have several labels, but never the whole.
+    """Sample a share of each class, or of all where images have several labels or none, but never the whole.
 
     Rounded to the nearest, and at least one of a class of two; with `dither`, rounded up or down by chance, so that
     a small share of many small classes comes out right, and at least one in all.  Copies are sampled all or none.
     """
     (classes, values), groups = labels, {"": chosen}
-    if values.ndim == 1:
+    if classes and values.ndim == 1:
         own = values[chosen]
         ends = np.cumsum(np.bincount(own, minlength=len(classes)))[:-1]
         groups = dict(zip(classes, np.split(chosen[np.argsort(own, kind="stable")], ends), strict=True))
@@ -202,7 +206,9 @@ def _check_splits(name: str, labels: Labels, train: Indices, gallery: Indices, q
             fix = "Mark some, or leave the split out to have one sampled (which takes two different images of a class)."
             raise InputError(f"{own} images in {name}", "none", fix)
     learned, there, queried = (present(values[members], len(classes)) for members in (train, gallery, query))
-    if learned.sum() < 2:
+    if classes and learned.sum() < 2:
         raise InputError(f"at least two classes among the train images of {name}", "one", "Add images of others.")
+    if not classes and len(train) < 2:
+        raise InputError(f"at least two train images in {name}", "one", "Add images, or lower --validation-fraction.")
     if lost := [classes[c] for c in np.flatnonzero(queried & ~there)]:
         yield f"{counted(len(lost), 'class', 'classes')} queried but not in the gallery: {some(lost)}."

@@ -73,13 +73,15 @@ class HashLoss(Method, nn.Module, ABC):
 
     centers: what `--hash-centers auto` stands for; None: it has no centers, and each class gets the majority of its
     training images' codes afterwards.  multilabel: whether it is defined for multi-label images; n_views: augmented
-    views of each image in a batch; learns_gallery_codes: from labels, instead of hashing the gallery's images
+    views of each image in a batch; learns_gallery_codes: from labels, instead of hashing the gallery's images;
+    uses_labels: whether it learns from labels: without, centers are those of clusters of codes, for the search alone
     """
 
     centers: ClassVar[Construction | None] = None
     multilabel: ClassVar[bool] = True
     n_views: ClassVar[int] = 1
     learns_gallery_codes: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = True
 
     def __init__(self, context: LossContext, **options: Any) -> None:
         super().__init__()

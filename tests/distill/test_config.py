@@ -75,6 +75,7 @@ def test_auto_follows_images_device_and_weights() -> None:
 
 def test_what_the_user_says_is_taken_and_gives_no_reason() -> None:
     asked = TrainConfig(
+        loss="csch",
         teacher_img_size=96,
         student_img_size=80,
         teacher_train=TeacherTrainConfig(epochs=1, lr=0.5, crop_min_scale=0.7, finetune="full"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.data import DataConfig, Dataset, list_files, load, median_image_size
+from distill.data import DataConfig, Dataset, list_files, load, summarize
 from distill.data.list_files import list_published
 from distill.data.load import PROTOCOLS
 from distill.data.protocol_specs import PUBLISHED
@@ -102,7 +102,7 @@ def test_lists_and_images_in_the_true_layout(tmp_path: Path, name: str, caplog: 
     assert f"(mAP@{data.top_k or 'all'})" in data.protocol
     assert f"{len(PARTS['train'])} train, {len(data.gallery)} gallery, {len(data.query)} query" in data.protocol
     assert f"40 train images here, {PUBLISHED[name].sizes[0]} published" in caplog.text
-    assert median_image_size(name, tmp_path) == 28
+    assert summarize(name, tmp_path).image_size == 28
 
 
 @pytest.mark.parametrize(

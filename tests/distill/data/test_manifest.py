@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.data import DataConfig, Dataset, load, median_image_size, save_split
+from distill.data import DataConfig, Dataset, load, save_split, summarize
 from distill.data.check import check_classes
 from distill.data.manifest import list_manifest
 from gallery.errors import InputError
@@ -55,7 +55,7 @@ def test_labels_and_splits(make_folder: MakeFolder, suffix: str) -> None:
     assert data.query.tolist() == [8, 9]
     assert data.validation.tolist() == []
     assert "manifest" in data.protocol
-    assert median_image_size(str(root / f"m.{suffix}")) == 20
+    assert summarize(str(root / f"m.{suffix}")).image_size == 20
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -111,8 +111,8 @@ def test_blank_rows_count_but_are_passed_over_and_a_field_may_be_long(make_folde
 
 
 INVALID = [
-    ({"path": "x/000.png", "name": "a"}, "columns path, label .* found path, name"),
-    ({"file": "x/000.png", "label": "a"}, "columns path, label .* found file, label|found label"),
+    ({"name": "x/000.png", "split": "train"}, "a column path .* found name, split"),
+    ({"file": "x/000.png", "label": "a"}, "a column path .* found file, label|found label"),
     ({"path": "x/000.png", "label": "a", "labels": "b"}, "not both"),
     ({"path": "x/000.png", "label": ""}, "a label in row"),
     ({"path": "x/000.png", "labels": " ; "}, "a label in row"),
@@ -275,7 +275,7 @@ def test_a_saved_split_holds_no_formula(make_folder: MakeFolder) -> None:
         ("m.csv", "path,label\nx/000.png,a\n".encode("utf-16"), "UTF-8"),
         ("m.csv", b"path,label\nx/\0.png,a\n", "CSV file in UTF-8|a path inside"),
         ("m.csv", b"path,label\n", "found none"),
-        ("m.csv", b"path,label,label\nx/000.png,a,b\n", "columns path"),
+        ("m.csv", b"path,label,label\nx/000.png,a,b\n", "a column path"),
         ("m.parquet", b"", "Parquet"),
         ("m.parquet", b"PAR1 not really PAR1", "Parquet"),
     ],

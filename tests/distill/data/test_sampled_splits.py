@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.data import DataConfig, Dataset, load, median_image_size
+from distill.data import DataConfig, Dataset, load, summarize
 from distill.data.cifar import (
     CIFAR10_CLASSES,
     CIFAR10_FILES,
@@ -88,7 +88,7 @@ def test_cifar10_binary(
     assert f"20 queries and {counts[1]} of train a class sampled here by seed 1 (in the literature" in data.protocol
     differ = zip(sizes, ("train", "gallery"), published[1], strict=False)
     assert ", ".join(f"{here} {part} images here, {there} published" for here, part, there in differ) in caplog.text
-    assert median_image_size(name, tmp_path) == 32
+    assert summarize(name, tmp_path).image_size == 32
     assert not np.array_equal(opened(name, tmp_path, seed=2).query, data.query)
 
 
