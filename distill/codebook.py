@@ -67,7 +67,7 @@ def center_assignment(context: RunContext) -> Assignment:
     if config.center_assignment != "auto":
         return config.center_assignment
     worth_it = config.bits < len(context.classes) <= QUADRATIC_MOST and not context.resolved.teacher.random
-    return "quadratic" if worth_it and context.resolved.loss == "csch" else "none"
+    return "quadratic" if worth_it and config.loss == "csch" else "none"
 
 
 def center_construction(context: RunContext) -> Construction:
@@ -79,7 +79,7 @@ def center_construction(context: RunContext) -> Construction:
 def optimises_multilabel_centers(context: RunContext) -> bool:
     """Whether centers are optimised for majority-vote targets; "auto": of csch, for images of several classes."""
     config = context.config
-    return (context.resolved.loss, config.hash_centers) == ("csch", "auto") and context.data.labels.ndim == 2
+    return (config.loss, config.hash_centers) == ("csch", "auto") and context.data.labels.ndim == 2
 
 
 def pretrained_features(context: RunContext, role: Role) -> NDArray[np.float32]:

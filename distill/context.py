@@ -77,7 +77,10 @@ def resolve_config(run_dir: RunDir, config: TrainConfig) -> ResolvedConfig:
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """One run: its folder, configuration and data, and inference that is cached in the folder."""
+    """One run: its folder, configuration and data, and inference that is cached in the folder.
+
+    config: as it was given, but for the loss, which is that of `resolved`
+    """
 
     run_dir: RunDir
     config: TrainConfig
@@ -120,13 +123,13 @@ class RunContext:
     @property
     def loss_class(self) -> type[HashLoss]:
         """The class of the teacher's loss."""
-        found: type[HashLoss] = LOSSES.find(self.resolved.loss)
+        found: type[HashLoss] = LOSSES.find(self.config.loss)
         return found
 
     @property
     def protocol(self) -> str:
         """What is searched where, and whether the gallery's codes were learned from labels."""
-        name, loss, said = self.resolved.loss, self.loss_class, ""
+        name, loss, said = self.config.loss, self.loss_class, ""
         if loss.learns_gallery_codes:
             said = f" The gallery's codes are {name}'s own, learned from the labels of its images."
         if not loss.uses_labels:
@@ -242,4 +245,4 @@ def load_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContex
             found = describe_changes(run_dir.folder / SPLIT, dataset)
             fix = "Bring them back, or give this run another --name."
             raise InputError(f"the images, labels and splits that {run_dir.folder} was made with", found, fix)
-    return RunContext(run_dir, config, resolved, dataset)
+    return RunContext(run_dir, config.model_copy(update={"loss": resolved.loss}), resolved, dataset)

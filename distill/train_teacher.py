@@ -78,7 +78,7 @@ def build_loss(context: RunContext, model: HashNet, data: TrainingSet) -> HashLo
         features=model.head.features, steps_per_epoch=spec.steps_per_epoch(len(data.train)), seed=config.seed,
         epochs=(how != "full") * probe_epochs + (how != "linear_probe") * spec.epochs,
     )  # fmt: skip
-    loss: HashLoss = LOSSES.build(context.resolved.loss, task, config.loss_args)
+    loss: HashLoss = LOSSES.build(config.loss, task, config.loss_args)
     return loss.to(device())
 
 
