@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.published import PUBLISHED
-from benchmarks.trial import Benchmark, Trial, data_source, mean_and_half_range, panels, table
+from benchmarks.trial import Benchmark, Trial, data_source, mean_and_half_range, panels, share_features, table
 from distill.config import TeacherTrainConfig, TrainConfig
 from distill.losses import LOSSES
 from gallery.console import log
@@ -114,7 +114,9 @@ class LossBenchmark(Benchmark):
         data, config = context.data, context.config
         key = {"loss": config.loss, "data": data.name, "bits": config.bits, "seed": config.seed, "factor": factor,
                "transductive": context.loss_class.learns_gallery_codes}  # fmt: skip
-        self.share_features(context)
+        share_features(
+            context, self.folder("features", config.data, config.seed), (f"features-{v}" for v in range(VIEWS))
+        )
         try:
             teacher, space, gallery, _ = train_teacher_and_gallery(context)
         except UnsupportedLabels as error:  # single-label losses on multi-label data
@@ -132,15 +134,6 @@ class LossBenchmark(Benchmark):
             precision=tuple(None if np.isnan(p) else round(float(p), 4) for p in precision),
             validation=validation_map(context, teacher, space.id) if selects_lr else None,
         )  # fmt: skip
-
-    def share_features(self, context: RunContext) -> None:
-        """Let all trials of a seed share the backbone's features of the cached views."""
-        shared = self.folder("features", context.config.data, context.config.seed)
-        for view in map(str, range(VIEWS)):
-            (shared / view).mkdir(parents=True, exist_ok=True)
-            link = context.run_dir.cache / f"teacher-features-{view}"
-            if not link.is_symlink():
-                link.symlink_to((shared / view).resolve())
 
     def text(self, trials: Sequence[LossTrial]) -> str:
         """Return a table for each data set and length of code, best first, and published figures."""

@@ -15,6 +15,8 @@ from benchmarks.gallery import GalleryBenchmark
 from benchmarks.losses import LossBenchmark
 from benchmarks.metric import MetricBenchmark
 from benchmarks.multilabel_centers import MultilabelCenters
+from benchmarks.open_world import OpenWorld
+from benchmarks.protocols import Protocols
 from benchmarks.students import StudentBenchmark
 from gallery.command_line import read_flags, run_cli
 from gallery.errors import EXIT_PASSED
@@ -23,7 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "csch": Csch, "teacher-finetuning": TeacherFinetuning, "csch-ablation": CschAblation,
     "unseen-classes": UnseenClasses, "distillers": Distillers, "losses": LossBenchmark,
     "multilabel-centers": MultilabelCenters, "export": ExportBenchmark, "metric": MetricBenchmark,
-    "students": StudentBenchmark, "gallery": GalleryBenchmark,
+    "students": StudentBenchmark, "gallery": GalleryBenchmark, "open-world": OpenWorld, "protocols": Protocols,
 }  # fmt: skip
 
 

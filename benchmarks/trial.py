@@ -8,12 +8,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from distill.config import TrainConfig
-from gallery.files import atomic_write, write_json
+from gallery.errors import InputError
+from gallery.files import atomic_write, read_json, write_json
 from gallery.record import Record
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ T = TypeVar("T", bound=Trial)
 class Benchmark(Record):
     """Trials and the files they are written to."""
 
+    parts: ClassVar[frozenset[str]] = frozenset()
+    """Options that choose what is measured, not how: they are not written."""
     name: str
     """Name of the files in benchmarks/results."""
     runs: Path = Path("runs/bench")
@@ -68,7 +71,7 @@ class Benchmark(Record):
 
         write_json(RESULTS / f"{self.name}.json", {
             "command": f"python benchmarks/run.py {self.name.replace('_', '-')}",
-            "options": self.model_dump(mode="json", exclude={"root", "runs"}),
+            "options": self.model_dump(mode="json", exclude={"root", "runs", *self.parts}),
             "machine": describe().model_dump(), "trials": [trial.model_dump(mode="json") for trial in trials],
         })  # fmt: skip
         atomic_write(RESULTS / f"{self.name}.md", self.text(trials).rstrip("\n") + "\n")
@@ -93,6 +96,47 @@ class Benchmark(Record):
             write_json(record, trial.model_dump(mode="json"))
             shutil.rmtree(run_dir.cache)
         return trial
+
+
+class GrowingBenchmark(Benchmark):
+    """A benchmark that is measured part by part: the trials of earlier commands stay in its files."""
+
+    trial_type: ClassVar[type[Trial]]
+
+    def run(self) -> None:
+        """Measure the trials of this part, and write them beside the earlier ones after each."""
+        kept = {self.key(trial): trial for trial in self.earlier()}
+        for trial in self.trials():
+            kept[self.key(trial)] = trial
+            self.write([kept[key] for key in sorted(kept)])
+
+    @abstractmethod
+    def key(self, trial: Any) -> tuple[Any, ...]:
+        """Return what tells a trial from all others, and orders them."""
+
+    def earlier(self) -> list[Trial]:
+        """Return the trials in the file; raises `InputError` where they were measured in another way."""
+        path = RESULTS / f"{self.name}.json"
+        if not path.exists():
+            return []
+        record: dict[str, Any] = read_json(path, dict)
+        before, own = record["options"], self.model_dump(mode="json", exclude={"root", "runs", *self.parts})
+        if changed := [name for name, value in own.items() if before.get(name) != value]:
+            found, fix = ", ".join(f"{name} {before.get(name)}" for name in changed), "Use these, or another --name."
+            raise InputError(f"trials of the same options in {path}", found, fix)
+        return [self.trial_type.model_validate(one) for one in record["trials"]]
+
+
+def share_features(context: RunContext, shared: Path, names: Iterable[object]) -> None:
+    """Let all trials of a data set and a seed share what the pretrained teacher computes under `names`.
+
+    shared: the folder of these trials' features, which stays when a trial's cache is deleted
+    """
+    for name in map(str, names):
+        (shared / name).mkdir(parents=True, exist_ok=True)
+        link = context.run_dir.cache / f"teacher-{name}"
+        if not link.is_symlink():
+            link.symlink_to((shared / name).resolve())
 
 
 def data_source(name: str) -> str:
