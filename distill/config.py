@@ -61,6 +61,8 @@ class TeacherTrainConfig(OptimizerConfig):
     """Passes over the cached features."""
     linear_probe_lr: Rate = 3e-3
     """Peak learning rate of the linear probe."""
+    unlabeled_ratio: Annotated[Share, Field(lt=1)] | Auto = "auto"
+    """Share of a step's images that are unlabeled, beside the batch; auto: twice their share, at most half."""
 
 
 class StudentTrainConfig(OptimizerConfig):

@@ -167,7 +167,10 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if not DISTILLERS.find(config.distiller).uses_teacher(options):
         unlabeled = "unlabeled_data", "student_train.unlabeled_ratio"
         yield from ((name, "a distiller that does not use the teacher") for name in unlabeled)
-    if config.loss != "auto" and LOSSES.find(config.loss).centers is None:
+    loss = LOSSES.find(config.loss) if config.loss != "auto" else None
+    if loss and not loss.uses_unlabeled(LOSSES.parse(config.loss, config.loss_args)):
+        yield "teacher_train.unlabeled_ratio", f"--loss {config.loss}, which uses no unlabeled images"
+    if loss and loss.centers is None:
         centers = "hash_centers", "center_assignment"
         yield from ((name, f"--loss {config.loss}, which has no hash centers") for name in centers)
     if not _is_named(config.data):

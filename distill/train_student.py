@@ -18,14 +18,12 @@ from distill.distributed import all_gather, shard
 from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import Indices, Logits, forward_logits
 from distill.models.hash_net import HashNet
+from distill.reference_features import unlabeled_images, unlabeled_ratio
 from distill.system import device
 from distill.training_set import TrainingSet
 from gallery.codespace import CodeSpace
 from gallery.console import log
 from gallery.errors import InputError
-
-MAX_UNLABELED_RATIO = 0.5  # of a batch; half costs the seen classes nothing (unseen.md)
-MAX_UNLABELED = 4  # times the training images: more would cost teacher inferences that the student seldom uses
 
 
 @dataclass(frozen=True)
@@ -160,24 +158,15 @@ def batches_on_the_fly(
 
 
 def student_indices(context: RunContext, teacher: HashNet | None, uses_teacher: bool) -> tuple[Indices, int]:
-    """Return the images the student is trained on, those of train first, and how many rows of a batch are unlabeled.
-
-    The unlabeled ones have no label, or one that is not used: the gallery but for the validation images, and
-    --unlabeled-data; at most `MAX_UNLABELED` times as many as those of train.
-    """
+    """Return the images the student is trained on, those of train first, and how many rows of a batch are unlabeled."""
     data, options = context.data, context.config.student_train
-    unlabeled = np.setdiff1d(data.gallery, np.concatenate([data.train, data.validation]))
     if teacher is None and not np.isin(data.train, data.gallery).all():
         fix = "Mark them as gallery too, or put teacher.safetensors beside its codes."
         raise InputError("training images that the gallery has codes of", "some that it has none of", fix)
-    unlabeled = np.concatenate([unlabeled, data.unlabeled]) if teacher else unlabeled
-    if len(unlabeled) > (most := MAX_UNLABELED * len(data.train)):
-        log.info("  the student uses %d of %d unlabeled images", most, len(unlabeled))
-        unlabeled = np.sort(np.random.default_rng(context.config.seed).choice(unlabeled, most, replace=False))
+    unlabeled = unlabeled_images(data, context.config.seed, "student", stored_only=teacher is None)
     if teacher is None and not context.resolved.student_cached_views:
         raise InputError("cached views for stored codes", "0", "Choose --student-train.cached-views of at least 1.")
-    twice = min(MAX_UNLABELED_RATIO, 2 * len(unlabeled) / (len(unlabeled) + len(data.train)))
-    ratio = twice if options.unlabeled_ratio == "auto" else float(options.unlabeled_ratio)
+    ratio = unlabeled_ratio(options.unlabeled_ratio, len(unlabeled), len(data.train))
     batch_size = min(options.batch_size, len(data.train))
     n_unlabeled = min(round(ratio * batch_size), batch_size - 2) if len(unlabeled) and uses_teacher else 0
     return np.concatenate([data.train, unlabeled if n_unlabeled else unlabeled[:0]]), n_unlabeled

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from distill.distributed import LossFn, is_main_process, main_process_first, sha
 from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import Logits, extract_features, features_and_logits
 from distill.losses import LOSSES
-from distill.losses.base import HashLoss, LossBatch, LossContext
+from distill.losses.base import HashLoss, LossBatch, LossContext, UnlabeledBatch
 from distill.models.hash_net import HashNet
+from distill.reference_features import ReferenceFeatures, reference_features
 from distill.run_dir import LEARNED_CODES
 from distill.system import device
 from distill.teacher_golden import golden_logits, save_golden
@@ -32,6 +34,17 @@ MAX_FEATURE_BYTES = 1 << 30  # of cached features; fewer views where all would n
 Rows = NDArray[np.int64]
 
 
+class TeacherBatch(NamedTuple):
+    """One step: views of the images `rows` of train, in the first of them followed by unlabeled images.
+
+    unlabeled: rows of the reference features, int `[U]`
+    """
+
+    views: list[Tensor]
+    rows: Rows
+    unlabeled: Tensor
+
+
 def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
     """Train the teacher and return it with its code space, or read them where they are finished."""
     run_dir, resolved, path = context.run_dir, context.resolved, context.run_dir.folder / "teacher.safetensors"
@@ -44,14 +57,15 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
         with run_dir.stage("teacher", f"training {info.name} at {resolved.teacher_img_size} px ({how}), {info.source}"):
             model, data = context.build_model("teacher"), TrainingSet(context, "teacher")
             loss, spec = build_loss(context, model, data), context.train_spec("teacher")
+            reference = reference_features(context, model, loss)
             if how != "full":
                 options, stage = context.config.teacher_train, "teacher" if how == "linear_probe" else "head"
                 probe = spec.model_copy(update={"epochs": options.linear_probe_epochs, "lr": options.linear_probe_lr,
                                                 "model_ema_decay": 0.0, "early_stopping_patience": 0})  # fmt: skip
                 features = cache_features(context, model), cache_validation(context, model)
-                linear_probe(model, loss, data, features, probe, context.checkpoint(stage))
+                linear_probe(model, loss, data, features, reference, probe, context.checkpoint(stage))
             if how != "linear_probe":
-                finetune(model, loss, data, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
+                finetune(model, loss, data, reference, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
             if (codes := loss.codes()) is not None and is_main_process():  # the gallery is made of them
                 with atomic_path(run_dir.folder / LEARNED_CODES) as draft, draft.open("wb") as stream:
                     np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
@@ -102,8 +116,8 @@ def cache_validation(context: RunContext, model: HashNet) -> Logits:
 
 
 def linear_probe(
-    model: HashNet, loss: HashLoss, data: TrainingSet, features: tuple[Logits, Logits], spec: TrainSpec,
-    checkpoint: Checkpoint,
+    model: HashNet, loss: HashLoss, data: TrainingSet, features: tuple[Logits, Logits], reference: ReferenceFeatures,
+    spec: TrainSpec, checkpoint: Checkpoint,
 ) -> None:  # fmt: skip
     """Train the hash head, and the loss's own parameters, in place on cached features: seconds.
 
@@ -112,11 +126,14 @@ def linear_probe(
     """
     cached, held_out = (torch.from_numpy(one).to(data.loader.device) for one in features)
 
-    def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
+    def load(rows: Rows, generator: torch.Generator) -> TeacherBatch:
         views = (torch.randint(len(cached), (len(rows),), generator=generator) for _ in range(loss.n_views))
-        return [cached[view, torch.from_numpy(rows)] for view in views], rows
+        shown = [cached[view, torch.from_numpy(rows)] for view in views]
+        others = reference.sample(generator)
+        shown[0] = torch.cat([shown[0], reference.unlabeled[others]])
+        return TeacherBatch(shown, rows, others)
 
-    loss_fn = _loss_of_views(lambda features: (features, model.head(features)), loss, data)
+    loss_fn = _loss_of_views(lambda features: (features, model.head(features)), loss, data, reference)
 
     def validate() -> float | None:
         model.head.eval()
@@ -128,22 +145,25 @@ def linear_probe(
 
 
 def finetune(
-    model: HashNet, loss: HashLoss, data: TrainingSet, spec: TrainSpec, checkpoint: Checkpoint, freeze_bn: bool = False
-) -> None:
+    model: HashNet, loss: HashLoss, data: TrainingSet, reference: ReferenceFeatures, spec: TrainSpec,
+    checkpoint: Checkpoint, freeze_bn: bool = False,
+) -> None:  # fmt: skip
     """Train all layers, and the loss's own parameters, in place on random crops.
 
     freeze_bn: batch norms of the backbone keep their running statistics
     """
     infer_view = features_and_logits(model)
 
-    def load(rows: Rows, generator: torch.Generator) -> tuple[list[Tensor], Rows]:
+    def load(rows: Rows, generator: torch.Generator) -> TeacherBatch:
         index, scale = data.train[rows], spec.crop_min_scale
-        views = [data.loader.load(shard(index), shard(random_resized_crops(len(index), scale, generator)))]
-        if loss.n_views > 1:
-            crops = random_resized_crops(len(index), SECOND_VIEW_SCALE * scale, generator)
-            harder = data.loader.load(shard(index), shard(crops))
-            views.append(color_jitter(harder, SECOND_VIEW_JITTER, generator))
-        return views, rows
+        crops, others = random_resized_crops(len(index), scale, generator), reference.sample(generator)
+        harder = random_resized_crops(len(index), SECOND_VIEW_SCALE * scale, generator) if loss.n_views > 1 else None
+        shown = np.concatenate([index, reference.images[others.numpy()]])
+        crops = torch.cat([crops, random_resized_crops(len(others), scale, generator)])
+        views = [data.loader.load(shard(shown), shard(crops))]
+        if harder is not None:
+            views.append(color_jitter(data.loader.load(shard(index), shard(harder)), SECOND_VIEW_JITTER, generator))
+        return TeacherBatch(views, rows, others)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         model.backbone.train(not freeze_bn)
@@ -151,18 +171,25 @@ def finetune(
 
     modules, batches = _with_loss("teacher", model, loss, spec), Batches(len(data.train), load)
     validate = data.make_validator(model, _train_metric(data, loss))
-    fit(modules, batches, _loss_of_views(forward, loss, data), spec, checkpoint, validate)
+    fit(modules, batches, _loss_of_views(forward, loss, data, reference), spec, checkpoint, validate)
 
 
-def _loss_of_views(forward: Callable[[Tensor], tuple[Tensor, Tensor]], loss: HashLoss, data: TrainingSet) -> LossFn:
-    """Return the loss and the accuracy of a batch's views; forward: a view to features and logits."""
+def _loss_of_views(
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]], loss: HashLoss, data: TrainingSet, reference: ReferenceFeatures
+) -> LossFn:
+    """Return the loss and the accuracy of a batch; forward: a view to features and logits."""
     metric = _train_metric(data, loss)
 
-    def loss_fn(batch: tuple[list[Tensor], Rows]) -> tuple[Tensor, Tensor]:
-        views, rows = batch
-        (features, logits), *second = map(forward, views)
-        shown = LossBatch(logits, features, torch.from_numpy(rows).to(logits.device), *(out[1] for out in second))
-        return loss(shown), metric(logits.detach(), data.train[rows])
+    def loss_fn(batch: TeacherBatch) -> tuple[Tensor, Tensor]:
+        (features, logits), *second = map(forward, batch.views)
+        count, others = len(batch.rows), batch.unlabeled.to(reference.mean.device)
+        rows = torch.from_numpy(batch.rows).to(logits.device)
+        shown = LossBatch(
+            logits[:count], features[:count], rows, second[0][1] if second else None,
+            reference.train[rows] - reference.mean if len(reference.train) else None,
+            UnlabeledBatch(logits[count:], reference.unlabeled[others] - reference.mean) if len(others) else None,
+        )  # fmt: skip
+        return loss(shown), metric(logits[:count].detach(), data.train[batch.rows])
 
     return loss_fn
 

@@ -6,7 +6,7 @@ between steps (a bank of codes, a count) are its buffers, so that a killed train
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,17 +55,28 @@ class LossContext:
         return torch.Generator().manual_seed(self.seed)
 
 
+class UnlabeledBatch(NamedTuple):
+    """Images without a label: logits `[U, bits]`, and the pretrained backbone's features of them `[U, D]`."""
+
+    logits: Tensor
+    reference: Tensor
+
+
 @dataclass(frozen=True)
 class LossBatch:
     """Logits `[B, bits]`, features `[B, D]` and indices of the training images, int `[B]`.
 
     second_view_logits: logits of a second, stronger augmented view of the same images, for `n_views = 2`
+    reference: the pretrained backbone's features of the whole images, `[B, D]`, for losses that use them
+    unlabeled: images without a label, for losses that use them; None where there are none
     """
 
     logits: Tensor
     features: Tensor
     index: Tensor
     second_view_logits: Tensor | None = None
+    reference: Tensor | None = None
+    unlabeled: UnlabeledBatch | None = None
 
 
 class HashLoss(Method, nn.Module, ABC):
@@ -92,6 +103,16 @@ class HashLoss(Method, nn.Module, ABC):
             found = "multi-label images, for which it is not defined"
             raise UnsupportedLabels(f"one class an image for --loss {name}", found, "Choose another loss.")
         self.setup()
+
+    @staticmethod
+    def uses_reference(options: Any) -> bool:
+        """Whether it compares training images by the features of the pretrained backbone."""
+        return False
+
+    @staticmethod
+    def uses_unlabeled(options: Any) -> bool:
+        """Whether it learns from images without a label, too, by the features of the pretrained backbone."""
+        return False
 
     def setup(self) -> None:
         """Create parameters and buffers, for `context`."""

@@ -7,14 +7,19 @@ call; here both defaults follow the paper's figure, and the released variant is 
 h_q: logits of the student (query side), h_g: of the teacher (gallery side), both `[B, bits]`; t: centers `[C, bits]`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch
+from distill.losses.similarity import QUANTIZATION, TEMPERATURE, quantization_loss, similarity_preservation
 
 SCALE, MARGIN = 8.0, 0.2
+SIMILARITY_WEIGHT = 0.3
 
 
 def center_consistency(
@@ -35,12 +40,28 @@ def center_consistency(
 
 @register_loss("csch")
 class CSCHLoss(HashLoss):
-    """The central similarity loss, the teacher's side of CSCH; scale: s; margin: m, a cosine."""
+    """The central similarity loss, the teacher's side of CSCH, and similarity preservation on unlabeled images.
+
+    scale: s; margin: m, a cosine.  similarity_weight: of the loss `similarity` on unlabeled images, where there are
+    any: centers alone erase what tells apart images of classes that are not among them.  On labeled images the two
+    contradict each other.  temperature: of that loss.
+    """
 
     centers = "auto"
     scale: float = SCALE
     margin: float = MARGIN
+    similarity_weight: float = Field(SIMILARITY_WEIGHT, ge=0)
+    temperature: float = Field(TEMPERATURE, gt=0)
+
+    @staticmethod
+    def uses_unlabeled(options: Any) -> bool:
+        return bool(options.similarity_weight > 0)
 
     def forward(self, batch: LossBatch) -> Tensor:
         own, positive = self.context.target_codes[batch.index], self.context.positive[batch.index]
-        return center_consistency(batch.logits, own, self.context.centers, positive, self.scale, self.margin)
+        loss = center_consistency(batch.logits, own, self.context.centers, positive, self.scale, self.margin)
+        if batch.unlabeled:
+            logits, reference = batch.unlabeled
+            kept = similarity_preservation(logits, reference, temperature=self.temperature)
+            loss = loss + self.similarity_weight * (kept + QUANTIZATION * quantization_loss(logits))
+        return loss

@@ -6,12 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from distill import train_student, train_teacher
+from distill import reference_features, train_teacher
 from distill.codebook import hash_centers_of, pretrained_features
 from distill.config import TrainConfig
 from distill.context import RunContext, multi_hot, open_context
@@ -152,11 +153,39 @@ def test_unlabeled_images_enter_with_the_instance_term_alone(learn: Learn, image
     assert same(without.student, ignored.student)  # without that term there is nothing to learn from them
 
 
+@pytest.mark.parametrize("finetune", ["linear_probe", "lp_ft"])
+def test_a_pretrained_teacher_learns_from_images_without_labels(
+    learn: Learn, image_folder: Path, weights: Path, finetune: str
+) -> None:
+    how: dict[str, Any] = {
+        "teacher_weights": weights,
+        "teacher_train": TEACHER.model_copy(update={"finetune": finetune}),
+    }
+    loose = {"unlabeled_data": (str(image_folder / "loose"),)}
+    context, with_them = learn("with", **how, **loose)
+    seen = np.load(context.run_dir.cache / "teacher-features-unlabeled" / "00000.npy")
+    assert len(seen) == len(context.data.unlabeled) == 20
+    _, without = learn("without", **how)
+    assert not same(with_them.teacher.head, without.teacher.head)
+    _, ignored = learn("ignored", **how, **loose, loss_args={"similarity_weight": 0})
+    _, none = learn(
+        "none", **loose, **how | {"teacher_train": how["teacher_train"].model_copy(update={"unlabeled_ratio": 0.0})}
+    )
+    assert same(ignored.teacher, without.teacher)
+    assert same(none.teacher, without.teacher)
+
+
+def test_a_teacher_from_random_weights_has_no_neighbors_to_keep(learn: Learn, image_folder: Path) -> None:
+    _, with_them = learn("with", unlabeled_data=(str(image_folder / "loose"),))
+    _, without = learn("without")
+    assert same(with_them.teacher, without.teacher)
+
+
 def test_the_images_without_labels_are_bounded(
     learn: Learn, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, models = learn(unlabeled_data=(str(image_folder / "loose"),))
-    monkeypatch.setattr(train_student, "MAX_UNLABELED", 0)
+    monkeypatch.setattr(reference_features, "MAX_UNLABELED", 0)
     assert len(student_indices(context, models.teacher, True)[0]) == len(context.data.train)
 
 

@@ -36,7 +36,8 @@ def make_batch(context: LossContext, rows: list[int], seed: int = 0, second_view
     logits = torch.randn(len(rows), context.bits, generator=generator).requires_grad_()
     features = torch.randn(len(rows), context.features, generator=generator)
     other = torch.randn(len(rows), context.bits, generator=generator).requires_grad_() if second_view else None
-    return LossBatch(logits, features, torch.tensor(rows), other)
+    reference = torch.randn(len(rows), 10, generator=generator)
+    return LossBatch(logits, features, torch.tensor(rows), other, reference)
 
 
 def sharing(left: np.ndarray, right: np.ndarray) -> bool:
@@ -57,7 +58,7 @@ def learns(loss_fn: HashLoss, context: LossContext, steps: int = 200, lr: float 
     optimizer = torch.optim.Adam([free, *loss_fn.parameters()], lr)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss_fn(LossBatch(free, features, rows, free + 0.1 if loss_fn.n_views > 1 else None)).backward()
+        loss_fn(LossBatch(free, features, rows, free + 0.1 if loss_fn.n_views > 1 else None, features)).backward()
         optimizer.step()
     return before, apart(free.detach(), context)
 
