@@ -34,6 +34,15 @@ MAX_FEATURE_BYTES = 1 << 30  # of cached features; fewer views where all would n
 Rows = NDArray[np.int64]
 
 
+class TeacherTask(NamedTuple):
+    """What a teacher is trained by; reference: the pretrained backbone's features, for losses that use them."""
+
+    model: HashNet
+    loss: HashLoss
+    data: TrainingSet
+    reference: ReferenceFeatures
+
+
 class TeacherBatch(NamedTuple):
     """One step: views of the images `rows` of train, in the first of them followed by unlabeled images.
 
@@ -57,15 +66,15 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
         with run_dir.stage("teacher", f"training {info.name} at {resolved.teacher_img_size} px ({how}), {info.source}"):
             model, data = context.build_model("teacher"), TrainingSet(context, "teacher")
             loss, spec = build_loss(context, model, data), context.train_spec("teacher")
-            reference = reference_features(context, model, loss)
+            task = TeacherTask(model, loss, data, reference_features(context, model, loss))
             if how != "full":
                 options, stage = context.config.teacher_train, "teacher" if how == "linear_probe" else "head"
                 probe = spec.model_copy(update={"epochs": options.linear_probe_epochs, "lr": options.linear_probe_lr,
                                                 "model_ema_decay": 0.0, "early_stopping_patience": 0})  # fmt: skip
                 features = cache_features(context, model), cache_validation(context, model)
-                linear_probe(model, loss, data, features, reference, probe, context.checkpoint(stage))
+                linear_probe(task, features, probe, context.checkpoint(stage))
             if how != "linear_probe":
-                finetune(model, loss, data, reference, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
+                finetune(task, spec, context.checkpoint("teacher"), freeze_bn=how == "lp_ft")
             if (codes := loss.codes()) is not None and is_main_process():  # the gallery is made of them
                 with atomic_path(run_dir.folder / LEARNED_CODES) as draft, draft.open("wb") as stream:
                     np.save(stream, codes.cpu().numpy().astype(np.int8), allow_pickle=False)
@@ -115,15 +124,13 @@ def cache_validation(context: RunContext, model: HashNet) -> Logits:
     return context.infer(extract, "teacher", index, "teacher features validation", "pretrained validation")
 
 
-def linear_probe(
-    model: HashNet, loss: HashLoss, data: TrainingSet, features: tuple[Logits, Logits], reference: ReferenceFeatures,
-    spec: TrainSpec, checkpoint: Checkpoint,
-) -> None:  # fmt: skip
+def linear_probe(task: TeacherTask, features: tuple[Logits, Logits], spec: TrainSpec, checkpoint: Checkpoint) -> None:
     """Train the hash head, and the loss's own parameters, in place on cached features: seconds.
 
     features: of the frozen backbone, `[views, len(train), D]` and `[len(validation), D]`; a step samples a view of each
     of its images
     """
+    model, loss, data, reference = task
     cached, held_out = (torch.from_numpy(one).to(data.loader.device) for one in features)
 
     def load(rows: Rows, generator: torch.Generator) -> TeacherBatch:
@@ -133,7 +140,7 @@ def linear_probe(
         shown[0] = torch.cat([shown[0], reference.unlabeled[others]])
         return TeacherBatch(shown, rows, others)
 
-    loss_fn = _loss_of_views(lambda features: (features, model.head(features)), loss, data, reference)
+    loss_fn = _loss_of_views(task, lambda features: (features, model.head(features)))
 
     def validate() -> float | None:
         model.head.eval()
@@ -144,14 +151,12 @@ def linear_probe(
     model.eval()
 
 
-def finetune(
-    model: HashNet, loss: HashLoss, data: TrainingSet, reference: ReferenceFeatures, spec: TrainSpec,
-    checkpoint: Checkpoint, freeze_bn: bool = False,
-) -> None:  # fmt: skip
+def finetune(task: TeacherTask, spec: TrainSpec, checkpoint: Checkpoint, freeze_bn: bool = False) -> None:
     """Train all layers, and the loss's own parameters, in place on random crops.
 
     freeze_bn: batch norms of the backbone keep their running statistics
     """
+    model, loss, data, reference = task
     infer_view = features_and_logits(model)
 
     def load(rows: Rows, generator: torch.Generator) -> TeacherBatch:
@@ -171,13 +176,12 @@ def finetune(
 
     modules, batches = _with_loss("teacher", model, loss, spec), Batches(len(data.train), load)
     validate = data.make_validator(model, _train_metric(data, loss))
-    fit(modules, batches, _loss_of_views(forward, loss, data, reference), spec, checkpoint, validate)
+    fit(modules, batches, _loss_of_views(task, forward), spec, checkpoint, validate)
 
 
-def _loss_of_views(
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]], loss: HashLoss, data: TrainingSet, reference: ReferenceFeatures
-) -> LossFn:
+def _loss_of_views(task: TeacherTask, forward: Callable[[Tensor], tuple[Tensor, Tensor]]) -> LossFn:
     """Return the loss and the accuracy of a batch; forward: a view to features and logits."""
+    _, loss, data, reference = task
     metric = _train_metric(data, loss)
 
     def loss_fn(batch: TeacherBatch) -> tuple[Tensor, Tensor]:

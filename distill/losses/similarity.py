@@ -51,6 +51,7 @@ class SimilarityLoss(HashLoss):
     reference_temperature: T_f; temperature: T_h; quantization: lambda
     """
 
+    uses_labels = False
     reference_temperature: float = Field(REFERENCE_TEMPERATURE, gt=0)
     temperature: float = Field(TEMPERATURE, gt=0)
     quantization: float = Field(QUANTIZATION, ge=0)
