@@ -1,7 +1,7 @@
 """Results that are of no use, said in sentences: near chance, far below the teacher, classes not found, lost bits."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from gallery.index import GalleryIndex
 from gallery.metrics import MapResult, mean_average_precision
 from gallery.names import some
 from gallery.neighbors import NeighborRecall
+from gallery.open_world_results import ITQ_TRAIN, OpenWorldResults
 from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER
 
 # Shares of the way from random codes (0) to a perfect ranking (1).  Trained networks of the README stand at 0.75 to
@@ -53,6 +54,26 @@ def neighbor_warnings(recalls: Mapping[str, NeighborRecall], index: GalleryIndex
     quality = {name: recall.per_query for name, recall in recalls.items()}
     networks = _network_warnings("recall@10", quality, min(1.0, 10 / len(index)))
     return (*networks, *bit_warnings(index.codes, None, len(index)))
+
+
+def open_world_warnings(found: OpenWorldResults | None) -> Iterator[str]:
+    """Yield a sentence where trained codes find less of unseen classes than codes of the untouched features do."""
+    baseline = found.score(ITQ_TRAIN) if found else None
+    if found is None or baseline is None:
+        return
+    scores = {"teacher": found.score(TEACHER_TEACHER), "student": found.score(STUDENT_GALLERY)}
+    worse = {role: score for role, score in scores.items() if score is not None and score < baseline}
+    if worse:
+        what = " and ".join(f"{score:.3f} by the {role}" for role, score in worse.items())
+        known = f"by codes of the untouched pretrained features (ITQ, fit on train) {baseline:.3f}"
+        fix = _open_world_fix(found, worse)
+        yield f"Training costs unseen classes more than it gives: their mAP (unseen@unseen) is {what}, {known}.  {fix}"
+
+
+def _open_world_fix(found: OpenWorldResults, worse: Collection[str]) -> str:
+    if "teacher" in worse and not found.unlabeled["teacher"]:
+        return "Put images of these classes into the gallery without labels, or name their folder (--unlabeled-data)."
+    return "Train the student longer (--student-train.epochs), or choose a larger --student."
 
 
 def random_precision(

@@ -180,9 +180,10 @@ def build_results(
 
     scores: mAP of the pairs, and recall of float neighbors, one of which may not have been measured
     """
-    from distill.alarms import neighbor_warnings, result_warnings
+    from distill.alarms import neighbor_warnings, open_world_warnings, result_warnings
     from distill.codebook import hash_centers_of
     from distill.hash_centers.constructions import min_distance
+    from distill.open_world import open_world_results
     from distill.summary import hash_center_summary, model_summaries, training_curves
     from mobile_eval.retrieval_pairs import pair_records
     from mobile_eval.system_info import describe
@@ -194,11 +195,12 @@ def build_results(
         warnings = result_warnings(maps, models.gallery, data.labels[data.query], data.classes, targets)
     else:
         warnings = neighbor_warnings(recalls, models.gallery)
+    open_world = open_world_results(context, models)
     return RunResults(
         created=results.now(), command=shlex.join(["python", "distill/run.py", *sys.argv[1:]]), system=describe(),
         name=config.title, seed=config.seed, code_space=models.space.id, bits=config.bits, student=config.student,
         query_set=context.protocol, num_queries=len(data.query), gallery_size=len(data.gallery), skipped=data.skipped,
-        data_warnings=data.warnings, warnings=warnings,
+        data_warnings=data.warnings, warnings=(*open_world_warnings(open_world), *warnings), open_world=open_world,
         map=maps[results.STUDENT_GALLERY].map if maps else None,
         neighbor_recall=recalls[results.STUDENT_GALLERY].at_10 if recalls else None,
         center_distance=min_distance(centers) if context.classes else None,

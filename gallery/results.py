@@ -2,12 +2,19 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from gallery.errors import CorruptFile
 from gallery.files import MAX_JSON, atomic_write, read_bytes
+from gallery.open_world_results import OpenWorldResults
 from gallery.record import Record
 from gallery.training_results import HashCenterSummary, Quantization, TrainingCurve
 
@@ -253,6 +260,7 @@ class RunResults(EvaluationResults):
     """A whole training run.  center_distance: least Hamming distance between hash centers, None where no class has one;
     seconds: by stage.
 
+    open_world: where gallery or queries have classes that training had no label of
     data_warnings, warnings: sentences on the data ("check your data") and on results that are of no use; a strict gate
     fails by any of them
     """
@@ -262,6 +270,7 @@ class RunResults(EvaluationResults):
     protocol: EvaluationProtocol
     model_summaries: tuple[ModelSummary, ...]
     pairs: tuple[RetrievalPair, ...]
+    open_world: OpenWorldResults | None = None
     hash_centers: HashCenterSummary | None = None
     quantization: Quantization | None = None
     curves: tuple[TrainingCurve, ...] = ()
@@ -269,6 +278,11 @@ class RunResults(EvaluationResults):
     data_warnings: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float]
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `open_world` where all classes have labels."""
+        return {name: value for name, value in serialize(self).items() if name != "open_world" or value is not None}
 
     @property
     def alarms(self) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from rich.text import Text
 
 from gallery.console import log, plain
 from gallery.files import atomic_write
+from gallery.open_world import OpenWorldMaps
+from gallery.open_world_results import FLOAT_COSINE, ITQ_TRAIN, OpenWorldResults
 from gallery.results import (
     STUDENT_GALLERY,
     STUDENT_STUDENT,
@@ -37,6 +39,11 @@ PAIR_COLUMNS: dict[str, Callable[[RetrievalPair], float | None]] = {
     "@10": lambda pair: pair.recall_at_10,
     "@100": lambda pair: pair.recall_at_100,
 }
+READING = (
+    "Columns are queries@database: codes are worth their training on unseen classes where they find more of them "
+    "(unseen@unseen, unseen@all) than ITQ, which makes as many bits of the untouched pretrained features; float cosine "
+    "ranks by those features themselves."
+)
 MAX_NOTES, MAX_SKIPPED = 3, 10  # on the terminal; on the page more notes are folded
 MAX_UNFOLDED = 10  # disagreements of a model
 HOST_TIMES = "Latencies are of this machine ({cpu}): they compare models with each other, not with a phone."
@@ -155,6 +162,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         costs=lambda one: drop_empty_columns(one.rows, (*COSTS, ("conditions", "words", one.own_conditions))),
         smallest=smallest_passing(results),
         pair_columns=measured_columns(results.pairs) if isinstance(results, RunResults) else {},
+        protocols=[*OpenWorldMaps.model_fields], open_world_notes=open_world_notes, itq=ITQ_TRAIN,
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
     )  # fmt: skip
     return atomic_write(path, page)
@@ -241,6 +249,8 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
             style = "bold" if pair.name == STUDENT_GALLERY else ""
             add_row(table, pair.name, *texts, MEANING.get(pair.name, ""), style=style)
         console.print(table)
+    if run and run.open_world:
+        _print_open_world(run.open_world, console)
     for section in device_sections(results):
         _print_section(section, results, console)
     if run and run.skipped:
@@ -250,6 +260,23 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
         if (more := len(run.skipped) - MAX_SKIPPED) > 0:
             add_row(table, "...", f"and {more} more, all of them in the report")
         console.print(table)
+
+
+def open_world_notes(found: OpenWorldResults) -> list[str]:
+    """Return the sentences that stand below the table of unseen classes."""
+    compared = found.score(FLOAT_COSINE, "seen_all") is not None
+    missing = f"No {'further ' if compared else ''}baselines: {found.no_baselines.rstrip('.')}."
+    return [found.caption, *([READING] if compared else []), *([missing] if found.no_baselines else [])]
+
+
+def _print_open_world(found: OpenWorldResults, console: Console) -> None:
+    table = make_table("unseen classes", *(f">{name.replace('_', '@')}" for name in OpenWorldMaps.model_fields))
+    for row in found.rows:
+        texts = [number(score, 4) for score in row.maps.model_dump().values()]
+        add_row(table, row.name, *texts, style="bold" if row.name == STUDENT_GALLERY else "")
+    console.print(table)
+    for sentence in open_world_notes(found):
+        console.print(Text(plain(sentence), "dim"))
 
 
 def _print_section(section: DeviceSection, results: EvaluationResults, console: Console) -> None:

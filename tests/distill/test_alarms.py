@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from distill.alarms import random_precision, result_warnings
+from distill.alarms import open_world_warnings, random_precision, result_warnings
 from gallery.codes import pack
 from gallery.codespace import CodeSpace, Preprocessing, hash_centers
 from gallery.index import create_gallery
 from gallery.metrics import mean_average_precision
+from gallery.open_world_results import ITQ_TRAIN, OpenWorldResults
 from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER
 from tests.gallery.galleries import named, numbered
+from tests.mobile_eval.factories import open_world
 
+TRAINED_AND_ITQ = TEACHER_TEACHER, STUDENT_GALLERY, ITQ_TRAIN
 BITS, CLASSES, EACH, QUERIES = 32, 8, 60, 20
 NAMES = tuple(f"class {c}" for c in range(CLASSES))
 CENTERS = np.random.default_rng(5).choice(np.array([-1, 1], np.int8), (CLASSES, BITS))
@@ -81,3 +85,35 @@ def test_chance_is_the_share_of_the_class_for_balanced_labels(tmp_path: Path) ->
     ids, labels = numbered(len(LABELS)), named(LABELS, NAMES)
     index = create_gallery(tmp_path / "g", space, CENTERS, noisy(LABELS, 0.1, 1), ids, labels)
     assert random_precision(index, ASKED, NAMES, None).mean() == pytest.approx(1 / CLASSES, abs=0.02)
+
+
+def unseen(teacher: float | None, student: float, itq: float | None, **changes: Any) -> OpenWorldResults:
+    """Results of this mAP of unseen@unseen; None: without the row."""
+    made, scores = open_world(**changes), dict(zip(TRAINED_AND_ITQ, (teacher, student, itq), strict=True))
+    rows = (
+        row.model_copy(update={"maps": row.maps.model_copy(update={"unseen_unseen": scores.get(row.name)})})
+        for row in made.rows
+        if scores.get(row.name, 0.0) is not None
+    )
+    return made.model_copy(update={"rows": tuple(rows)})
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ((0.46, 0.385, 0.61), ("0.460 by the teacher and 0.385 by the student", "0.610", "--unlabeled-data")),
+        ((0.46, 0.65, 0.61), ("is 0.460 by the teacher, ", "0.610", "--unlabeled-data")),
+        ((0.7, 0.6, 0.61), ("is 0.600 by the student, ", "0.610", "--student-train.epochs")),
+        ((None, 0.6, 0.61), ("is 0.600 by the student, ", "0.610", "--student-train.epochs")),
+    ],
+)
+def test_codes_that_lose_to_untrained_ones_on_unseen_classes(
+    scores: tuple[float | None, float, float], says: tuple[str, ...]
+) -> None:
+    (said,) = open_world_warnings(unseen(*scores))
+    assert all(text in said for text in says), said
+
+
+@pytest.mark.parametrize("found", [None, unseen(0.62, 0.61, 0.61), unseen(0.1, 0.1, None)])
+def test_where_training_costs_unseen_classes_nothing_no_alarm(found: OpenWorldResults | None) -> None:
+    assert [*open_world_warnings(found)] == []

@@ -12,13 +12,29 @@ from pydantic import ValidationError
 from gallery.errors import CorruptFile
 from gallery.results import Thresholds, Thumbnail, load
 from gallery.training_results import TrainingCurve
-from tests.mobile_eval.factories import IMAGE, ran, results
+from tests.mobile_eval.factories import IMAGE, open_world, ran, results
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     run = results('Schuh \U0001f45f <&> "quoted"')
     assert load(run.save(tmp_path / "results.json")) == run
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_unseen_classes_are_saved_and_where_there_are_none_nothing_is(tmp_path: Path) -> None:
+    run = results(open_world=open_world("expected \U0001f45f"))
+    assert load(run.save(tmp_path / "results.json")) == run
+    assert '"unseen_unseen": null' in (tmp_path / "results.json").read_text()
+    assert "open_world" not in json.loads(results().save(tmp_path / "without.json").read_text())
+    assert "open_world" not in results().model_dump()
+
+
+@pytest.mark.parametrize("damage", [("480", "-480"), ("float cosine", "<b>float</b>"), ("0.5202", '"much"')])
+def test_damage_among_the_unseen_classes_is_an_error_by_name(tmp_path: Path, damage: tuple[str, str]) -> None:
+    path = results(open_world=open_world()).save(tmp_path / "results.json")
+    path.write_text(path.read_text().replace(*damage))
+    with pytest.raises(CorruptFile, match=r"open_world\."):
+        load(path)
 
 
 @settings(max_examples=30, deadline=None)

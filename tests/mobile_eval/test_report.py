@@ -36,7 +36,7 @@ from mobile_eval.report import (
     status_mark,
     write_html,
 )
-from tests.mobile_eval.factories import BITS, IMAGE, evaluation, not_run, pairs, ran, results, there
+from tests.mobile_eval.factories import BITS, IMAGE, evaluation, not_run, open_world, pairs, ran, results, there
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}</title></style>"
 PHONE = "a phone"
@@ -225,6 +225,42 @@ def test_each_warning_is_said_once_whether_it_is_fatal_or_not(tmp_path: Path) ->
             assert ("--strict: the warnings above are errors" in text) == strict == (not run.gate.passed)
 
 
+def test_unseen_classes_stand_beside_the_pretrained_features(tmp_path: Path) -> None:
+    run = results(open_world=open_world())
+    page = tables(run, tmp_path)
+    heads, *rows = page.cells("Unseen classes")
+    assert heads[1:] == ["seen@seen", "seen@all", "unseen@unseen", "unseen@all"]
+    assert rows == [
+        ["teacher \u2192 teacher", "0.9671", "0.9208", "0.5202", "0.2065"],
+        ["student \u2192 gallery", "0.9132", "0.8642", "0.5338", "0.1941"],
+        ["float cosine", "0.5957", "0.5098", "0.6909", "0.4342"],
+        ["ITQ on train (inductive)", "0.6073", "0.5133", "0.6202", "0.3239"],
+        ["ITQ on gallery (transductive)", "0.5942", "0.5196", "-", "0.4154"],
+    ]
+    assert "0.5338 mAP of unseen@unseen; ITQ of the pretrained features 0.6202" in page.body
+    shown = [line.split() for line in printed(run).splitlines()]
+    assert ["ITQ", "on", "train", "(inductive)", "0.6073", "0.5133", "0.6202", "0.3239"] in shown
+    assert max(map(len, printed(run).splitlines())) <= 80
+    for text in (page.body, " ".join(printed(run).split())):
+        assert "15 classes are in the training set (300 queries, 1,200 gallery images), 6 are not (120 queries" in text
+        assert "Transductive: images of unseen classes were trained on, without labels: 480 by the student." in text
+        assert "Columns are queries@database" in text
+        assert "baselines:" not in text
+    without = render(results(), tmp_path).body + printed(results())
+    assert "nseen" not in without
+
+
+def test_why_baselines_are_missing_is_said_and_is_text(tmp_path: Path) -> None:
+    run = results(open_world=open_world(f"of {HOSTILE}"))
+    assert HOSTILE in render(run, tmp_path).body
+    assert "No further baselines: of <script>" in " ".join(printed(run).split())
+    two = run.open_world.rows[:2] if run.open_world else ()
+    run = results(open_world=open_world("\u202ered", rows=two))
+    page = render(run, tmp_path)
+    assert "No baselines: \\u202ered." in page.body
+    assert "Columns are" not in page.body + printed(run)
+
+
 def test_a_failure_is_in_the_banner_and_in_its_row(tmp_path: Path) -> None:
     files = (
         ran(map_drop=0.0312),
@@ -312,7 +348,8 @@ def test_the_smallest_model_is_one_that_passed() -> None:
 def test_no_page_scrolls_sideways(tmp_path: Path, width: int) -> None:
     """Measured by a browser, in a frame: its own window does not go below about 500 pixels."""
     files = (ran(), ran("litert-w8a32", engine="E" * 60), not_run(reason="W" * 300))
-    write_html(results("Averylongclassnamewithoutanyspace" * 4, models=files), tmp_path / "report.html")
+    long = "Averylongclassnamewithoutanyspace" * 4
+    write_html(results(long, models=files, open_world=open_world(long)), tmp_path / "report.html")
     (tmp_path / "frame.html").write_text(
         f"<iframe id=f src=report.html style='width:{width}px;height:900px;border:0'></iframe><script>onload=()=>{{"
         "const e=f.contentDocument.documentElement;document.title=e.scrollWidth+' of '+e.clientWidth}</script>"

@@ -1,0 +1,64 @@
+"""What `results.json` says of classes that were not trained on."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt
+
+from gallery.open_world import OpenWorldMaps
+from gallery.record import Record
+
+FLOAT_COSINE = "float cosine"  # of the pretrained features, which ITQ makes codes of
+ITQ_TRAIN, ITQ_GALLERY = "ITQ on train (inductive)", "ITQ on gallery (transductive)"
+
+
+class OpenWorldRow(Record):
+    """mAP of the four protocols, over all that is searched: of a retrieval pair, or of a baseline."""
+
+    name: Literal["teacher->teacher", "student->gallery", "float cosine", "ITQ on train (inductive)",
+                  "ITQ on gallery (transductive)"]  # fmt: skip
+    maps: OpenWorldMaps
+
+
+class OpenWorldResults(Record):
+    """Retrieval where some classes have no label in training; baselines are of the untouched pretrained backbone.
+
+    classes, queries, gallery: how many are of seen and how many of unseen classes
+    unlabeled: how many images of unseen classes the training of teacher and of student used, without labels; None where
+               that is not known: the teacher is an earlier run's
+    unknown: how many images of which no label is known either of them used
+    no_baselines: why baselines are missing, in words
+    """
+
+    classes: tuple[NonNegativeInt, NonNegativeInt]
+    queries: tuple[NonNegativeInt, NonNegativeInt]
+    gallery: tuple[NonNegativeInt, NonNegativeInt]
+    unlabeled: dict[Literal["teacher", "student"], NonNegativeInt | None]
+    unknown: NonNegativeInt = 0
+    rows: tuple[OpenWorldRow, ...]
+    no_baselines: str = ""
+
+    def score(self, name: str, protocol: str = "unseen_unseen") -> float | None:
+        """The mAP of a row in a protocol, by its field's name; None where it was not measured."""
+        return next((getattr(row.maps, protocol) for row in self.rows if row.name == name), None)
+
+    @property
+    def setting(self) -> str:
+        """What is known of the unseen classes before they are asked for, as one sentence."""
+        if used := [f"{count:,} by the {role}" for role, count in self.unlabeled.items() if count]:
+            return f"Transductive: images of unseen classes were trained on, without labels: {', '.join(used)}."
+        if None in self.unlabeled.values():
+            return "Whether the teacher, an earlier run's, was trained on images of unseen classes is not known here."
+        if self.unknown:
+            return (
+                f"Inductive, unless some of the {self.unknown:,} images without labels that were trained on are theirs."
+            )
+        return "Inductive: no image of an unseen class was trained on."
+
+    @property
+    def caption(self) -> str:
+        """Sizes and setting, to stand beside the figures."""
+        (old, new), queries, gallery = self.classes, self.queries, self.gallery
+        return (
+            f"{old:,} classes are in the training set ({queries[0]:,} queries, {gallery[0]:,} gallery images), {new:,} "
+            f"are not ({queries[1]:,} queries, {gallery[1]:,} gallery images). {self.setting}"
+        )
