@@ -71,9 +71,14 @@ def open_world_warnings(found: OpenWorldResults | None) -> Iterator[str]:
 
 
 def _open_world_fix(found: OpenWorldResults, worse: Collection[str]) -> str:
-    if "teacher" in worse and not found.unlabeled["teacher"]:
-        return "Put images of these classes into the gallery without labels, or name their folder (--unlabeled-data)."
-    return "Train the student longer (--student-train.epochs), or choose a larger --student."
+    if "teacher" not in worse:
+        return "Train the student longer (--student-train.epochs), or choose a larger --student."
+    if found.unlabeled["teacher"]:
+        more = "--loss csch --loss-args similarity-weight 1, at a cost for seen classes, or --loss similarity"
+        return f"Keep more of the pretrained features: {more}."
+    if found.gallery[1]:
+        return "Train with --loss csch, which by default keeps the neighbors of gallery images without labels."
+    return "Give images of these classes without labels: in the gallery, or a folder of them by --unlabeled-data."
 
 
 def random_precision(

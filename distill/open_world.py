@@ -11,6 +11,7 @@ from distill.distillers import DISTILLERS
 from distill.infer import Indices, ModelFn, extract_features
 from distill.itq import fit_itq
 from distill.pipeline import TrainedModels
+from distill.reference_features import unlabeled_of_teacher
 from distill.summary import pair_logits
 from distill.train_student import student_indices
 from gallery.codes import pack
@@ -76,7 +77,8 @@ def trained_images(context: RunContext, models: TrainedModels) -> dict[Role, Ind
     distiller = DISTILLERS.find(config.distiller)
     uses_teacher = distiller.uses_teacher(DISTILLERS.parse(config.distiller, config.distiller_args))
     student, _ = student_indices(context, models.teacher, uses_teacher)
-    return {"teacher": None if config.reuse_gallery else train, "student": student}
+    teacher = None if config.reuse_gallery else np.concatenate([train, unlabeled_of_teacher(context)[0]])
+    return {"teacher": teacher, "student": student}
 
 
 def _trained_rows(
@@ -114,12 +116,14 @@ def _baseline_rows(context: RunContext, labels: tuple[Labels, Labels]) -> Iterat
 def baseline_features(context: RunContext) -> Callable[[Indices], Features]:
     """Return a function of images of train, gallery and queries to the pretrained teacher's features of them, `[n, D]`.
 
-    They are computed once: those of train and validation are a linear probe's, where there was one.  The backbone is
+    They are computed once: those that the teacher's training made are read.  The backbone is
     built, and its weights looked for, only where some are missing.  Raises `InputError` for more than memory may hold.
     """
     data, train, extract = context.data, context.data.train, _pretrained_backbone(context)
-    rest = np.setdiff1d(data.gallery, np.concatenate([train, data.validation]))
-    parts = ((train, "0"), (data.validation, "validation"), (rest, "gallery"), (data.query, "queries"))
+    unlabeled, _ = unlabeled_of_teacher(context)
+    rest = np.setdiff1d(data.gallery, np.concatenate([train, data.validation, unlabeled]))
+    parts = ((train, "0"), (data.validation, "validation"), (unlabeled, "unlabeled"), (rest, "gallery"),
+             (data.query, "queries"))  # fmt: skip
     found = list[Features]()
     for images, name in parts:
         if len(images):

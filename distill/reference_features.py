@@ -10,6 +10,7 @@ from distill.config import Auto
 from distill.context import RunContext
 from distill.data import Dataset
 from distill.infer import Indices, extract_features
+from distill.losses import LOSSES
 from distill.losses.base import HashLoss
 from distill.models.hash_net import HashNet
 from distill.system import device
@@ -43,20 +44,12 @@ def reference_features(context: RunContext, model: HashNet, loss: HashLoss) -> R
 
     From random weights there is nothing to preserve.
     """
-    config, train = context.config, context.data.train
-    known, unlabeled = train[:0], train[:0]
-    if not context.resolved.teacher.random:
-        known = train if loss.uses_reference(loss.options) else known
-        unlabeled = (
-            unlabeled_images(context.data, config.seed, "teacher") if loss.uses_unlabeled(loss.options) else known
-        )
-    ratio = unlabeled_ratio(config.teacher_train.unlabeled_ratio, len(unlabeled), len(train))
-    labeled = min(config.teacher_train.batch_size, len(train))
-    if per_step := round(labeled * ratio / (1 - ratio)) if len(unlabeled) else 0:
+    train, (unlabeled, per_step) = context.data.train, unlabeled_of_teacher(context)
+    known = train if loss.uses_reference(loss.options) and not context.resolved.teacher.random else train[:0]
+    if per_step:
+        labeled = min(context.config.teacher_train.batch_size, len(train))
         text = "  %d images without a label keep their neighbors (--loss %s): %d in each step, beside %d labeled ones"
-        log.info(text, len(unlabeled), config.loss, per_step, labeled)
-    else:
-        unlabeled = unlabeled[:0]
+        log.info(text, len(unlabeled), context.config.loss, per_step, labeled)
     extract = extract_features(model.eval())
 
     def features(images: Indices, name: str) -> Tensor:
@@ -68,6 +61,18 @@ def reference_features(context: RunContext, model: HashNet, loss: HashLoss) -> R
     own, others = features(known, "0"), features(unlabeled, "unlabeled")
     everyone = torch.cat([own, others])
     return ReferenceFeatures(own, others, unlabeled, per_step, everyone.sum(0) / max(1, len(everyone)))
+
+
+def unlabeled_of_teacher(context: RunContext) -> tuple[Indices, int]:
+    """Return the unlabeled images that the teacher's loss learns from, and how many of them a step has."""
+    config, train, options = context.config, context.data.train, context.config.teacher_train
+    uses_unlabeled = context.loss_class.uses_unlabeled(LOSSES.parse(config.loss, config.loss_args))
+    if context.resolved.teacher.random or config.distillation == "online" or not uses_unlabeled:
+        return train[:0], 0
+    unlabeled = unlabeled_images(context.data, config.seed, "teacher")
+    ratio = unlabeled_ratio(options.unlabeled_ratio, len(unlabeled), len(train))
+    per_step = round(min(options.batch_size, len(train)) * ratio / (1 - ratio)) if len(unlabeled) else 0
+    return unlabeled if per_step else unlabeled[:0], per_step
 
 
 def unlabeled_images(data: Dataset, seed: int, role: str, stored_only: bool = False) -> Indices:

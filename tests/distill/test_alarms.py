@@ -98,19 +98,22 @@ def unseen(teacher: float | None, student: float, itq: float | None, **changes: 
     return made.model_copy(update={"rows": tuple(rows)})
 
 
+TWO = 0.46, 0.385, 0.61
+
+
 @pytest.mark.parametrize(
-    ("scores", "says"),
+    ("found", "says"),
     [
-        ((0.46, 0.385, 0.61), ("0.460 by the teacher and 0.385 by the student", "0.610", "--unlabeled-data")),
-        ((0.46, 0.65, 0.61), ("is 0.460 by the teacher, ", "0.610", "--unlabeled-data")),
-        ((0.7, 0.6, 0.61), ("is 0.600 by the student, ", "0.610", "--student-train.epochs")),
-        ((None, 0.6, 0.61), ("is 0.600 by the student, ", "0.610", "--student-train.epochs")),
+        (unseen(*TWO), ("0.460 by the teacher and 0.385 by the student", "0.610", "--loss csch")),
+        (unseen(*TWO, unlabeled={"teacher": 9, "student": 0}), ("similarity-weight", "--loss similarity")),
+        (unseen(*TWO, gallery=(9, 0)), ("0.610", "--unlabeled-data")),
+        (unseen(0.46, 0.65, 0.61), ("is 0.460 by the teacher, ", "--loss csch")),
+        (unseen(0.7, 0.6, 0.61), ("is 0.600 by the student, ", "0.610", "--student-train.epochs")),
+        (unseen(None, 0.6, 0.61), ("is 0.600 by the student, ", "0.610", "--student-train.epochs")),
     ],
 )
-def test_codes_that_lose_to_untrained_ones_on_unseen_classes(
-    scores: tuple[float | None, float, float], says: tuple[str, ...]
-) -> None:
-    (said,) = open_world_warnings(unseen(*scores))
+def test_codes_that_lose_to_untrained_ones_on_unseen_classes(found: OpenWorldResults, says: tuple[str, ...]) -> None:
+    (said,) = open_world_warnings(found)
     assert all(text in said for text in says), said
 
 

@@ -113,14 +113,17 @@ def test_features_are_computed_once(run: Run, weights: Path) -> None:
 def test_which_images_were_trained_on_without_labels(run: Run) -> None:
     context, models = run
     found, data = measured(context, models), context.data
-    student = trained_images(context, models)["student"]
-    assert student is not None
-    new = np.isin(data.labels[student], unseen_classes(context))
-    assert found.unlabeled["student"] == new.sum() == found.gallery[1] > 0
+    for role, used in trained_images(context, models).items():
+        assert used is not None
+        new = np.isin(data.labels[used], unseen_classes(context))
+        assert found.unlabeled[role] == new.sum() == found.gallery[1] > 0
     assert found.unknown == len(data.unlabeled) > 0
     assert found.setting.startswith("Transductive: images of unseen classes were trained on")
+
     train = context.config.student_train.model_copy(update={"unlabeled_ratio": 0.0})
     again = measured(with_config(context, student_train=train), models)
+    assert again.unlabeled == {"teacher": found.gallery[1], "student": 0}
+    again = measured(with_config(context, student_train=train, loss_args={"similarity_weight": 0}), models)
     assert again.unlabeled == {"teacher": 0, "student": 0}
     assert again.setting.startswith("Inductive: no image")
     told = again.model_copy(update={"unknown": 1200})
