@@ -30,9 +30,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **{name: {"distiller": name} for name in DISTILLERS.names() if name != "csch"},
     "on-the-fly crops": {"terms": {"cached_views": 0}},
     "unlabeled, a quarter": {"terms": {"unlabeled_ratio": 0.25}},
-    "unlabeled, their share": {"terms": {"unlabeled_ratio": 0.2963}},  # of UC Merced, 6 of 21 classes unseen
     "unlabeled, half": {"terms": {"unlabeled_ratio": 0.5}},
-    "unlabeled, half, instance only": {"terms": {"unlabeled_ratio": 0.5, "center_loss_weight": 0.0}},
 }  # fmt: skip
 
 
@@ -87,17 +85,3 @@ class Distillers(CschSweep):
     bits: tuple[int, ...] = (64,)
     rows: tuple[str, ...] = (BASE, "labels only", *(name for name in DISTILLERS.names() if name != "csch"))
     name: str = "distillers"
-
-
-class UnseenClasses(CschSweep):
-    """Classes without labels: the student trains on their gallery images, at several ratios, or does not."""
-
-    data: tuple[str, ...] = ("ucmerced",)
-    bits: tuple[int, ...] = (64,)
-    rows: tuple[str, ...] = (
-        BASE, "labels only", "unlabeled, a quarter", "unlabeled, their share", "unlabeled, half",
-        "unlabeled, half, instance only",
-    )  # fmt: skip
-    unseen: int = 6
-    name: str = "unseen_classes"
-    figure: str = "student_gallery_unseen"

@@ -323,6 +323,8 @@ def _table(own: dict[str, list[OpenWorldTrial]]) -> str:
 
 
 def _cells(maps: Sequence[OpenWorldMaps]) -> list[str]:
+    if len(maps) == 1:
+        return [f"{getattr(maps[0], name):.3f}" for name in COLUMNS]
     return [mean_and_half_range([getattr(one, name) for one in maps]) for name in COLUMNS]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.csch import Csch, CschAblation, Distillers, TeacherFinetuning, UnseenClasses
+from benchmarks.csch import Csch, CschAblation, Distillers, TeacherFinetuning
 from benchmarks.export import ExportBenchmark
 from benchmarks.gallery import GalleryBenchmark
 from benchmarks.losses import LossBenchmark
@@ -23,7 +23,7 @@ from gallery.errors import EXIT_PASSED
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "csch": Csch, "teacher-finetuning": TeacherFinetuning, "csch-ablation": CschAblation,
-    "unseen-classes": UnseenClasses, "distillers": Distillers, "losses": LossBenchmark,
+    "distillers": Distillers, "losses": LossBenchmark,
     "multilabel-centers": MultilabelCenters, "export": ExportBenchmark, "metric": MetricBenchmark,
     "students": StudentBenchmark, "gallery": GalleryBenchmark, "open-world": OpenWorld, "protocols": Protocols,
 }  # fmt: skip

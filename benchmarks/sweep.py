@@ -20,17 +20,12 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "student_gallery": "student->gallery", "teacher_teacher": "teacher->teacher", "student_student": "student->student",
-    "student_gallery_unseen": "student->gallery, unseen classes", "teacher_teacher_unseen": "teacher->teacher, unseen",
-    "student_gallery_seen": "student->gallery, seen classes", "bit_agreement": "bit agreement",
-    "low_margin_bits": "low-margin bits",
+    "bit_agreement": "bit agreement", "low_margin_bits": "low-margin bits",
 }  # fmt: skip
 
 
 class SweepTrial(Trial):
-    """A teacher and a student.  mAP is tie-aware, over the whole gallery.
-
-    Figures that end in `unseen` are of queries and gallery images of the unseen classes alone.
-    """
+    """A teacher and a student.  mAP is tie-aware, over the whole gallery."""
 
     row: str
     center_distance: int
@@ -39,9 +34,6 @@ class SweepTrial(Trial):
     student_student: float
     student_gallery_retrieved: float
     """With the literature's denominator."""
-    teacher_teacher_unseen: float | None = None
-    student_gallery_unseen: float | None = None
-    student_gallery_seen: float | None = None
     bit_agreement: float
     """Share of bits that are equal between student and teacher on the queries."""
     low_margin_bits: float
@@ -69,8 +61,6 @@ class Sweep(Benchmark):
     seeds: tuple[int, ...] = (0, 1, 2)
     note: str = ""
     """How to read the figures; below the table."""
-    unseen: int = 0
-    """Number of classes without labels."""
     teacher: str = "mobilenetv2"
     student: str = "mobilenetv3_small"
     size: int = 96
@@ -96,7 +86,7 @@ class Sweep(Benchmark):
     def folder(self, data: str, bits: int, seed: int, row: str) -> Path:
         """Return the run folder of one trial."""
         networks = f"{self.teacher}-{self.student}-{self.size}-{self.epochs}"
-        name = f"{Path(data).stem}-{self.unseen}-{networks}-{bits}-{seed}-{row}"
+        name = f"{Path(data).stem}-{networks}-{bits}-{seed}-{row}"
         return self.runs / re.sub(r"[^\w+-]+", "_", name)
 
     def shares_teacher(self, row: str) -> bool:
@@ -112,7 +102,7 @@ class Sweep(Benchmark):
             changes["reuse_gallery"] = self.folder(data, bits, seed, self.base)
         return TrainConfig(
             teacher=self.teacher, student=self.student, data=data_source(data), bits=bits, seed=seed,
-            teacher_img_size=self.size, student_img_size=self.size, num_unseen_classes=self.unseen,
+            teacher_img_size=self.size, student_img_size=self.size,
             teacher_train=TeacherTrainConfig(**teaching), student_train=StudentTrainConfig(**terms), **changes,
         )  # fmt: skip
 
@@ -164,33 +154,11 @@ def score(row: str, context: RunContext) -> SweepTrial:
         teacher_teacher=scores[TEACHER_TEACHER].map, student_gallery=scores[STUDENT_GALLERY].map,
         student_student=scores[STUDENT_STUDENT].map,
         student_gallery_retrieved=scores[STUDENT_GALLERY].map_retrieved,
-        **by_novelty(context, teacher, student, gallery.codes),
         bit_agreement=float((np.unpackbits(teacher ^ student, axis=1) == 0).mean()),
         low_margin_bits=float((np.abs(logits) < 0.1 * logits.std(0)).mean()),
         student_steps=max(point.step for point in points if point.stage in ("student", "pair")),
         seconds=context.run_dir.seconds, protocol=context.protocol,
     )  # fmt: skip
-
-
-def by_novelty(context: RunContext, teacher: Any, student: Any, gallery: Any) -> dict[str, float]:
-    """Return the mAP within the unseen classes and within the seen ones, where there are unseen ones."""
-    from gallery.metrics import mean_average_precision
-
-    data = context.data
-    unseen = np.setdiff1d(np.arange(len(data.classes)), data.seen)
-    query_labels, gallery_labels = data.labels[data.query], data.labels[context.indexed_images]
-
-    def score_within(classes: Any, queries: Any) -> float:
-        q, g = np.isin(query_labels, classes), np.isin(gallery_labels, classes)
-        return mean_average_precision(queries[q], gallery[g], query_labels[q], gallery_labels[g]).map
-
-    if not len(unseen):
-        return {}
-    return {
-        "teacher_teacher_unseen": score_within(unseen, teacher),
-        "student_gallery_unseen": score_within(unseen, student),
-        "student_gallery_seen": score_within(data.seen, student),
-    }
 
 
 def group(trials: Sequence[SweepTrial]) -> dict[tuple[str, int, str], list[SweepTrial]]:
@@ -203,14 +171,12 @@ def group(trials: Sequence[SweepTrial]) -> dict[tuple[str, int, str], list[Sweep
 
 def markdown(trials: Sequence[SweepTrial]) -> str:
     """Return a table: means, and half of the distance between the largest and the smallest, over seeds."""
-    columns = [name for name in COLUMNS if all(getattr(trial, name) is not None for trial in trials)]
     rows = []
     for key, own in group(trials).items():
-        figures = (mean_and_half_range([getattr(trial, name) for trial in own]) for name in columns)
+        figures = (mean_and_half_range([getattr(trial, name) for trial in own]) for name in COLUMNS)
         seconds = np.mean([sum(trial.seconds.values()) for trial in own])
         rows.append([*key, *figures, len(own), own[0].student_steps, f"{seconds:.0f}"])
-    names = [COLUMNS[name] for name in columns]
-    return table(["data", "bits", "row", *names, "seeds", "steps", "seconds"], rows)
+    return table(["data", "bits", "row", *COLUMNS.values(), "seeds", "steps", "seconds"], rows)
 
 
 def compare_to_reference(trials: Sequence[SweepTrial], figure: str, reference: str) -> Iterator[str]:

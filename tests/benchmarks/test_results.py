@@ -18,9 +18,7 @@ from benchmarks.sweep import SweepTrial
 from benchmarks.trial import RESULTS, Benchmark, Trial
 
 KINDS: dict[str, tuple[type[Benchmark], type[Trial]]] = {
-    **dict.fromkeys(
-        ("csch", "csch_ablation", "distillers", "teacher_finetuning", "unseen_classes"), (CschSweep, SweepTrial)
-    ),
+    **dict.fromkeys(("csch", "csch_ablation", "distillers", "teacher_finetuning"), (CschSweep, SweepTrial)),
     "export": (ExportBenchmark, ExportTrial),
     "gallery": (GalleryBenchmark, GalleryTrial),
     "losses": (LossBenchmark, LossTrial),
