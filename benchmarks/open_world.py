@@ -32,7 +32,14 @@ UNSEEN = {"imagenet20": 5, "ucmerced": 6, "cifar10_6k": 3}  # classes without la
 SLICE = 100, 200, 500  # of each class of CIFAR-10: queries, training images, and gallery images, which hold these
 INDUCTIVE, TRANSDUCTIVE, LABEL_FREE = "inductive", "transductive", "label-free"
 OURS, OLD, FLOAT, ITQ_TRAIN = "csch", "csch-no-similarity", "float-cosine", "itq-of-train"
-BASELINES = {FLOAT: INDUCTIVE, ITQ_TRAIN: INDUCTIVE, "itq-of-gallery": TRANSDUCTIVE}  # of pretrained features
+BASELINES = {  # of pretrained features
+    FLOAT: f"{INDUCTIVE}, {LABEL_FREE}", ITQ_TRAIN: f"{INDUCTIVE}, {LABEL_FREE}",
+    "itq-of-gallery": f"{TRANSDUCTIVE}, {LABEL_FREE}",
+}  # fmt: skip
+SHARED = (  # what the pretrained teacher computes for several of the trials of a draw
+    *(f"features-{part}" for part in (*range(8), "validation", "unlabeled", "gallery", "queries")),
+    *(f"float-features-{part}" for part in ("gallery", "queries")),
+)  # fmt: skip
 CURVE_BITS = 64  # at which the weights of the similarity term are compared
 COLUMNS = {name: name.replace("_", "@") for name in OpenWorldMaps.model_fields}
 NOTE = (
@@ -40,8 +47,9 @@ NOTE = (
     "csch-0.1: another weight of the term. Inductive: the teacher knew nothing of the unseen classes. Transductive: "
     "their images, without labels, are in the gallery that it was trained on. Label-free: it used no label at all. The "
     "students of all other rows are trained on the gallery's unlabeled images too, so that student->gallery is "
-    "transductive there. float-cosine and itq are of the teacher's pretrained features. Tie-aware mAP over all; means "
-    "over draws of the unseen classes, and half of the distance between the largest and the smallest; seconds are "
+    "transductive there. float-cosine, itq-of-train and itq-of-gallery are of the teacher's pretrained features; itq "
+    "is ITQ of train as a teacher, with its student. Tie-aware mAP over all; means over draws of the unseen classes, "
+    "and half of the distance between the largest and the smallest, where there are several; seconds are "
     "wall-clock time on a shared machine, without what the trials of a draw share."
 )
 
@@ -62,7 +70,8 @@ ROWS = {
     OLD: Row("csch", INDUCTIVE, {"similarity_weight": 0.0}),
     "csch-labeled-student": Row("csch", TRANSDUCTIVE, student={"unlabeled_ratio": 0.0}, base=OURS),
     **{loss: Row(loss, INDUCTIVE) for loss in ("csq", "hybridhash", "unihash")},
-    **{loss: Row(loss, LABEL_FREE) for loss in ("similarity", "itq")},
+    "similarity": Row("similarity", f"{TRANSDUCTIVE}, {LABEL_FREE}"),
+    "itq": Row("itq", f"{INDUCTIVE}, {LABEL_FREE}"),
 }
 WEIGHTS = {f"csch-{w:g}": Row("csch", TRANSDUCTIVE, {"similarity_weight": w}) for w in (0.03, 0.1, 1.0)}
 
@@ -162,9 +171,7 @@ class OpenWorld(GrowingBenchmark):
         from distill.losses import LOSSES
 
         config, data = context.config, context.data
-        shared = [*(f"features-{view}" for view in range(self.views)), "features-validation", "features-unlabeled",
-                  *(f"float-features-{part}" for part in ("queries", "gallery", "train"))]  # fmt: skip
-        share_features(context, self.folder(name, config.seed, "features"), shared)
+        share_features(context, self.folder(name, config.seed, "features"), SHARED)
         maps = score_baseline(row, context) if row in BASELINES else score_networks(context)
         options = LOSSES.parse(config.loss, config.loss_args)
         return OpenWorldTrial(
@@ -231,23 +238,19 @@ def score_networks(context: RunContext) -> dict[str, Any]:
 
 def score_baseline(row: str, context: RunContext) -> dict[str, Any]:
     """Return the maps of the pretrained teacher's float features, or of ITQ codes of them."""
-    from distill.infer import code_logits
     from distill.itq import fit_itq
+    from distill.open_world import baseline_features
     from gallery.codes import pack
     from gallery.open_world import open_world_float, open_world_maps
 
-    data, config = context.data, context.config
-    infer = code_logits(context.build_model("teacher").eval().backbone)
-    images = {"queries": data.query, "gallery": context.indexed_images, "train": data.train}
-    features = {part: context.infer(infer, "teacher", index, f"teacher float features {part}", f"pretrained {part}")
-                for part, index in images.items()}  # fmt: skip
-    searched = [features["queries"], features["gallery"]]
+    data, features = context.data, baseline_features(context)
+    queries, gallery = features(data.query), features(context.indexed_images)
     labels = data.labels[data.query], data.labels[context.indexed_images]
     if row == FLOAT:
-        return {"teacher_teacher": open_world_float(searched[0], searched[1], *labels, data.seen)}
-    fitted = fit_itq(features["train" if row == ITQ_TRAIN else "gallery"], config.bits, config.seed)
-    codes = [pack(fitted.logits(one)) for one in searched]
-    return {"teacher_teacher": open_world_maps(codes[0], codes[1], *labels, data.seen)}
+        return {"teacher_teacher": open_world_float(queries, gallery, *labels, data.seen)}
+    fitted = fit_itq(features(data.train) if row == ITQ_TRAIN else gallery, context.config.bits, context.config.seed)
+    codes = pack(fitted.logits(queries)), pack(fitted.logits(gallery))
+    return {"teacher_teacher": open_world_maps(*codes, *labels, data.seen)}
 
 
 def cifar_slice(folder: Path) -> Path:
