@@ -131,7 +131,7 @@ class OpenWorld(GrowingBenchmark):
                 continue
             trial = self.trial(data, bits, seed, row)
             maps = trial.student_gallery or trial.teacher_teacher
-            log.info("[%s, %d bits, draw %d] %s: %s", data, bits, seed, row, " ".join(_cells([maps])))
+            log.info("[%s, %d bits, draw %d] %s: %s", data, bits, seed, row, " ".join(cells([maps])))
             yield trial
 
     def key(self, trial: Any) -> tuple[Any, ...]:
@@ -319,13 +319,14 @@ def _table(own: dict[str, list[OpenWorldTrial]]) -> str:
     for name, group in own.items():
         students = [trial.student_gallery for trial in group if trial.student_gallery]
         seconds = np.mean([sum(trial.seconds.values()) for trial in group])
-        found = [*_cells([trial.teacher_teacher for trial in group]), *(_cells(students) if students else [""] * 4)]
+        found = [*cells([trial.teacher_teacher for trial in group]), *(cells(students) if students else [""] * 4)]
         rows.append([f"**{name}**" if name == OURS else name, group[0].setting, *found, f"{seconds:.0f}", len(group)])
     names = [f"{pair} {name}" for pair in ("t->t", "s->g") for name in COLUMNS.values()]
     return table(["", "teacher's setting", *names, "seconds", "draws"], rows)
 
 
-def _cells(maps: Sequence[OpenWorldMaps]) -> list[str]:
+def cells(maps: Sequence[OpenWorldMaps]) -> list[str]:
+    """Format the four protocols: the mean over draws and half the range, where there are several."""
     if len(maps) == 1:
         return [f"{getattr(maps[0], name):.3f}" for name in COLUMNS]
     return [mean_and_half_range([getattr(one, name) for one in maps]) for name in COLUMNS]

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import gallery_index
+from benchmarks import gallery_index, open_world
 from benchmarks.losses import OURS, LossTrial, by_loss
 from benchmarks.trial import RESULTS, mean_and_half_range, table
 from gallery import results
@@ -38,6 +38,8 @@ def render() -> str:
     evaluations = [results.load(path) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     records = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("csch", "losses", "metric", "gallery")]
     tables = [written(record) for written, record in zip((_csch, _losses, _metric, _gallery), records, strict=True)]
+    if (path := RESULTS / "open_world.json").exists():  # which takes hours, and may not be measured yet
+        tables.insert(2, _open_world(json.loads(path.read_text())))
     return "\n\n".join([_runs(runs), _models(runs[0]), *map(_evaluation, evaluations), *tables])
 
 
@@ -138,6 +140,29 @@ def _losses(c: dict[str, Any]) -> str:
         f"gallery's labels (`{c['command']}`): {o['teacher']} at {o['size']} px, {o['seeds']} seeds, learning rates "
         "chosen on validation images; tie-aware mAP. All of them, precision and recall by radius, seconds, and "
         f"published figures: `benchmarks/results/losses.md`.\n\n{table(['', OURS, 'best other'], rows)}"
+    )
+
+
+def _open_world(c: dict[str, Any]) -> str:
+    """The four protocols of the longest codes: ours with and without the term on unlabeled images, and baselines."""
+    every = [open_world.OpenWorldTrial.model_validate(trial) for trial in c["trials"]]
+    trials = [trial for trial in every if trial.bits == max(one.bits for one in every)]
+    names = open_world.FLOAT, open_world.ITQ_TRAIN, open_world.OLD, open_world.OURS
+    rows = []
+    for data in dict.fromkeys(trial.data for trial in trials):
+        own = open_world.by_row([trial for trial in trials if trial.data == data])
+        for name in (name for name in names if name in own):
+            maps = [open_world.product_maps(trial) for trial in own[name]]
+            rows.append([data, f"**{name}**" if name == open_world.OURS else name, *open_world.cells(maps), len(maps)])
+    o = c["options"]
+    return (
+        f"**Classes that came after training.** Student->gallery of {trials[0].bits}-bit codes "
+        f"(`{c['command']}`): {o['teacher']} and {o['student']} at {o['size']} px, queries@gallery of classes that "
+        "training had labels of (seen) and had none of (unseen); csch learns from the gallery's images of unseen "
+        "classes without labels, csch-no-similarity does not in its teacher. Float features of the pretrained teacher "
+        "and ITQ codes of them need no training at all. Other losses, lengths and weights of the term: "
+        "`benchmarks/results/open_world.md`.\n\n"
+        f"{table(['data', '', *open_world.COLUMNS.values(), 'draws'], rows)}"
     )
 
 

@@ -105,9 +105,9 @@ class GrowingBenchmark(Benchmark):
 
     def run(self) -> None:
         """Measure the trials of this part, and write them beside the earlier ones after each."""
-        kept = {self.key(trial): trial for trial in self.earlier()}
+        self.earlier()  # raises before anything is measured
         for trial in self.trials():
-            kept[self.key(trial)] = trial
+            kept = {self.key(one): one for one in (*self.earlier(), trial)}
             self.write([kept[key] for key in sorted(kept)])
 
     @abstractmethod
