@@ -104,6 +104,7 @@ def _no_baselines(context: RunContext) -> str:
 def _baseline_rows(context: RunContext, labels: tuple[Labels, Labels]) -> Iterator[OpenWorldRow]:
     """Yield float cosine and ITQ of the pretrained features; raises `InputError` where they are too few or too many."""
     data, bits = context.data, context.config.bits
+    log.info("  float cosine and ITQ of the pretrained features, for %d unseen classes", len(unseen_classes(context)))
     features = baseline_features(context)
     query, gallery = features(data.query), features(context.indexed_images)
     yield OpenWorldRow(name=FLOAT_COSINE, maps=open_world_float(query, gallery, *labels, data.seen))

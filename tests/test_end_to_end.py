@@ -26,6 +26,7 @@ from distill.metrics_log import read_metrics
 from export.bundle import open_bundle, read_golden
 from gallery.codespace import CodeSpace
 from gallery.index import open_gallery
+from gallery.results import STUDENT_GALLERY
 from gallery.results import load as load_results
 
 ROOT = Path(__file__).parents[1]
@@ -251,12 +252,17 @@ def test_two_processes_run_it_together(image_folder: Path, tmp_path: Path) -> No
     """Both train the same networks; the first alone exports, evaluates and writes."""
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "distill/run.py"]
     options = ["--data", str(image_folder), "--output-dir", str(tmp_path), "--name", "r", *SMALL, "--teacher", "vit_t",
-               "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--formats", "onnx"]  # fmt: skip
+               "--teacher-train.epochs", "2", "--student-train.epochs", "1", "--formats", "onnx",
+               "--num-unseen-classes", "1"]  # fmt: skip
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*together, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     results = load_results(tmp_path / "r" / "results.json")
     assert results.gate.passed
+    assert results.open_world.classes == (3, 1)
+    assert results.open_world.score(STUDENT_GALLERY, "unseen_all") > 0
+    assert "random weights" in results.open_world.no_baselines
+    assert "Unseen classes" in (tmp_path / "r" / "report.html").read_text()
     assert (done.stdout + done.stderr).count("[teacher]") == 1
     assert (tmp_path / "r" / "log.txt").read_text().count("[evaluate]") == 1
     points = read_metrics(tmp_path / "r" / "train.jsonl")

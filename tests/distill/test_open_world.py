@@ -14,7 +14,7 @@ import torch
 
 from distill import open_world
 from distill.config import TeacherTrainConfig
-from distill.context import RunContext
+from distill.context import RunContext, multi_hot
 from distill.open_world import baseline_features, open_world_results, trained_images, unseen_classes
 from distill.pipeline import TrainedModels
 from distill.summary import pair_logits
@@ -134,6 +134,15 @@ def test_where_all_classes_are_trained_on_there_is_nothing_to_say(run: Run) -> N
     context, models = run
     data = replace(context.data, train=np.union1d(context.data.train, context.data.gallery))
     assert open_world_results(replace(context, data=data), models) is None
+
+
+def test_one_label_an_image_may_be_multi_hot(run: Run) -> None:
+    context, models = run
+    labels = multi_hot(context.data.labels, len(context.data.classes))
+    found = measured(replace(context, data=replace(context.data, labels=labels)), models)
+    for row, one in zip(found.rows, measured(context, models).rows, strict=True):
+        assert row.maps.model_dump() == pytest.approx(one.maps.model_dump(), abs=1e-9)
+    assert found.model_dump(exclude={"rows"}) == measured(context, models).model_dump(exclude={"rows"})
 
 
 @pytest.mark.parametrize("bits", [48, 64])

@@ -237,7 +237,7 @@ def test_unseen_classes_stand_beside_the_pretrained_features(tmp_path: Path) -> 
         ["ITQ on train (inductive)", "0.6073", "0.5133", "0.6202", "0.3239"],
         ["ITQ on gallery (transductive)", "0.5942", "0.5196", "-", "0.4154"],
     ]
-    assert "0.5338 mAP of unseen@unseen; ITQ of the pretrained features 0.6202" in page.body
+    assert "0.5338 mAP of unseen@unseen; ITQ of the pretrained features, fit on train, 0.6202" in page.body
     shown = [line.split() for line in printed(run).splitlines()]
     assert ["ITQ", "on", "train", "(inductive)", "0.6073", "0.5133", "0.6202", "0.3239"] in shown
     assert max(map(len, printed(run).splitlines())) <= 80
