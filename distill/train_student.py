@@ -69,6 +69,8 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
         run_dir.invalidate("student", "export", "evaluate")
     if not run_dir.is_done("student"):
         data = TrainingSet(context, "student")
+        if not context.classes:
+            data.set_reference(context.data.gallery, gallery_logits)
         loss = build_student_loss(context, data, gallery_logits)
         uses_teacher = loss.distiller.uses_teacher(loss.distiller.options)
         index, n_unlabeled = student_indices(context, teacher, uses_teacher)
@@ -112,10 +114,13 @@ def train_student(
     def loss_fn(batch: StudentBatch) -> tuple[Tensor, Tensor]:
         logits, index = forward(batch.images), batch.index[: batch.n_labeled]
         teacher = batch.teacher_logits() if loss.distiller.uses_teacher(loss.distiller.options) else logits.detach()
-        return loss(data, logits, teacher, index), data.accuracy(logits[: len(index)].detach(), index)
+        return loss(data, logits, teacher, index), metric(logits[: len(index)].detach(), index)
 
-    own = OptimizedModule("distiller", loss.distiller, *rates, averaged=False)
-    modules, validate = [OptimizedModule("student", model, *rates), own], data.make_validator(model)
+    own, metric = OptimizedModule("distiller", loss.distiller, *rates, averaged=False), data.accuracy
+    if not len(data.centers):
+        log.info("  accuracy is the share of bits that are the teacher's, of the whole image")
+        metric = data.bit_agreement
+    modules, validate = [OptimizedModule("student", model, *rates), own], data.make_validator(model, metric)
     fit(modules, batches, loss_fn, spec, checkpoint, validate)
 
 

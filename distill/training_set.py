@@ -13,7 +13,7 @@ from distill.codebook import hash_centers_of
 from distill.context import Role, RunContext, multi_hot
 from distill.hash_centers.constructions import Centers
 from distill.hash_centers.multilabel import target_codes
-from distill.infer import ENCODE_BATCH, Indices, forward_logits
+from distill.infer import ENCODE_BATCH, Indices, Logits, forward_logits
 from distill.losses.csch import center_consistency
 from distill.models.hash_net import HashNet
 
@@ -30,6 +30,7 @@ class TrainingSet:
     def __init__(self, context: RunContext, role: Role) -> None:
         self.context, self.loader, self.labels = context, context.image_loader(role), context.labels
         self.train, self.validation = context.data.train, context.data.validation
+        self.reference = torch.zeros(0)
 
     @cached_property
     def hash_centers(self) -> Centers:
@@ -68,6 +69,26 @@ class TrainingSet:
         h, positive = F.normalize(logits, dim=1), self.multi_hot[index].float()
         nearest = (h @ h.T).fill_diagonal_(-torch.inf).argmax(1)
         return ((positive * positive[nearest]).sum(1) > 0).float().mean()
+
+    def set_reference(self, images: Indices, values: Logits) -> None:
+        """Set what `neighbor_agreement` and `bit_agreement` compare with; only images that have it are validated.
+
+        values: features, or the teacher's logits, `[len(images), D]`
+        """
+        table = np.zeros((len(self.labels), values.shape[1]), np.float32)
+        table[images] = values
+        self.reference = torch.from_numpy(table).to(self.loader.device)
+        self.validation = np.intersect1d(self.validation, images)
+
+    def neighbor_agreement(self, logits: Tensor, index: Indices) -> Tensor:
+        """Return the share of images whose nearest neighbor among `index` is that by the reference: without labels."""
+        nearest = [(one @ one.T).fill_diagonal_(-torch.inf).argmax(1)
+                   for one in (F.normalize(logits, dim=1), F.normalize(self.reference[index], dim=1))]  # fmt: skip
+        return (nearest[0] == nearest[1]).float().mean()
+
+    def bit_agreement(self, logits: Tensor, index: Indices) -> Tensor:
+        """Return the share of bits that are those of the reference, the teacher's logits: without labels."""
+        return ((logits > 0) == (self.reference[index] > 0)).float().mean()
 
     def score(self, logits: Tensor, metric: MetricFn | None = None) -> float | None:
         """Return a metric of logits of the validation images, by default `accuracy`; see `make_validator`."""
