@@ -63,10 +63,10 @@ class TrainSpec(OptimizerConfig):
         """Return the sentence of the log on a training of `rows` images: steps, images of a step, what an epoch is."""
         each = self.steps_per_epoch(rows)
         steps, size = self.epochs * each, min(rows, self.rows_per_step) + self.n_unlabeled
-        parts = f" ({size - self.n_unlabeled} labeled + {self.n_unlabeled} unlabeled)" if self.n_unlabeled else ""
+        parts = f" ({size - self.n_unlabeled} of train + {self.n_unlabeled} unlabeled)" if self.n_unlabeled else ""
         return (
             f"{stage}: {self.epochs} epochs x {each} steps of {size} images{parts}, {steps:,} steps and "
-            f"{steps * size:,} images in all; an epoch is one pass over the {rows:,} labeled training images"
+            f"{steps * size:,} images in all; an epoch is one pass over the {rows:,} images of train"
         )
 
     def lr_factor(self, step: int, steps: int) -> float:

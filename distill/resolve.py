@@ -21,6 +21,7 @@ AUTO = (  # options that may be "auto"
     *(f"{role}_train.{name}" for role in ("teacher", "student") for name in ("epochs", "lr", "crop_min_scale")),
 )  # fmt: skip
 TEACHER = "teacher", "teacher_weights", "teacher_img_size", "loss_args", "hash_centers", "center_assignment"
+ONLY_FINETUNING = "epochs", "lr", "model_ema_decay", "early_stopping_patience"  # of a teacher
 PROBE = "teacher_train.linear_probe_epochs", "teacher_train.linear_probe_lr"
 ONLINE_STUDENT = {"lr", "weight_decay", "center_loss_weight"}  # the other options are those of the teacher
 
@@ -62,7 +63,8 @@ def resolve(
     asked_epochs, asked_lr = options.epochs, options.lr
     if finetune == "linear_probe":
         asked_epochs, asked_lr = options.linear_probe_epochs, options.linear_probe_lr
-        reasons.append(f"teacher epochs {asked_epochs}, learning rate {asked_lr:g}: those of a linear probe")
+        if not LOSSES.find(loss).is_fitted:
+            reasons.append(f"teacher epochs {asked_epochs}, learning rate {asked_lr:g}: those of a linear probe")
     epochs = auto("teacher epochs", asked_epochs, epochs, f"{teacher_start} on a {'GPU' if gpu else 'CPU'}")
     crop = 1.0 if teacher.random and epochs < 20 else 0.3  # short training from random weights gains nothing by crops
     finetune = auto("teacher finetune", finetune, "full" if teacher.random else "lp_ft", teacher_start)
@@ -131,9 +133,13 @@ def _without_labels(config: TrainConfig, labeled: bool) -> Iterator[tuple[str, s
     yield from ((name, why) for name in ("hash_centers", "center_assignment", "student_train.center_loss_weight"))
     if not labeled:
         yield "num_unseen_classes", "images without labels"
-    if config.teacher_train.finetune == "auto":
-        names = "epochs", "lr", "model_ema_decay", "early_stopping_patience"
-        yield from ((f"teacher_train.{name}", f"the linear probe of --loss {config.loss}") for name in names)
+    if LOSSES.find(config.loss).is_fitted:
+        why, names = f"--loss {config.loss}, which trains nothing", tuple(TeacherTrainConfig.model_fields)
+    elif config.teacher_train.finetune == "auto":
+        why, names = f"the linear probe of --loss {config.loss}", ONLY_FINETUNING
+    else:
+        return
+    yield from ((f"teacher_train.{name}", why) for name in names)
 
 
 def check_effects(config: TrainConfig, without_effect: Iterable[tuple[str, str]] | None = None) -> None:
@@ -161,8 +167,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if finetune == "full" or config.distillation == "online":
         yield from ((name, "a teacher without a linear probe") for name in PROBE)
     if finetune == "linear_probe":
-        names = ["epochs", "lr", "model_ema_decay", "early_stopping_patience"]
-        yield from ((f"teacher_train.{name}", "--teacher-train.finetune linear_probe") for name in names)
+        yield from ((f"teacher_train.{name}", "--teacher-train.finetune linear_probe") for name in ONLY_FINETUNING)
     options = DISTILLERS.parse(config.distiller, config.distiller_args)
     if not DISTILLERS.find(config.distiller).uses_teacher(options):
         unlabeled = "unlabeled_data", "student_train.unlabeled_ratio"

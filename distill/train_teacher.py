@@ -17,7 +17,7 @@ from distill.distributed import LossFn, is_main_process, main_process_first, sha
 from distill.engine import Batches, Checkpoint, OptimizedModule, TrainSpec, fit
 from distill.infer import Logits, extract_features, features_and_logits
 from distill.losses import LOSSES
-from distill.losses.base import HashLoss, LossBatch, LossContext, UnlabeledBatch
+from distill.losses.base import HashLoss, HeadFit, LossBatch, LossContext, UnlabeledBatch
 from distill.models.hash_net import HashNet
 from distill.reference_features import ReferenceFeatures, reference_features
 from distill.run_dir import LEARNED_CODES
@@ -26,6 +26,7 @@ from distill.teacher_golden import golden_logits, save_golden
 from distill.training_set import MetricFn, TrainingSet
 from gallery import codespace
 from gallery.codespace import CodeSpace
+from gallery.console import log
 from gallery.errors import CodeSpaceMismatch, InputError
 from gallery.files import atomic_path, sha256_of
 
@@ -67,7 +68,16 @@ def train_teacher(context: RunContext) -> tuple[HashNet, CodeSpace]:
             model, data = context.build_model("teacher"), TrainingSet(context, "teacher")
             loss, spec = build_loss(context, model, data), context.train_spec("teacher")
             task = TeacherTask(model, loss, data, reference_features(context, model, loss))
-            if how != "full":
+            if not loss.uses_labels:
+                log.info(
+                    "  accuracy is the share of images whose nearest of a batch is that by the pretrained features"
+                )
+                images = np.concatenate([data.train, data.validation])
+                known = torch.cat([task.reference.train.cpu(), torch.from_numpy(cache_validation(context, model))])
+                data.set_reference(images, (known - task.reference.mean.cpu()).numpy())
+            if loss.is_fitted:
+                set_head(model, loss.fit_head(task.reference.train))
+            elif how != "full":
                 options, stage = context.config.teacher_train, "teacher" if how == "linear_probe" else "head"
                 probe = spec.model_copy(update={"epochs": options.linear_probe_epochs, "lr": options.linear_probe_lr,
                                                 "model_ema_decay": 0.0, "early_stopping_patience": 0})  # fmt: skip
@@ -205,8 +215,17 @@ def _with_loss(name: str, module: nn.Module, loss: HashLoss, spec: TrainSpec) ->
 
 
 def _train_metric(data: TrainingSet, loss: HashLoss) -> MetricFn:
-    """Return the accuracy for the training curves: by nearest centers, where the loss knows them."""
+    """Return the accuracy for the training curves: by nearest centers, where the loss knows them, or without labels."""
+    if not loss.uses_labels:
+        return data.neighbor_agreement
     return data.accuracy if loss.centers else data.nearest_neighbor_accuracy
+
+
+def set_head(model: HashNet, fit: HeadFit) -> None:
+    """Set the hash head, the weights of its convolution and the statistics of its batch norm, in place."""
+    values = {"0.weight": fit.weight[:, :, None, None], "1.running_mean": fit.mean, "1.running_var": fit.variance}
+    model.head.load_state_dict(model.head.state_dict() | values)
+    model.eval()
 
 
 def save_teacher(context: RunContext, model: HashNet, data: TrainingSet) -> None:

@@ -45,7 +45,7 @@ class TrainingSet:
     @cached_property
     def target_codes(self) -> Tensor:
         """The target code of each image of train and validation, float32 `[N, bits]`; zeros for the others."""
-        labeled = np.concatenate([self.train, self.validation])
+        labeled = np.concatenate([self.train, self.validation]) if len(self.hash_centers) else self.train[:0]
         targets = np.zeros((len(self.labels), self.hash_centers.shape[1]), np.float32)
         targets[labeled] = target_codes(self.labels[labeled], self.hash_centers)
         return torch.from_numpy(targets).to(self.loader.device)

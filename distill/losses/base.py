@@ -79,13 +79,25 @@ class LossBatch:
     unlabeled: UnlabeledBatch | None = None
 
 
+class HeadFit(NamedTuple):
+    """A hash head in closed form: logits are (features @ weight.T - mean) / sqrt(variance).
+
+    weight: `[bits, D]`; mean, variance: `[bits]`
+    """
+
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
 class HashLoss(Method, nn.Module, ABC):
     """A loss over batches.
 
     centers: what `--hash-centers auto` stands for; None: it has no centers, and each class gets the majority of its
     training images' codes afterwards.  multilabel: whether it is defined for multi-label images; n_views: augmented
     views of each image in a batch; learns_gallery_codes: from labels, instead of hashing the gallery's images;
-    uses_labels: whether it learns from labels: without, centers are those of clusters of codes, for the search alone
+    uses_labels: whether it learns from labels: without, centers are those of clusters of codes, for the search alone;
+    is_fitted: `fit_head` gives the hash head, and nothing is trained
     """
 
     centers: ClassVar[Construction | None] = None
@@ -93,6 +105,7 @@ class HashLoss(Method, nn.Module, ABC):
     n_views: ClassVar[int] = 1
     learns_gallery_codes: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = True
+    is_fitted: ClassVar[bool] = False
 
     def __init__(self, context: LossContext, **options: Any) -> None:
         super().__init__()
@@ -116,6 +129,10 @@ class HashLoss(Method, nn.Module, ABC):
 
     def setup(self) -> None:
         """Create parameters and buffers, for `context`."""
+
+    def fit_head(self, features: Tensor) -> HeadFit:
+        """Return the head of a method that `is_fitted` to the training images' pretrained features, `[N, D]`."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, batch: LossBatch) -> Tensor:

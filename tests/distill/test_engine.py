@@ -109,7 +109,7 @@ def test_the_log_says_what_an_epoch_is(tmp_path: Path, caplog: pytest.LogCapture
     train([net()], tmp_path)
     assert (
         "teacher: 3 epochs x 5 steps of 8 images, 15 steps and 120 images in all; an epoch is one pass over the 40 "
-        "labeled training images"
+        "images of train"
     ) in caplog.text
     seen: list[int] = []
 
@@ -120,7 +120,7 @@ def test_the_log_says_what_an_epoch_is(tmp_path: Path, caplog: pytest.LogCapture
     half = SCHEDULE.model_copy(update={"n_unlabeled": 4})
     train([net()], tmp_path / "half", half, prepare=prepare)
     assert seen == [4] * 30
-    assert "3 epochs x 10 steps of 8 images (4 labeled + 4 unlabeled), 30 steps and 240 images in all" in caplog.text
+    assert "3 epochs x 10 steps of 8 images (4 of train + 4 unlabeled), 30 steps and 240 images in all" in caplog.text
 
 
 class Bomb:
