@@ -93,6 +93,24 @@ def test_options_of_methods_are_spelled_as_flags_are() -> None:
     assert given.distiller_args == {"instance_loss": "raw", "rkd_weight": 1}
 
 
+def test_images_without_labels_have_a_loss_of_their_own() -> None:
+    plan = resolve(TrainConfig(), CNN, CNN, image_size=64, gpu=False, labeled=False)
+    assert (plan.loss, plan.teacher_finetune) == ("similarity", "linear_probe")
+    assert "loss similarity: the images have no labels" in plan.reasons
+    labeled = resolve(TrainConfig(), CNN, CNN, image_size=64, gpu=False)
+    assert (labeled.loss, labeled.teacher_finetune) == ("csch", "lp_ft")
+    whole = TrainConfig(teacher_train=TeacherTrainConfig(finetune="lp_ft", epochs=3))
+    assert resolve(whole, CNN, CNN, image_size=64, gpu=False, labeled=False).teacher_epochs == 3
+    for asked, fix in (
+        (TrainConfig(loss="dch"), "Choose --loss itq or similarity"),
+        (TrainConfig(distillation="online"), "--distillation offline"),
+    ):
+        with pytest.raises(InputError, match=fix):
+            resolve(asked, CNN, CNN, image_size=64, gpu=False, labeled=False)
+    with pytest.raises(InputError, match="TWINHASH_WEIGHTS"):
+        resolve(TrainConfig(loss="itq"), VIT, CNN, image_size=64, gpu=False)
+
+
 CENTERLESS = StudentTrainConfig(center_loss_weight=0)
 
 
