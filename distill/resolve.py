@@ -124,6 +124,13 @@ def _check_labels(config: TrainConfig, teacher: BackboneInfo, labeled: bool) -> 
         fix = "Give --teacher-weights, or a folder of weights in TWINHASH_WEIGHTS."
         found = f"random ones of {teacher.name}, whose features are of no use"
         raise InputError(f"pretrained weights for --loss {config.loss}", found, fix)
+    distiller, args = DISTILLERS.find(config.distiller), DISTILLERS.parse(config.distiller, config.distiller_args)
+    if not (distiller.uses_teacher(args) and distiller.fixes_rotation(args)):
+        found = f"--distiller {config.distiller} with these options, which needs hash centers beside it"
+        fix = "Choose --distiller csch, or give its instance-weight a value above 0."
+        raise InputError(
+            f"a distiller that ties the student to the teacher's codes for --loss {config.loss}", found, fix
+        )
     check_effects(config, _without_labels(config, labeled))
 
 

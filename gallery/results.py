@@ -94,6 +94,7 @@ class ModelResult(Record):
     map, map_drop: the model's, and the float student's minus it; over all queries: where a device ran only some, the
                host's figure plus the difference that these make
     neighbor_recall, neighbor_recall_drop: likewise, recall@10 of float neighbors (see `RetrievalPair`)
+    neighbor_recall_error: the standard error of that drop over the queries: one flipped bit may lose a neighbor
     bit_flips: how many queries each of the code's bits differs in
     host_flips, host_flips_beyond, disagreements: bits that differ from those of the same model on the host; of these,
                where the host's |logit| exceeds the tolerance; the first `MAX_DISAGREEMENTS` of the latter
@@ -129,6 +130,7 @@ class ModelResult(Record):
     map_drop: float | None = None
     neighbor_recall: float | None = None
     neighbor_recall_drop: float | None = None
+    neighbor_recall_error: float | None = None
     load_ms: float | None = None
     first_ms: float | None = None
     p50_ms: float | None = None
@@ -150,7 +152,7 @@ class Threshold(Record):
     """The most a model may lose against the float student."""
 
     max_map_drop: float = Field(ge=0)
-    """Largest loss of mAP, 0..1; without labels, of recall@10 of float neighbors."""
+    """Largest loss of mAP, 0..1; without labels, of recall@10 of float neighbors beyond twice its standard error."""
     max_bit_flip_rate: float = Field(ge=0, le=1)
     """Largest share of bits that differ from the float student's, 0..1."""
 

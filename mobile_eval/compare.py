@@ -13,7 +13,7 @@ from gallery.codespace import CodeSpace
 from gallery.errors import InputError, MissingBackend
 from gallery.index import GalleryIndex
 from gallery.metrics import mean_average_precision
-from gallery.neighbors import neighbor_recall
+from gallery.neighbors import NeighborRecall, neighbor_recall
 from gallery.results import MARGIN_BINS, MARGIN_STEP, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 
 WORST, NEAREST = 5, 10
@@ -84,15 +84,15 @@ class FloatReference:
         return mean_average_precision(codes, self.gallery.codes, self.labels, gallery_labels, self.top_k).map
 
     @cached_property
-    def neighbor_recall(self) -> float | None:
-        """Recall@10 of float neighbors by the float student's codes."""
+    def neighbor_recall(self) -> NeighborRecall | None:
+        """Recall of float neighbors by the float student's codes."""
         return self.recall(pack(self.logits))
 
-    def recall(self, codes: Codes) -> float | None:
-        """Return recall@10 of float neighbors by codes of these queries; None without a gallery or neighbors."""
+    def recall(self, codes: Codes) -> NeighborRecall | None:
+        """Return the recall of float neighbors by codes of these queries; None without a gallery or neighbors."""
         if self.gallery is None or self.neighbors is None:
             return None
-        return neighbor_recall(codes, self.gallery.searcher, self.neighbors).at_10
+        return neighbor_recall(codes, self.gallery.searcher, self.neighbors)
 
 
 def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) -> dict[str, Any]:
@@ -113,8 +113,11 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
         found["recall_at_10"] = float((reference.nearest[:, :, None] == rows[:, None, :]).any(axis=2).mean())
     if reference.map is not None and (score := reference.score(codes)) is not None:
         found |= {"map": score, "map_drop": reference.map - score}
-    if reference.neighbor_recall is not None and (share := reference.recall(codes)) is not None:
-        found |= {"neighbor_recall": share, "neighbor_recall_drop": reference.neighbor_recall - share}
+    if reference.neighbor_recall is not None and (recall := reference.recall(codes)) is not None:
+        lost = reference.neighbor_recall.per_query - recall.per_query
+        error = float(lost.std() / np.sqrt(len(lost)))
+        found |= {"neighbor_recall": recall.at_10, "neighbor_recall_drop": float(lost.mean()),
+                  "neighbor_recall_error": error}  # fmt: skip
     return found
 
 

@@ -242,7 +242,7 @@ def build_results(
         code_space=manifest.space.id, bits=manifest.space.bits, student=manifest.files[0].metadata.student,
         query_set=description, num_queries=len(reference.pixels),
         gallery_size=None if reference.gallery is None else len(reference.gallery), map=reference.map,
-        neighbor_recall=reference.neighbor_recall,
+        neighbor_recall=None if reference.neighbor_recall is None else reference.neighbor_recall.at_10,
         models=tuple(row for one in devices for row in one.rows), notes=tuple(notes),
         examples=worst_examples(inputs, devices), system=describe(),
     )  # fmt: skip
