@@ -32,26 +32,27 @@ def open_world_results(context: RunContext, models: TrainedModels) -> OpenWorldR
     data = context.data
     if not data.classes:
         return None
+    seen, unseen = seen_and_unseen(context)
     labels = data.labels[data.query], data.labels[context.indexed_images]
-    protocols = open_world_protocols(*labels, data.seen)
+    protocols = open_world_protocols(*labels, seen)
     new, known = protocols["unseen_unseen"], protocols["seen_seen"]
     if not (new.queries.any() or new.database.any()):
         return None
-    rows = [*_trained_rows(context, models, labels)]
+    rows = [*_trained_rows(context, models, labels, seen)]
     reason = _no_baselines(context)
     try:
-        for row in _baseline_rows(context, labels) if not reason else ():
+        for row in _baseline_rows(context, labels, seen) if not reason else ():
             rows.append(row)
     except TwinhashError as error:
         reason = str(error)
     if reason:
-        log.info("  no baselines for the unseen classes: %s", reason)
+        log.info("  no baselines for classes without training labels: %s", reason)
     used, hot = trained_images(context, models), multi_hot(data.labels, len(data.classes))
-    fresh, either = np.asarray(hot[:, unseen_classes(context)].any(1)), np.zeros(len(hot), bool)
+    fresh, either = np.asarray(hot[:, unseen].any(1)), np.zeros(len(hot), bool)
     for images in used.values():
         either[data.train if images is None else images] = True
     return OpenWorldResults(
-        classes=(len(data.seen), len(unseen_classes(context))),
+        classes=(len(seen), len(unseen)),
         queries=(int(known.queries.sum()), int(new.queries.sum())),
         gallery=(int(known.database.sum()), int(new.database.sum())),
         unlabeled={role: None if images is None else int(fresh[images].sum()) for role, images in used.items()},
@@ -59,11 +60,16 @@ def open_world_results(context: RunContext, models: TrainedModels) -> OpenWorldR
     )  # fmt: skip
 
 
-def unseen_classes(context: RunContext) -> Indices:
-    """Return the classes of gallery and queries that have no label in training, as indices into `data.classes`."""
+def seen_and_unseen(context: RunContext) -> tuple[Indices, Indices]:
+    """Return the classes in train, and those of gallery and queries that are not, as indices into `data.classes`.
+
+    Where nothing was learned from labels and all are in train, none counts as seen.
+    """
     data = context.data
     asked = data.labels[np.concatenate([data.gallery, data.query])]
-    return np.setdiff1d(np.flatnonzero(multi_hot(asked, len(data.classes)).any(0)), data.seen)
+    there = np.flatnonzero(multi_hot(asked, len(data.classes)).any(0))
+    unseen = np.setdiff1d(there, data.seen)
+    return (data.seen, unseen) if len(unseen) or context.loss_class.uses_labels else (data.seen[:0], there)
 
 
 def trained_images(context: RunContext, models: TrainedModels) -> dict[Role, Indices | None]:
@@ -82,13 +88,13 @@ def trained_images(context: RunContext, models: TrainedModels) -> dict[Role, Ind
 
 
 def _trained_rows(
-    context: RunContext, models: TrainedModels, labels: tuple[Labels, Labels]
+    context: RunContext, models: TrainedModels, labels: tuple[Labels, Labels], seen: Indices
 ) -> Iterator[OpenWorldRow]:  # fmt: skip
     logits = pair_logits(context, models)
     pairs = (TEACHER_TEACHER, logits.teacher_queries), (STUDENT_GALLERY, logits.student_queries)
     for name, queries in pairs:
         if queries is not None:
-            maps = open_world_maps(pack(queries), models.gallery.codes, *labels, context.data.seen)
+            maps = open_world_maps(pack(queries), models.gallery.codes, *labels, seen)
             yield OpenWorldRow(name=name, maps=maps)
 
 
@@ -101,17 +107,17 @@ def _no_baselines(context: RunContext) -> str:
     return ""
 
 
-def _baseline_rows(context: RunContext, labels: tuple[Labels, Labels]) -> Iterator[OpenWorldRow]:
+def _baseline_rows(context: RunContext, labels: tuple[Labels, Labels], seen: Indices) -> Iterator[OpenWorldRow]:
     """Yield float cosine and ITQ of the pretrained features; raises `InputError` where they are too few or too many."""
     data, bits = context.data, context.config.bits
-    log.info("  float cosine and ITQ of the pretrained features, for %d unseen classes", len(unseen_classes(context)))
+    log.info("  baselines for classes without training labels: float cosine and ITQ of the pretrained features")
     features = baseline_features(context)
     query, gallery = features(data.query), features(context.indexed_images)
-    yield OpenWorldRow(name=FLOAT_COSINE, maps=open_world_float(query, gallery, *labels, data.seen))
+    yield OpenWorldRow(name=FLOAT_COSINE, maps=open_world_float(query, gallery, *labels, seen))
     for name, fitted in ((ITQ_TRAIN, features(data.train)), (ITQ_GALLERY, gallery)):
         made = fit_itq(fitted, bits, context.config.seed)
         codes = pack(made.logits(query)), pack(made.logits(gallery))
-        yield OpenWorldRow(name=name, maps=open_world_maps(*codes, *labels, data.seen))
+        yield OpenWorldRow(name=name, maps=open_world_maps(*codes, *labels, seen))
 
 
 def baseline_features(context: RunContext) -> Callable[[Indices], Features]:

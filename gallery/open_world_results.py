@@ -22,7 +22,8 @@ class OpenWorldRow(Record):
 class OpenWorldResults(Record):
     """Retrieval where some classes have no label in training; baselines are of the untouched pretrained backbone.
 
-    classes, queries, gallery: how many are of seen and how many of unseen classes
+    classes, queries, gallery: how many are of seen and how many of unseen classes; none is seen where nothing was
+             learned from labels
     unlabeled: how many images of unseen classes the training of teacher and of student used, without labels; None where
                that is not known: the teacher is an earlier run's
     unknown: how many images of which no label is known either of them used
@@ -42,6 +43,12 @@ class OpenWorldResults(Record):
         return next((getattr(row.maps, protocol) for row in self.rows if row.name == name), None)
 
     @property
+    def columns(self) -> dict[str, str]:
+        """The protocols to show, by their fields' names: queries@database."""
+        names = OpenWorldMaps.model_fields if self.classes[0] else ["unseen_all"]
+        return {name: name.replace("_", "@") if self.classes[0] else "all@all" for name in names}
+
+    @property
     def setting(self) -> str:
         """What is known of the unseen classes before they are asked for, as one sentence."""
         if used := [f"{count:,} by the {role}" for role, count in self.unlabeled.items() if count]:
@@ -58,6 +65,8 @@ class OpenWorldResults(Record):
     def caption(self) -> str:
         """Sizes and setting, to stand beside the figures."""
         (old, new), queries, gallery = self.classes, self.queries, self.gallery
+        if not old:
+            return f"No labels of the {new:,} classes were used in training. {self.setting}"
         return (
             f"{old:,} classes are in the training set ({queries[0]:,} queries, {gallery[0]:,} gallery images), {new:,} "
             f"are not ({queries[1]:,} queries, {gallery[1]:,} gallery images). {self.setting}"

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from gallery.console import log, plain
 from gallery.files import atomic_write
-from gallery.open_world import OpenWorldMaps
 from gallery.open_world_results import FLOAT_COSINE, ITQ_TRAIN, OpenWorldResults
 from gallery.results import (
     STUDENT_GALLERY,
@@ -40,9 +39,9 @@ PAIR_COLUMNS: dict[str, Callable[[RetrievalPair], float | None]] = {
     "@100": lambda pair: pair.recall_at_100,
 }
 READING = (
-    "Columns are queries@database: on unseen classes codes are worth their training where they find more than ITQ, as "
-    "many bits of the untouched pretrained features (compare inductive runs with ITQ on train, transductive ones with "
-    "both); float cosine ranks by those features themselves."
+    "Columns are queries@database: without labels codes are worth their training where they find more than ITQ, as many "
+    "bits of the untouched pretrained features (compare inductive runs with ITQ on train, transductive ones with both); "
+    "float cosine ranks by those features themselves."
 )
 MAX_NOTES, MAX_SKIPPED = 3, 10  # on the terminal; on the page more notes are folded
 MAX_UNFOLDED = 10  # disagreements of a model
@@ -162,7 +161,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         costs=lambda one: drop_empty_columns(one.rows, (*COSTS, ("conditions", "words", one.own_conditions))),
         smallest=smallest_passing(results),
         pair_columns=measured_columns(results.pairs) if isinstance(results, RunResults) else {},
-        protocols=[*OpenWorldMaps.model_fields], open_world_notes=open_world_notes, itq=ITQ_TRAIN,
+        open_world_notes=open_world_notes, itq=ITQ_TRAIN,
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,
     )  # fmt: skip
     return atomic_write(path, page)
@@ -263,16 +262,16 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
 
 
 def open_world_notes(found: OpenWorldResults) -> list[str]:
-    """Return the sentences that stand below the table of unseen classes."""
-    compared = found.score(FLOAT_COSINE, "seen_all") is not None
+    """Return the sentences that stand below the table of classes without training labels."""
+    compared = any(row.name == FLOAT_COSINE for row in found.rows)
     missing = f"No {'further ' if compared else ''}baselines: {found.no_baselines.rstrip('.')}."
     return [found.caption, *([READING] if compared else []), *([missing] if found.no_baselines else [])]
 
 
 def _print_open_world(found: OpenWorldResults, console: Console) -> None:
-    table = make_table("unseen classes", *(f">{name.replace('_', '@')}" for name in OpenWorldMaps.model_fields))
+    table = make_table("without training labels", *(f">{head}" for head in found.columns.values()))
     for row in found.rows:
-        texts = [number(score, 4) for score in row.maps.model_dump().values()]
+        texts = [number(found.score(row.name, protocol), 4) for protocol in found.columns]
         add_row(table, row.name, *texts, style="bold" if row.name == STUDENT_GALLERY else "")
     console.print(table)
     for sentence in open_world_notes(found):

@@ -262,7 +262,7 @@ def test_two_processes_run_it_together(image_folder: Path, tmp_path: Path) -> No
     assert results.open_world.classes == (3, 1)
     assert results.open_world.score(STUDENT_GALLERY, "unseen_all") > 0
     assert "random weights" in results.open_world.no_baselines
-    assert "Unseen classes" in (tmp_path / "r" / "report.html").read_text()
+    assert "Classes without training labels" in (tmp_path / "r" / "report.html").read_text()
     assert (done.stdout + done.stderr).count("[teacher]") == 1
     assert (tmp_path / "r" / "log.txt").read_text().count("[evaluate]") == 1
     points = read_metrics(tmp_path / "r" / "train.jsonl")

@@ -15,7 +15,7 @@ import torch
 from distill import open_world
 from distill.config import TeacherTrainConfig
 from distill.context import RunContext, multi_hot
-from distill.open_world import baseline_features, open_world_results, trained_images, unseen_classes
+from distill.open_world import baseline_features, open_world_results, seen_and_unseen, trained_images
 from distill.pipeline import TrainedModels
 from distill.summary import pair_logits
 from gallery.codes import hamming, pack
@@ -84,7 +84,7 @@ def test_four_protocols_of_the_codes_and_of_the_pretrained_features(run: Run) ->
     assert list(made) == [TEACHER_TEACHER, STUDENT_GALLERY, FLOAT_COSINE, ITQ_TRAIN, ITQ_GALLERY]
     assert {path: path.stat().st_mtime_ns for path in probe} == probe, "what the linear probe made is read"
     assert found.classes == (3, 1)
-    assert found.queries[1] == int(np.isin(data.labels[data.query], unseen_classes(context)).sum()) > 0
+    assert found.queries[1] == int(np.isin(data.labels[data.query], seen_and_unseen(context)[1]).sum()) > 0
     assert sum(found.gallery) == len(data.gallery)
 
     logits, stored = pair_logits(context, models), np.empty_like(models.gallery.codes)
@@ -115,7 +115,7 @@ def test_which_images_were_trained_on_without_labels(run: Run) -> None:
     found, data = measured(context, models), context.data
     for role, used in trained_images(context, models).items():
         assert used is not None
-        new = np.isin(data.labels[used], unseen_classes(context))
+        new = np.isin(data.labels[used], seen_and_unseen(context)[1])
         assert found.unlabeled[role] == new.sum() == found.gallery[1] > 0
     assert found.unknown == len(data.unlabeled) > 0
     assert found.setting.startswith("Transductive: images of unseen classes were trained on")
@@ -134,6 +134,11 @@ def test_where_all_classes_are_trained_on_there_is_nothing_to_say(run: Run) -> N
     context, models = run
     data = replace(context.data, train=np.union1d(context.data.train, context.data.gallery))
     assert open_world_results(replace(context, data=data), models) is None
+    found = measured(with_config(replace(context, data=data), loss="similarity", loss_args={}), models)
+    assert (found.classes, found.queries, found.gallery[0]) == ((0, 4), (0, len(data.query)), 0)
+    assert found.unlabeled["teacher"] == len(data.gallery)
+    assert {row.maps.seen_all for row in found.rows} == {None}
+    assert all(row.maps.unseen_all == row.maps.unseen_unseen is not None for row in found.rows)
 
 
 def test_one_label_an_image_may_be_multi_hot(run: Run) -> None:

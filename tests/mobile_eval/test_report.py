@@ -228,7 +228,7 @@ def test_each_warning_is_said_once_whether_it_is_fatal_or_not(tmp_path: Path) ->
 def test_unseen_classes_stand_beside_the_pretrained_features(tmp_path: Path) -> None:
     run = results(open_world=open_world())
     page = tables(run, tmp_path)
-    heads, *rows = page.cells("Unseen classes")
+    heads, *rows = page.cells("Classes without training labels")
     assert heads[1:] == ["seen@seen", "seen@all", "unseen@unseen", "unseen@all"]
     assert rows == [
         ["teacher \u2192 teacher", "0.9671", "0.9208", "0.5202", "0.2065"],
@@ -248,6 +248,19 @@ def test_unseen_classes_stand_beside_the_pretrained_features(tmp_path: Path) -> 
         assert "baselines:" not in text
     without = render(results(), tmp_path).body + printed(results())
     assert "nseen" not in without
+    assert "without training" not in without
+
+
+def test_without_labels_there_is_one_protocol(tmp_path: Path) -> None:
+    run = results(open_world=open_world(classes=(0, 21), queries=(0, 420), gallery=(0, 1680)))
+    page = tables(run, tmp_path)
+    heads, *rows = page.cells("Classes without training labels")
+    assert heads[1:] == ["all@all"]
+    assert rows[1] == ["student \u2192 gallery", "0.1941"]
+    assert ["float", "cosine", "0.4342"] in [line.split() for line in printed(run).splitlines()]
+    for text in (page.body, " ".join(printed(run).split())):
+        assert "No labels of the 21 classes were used in training. Transductive" in text
+        assert "Unseen classes" not in text
 
 
 def test_why_baselines_are_missing_is_said_and_is_text(tmp_path: Path) -> None:
