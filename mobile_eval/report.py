@@ -39,9 +39,9 @@ PAIR_COLUMNS: dict[str, Callable[[RetrievalPair], float | None]] = {
     "@100": lambda pair: pair.recall_at_100,
 }
 READING = (
-    "Columns are queries@database: without labels codes are worth their training where they find more than ITQ, as many "
-    "bits of the untouched pretrained features (compare inductive runs with ITQ on train, transductive ones with both); "
-    "float cosine ranks by those features themselves."
+    "Columns are queries@database: without labels codes are worth their training where they find more than ITQ, which "
+    "makes as many bits of the untouched pretrained features (inductive runs compare with ITQ on train, transductive "
+    "ones with both); float cosine ranks by those features themselves."
 )
 MAX_NOTES, MAX_SKIPPED = 3, 10  # on the terminal; on the page more notes are folded
 MAX_UNFOLDED = 10  # disagreements of a model
