@@ -41,7 +41,7 @@ ValidateFn = Callable[[], float | None]
 class TrainSpec(OptimizerConfig):
     """How a network is trained, with every "auto" resolved; gradients are clipped by module.
 
-    n_unlabeled: how many of the `batch_size` images of a step are none of the training images
+    n_unlabeled: how many of the `batch_size` images of a step are unlabeled, in the place of training images
     """
 
     epochs: int
@@ -56,17 +56,28 @@ class TrainSpec(OptimizerConfig):
         return self.batch_size - self.n_unlabeled
 
     def steps_per_epoch(self, rows: int) -> int:
-        """Return the number of full batches; the remaining rows are left out of the epoch."""
+        """Return the number of steps that see each of `rows` training images once, but for those that fill no batch.
+
+        Unlabeled images add steps, and time: with as many as without (fewer epochs do that), half of a batch unlabeled
+        found as much of the unseen classes (.448 against .444) and less of the seen ones (.939 against .957), a quarter
+        .428 and .956, none .362 and .944 (UC Merced, 15 classes seen and 6 not, 64 px, 8 epochs, two seeds).
+        """
         return max(1, rows // self.rows_per_step)
 
-    def describe(self, stage: str, rows: int) -> str:
-        """Return the sentence of the log on a training of `rows` images: steps, images of a step, what an epoch is."""
-        each = self.steps_per_epoch(rows)
-        steps, size = self.epochs * each, min(rows, self.rows_per_step) + self.n_unlabeled
-        parts = f" ({size - self.n_unlabeled} of train + {self.n_unlabeled} unlabeled)" if self.n_unlabeled else ""
+    def describe(self, rows: int, added: int = 0) -> str:
+        """Return the sentence of the log on a training of `rows` images: steps, images of a step, what an epoch is.
+
+        added: how many unlabeled images each step has beside those of `batch_size`
+        """
+        train, unlabeled = min(rows, self.rows_per_step), self.n_unlabeled + added
+        each, size = self.steps_per_epoch(rows), train + unlabeled
+        parts = f" ({train} of train + {unlabeled} unlabeled)" if unlabeled else ""
+        epoch = f"one pass over the {rows:,} images of train"
+        if self.n_unlabeled:
+            epoch += f", in {max(1, rows // self.batch_size)} steps without unlabeled ones"
         return (
-            f"{stage}: {self.epochs} epochs x {each} steps of {size} images{parts}, {steps:,} steps and "
-            f"{steps * size:,} images in all; an epoch is one pass over the {rows:,} images of train"
+            f"{self.epochs} epochs x {each} steps of {size} images{parts}: {self.epochs * each:,} steps and "
+            f"{self.epochs * each * size:,} images in all; an epoch is {epoch}"
         )
 
     def lr_factor(self, step: int, steps: int) -> float:
@@ -86,10 +97,14 @@ class Checkpoint(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """A training set by rows: their number, and the function that loads a batch of them."""
+    """A training set by rows: their number, and the function that loads a batch of them.
+
+    added: how many unlabeled images `load` adds to those of `TrainSpec.batch_size`
+    """
 
     num_rows: int
     load: BatchFn
+    added: int = 0
 
 
 class OptimizedModule:
@@ -147,7 +162,7 @@ def fit(
     and loads `distributed.shard` of them.  validate: sees the weights that would be kept; never called beside training.
     Raises `InputError` where `spec.early_stopping_patience` has no validation images.
     """
-    log.info("  %s", spec.describe(checkpoint.stage, batches.num_rows))
+    log.info("  %s: %s", checkpoint.stage, spec.describe(batches.num_rows, batches.added))
     training = _FitState(modules, spec, checkpoint, spec.steps_per_epoch(batches.num_rows), validate)
     gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # threads forget it
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(gpu,)) as pool:

@@ -157,7 +157,8 @@ def linear_probe(task: TeacherTask, features: tuple[Logits, Logits], spec: Train
         with torch.inference_mode():
             return data.score(model.head(held_out if len(held_out) else cached[0]), _train_metric(data, loss))
 
-    fit(_with_loss("head", model.head, loss, spec), Batches(len(data.train), load), loss_fn, spec, checkpoint, validate)
+    batches = Batches(len(data.train), load, reference.per_step)
+    fit(_with_loss("head", model.head, loss, spec), batches, loss_fn, spec, checkpoint, validate)
     model.eval()
 
 
@@ -184,7 +185,7 @@ def finetune(task: TeacherTask, spec: TrainSpec, checkpoint: Checkpoint, freeze_
         model.backbone.train(not freeze_bn)
         return infer_view(images)
 
-    modules, batches = _with_loss("teacher", model, loss, spec), Batches(len(data.train), load)
+    modules, batches = _with_loss("teacher", model, loss, spec), Batches(len(data.train), load, reference.per_step)
     validate = data.make_validator(model, _train_metric(data, loss))
     fit(modules, batches, _loss_of_views(task, forward), spec, checkpoint, validate)
 

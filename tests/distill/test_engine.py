@@ -108,19 +108,30 @@ def test_it_learns_and_sees_every_image_once_an_epoch(tmp_path: Path) -> None:
 def test_the_log_says_what_an_epoch_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train([net()], tmp_path)
     assert (
-        "teacher: 3 epochs x 5 steps of 8 images, 15 steps and 120 images in all; an epoch is one pass over the 40 "
+        "teacher: 3 epochs x 5 steps of 8 images: 15 steps and 120 images in all; an epoch is one pass over the 40 "
         "images of train"
     ) in caplog.text
+    said = SCHEDULE.describe(1234, added=8)
+    assert "3 epochs x 154 steps of 16 images (8 of train + 8 unlabeled): 462 steps and 7,392 images" in said
+    assert said.endswith("an epoch is one pass over the 1,234 images of train")
+
+
+def test_unlabeled_images_in_a_batch_take_more_steps_an_epoch_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[int] = []
 
     def prepare(rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        seen.append(len(rows))
+        seen.extend(rows.tolist())
         return noisy(rows, generator)
 
-    half = SCHEDULE.model_copy(update={"n_unlabeled": 4})
-    train([net()], tmp_path / "half", half, prepare=prepare)
-    assert seen == [4] * 30
-    assert "3 epochs x 10 steps of 8 images (4 of train + 4 unlabeled), 30 steps and 240 images in all" in caplog.text
+    train([net()], tmp_path, SCHEDULE.model_copy(update={"n_unlabeled": 4}), prepare=prepare)
+    assert [p.step for p in read_metrics(tmp_path / "train.jsonl") if p.validation is not None] == [10, 20, 30]
+    assert sorted(seen[:40]) == sorted(seen[40:80]) == list(range(40))
+    assert (
+        "teacher: 3 epochs x 10 steps of 8 images (4 of train + 4 unlabeled): 30 steps and 240 images in all; an epoch "
+        "is one pass over the 40 images of train, in 5 steps without unlabeled ones"
+    ) in caplog.text
 
 
 class Bomb:
@@ -151,16 +162,18 @@ class Bomb:
 
 
 @pytest.mark.parametrize(
-    ("ema", "patience", "learners", "every_s"),
-    [(0, 0, 1, 0), (0, 1, 1, 1e9), (0, 2, 2, 0), (0.7, 0, 2, 1e9), (0.7, 1, 1, 0), (0.7, 1, 2, 1e9)],
+    ("ema", "patience", "learners", "every_s", "n_unlabeled"),
+    [(0, 0, 1, 0, 0), (0, 1, 1, 1e9, 0), (0, 2, 2, 0, 15), (0.7, 0, 2, 1e9, 5), (0.7, 1, 1, 0, 0), (0.7, 1, 2, 1e9, 0)],
 )
 def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float, patience: int, learners: int, every_s: float
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float, patience: int, learners: int, every_s: float,
+    n_unlabeled: int,
+) -> None:  # fmt: skip
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
     schedule = SCHEDULE.model_copy(
-        update={"epochs": 4, "batch_size": 20, "model_ema_decay": ema, "early_stopping_patience": patience}
-    )
+        update={"epochs": 4, "batch_size": 20, "model_ema_decay": ema, "early_stopping_patience": patience,
+                "n_unlabeled": n_unlabeled}
+    )  # fmt: skip
     unbroken = train([net(i) for i in range(learners)], tmp_path / "whole", schedule)
     for moment in count():
         folder = tmp_path / str(moment)
