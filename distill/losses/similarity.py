@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch
 
-REFERENCE_TEMPERATURE, TEMPERATURE, QUANTIZATION = 0.07, 0.3, 0.05
+REFERENCE_TEMPERATURE, TEMPERATURE, QUANTIZATION = 0.07, 0.5, 0.05
 
 
 def similarity_preservation(
