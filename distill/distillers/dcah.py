@@ -17,7 +17,7 @@ Our reading: both formulas.  The first term asks of the student's bits that they
 as the teacher's own are.  With l = k it is 0 only where the student's column is a positive multiple of the teacher's:
 its signs are the teacher's, whatever its scale.  The correlations are not centered: a bit is logit > 0, and a centered
 one would be blind to where zero is (and undefined where a batch has a bit only once).  The second term is the first
-with images for bits, RAML's asymmetric one with an image's own code among the others.
+with images for bits, RAML's asymmetric one with an image's own code among the others; so is the weight RAML's.
 Each term changes with a rotation of the student's space: the teacher's side of every product is the gallery's code.  No
 labels: all rows of a batch take part.
 """
