@@ -8,14 +8,13 @@ from gallery.open_world import OpenWorldMaps
 from gallery.record import Record
 
 FLOAT_COSINE = "float cosine"  # of the pretrained features, which ITQ makes codes of
-ITQ_TRAIN, ITQ_GALLERY = "ITQ on train (inductive)", "ITQ on gallery (transductive)"
+ITQ_TRAIN, ITQ_GALLERY = "ITQ on train", "ITQ on gallery"
 
 
 class OpenWorldRow(Record):
     """mAP of the four protocols, over all that is searched: of a retrieval pair, or of a baseline."""
 
-    name: Literal["teacher->teacher", "student->gallery", "float cosine", "ITQ on train (inductive)",
-                  "ITQ on gallery (transductive)"]  # fmt: skip
+    name: Literal["teacher->teacher", "student->gallery", "float cosine", "ITQ on train", "ITQ on gallery"]
     maps: OpenWorldMaps
 
 
@@ -42,6 +41,11 @@ class OpenWorldResults(Record):
         """The mAP of a row in a protocol, by its field's name; None where it was not measured."""
         return next((getattr(row.maps, protocol) for row in self.rows if row.name == name), None)
 
+    def title(self, name: str) -> str:
+        """What a row is called: ITQ knows no image of an unseen class where it is fit on train."""
+        settings = {ITQ_TRAIN: " (inductive)", ITQ_GALLERY: " (transductive)"} if self.classes[0] else {}
+        return name + settings.get(name, "")
+
     @property
     def columns(self) -> dict[str, str]:
         """The protocols to show, by their fields' names: queries@database."""
@@ -52,14 +56,14 @@ class OpenWorldResults(Record):
     def setting(self) -> str:
         """What is known of the unseen classes before they are asked for, as one sentence."""
         if used := [f"{count:,} by the {role}" for role, count in self.unlabeled.items() if count]:
-            return f"Transductive: images of unseen classes were trained on, without labels: {', '.join(used)}."
+            return f"Transductive: images of these classes, without labels, were trained on: {', '.join(used)}."
         if None in self.unlabeled.values():
-            return "Whether the teacher, an earlier run's, was trained on images of unseen classes is not known here."
+            return "Whether the teacher, an earlier run's, was trained on images of these classes is not known here."
         if self.unknown:
             return (
                 f"Inductive, unless some of the {self.unknown:,} images without labels that were trained on are theirs."
             )
-        return "Inductive: no image of an unseen class was trained on."
+        return "Inductive: no image of these classes was trained on."
 
     @property
     def caption(self) -> str:

@@ -272,7 +272,7 @@ def _print_open_world(found: OpenWorldResults, console: Console) -> None:
     table = make_table("without training labels", *(f">{head}" for head in found.columns.values()))
     for row in found.rows:
         texts = [number(found.score(row.name, protocol), 4) for protocol in found.columns]
-        add_row(table, row.name, *texts, style="bold" if row.name == STUDENT_GALLERY else "")
+        add_row(table, found.title(row.name), *texts, style="bold" if row.name == STUDENT_GALLERY else "")
     console.print(table)
     for sentence in open_world_notes(found):
         console.print(Text(plain(sentence), "dim"))

@@ -118,7 +118,7 @@ def test_which_images_were_trained_on_without_labels(run: Run) -> None:
         new = np.isin(data.labels[used], seen_and_unseen(context)[1])
         assert found.unlabeled[role] == new.sum() == found.gallery[1] > 0
     assert found.unknown == len(data.unlabeled) > 0
-    assert found.setting.startswith("Transductive: images of unseen classes were trained on")
+    assert found.setting.startswith("Transductive: images of these classes")
 
     train = context.config.student_train.model_copy(update={"unlabeled_ratio": 0.0})
     again = measured(with_config(context, student_train=train), models)
