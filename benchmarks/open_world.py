@@ -19,6 +19,7 @@ from pydantic import ValidationInfo, field_validator
 
 from benchmarks.trial import GrowingBenchmark, Trial, data_source, mean_and_half_range, panels, share_features, table
 from distill.config import StudentTrainConfig, TeacherTrainConfig, TrainConfig
+from distill.losses import LOSSES
 from gallery.console import log
 from gallery.files import atomic_path
 from gallery.open_world import OpenWorldMaps
@@ -154,22 +155,21 @@ class OpenWorld(GrowingBenchmark):
         """Return the configuration of one trial; a baseline's decides about the data alone."""
         own = (ROWS | WEIGHTS).get(row, ROWS[OURS])
         source = str(cifar_slice(self.runs / data)) if data == "cifar10_6k" else data_source(data)
-        reused: dict[str, Any] = {"loss": own.loss, "loss_args": dict(own.args), "teacher_train": TeacherTrainConfig(
-            finetune="lp_ft", epochs=self.epochs)}  # fmt: skip
+        taught: dict[str, Any] = {"loss": own.loss, "loss_args": dict(own.args)}
+        if not LOSSES.find(own.loss).is_fitted:
+            taught["teacher_train"] = TeacherTrainConfig(finetune="lp_ft", epochs=self.epochs)
         if own.base:
             self.trial(data, bits, seed, own.base)
-            reused = {"reuse_gallery": self.folder(data, seed, bits, own.base)}
+            taught = {"reuse_gallery": self.folder(data, seed, bits, own.base)}
         return TrainConfig(
             teacher=self.teacher, student=self.student, data=source, bits=bits, seed=seed,
             num_unseen_classes=UNSEEN[data], teacher_img_size=self.size, student_img_size=self.size,
             student_train=StudentTrainConfig(epochs=self.student_epochs, cached_views=self.views, **own.student),
-            **reused,
+            **taught,
         )  # fmt: skip
 
     def score(self, name: str, row: str, context: RunContext) -> OpenWorldTrial:
         """Train both networks of a trial, or none for a baseline, and measure them."""
-        from distill.losses import LOSSES
-
         config, data = context.config, context.data
         share_features(context, self.folder(name, config.seed, "features"), SHARED)
         maps = score_baseline(row, context) if row in BASELINES else score_networks(context)

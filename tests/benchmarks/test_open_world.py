@@ -85,28 +85,29 @@ def test_parts_are_measured_written_together_and_read_back(tmp_path: Path, monke
     options = {"data": (str(images),), "bits": (16,), "seeds": (0,), "teacher": "resnet10t", "student": "resnet10t",
                "size": 32, "epochs": 1, "student_epochs": 1, "runs": tmp_path / "runs"}  # fmt: skip
     monkeypatch.setattr(open_world, "CURVE_BITS", 16)
-    OpenWorld(**options, rows=(OURS, "csch-labeled-student", "csch-1")).run()
+    OpenWorld(**options, rows=(OURS, "csch-labeled-student", "csch-1", "similarity", "itq")).run()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("trial.json")}
     OpenWorld(**options, rows=tuple(BASELINES)).run()
     record = json.loads((tmp_path / "results/open_world.json").read_text())
     assert record["options"].keys() == {"name", "teacher", "student", "size", "epochs", "student_epochs", "views"}
     trials = [OpenWorldTrial.model_validate(one) for one in record["trials"]]
-    assert [one.row for one in trials] == [*BASELINES, OURS, "csch-labeled-student", "csch-1"]
+    assert [one.row for one in trials] == [*BASELINES, OURS, "csch-labeled-student", "similarity", "itq", "csch-1"]
     assert len({one.unseen for one in trials}) == 1
-    assert [one.setting for one in trials[3:]] == ["transductive"] * 3
-    assert trials[5].weight == 1
+    assert trials[5].setting == "transductive, label-free"
+    assert "Nothing was learned from labels" in trials[5].protocol
+    assert [one.weight for one in trials[5:]] == [None, None, 1]
     maps = {one.row: one.teacher_teacher for one in trials}
     assert all(0 < value <= 1 for one in maps.values() for value in one.model_dump().values())
     assert maps[OURS] == maps["csch-labeled-student"]  # one teacher
     assert trials[3].student_gallery != trials[4].student_gallery
-    assert len({str(one) for one in maps.values()}) == 5
+    assert len({str(one) for one in maps.values()}) == 7
     for kind in ("json", "md", "svg"):
         assert (tmp_path / "results" / f"open_world.{kind}").stat().st_size > 100
     shared = OpenWorld(**options).folder(str(images), 0, "features")
-    assert {path.name for path in shared.iterdir() if any(path.iterdir())} >= {"features-0", "features-gallery"}
+    assert {path.name for path in shared.iterdir() if any(path.iterdir())} >= {"features-0", "features-queries"}
     OpenWorld(**options, rows=(OURS,)).run()
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert len(json.loads((tmp_path / "results/open_world.json").read_text())["trials"]) == 6
+    assert len(json.loads((tmp_path / "results/open_world.json").read_text())["trials"]) == 8
     with pytest.raises(InputError, match=r"trials of the same options in .*; found epochs 1"):
         OpenWorld(**{**options, "epochs": 2}).run()
 
