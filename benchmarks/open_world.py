@@ -44,7 +44,8 @@ SHARED = (  # what the pretrained teacher computes for several of the trials of 
 CURVE_BITS = 64  # at which the weights of the similarity term are compared
 COLUMNS = {name: name.replace("_", "@") for name in OpenWorldMaps.model_fields}
 NOTE = (
-    "csch-no-similarity: without the term on unlabeled images; csch-labeled-student: the student without such images; "
+    "csch-no-similarity: without the term on unlabeled images; csch-labeled-student: the student without such images, "
+    "in as many steps; "
     "csch-0.1: another weight of the term. Inductive: the teacher knew nothing of the unseen classes. Transductive: "
     "their images, without labels, are in the gallery that it was trained on. Label-free: it used no label at all. The "
     "students of all other rows are trained on the gallery's unlabeled images too, so that student->gallery is "
@@ -161,10 +162,12 @@ class OpenWorld(GrowingBenchmark):
         if own.base:
             self.trial(data, bits, seed, own.base)
             taught = {"reuse_gallery": self.folder(data, seed, bits, own.base)}
+        # Half of each batch is unlabeled in the other rows: as many steps without them take twice the epochs.
+        epochs = self.student_epochs * (2 if own.student else 1)
         return TrainConfig(
             teacher=self.teacher, student=self.student, data=source, bits=bits, seed=seed,
             num_unseen_classes=UNSEEN[data], teacher_img_size=self.size, student_img_size=self.size,
-            student_train=StudentTrainConfig(epochs=self.student_epochs, cached_views=self.views, **own.student),
+            student_train=StudentTrainConfig(epochs=epochs, cached_views=self.views, **own.student),
             **taught,
         )  # fmt: skip
 

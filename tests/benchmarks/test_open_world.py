@@ -100,6 +100,7 @@ def test_parts_are_measured_written_together_and_read_back(tmp_path: Path, monke
     assert all(0 < value <= 1 for one in maps.values() for value in one.model_dump().values())
     assert maps[OURS] == maps["csch-labeled-student"]  # one teacher
     assert trials[3].student_gallery != trials[4].student_gallery
+    assert trials[3].student_steps == trials[4].student_steps
     assert len({str(one) for one in maps.values()}) == 7
     for kind in ("json", "md", "svg"):
         assert (tmp_path / "results" / f"open_world.{kind}").stat().st_size > 100
