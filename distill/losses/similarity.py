@@ -20,6 +20,7 @@ from distill.losses import register_loss
 from distill.losses.base import HashLoss, LossBatch
 
 REFERENCE_TEMPERATURE, TEMPERATURE, QUANTIZATION = 0.07, 0.5, 0.05
+ALONE_TEMPERATURE, ALONE_QUANTIZATION = 0.2, 1.0  # where there are no centers
 
 
 def similarity_preservation(
@@ -48,13 +49,18 @@ def quantization_loss(logits: Tensor) -> Tensor:
 class SimilarityLoss(HashLoss):
     """The loss of the module text over labeled and unlabeled images alike.
 
-    reference_temperature: T_f; temperature: T_h; quantization: lambda
+    reference_temperature: T_f; temperature: T_h; quantization: lambda.  mAP and recall@10 of float neighbors, 64 bits,
+    a head on the features of mobilenetv2, on UC Merced and on imagenet20, by T_h and lambda:
+
+        .15, .05    .471 and .431    .416 and .263        .2, 1      .560 and .410    .468 and .213
+        .15, 1      .524 and .446    .439 and .252        .5, .05    .538 and .270    .463 and .116
+        ITQ         .501 and .511    .437 and .316
     """
 
     uses_labels = False
     reference_temperature: float = Field(REFERENCE_TEMPERATURE, gt=0)
-    temperature: float = Field(TEMPERATURE, gt=0)
-    quantization: float = Field(QUANTIZATION, ge=0)
+    temperature: float = Field(ALONE_TEMPERATURE, gt=0)
+    quantization: float = Field(ALONE_QUANTIZATION, ge=0)
 
     @staticmethod
     def uses_reference(options: Any) -> bool:

@@ -198,7 +198,17 @@ def test_a_new_student_for_a_gallery_without_labels(finished: Path, flat: Path, 
 def test_itq_on_labeled_images_uses_their_labels_for_evaluation_alone(
     image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    words = ["--data", str(image_folder / "labelled"), "--teacher-weights", str(weights), "--loss", "itq", *SMALL]
+    words = [
+        "--data",
+        str(image_folder / "labelled"),
+        "--teacher-weights",
+        str(weights),
+        "--loss",
+        "itq",
+        *SMALL,
+        "--precisions",
+        "fp32",
+    ]
     assert import_script("distill.run").main([*words, "--output-dir", str(tmp_path), "--name", "r"]) in (0, 1)
     found = load_results(tmp_path / "r" / "results.json")
     assert isinstance(found, RunResults)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED
-from gallery.results import ModelResult, Threshold, Thresholds
+from gallery.results import STUDENT_GALLERY, TEACHER_TEACHER, ModelResult, RetrievalPair, Threshold, Thresholds
 from mobile_eval.gate import check, exit_code, ratio, row_failures
 from mobile_eval.golden import allowed_flips, golden_thresholds
 from tests.mobile_eval.factories import not_run, pairs, ran
@@ -189,3 +189,27 @@ def test_on_golden_inputs_a_threshold_that_is_given_leaves_the_others_as_verify_
     assert golden_thresholds(512, Thresholds(max_size_mb=5)) == defaults.model_copy(update={"max_size_mb": 5})
     own = golden_thresholds(512, Thresholds(quantized=Threshold(max_map_drop=0.01, max_bit_flip_rate=0.1)))
     assert (own.float, own.quantized.max_bit_flip_rate) == (defaults.float, 0.1)
+
+
+def of_neighbors(drop: float, error: float) -> ModelResult:
+    """A row of a run without labels."""
+    changes = {"map": None, "map_drop": None, "neighbor_recall": 0.4, "neighbor_recall_drop": drop}
+    return ran("onnx-fp16").model_copy(update={**changes, "neighbor_recall_error": error})
+
+
+@pytest.mark.parametrize(
+    ("drop", "error", "failures"), [(0.0, 0.0, 0), (0.003, 0.0, 1), (0.003, 0.001, 0), (0.2, 0.01, 1)]
+)
+def test_without_labels_recall_may_drop_within_its_noise(drop: float, error: float, failures: int) -> None:
+    found = row_failures(of_neighbors(drop, error), Thresholds())
+    assert len(found) == failures
+    assert all("recall@10 drop" in sentence for sentence in found)
+
+
+def test_without_labels_the_ratio_is_that_of_recall() -> None:
+    pairs = tuple(RetrievalPair(name=name, recall_at_10=share)
+                  for name, share in ((TEACHER_TEACHER, 0.5), (STUDENT_GALLERY, 0.4)))  # fmt: skip
+    assert ratio(pairs) == pytest.approx(0.8)
+    assert check([of_neighbors(0, 0)], Thresholds(), pairs).passed
+    gate = check([of_neighbors(0, 0)], Thresholds(min_map_ratio=0.9), pairs)
+    assert "0.8, below the threshold 0.9" in gate.failures[0]
