@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -214,6 +215,12 @@ class Database:
     def table(self, name: str) -> Any:
         """Return the LanceDB table."""
         return self.call(self._db.open_table, name)
+
+    def forget(self, table: Any, keep: timedelta) -> None:
+        """Delete versions of a table that are older; what LanceDB says of readers is in the command's help."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "optimize", UserWarning)
+            self.call(table.optimize, cleanup_older_than=keep)
 
     def drop(self, name: str) -> None:
         """Delete a table for good, if it is there."""

@@ -276,7 +276,7 @@ class GalleryStore:
         current = self.verify(space_id).found == (record.rows, record.sum)
         self._db.call(table.optimize)
         for name in SCHEMAS:
-            self._db.call(self._db.table(name).optimize, cleanup_older_than=keep)
+            self._db.forget(self._db.table(name), keep)
         if not current:
             return False
         kept = f"v{self.publish(space_id).version}"
@@ -286,7 +286,7 @@ class GalleryStore:
             self._db.call(table.tags.delete, tag)
         if tags.keys() - old - {kept}:
             return False
-        self._db.call(table.optimize, cleanup_older_than=keep)
+        self._db.forget(table, keep)
         return True
 
     def _complete(self, table: Any, space_id: str, rows: pa.Table) -> pa.Table:

@@ -177,7 +177,8 @@ class CompactCommand(SpaceCommand):
     """
 
     forget_before: str = "30d"
-    """Delete versions older than this: days (30d) or hours (12h); 0d keeps the published one alone."""
+    """Delete versions older than this: days (30d) or hours (12h); 0d keeps the published one alone, and a service that
+    still answers from an older one fails until it has loaded that (5 s)."""
 
 
 class ExportGalleryCommand(GalleryCommand):
