@@ -295,6 +295,6 @@ def test_centers_of_images_with_several_classes_are_optimised_unless_named(
             TrainingSet(context, "teacher").target_codes[context.data.train],
             target_codes(labels, hash_centers_of(context)),
         )
-        named = replace(context, config=learning.model_copy(update={"hash_centers": "hadamard"}))
+        named = replace(context, config=context.config.model_copy(update={"hash_centers": "hadamard"}))
         assert np.array_equal(hash_centers_of(named), hash_centers(6, BITS, 0, "hadamard"))
         assert not np.array_equal(hash_centers_of(context), separated)
