@@ -233,10 +233,8 @@ def score_networks(context: RunContext) -> dict[str, Any]:
     both = (open_world_maps(pack(queries), models.gallery.codes, *labels, data.seen)
             for queries in (pairs.teacher_queries, pairs.student_queries))  # fmt: skip
     points = read_metrics(context.run_dir.folder / "train.jsonl")
-    return {
-        **dict(zip(("teacher_teacher", "student_gallery"), both, strict=True)),
-        "student_steps": max(point.step for point in points if point.stage == "student"),
-    }
+    steps = max(point.step for point in points if point.stage == "student")
+    return {**dict(zip(("teacher_teacher", "student_gallery"), both, strict=True)), "student_steps": steps}
 
 
 def score_baseline(row: str, context: RunContext) -> dict[str, Any]:

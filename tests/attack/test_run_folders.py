@@ -150,7 +150,12 @@ def network_digest(net: Any) -> str:
 
 
 def content(path: Path) -> str:
-    """A hash of a product; of the gallery, of what it holds, and of results, of what is kept of them."""
+    """A hash of a product; of the gallery, of what it holds, and of results, of what is kept of them.
+
+    Empty for one that the run has not: true neighbors are of runs without labels.
+    """
+    if not path.exists():
+        return ""
     special = {"gallery": gallery_digest, "results.json": import_script("distill.run").results_digest}
     return str(special.get(path.name, sha256_of)(path))
 
