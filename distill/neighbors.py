@@ -22,9 +22,8 @@ def make_neighbors(context: RunContext) -> None:
     run_dir, data, info = context.run_dir, context.data, context.resolved.teacher
     if context.loss_class.uses_labels or run_dir.is_done("neighbors"):
         return
-    what = (
-        f"finding the {MOST} nearest of {len(data.gallery)} images to each of {len(data.query)} queries by {info.name}"
-    )
+    (queries, items), count = (len(data.query), len(data.gallery)), min(MOST, len(data.gallery))
+    what = f"finding the {count} nearest of {items} images to each of {queries} queries by {info.name}"
     with run_dir.stage("neighbors", what):
         rows = _earlier_neighbors(context) if context.config.reuse_gallery else nearest_images(context)
         with main_process_first() as first:
