@@ -6,7 +6,8 @@ features and the codes of one image set instead of two networks):
 
     L = mean_i KL( softmax_j(cos(f_i, f_j) / T_f) || softmax_j(cos(h_i, h_j) / T_h) ) + lambda mean (|h| - 1)^2
 
-f is centered by its mean over all images: after a last ReLU all cosines are high.
+f is centered by its mean over all images: after a last ReLU all cosines are high.  T_h is the larger: cosines of h have
+to spread to -1 and 1 to match, so that neighbors share a code.
 """
 
 from typing import Any
