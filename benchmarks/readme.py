@@ -160,7 +160,7 @@ def _open_world(c: dict[str, Any]) -> str:
         f"(`{c['command']}`): {o['teacher']} and {o['student']} at {o['size']} px, queries@gallery of classes that "
         "training had labels of (seen) and had none of (unseen); csch learns from the gallery's images of unseen "
         "classes without labels, csch-no-similarity does not in its teacher. Float features of the pretrained teacher "
-        "and ITQ codes of them need no training at all. Other losses, lengths and weights of the term: "
+        "and ITQ codes of them need no training at all. All that was measured: "
         "`benchmarks/results/open_world.md`.\n\n"
         f"{table(['data', '', *open_world.COLUMNS.values(), 'draws'], rows)}"
     )
