@@ -89,7 +89,7 @@ class TrainConfig(Record):
     data_root: Path | None = None
     """Folder of published data sets; by default that in TWINHASH_DATA."""
     unlabeled_data: tuple[str, ...] = ()
-    """Folders of images without labels, on which the student learns the teacher's codes."""
+    """Folders of images without labels: the student learns the teacher's codes of them, the teacher their neighbors."""
     num_unseen_classes: int = Field(0, ge=0)
     """Classes, sampled by the seed, that are searched for but not trained on."""
     bits: Literal[16, 24, 32, 48, 64, 128] = 64

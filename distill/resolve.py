@@ -175,13 +175,19 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[str, str]]:
         yield from ((name, "a teacher without a linear probe") for name in PROBE)
     if finetune == "linear_probe":
         yield from ((f"teacher_train.{name}", "--teacher-train.finetune linear_probe") for name in ONLY_FINETUNING)
+    loss = LOSSES.find(config.loss) if config.loss != "auto" else None  # what that becomes uses unlabeled images
+    teacher_learns = not config.reuse_gallery
+    if loss and not loss.uses_unlabeled(LOSSES.parse(config.loss, config.loss_args)):
+        teacher_learns = False
+        yield "teacher_train.unlabeled_ratio", f"--loss {config.loss}, which uses no unlabeled images"
+    if config.distillation == "online":
+        yield "teacher_train.unlabeled_ratio", "--distillation online, which uses no unlabeled images"
     options = DISTILLERS.parse(config.distiller, config.distiller_args)
     if not DISTILLERS.find(config.distiller).uses_teacher(options):
-        unlabeled = "unlabeled_data", "student_train.unlabeled_ratio"
-        yield from ((name, "a distiller that does not use the teacher") for name in unlabeled)
-    loss = LOSSES.find(config.loss) if config.loss != "auto" else None
-    if loss and not loss.uses_unlabeled(LOSSES.parse(config.loss, config.loss_args)):
-        yield "teacher_train.unlabeled_ratio", f"--loss {config.loss}, which uses no unlabeled images"
+        why = "a distiller that does not use the teacher"
+        yield "student_train.unlabeled_ratio", why
+        if not teacher_learns:
+            yield "unlabeled_data", why
     if loss and loss.centers is None:
         centers = "hash_centers", "center_assignment"
         yield from ((name, f"--loss {config.loss}, which has no hash centers") for name in centers)

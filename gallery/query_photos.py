@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ def choose_photos(listing: Listing, count: int) -> pa.Table:
 
 
 def encode_photos(
-    photos: pa.Table, students: Mapping[str, OnnxStudent], known: Set[str | None], allow_http: bool = False
+    photos: pa.Table, students: Mapping[str, OnnxStudent], known: pa.ChunkedArray, allow_http: bool = False
 ) -> QueryPhotos:
     """Hash photos by each student; what cannot be decoded, or is in the gallery, is left out, and that is said.
 
@@ -53,6 +53,7 @@ def encode_photos(
     Raises `InputError` where none is left.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     ids, sources = photos["id"].to_pylist(), photos["source"].to_pylist()
     requests = [ImageRequest(row, source) for row, source in enumerate(sources)]
@@ -68,13 +69,14 @@ def encode_photos(
             for space, student in students.items():
                 if student.size == size:
                     codes[space][image.row] = student.encode_square(image.pixels)
-    repeated = [row for row, sha256 in hashes.items() if sha256 in known and row not in reasons]
+    stored = pc.is_in(pa.array(hashes.values(), pa.string()), value_set=known.combine_chunks()).to_pylist()
+    repeated = [row for row, is_known in zip(hashes, stored, strict=True) if is_known and row not in reasons]
     _say("not decoded", [f"{ids[row]} ({reason})" for row, reason in reasons.items()])
     _say("in the gallery", [ids[row] for row in repeated])
     kept = sorted(hashes.keys() - reasons.keys() - set(repeated))
     if not kept:
         found = f"{len(reasons):,} not decoded and {len(repeated):,} in the gallery"
-        raise InputError("query photos that the gallery has not", found, FIX)
+        raise InputError("query photos that the gallery has not", found, "Give other photos of the items.")
     return QueryPhotos(
         {space: np.concatenate([found[row] for row in kept]) for space, found in codes.items()},
         photos["labels"].combine_chunks().take(pa.array(kept)),

@@ -1,4 +1,4 @@
-"""Folders of unlabeled images, from which the student learns the teacher's codes."""
+"""Folders of unlabeled images, from which the student learns the teacher's codes, and some teachers similarities."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

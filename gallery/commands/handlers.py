@@ -127,6 +127,9 @@ def cutover(uri: str, command: CutoverCommand, runs: Sequence[Path]) -> int:
     from gallery.cutover_gates import CutoverLimits, check_gates
     from gallery.store import GalleryStore
 
+    if not command.query_images and (command.bundle or command.allow_http):
+        found, fix = "--bundle or --allow-http without it", "Add --query-images, or leave them out."
+        raise InputError("--query-images, whose photos the students hash", found, fix)
     store = GalleryStore(uri)
     space = candidate(store, command.space).space
     photos = hash_photos(store, space, command, runs) if command.query_images else None
@@ -148,6 +151,8 @@ def cutover(uri: str, command: CutoverCommand, runs: Sequence[Path]) -> int:
 
 def hash_photos(store: GalleryStore, space: str, command: CutoverCommand, runs: Sequence[Path]) -> QueryPhotos:
     """Hash the command's query photos by the students of the served code space and of the new one."""
+    import pyarrow as pa
+
     from gallery.onnx_student import OnnxStudent
     from gallery.query_photos import choose_photos, encode_photos
     from gallery.sources.listing import SourceOptions, describe, list_source
@@ -166,9 +171,10 @@ def hash_photos(store: GalleryStore, space: str, command: CutoverCommand, runs: 
     from_folders = not is_manifest(source.partition("?")[0])
     listing = list_source(source, SourceOptions(from_folders, command.allow_http))
     log.info("[cutover] query photos: %s from %s", describe(listing), plain(source))
-    hashes = {one for table in wanted for one in store.read(store.open_table(table), ["sha256"])["sha256"].to_pylist()}
+    columns = [store.read(store.open_table(one), ["sha256"])["sha256"] for one in wanted]
+    known = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     chosen = {one: students[one] for one in wanted}
-    return encode_photos(choose_photos(listing, command.queries), chosen, hashes, command.allow_http)
+    return encode_photos(choose_photos(listing, command.queries), chosen, known, command.allow_http)
 
 
 def rollback(uri: str, command: RollbackCommand) -> int:

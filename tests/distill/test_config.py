@@ -182,7 +182,11 @@ def test_a_value_out_of_range_is_told_by_its_key_and_not_by_a_traceback(
         ({"distillation": "online", "student_train": {"epochs": 2}}, "--student-train.epochs beside --distillation"),
         ({"teacher_train": {"finetune": "full", "linear_probe_lr": 0.1}}, "a teacher without a linear probe"),
         ({"teacher_train": {"finetune": "linear_probe", "epochs": 3}}, "--teacher-train.finetune linear_probe"),
-        ({"distiller_args": {"instance_weight": 0}, "unlabeled_data": ("x",)}, "does not use the teacher"),
+        (
+            {"loss": "csq", "distiller_args": {"instance_weight": 0}, "unlabeled_data": ("x",)},
+            "does not use the teacher",
+        ),
+        ({"distillation": "online", "teacher_train": {"unlabeled_ratio": 0.2}}, "--distillation online"),
         ({"loss": "dsh", "center_assignment": "quadratic"}, "--loss dsh, which has no hash centers"),
         ({"data": "a/folder", "data_root": "x"}, "--data with a path"),
     ],

@@ -145,6 +145,7 @@ def map_of_student(run: Path, mine: Path, photos: Path) -> float:
         (["cutover"], "newer than the one"),
         (["cutover", "--space", "0123"], "which is not in it"),
         (["cutover", "--missing-allowed", "2"], "less than or equal to 1"),
+        (["cutover", "--bundle", "nowhere"], "Add --query-images"),
         (["rollback"], "no cut-over"),
         (["retire", "0123"], "which is not in it"),
         (["retire", "0123", "--delete", "--confirm", "0124"], "the code space again"),

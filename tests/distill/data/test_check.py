@@ -88,7 +88,8 @@ def test_no_query_has_a_copy_elsewhere(rows: list[tuple[int, int]], seed: int, s
     try:
         own, plain, same = (split(images, encode_labels(images), SplitConfig(seed, share, 0.2), d)
                             for d in (digests, (), different))  # fmt: skip
-    except InputError:  # what is left to learn, of all images together or of few that are copied, may be of one class
+    except InputError as error:  # what is left, of all images together or of few that are copied, may be of one class
+        assert error.expected.startswith("at least two classes among the train images")  # noqa: PT017
         reject()
     queries, others = ({digests[i] for i in part} for part in (own.query, own.gallery))
     held_out, learned = ({digests[i] for i in part} for part in (own.validation, own.train))
