@@ -1,6 +1,7 @@
 """Compare all teacher losses: the same backbone, images, crops and steps, and a learning rate for each.
 
 The learning rate is chosen on the validation images of the first seed, never on queries.
+A part at a time, in any order: `python benchmarks/run.py losses --data ucmerced --losses csch csq`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from benchmarks.published import PUBLISHED
-from benchmarks.trial import Benchmark, Trial, data_source, mean_and_half_range, panels, share_features, table
+from benchmarks.trial import GrowingBenchmark, Trial, data_source, mean_and_half_range, panels, share_features, table
 from distill.config import TeacherTrainConfig, TrainConfig
 from distill.losses import LOSSES
 from gallery.console import log
@@ -60,15 +61,17 @@ class LossTrial(Trial):
     skipped: str = ""
 
 
-class LossBenchmark(Benchmark):
+class LossBenchmark(GrowingBenchmark):
     """Every teacher loss: mAP, P@H<=2, precision and recall by radius, entropy, seconds."""
 
+    parts: ClassVar[frozenset[str]] = frozenset({"data", "bits", "losses", "seeds"})
+    trial_type: ClassVar[type[Trial]] = LossTrial
     name: str = "losses"
     data: tuple[str, ...] = ("ucmerced", "ucmerced_multi")
     """Data sets, as for --data of distill/run.py."""
     bits: tuple[Literal[16, 24, 32, 48, 64, 128], ...] = (32, 64)
-    losses: tuple[str, ...] = LOSSES.names()
-    """Names of files in distill/losses."""
+    losses: tuple[str, ...] = tuple(name for name in LOSSES.names() if LOSSES.find(name).uses_labels)
+    """Names of files in distill/losses; by default all that learn from labels."""
     seeds: int = 3
     """Number of seeds, from 0."""
     teacher: str = "mobilenetv3_small"
@@ -86,6 +89,10 @@ class LossBenchmark(Benchmark):
             trial = self.trial(data, bits, seed, loss, max(FACTORS, key=tried.__getitem__))
             log.info("[%s, %d bits, seed %d] %s: %s", data, bits, seed, loss, trial.skipped or f"mAP {trial.map:.4f}")
             yield trial
+
+    def key(self, trial: Any) -> tuple[Any, ...]:
+        """Return data, bits, seed and loss."""
+        return trial.data, trial.bits, trial.seed, trial.loss
 
     def folder(self, kind: str, data: str, *key: object) -> Path:
         """Return the folder of a trial, or of features, of this backbone and data set."""

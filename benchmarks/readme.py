@@ -135,10 +135,10 @@ def _losses(c: dict[str, Any]) -> str:
         scores = {name: mean_and_half_range([trial.map for trial in several]) for name, several in own.items()}
         best = next(name for name in scores if name != OURS)
         rows.append([f"{key[0]}, {key[1]} bits", scores[OURS], f"{scores[best]}, {best}"])
-    o = c["options"]
+    o, seeds = c["options"], len({trial.seed for trial in trials})
     return (
         f"**Losses compared.** Teachers by all {len({trial.loss for trial in trials})} losses that do not use the "
-        f"gallery's labels (`{c['command']}`): {o['teacher']} at {o['size']} px, {o['seeds']} seeds, learning rates "
+        f"gallery's labels (`{c['command']}`): {o['teacher']} at {o['size']} px, {seeds} seeds, learning rates "
         "chosen on validation images; tie-aware mAP. All of them, precision and recall by radius, seconds, and "
         f"published figures: `benchmarks/results/losses.md`.\n\n{table(['', OURS, 'best other'], rows)}"
     )
