@@ -9,6 +9,7 @@ from typing import Self
 
 from gallery.codes import BIT_ORDER, BIT_RULE
 from gallery.codes import KEY as KEY
+from gallery.codespace import RULE
 from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
@@ -32,7 +33,7 @@ class ModelMetadata:
     precision: of weights and activations, e.g. "fp32", "fp16", "w8a32"
     size:      side of the square input, pixels
     layout:    "NHWC uint8" (Core ML: "image"; with a dynamic image size: `ANY_SIZE`); colour_order: "RGB"
-    resize:    the rule that makes the input from a decoded, upright image
+    rule:      the version of the rule that makes the input from an image file (`gallery.codespace.RULE_TEXT`)
     calibration: how the ranges of 8-bit activations were chosen
     float_layers: dotted names of the network's layers whose weights are kept in float, whatever the precision
     """
@@ -42,7 +43,7 @@ class ModelMetadata:
     student: str
     precision: str
     size: int
-    resize: str
+    rule: int
     layout: str = "NHWC uint8"
     colour_order: str = "RGB"
     bit_rule: str = "logit > 0"
@@ -73,17 +74,17 @@ class ModelMetadata:
 
     def _checked(self) -> Self:
         """Raise `ValueError` for a field of another type, out of its range, or of a name that is not known."""
-        _texts([self.code_space, self.student, self.resize, self.calibration])
+        _texts([self.code_space, self.student, self.calibration])
         for name, most in {"bits": MAX_BITS, "size": MAX_SIZE, "version": VERSION}.items():
             if type(value := getattr(self, name)) is not int or not 0 < value <= most:
                 raise ValueError(f"{name} {value!r:.99}, not a whole number of 1 to {most}")
         known = {
             "precision": PRECISIONS, "layout": {name for names in LAYOUTS.values() for name in names},
-            "colour_order": ("RGB",), "bit_rule": (BIT_RULE,), "bit_order": (BIT_ORDER,),
+            "colour_order": ("RGB",), "bit_rule": (BIT_RULE,), "bit_order": (BIT_ORDER,), "rule": (RULE,),
         }  # fmt: skip
         for name, names in known.items():
-            if (value := getattr(self, name)) not in names:
-                raise ValueError(f"{name} {value!r:.99}, not one of {', '.join(names)}")
+            if (value := getattr(self, name)) not in names or type(value) is bool:
+                raise ValueError(f"{name} {value!r:.99}, not one of {', '.join(map(str, names))}")
         if self.bits % 8:
             raise ValueError(f"{self.bits} bits, which do not fill whole bytes")
         if self.float_layers and self.precision in FLOAT:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.artifact import (
+    ANY_SIZE,
     LAYOUTS,
     PRECISIONS,
     ExportedModel,
@@ -30,8 +31,8 @@ from export.metadata import MAX_MODEL, read_metadata
 from export.tensors import check_tensors_of
 from gallery import codespace
 from gallery.codes import Codes, pack
-from gallery.codespace import CodeSpace
-from gallery.errors import CorruptFile, InputError
+from gallery.codespace import RULE_TEXT, CodeSpace
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import (
     atomic_path,
     is_desktop_file,
@@ -215,8 +216,8 @@ def _check_parts(
 
 def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> None:
     space.check_compatible(metadata.code_space, "the bundle", name)
-    said = metadata.bits, metadata.bit_rule, metadata.bit_order, metadata.resize
-    meant = space.bits, space.bit_rule, space.bit_order, space.preprocessing.resize
+    said = metadata.bits, metadata.bit_rule, metadata.bit_order, metadata.rule
+    meant = space.bits, space.bit_rule, space.bit_order, space.preprocessing.rule
     if said != meant:
         raise CorruptFile(f"metadata of {meant} in {name}", str(said), "Export it again.")
     suffix = Path(name).suffix
@@ -246,11 +247,13 @@ def _readme(models: Sequence[ExportedModel], space: CodeSpace, apps: Sequence[st
     rows = [f"| `{a.path.name}` | {a.format} | {a.metadata.precision} | {a.bytes / 1e6:.1f} MB |" for a in models]
     onnx = next((a.path.name for a in models if a.format == "onnx"), "query-fp32.onnx")
     metadata, text = models[0].metadata, Path(__file__).with_name("bundle_readme.md").read_text("utf-8")
+    if not any(model.metadata.layout == ANY_SIZE for model in models):
+        text = re.sub(r"   The ONNX files resize inside:(.*\n)*?(?=3\. )", "", text)
     for name in set(APPS) - set(apps):
         text = re.sub(rf"- `apps/{name}`.*\n", "", text)
     return Template(text).substitute(
         files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=metadata.size,
-        resize=metadata.resize, student=metadata.student, onnx=onnx,
+        rule=metadata.rule, rule_text=RULE_TEXT, student=metadata.student, onnx=onnx,
     )  # fmt: skip
 
 
@@ -284,6 +287,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
         if text != json.dumps(record, indent=1, ensure_ascii=False) + "\n":
             raise ValueError("edited text")
         return record, CodeSpace.from_dict(record["code_space"])
+    except CodeSpaceMismatch:  # of another version
+        raise
     except Exception as error:  # OSError, and whatever a text of another structure raises
         found, fix = first_line(error), "Restore the bundle from its run."
         raise CorruptFile(f"a bundle's manifest at {path}", found, fix) from error

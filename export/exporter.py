@@ -106,9 +106,6 @@ def export_all(
     if wrong or not variants:
         fix = f"Choose from {', '.join(known)}."
         raise InputError("variants that can be exported, each once", ", ".join(wrong) or "none", fix)
-    rule, found = Preprocessing.resize, request.preprocessing.resize
-    if request.dynamic_image_size and found != rule:
-        raise InputError(f"the resize rule {rule!r} for --dynamic-image-size", found, "Leave it out.")
     exporter = _Exporter(request, folder, quantized)
     return [exporter.export(variant) for variant in track(variants, "export", len(variants))]
 
@@ -182,7 +179,7 @@ class _Exporter:
         request = self.request
         dynamic = request.dynamic_image_size and format.FORMAT == "onnx"
         return ModelMetadata(
-            request.space.id, self.model.bits, request.name, precision, self.model.size, request.preprocessing.resize,
+            request.space.id, self.model.bits, request.name, precision, self.model.size, request.preprocessing.rule,
             layout=ANY_SIZE if dynamic else format.LAYOUT,
             float_layers=() if precision in FLOAT else self.float_layers,
             calibration=self.quantized.calibration if self.quantized and precision in CALIBRATED else "",

@@ -173,7 +173,7 @@ def _quantized(weights: NDArray[np.float32], channels: int) -> tuple[NDArray[np.
 
 
 def _embed_resize(graph: GraphProto, size: int) -> None:
-    """Insert the rule of `Preprocessing.resize` behind the transpose of the pixels, in whole numbers like Pillow's.
+    """Insert resize and crop (`gallery.codespace.RULE_TEXT`) behind the transpose of the pixels, in whole numbers.
 
     The sides become size * side / shorter, rounded down; the crop starts at half of what is over, ties to even.
     ONNX Runtime's antialiased resize of uint8 is a port of Pillow's: 0.02 % of the pixels differ, by 1 or 2 of 255.

@@ -19,20 +19,26 @@ FILE, CENTERS = "codespace.json", "centers.npy"
 MAX_CENTERS = 256 << 20  # bytes: two million classes of 128 bits
 ARITHMETIC = "fp32"  # of all logits whose signs are stored, or compared with stored ones
 RGB = tuple[float, float, float]
+RULE = 2  # how the file of an image becomes a network's square input; codes of different rules are not comparable
+RULE_TEXT = (  # what rule 2 is: the one place that says it
+    "upright by its EXIF orientation, in sRGB (an embedded ICC profile is applied), transparency on white; decoded in "
+    "full, or reduced to no less than 4 x size on the shorter side; then shorter side to size (bilinear, antialiased), "
+    "centre crop"
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Preprocessing:
-    """How a decoded RGB image becomes a network's input.
+    """How an image becomes a network's input.
 
     size: side of the square input, pixels; mean, std: per channel, on pixels scaled to 0..1
-    resize: the rule in words, followed by everyone who feeds the network
+    rule: the version of the rule that makes the square, followed by everyone who feeds the network (`RULE_TEXT`)
     """
 
     size: StrictInt
     mean: RGB
     std: RGB
-    resize: str = "shorter side to size (bilinear, antialiased), centre crop"
+    rule: StrictInt = RULE
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -83,7 +89,15 @@ class CodeSpace:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        """Invert `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit."""
+        """Invert `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit.
+
+        Raises `CodeSpaceMismatch` for images preprocessed by another rule than this version's.
+        """
+        seen = record.get("preprocessing") if isinstance(record, dict) else None
+        if isinstance(seen, dict) and (rule := seen.get("rule")) != RULE:
+            fix = "Another version of Twinhash made this: use that version, or make it again from the images."
+            found = "none" if rule is None else ascii(rule)[:20]
+            raise CodeSpaceMismatch(f"images preprocessed by rule {RULE}: {RULE_TEXT}", f"rule {found}", fix)
         try:
             space = TypeAdapter(cls).validate_python({k: v for k, v in record.items() if k != "id"})
         except (ValidationError, AttributeError, InputError) as error:

@@ -1,9 +1,9 @@
 """Memory-mapped cache of decoded images: `<cache>/<key>/<size>.npy`, uint8 `[N, size, size, 3]`.
 
-The key is a hash of the list (path, size, modification time and mode of each file), the resize rule, the formats and
-sizes read, and Pillow's version.  Beside each array lies `<size>.json`, written after it: the array's own size and
-time, so that nothing else is taken for it; the digests of the files; the images that could not be read; and of those
-with 16 bits a channel how many bits their values take.
+The key is a hash of the list (path, size, modification time and mode of each file), the version of the rule by which
+an image becomes a square, the formats and sizes read, and Pillow's version.  Beside each array lies `<size>.json`,
+written after it: the array's own size and time, so that nothing else is taken for it; the digests of the files; the
+images that could not be read; and of those with 16 bits a channel how many bits their values take.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices
-from gallery.codespace import Preprocessing
+from gallery.codespace import RULE
 from gallery.console import log, track
 from gallery.cores import available_cores
 from gallery.decode import FORMATS, LARGEST_PIXELS, to_square
@@ -60,7 +60,7 @@ def decode_all(source: ImageSource, names: Sequence[str], sizes: Sequence[int], 
     A cache that cannot be written is read where it is whole, and otherwise replaced by a temporary folder.
     Raises `InputError` where there is no room.
     """
-    key = f"{Preprocessing.resize}\0{PIL.__version__}\0{FORMATS}\0{LARGEST_PIXELS}\0{source.stamp()}"
+    key = f"{RULE}\0{PIL.__version__}\0{FORMATS}\0{LARGEST_PIXELS}\0{source.stamp()}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     with ExitStack() as stack:
         if is_writable(folder):

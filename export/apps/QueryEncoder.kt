@@ -38,12 +38,15 @@ class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeab
         require(said == space) { "the model is of code space $said, the gallery of $space: ship the gallery's model" }
         for ((field, value) in UNDERSTOOD) {
             val wanted = metadata.getString(field)
-            require(wanted == value) { "the model wants $field \"$wanted\", this code does \"$value\": update it" }
+            require(wanted == value) { "the model wants $field \"$wanted\", this code does \"$value\": update this code" }
         }
         interpreter = Interpreter(model, Interpreter.Options().setNumThreads(threads))
     }
 
-    /** The code of an upright image in memory (not a hardware bitmap); one image at a time. */
+    /**
+     * The code of an upright image in memory (not a hardware bitmap), decoded in full, or reduced to no less than
+     * 4 * [size] on the shorter side; one image at a time.
+     */
     @Synchronized
     fun encode(image: Bitmap): Encoded {
         val input = ByteBuffer.allocateDirect(size * size * 3).put(toSquare(image, size)).rewind()
@@ -53,11 +56,12 @@ class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeab
         return Encoded(codes[0], logits[0])
     }
 
+    @Synchronized // not while an image is encoded
     override fun close() = interpreter.close()
 
     private companion object {
         val UNDERSTOOD = mapOf(
-            "resize" to "shorter side to size (bilinear, antialiased), centre crop",
+            "rule" to "2", // upright, in sRGB; not reduced below 4 x size; then `toSquare`
             "layout" to "NHWC uint8", "colour_order" to "RGB", "bit_order" to "little", "version" to "1",
         )
     }
@@ -80,11 +84,11 @@ fun nearest(code: ByteArray, gallery: ByteArray, k: Int): List<Neighbour> {
 }
 
 /**
- * The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made [size] and the longer one
- * cropped. The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
+ * The last step of the metadata's rule: RGB bytes of the square that is left when the shorter side is made [size] and the
+ * longer one cropped. The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
  * (Bitmap.createScaledBitmap takes 2 x 2 pixels however large the image, and aliases.)
  *
- * Android hands over sRGB: it converts photographs with another colour profile, which the server does not.
+ * Android hands over sRGB: getPixels converts photographs with another colour profile, as the server does.
  */
 fun toSquare(image: Bitmap, size: Int): ByteArray {
     val (width, height) = image.width to image.height

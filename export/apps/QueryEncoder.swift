@@ -2,13 +2,14 @@ import CoreGraphics
 import CoreML
 import CoreVideo
 import Foundation
+import ImageIO
 
 /// The fields of the metadata that are used here.
 public struct ModelMetadata: Decodable {
     public let codeSpace: String
     public let bits: Int
     public let size: Int
-    let resize: String
+    let rule: Int
     let layout: String
     let colourOrder: String
     let bitOrder: String
@@ -39,7 +40,7 @@ public struct QueryEncoderError: LocalizedError {
 ///
 ///     let url = Bundle.main.url(forResource: "query-fp16", withExtension: "mlmodelc")!  // Xcode compiles the package
 ///     let encoder = try QueryEncoder(contentsOf: url, space: spaceOfTheGallery)
-///     let hits = try nearest(to: encoder.encode(image).code, in: gallery, count: 10)
+///     let hits = try nearest(to: encoder.encode(photo: urlOfAPhoto).code, in: gallery, count: 10)
 public final class QueryEncoder {
     public let metadata: ModelMetadata
     private let model: MLModel
@@ -55,7 +56,12 @@ public final class QueryEncoder {
         try check(metadata, space)
     }
 
-    /// The code of an upright image (a `CGImage` knows no orientation: apply that of its file first).
+    /// The code of an image file, turned upright, and decoded reduced where it is large.
+    public func encode(photo url: URL) throws -> Encoded {
+        try encode(upright(url, metadata.size))
+    }
+
+    /// The code of an upright image (a `CGImage` knows no orientation), in full or of no less than 4 * size.
     public func encode(_ image: CGImage) throws -> Encoded {
         let input = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(image, metadata.size), metadata.size))
         let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["image": input]))
@@ -72,10 +78,10 @@ private func check(_ metadata: ModelMetadata, _ space: String) throws {
         throw QueryEncoderError(
             "the model is of code space \(metadata.codeSpace), the gallery of \(space): ship the gallery's model")
     }
-    let said = [metadata.resize, metadata.layout, metadata.colourOrder, metadata.bitOrder, String(metadata.version)]
-    let understood = ["shorter side to size (bilinear, antialiased), centre crop", "image", "RGB", "little", "1"]
+    let said = [String(metadata.rule), metadata.layout, metadata.colourOrder, metadata.bitOrder, String(metadata.version)]
+    let understood = ["2", "image", "RGB", "little", "1"] // rule 2: upright, sRGB, not below 4 x size; then `toSquare`
     guard said == understood else {
-        throw QueryEncoderError("the model wants \(said), this code does \(understood): update the code")
+        throw QueryEncoderError("the model wants \(said), this code does \(understood): update this code")
     }
 }
 
@@ -96,8 +102,8 @@ public func nearest(to code: [UInt8], in gallery: [UInt8], count: Int) throws ->
     return best
 }
 
-/// The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer one
-/// cropped.  The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
+/// The last step of the metadata's rule: RGB bytes of the square that is left when the shorter side is made `size` and the
+/// longer one cropped.  The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
 /// (Core Graphics and Vision scale by filters of their own.)
 func toSquare(_ image: CGImage, _ size: Int) throws -> [UInt8] {
     let (width, height) = (image.width, image.height)
@@ -113,7 +119,26 @@ func toSquare(_ image: CGImage, _ size: Int) throws -> [UInt8] {
     return (0..<3 * size * size).map { rows[$0 / (3 * size)].weigh(narrow, $0 % (3 * size), 3 * size) }
 }
 
-/// Four bytes a pixel, as the server reads an image: its colour profile ignored, transparency laid on white.
+/// The image of a file, upright by its EXIF orientation, its shorter side reduced to 4 * `size` where it is longer.
+private func upright(_ url: URL, _ size: Int) throws -> CGImage {
+    guard let source = CGImageSourceCreateWithURL(url as CFURL, nil),
+          let about = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any],
+          let width = about[kCGImagePropertyPixelWidth] as? Int, let height = about[kCGImagePropertyPixelHeight] as? Int,
+          min(width, height) > 0
+    else { throw QueryEncoderError("no image in \(url.lastPathComponent)") }
+    let scale = min(1, Double(4 * size) / Double(min(width, height)))
+    let options: [CFString: Any] = [
+        kCGImageSourceCreateThumbnailFromImageAlways: true, // not the small one that cameras add
+        kCGImageSourceCreateThumbnailWithTransform: true,
+        kCGImageSourceThumbnailMaxPixelSize: Int((Double(max(width, height)) * scale).rounded(.up)),
+    ]
+    guard let image = CGImageSourceCreateThumbnailAtIndex(source, 0, options as CFDictionary) else {
+        throw QueryEncoderError("an image that cannot be decoded in \(url.lastPathComponent)")
+    }
+    return image
+}
+
+/// Four bytes a pixel, as the server reads an image: converted to sRGB, transparency laid on white.
 private func rgba(_ image: CGImage) throws -> [UInt8] {
     let (width, height) = (image.width, image.height)
     var pixels = [UInt8](repeating: 0, count: 4 * width * height)
@@ -125,7 +150,7 @@ private func rgba(_ image: CGImage) throws -> [UInt8] {
         let whole = CGRect(x: 0, y: 0, width: width, height: height)
         context.setFillColor(red: 1, green: 1, blue: 1, alpha: 1)
         context.fill(whole)
-        context.draw(image.copy(colorSpace: plain) ?? image, in: whole) // grey has no RGB to keep: it is converted
+        context.draw(image, in: whole) // which converts to sRGB
         return true
     }
     guard drawn else { throw QueryEncoderError("no bitmap of \(width) x \(height) pixels") }

@@ -4,7 +4,7 @@
  *     const manifest = await (await fetch("bundle/manifest.json")).text();
  *     const model = await (await fetch("bundle/query-fp32.onnx")).arrayBuffer();
  *     const encoder = await QueryEncoder.open(manifest, "query-fp32.onnx", model, spaceOfTheGallery);
- *     const { code } = await encoder.encode(await pixelsOf(file));
+ *     const { code } = await encoder.encode(await pixelsOf(file, encoder.metadata.size));
  *     const hits = nearest(code, gallery, 10);
  *
  * ONNX Runtime Web does not hand out a model's metadata, so the metadata is that of manifest.json, which counts only for
@@ -17,7 +17,7 @@ export interface ModelMetadata {
   readonly code_space: string;
   readonly bits: number;
   readonly size: number;
-  readonly resize: string;
+  readonly rule: number;
   readonly layout: string;
   readonly colour_order: string;
   readonly bit_order: string;
@@ -43,9 +43,10 @@ export interface Neighbour {
   readonly distance: number;
 }
 
+const RESIZED_INSIDE = "NHWC uint8, resized inside"; // the layout of --dynamic-image-size
+/** Rule 2: what `pixelsOf` and `toSquare` do. */
 const UNDERSTOOD = {
-  resize: "shorter side to size (bilinear, antialiased), centre crop",
-  layout: "NHWC uint8", colour_order: "RGB", bit_order: "little", version: 1,
+  rule: [2], layout: ["NHWC uint8", RESIZED_INSIDE], colour_order: ["RGB"], bit_order: ["little"], version: [1],
 } as const;
 
 export class QueryEncoder {
@@ -65,8 +66,10 @@ export class QueryEncoder {
   }
 
   async encode(image: Pixels): Promise<Encoded> {
-    const { size } = this.metadata;
-    const input = new Tensor("uint8", toSquare(image, size), [1, size, size, 3]);
+    const { size, layout } = this.metadata;
+    const input = layout === RESIZED_INSIDE
+      ? new Tensor("uint8", toRgb(image), [1, image.height, image.width, 3])
+      : new Tensor("uint8", toSquare(image, size), [1, size, size, 3]);
     const { codes, logits } = await this.session.run({ image: input });
     return { code: codes.data as Uint8Array, logits: logits.data as Float32Array };
   }
@@ -76,9 +79,11 @@ function check(metadata: ModelMetadata, name: string, space: string): void {
   if (metadata.code_space !== space) {
     throw new Error(`${name} is of code space ${metadata.code_space}, the gallery of ${space}: ship the gallery's model`);
   }
-  for (const [field, value] of Object.entries(UNDERSTOOD)) {
-    const said = metadata[field as keyof ModelMetadata];
-    if (said !== value) throw new Error(`${name} wants ${field} "${said}", this code does "${value}": update it`);
+  for (const [field, values] of Object.entries(UNDERSTOOD)) {
+    const said = metadata[field as keyof ModelMetadata], known: readonly (string | number)[] = values;
+    if (!known.includes(said)) {
+      throw new Error(`${name} wants ${field} "${said}", this code does "${known.join('", "')}": update this code`);
+    }
   }
 }
 
@@ -101,11 +106,21 @@ export function nearest(code: Uint8Array, gallery: Uint8Array, k: number): Neigh
 const POPCOUNT = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).replaceAll("0", "").length);
 
 /**
- * The pixels of an image file, as the server reads them: EXIF orientation applied, colour profile ignored,
- * transparency laid on white.  In a browser or a worker.
+ * The pixels of an image file, as the server reads them: EXIF orientation applied, converted to sRGB, transparency laid
+ * on white; reduced to a shorter side of 4 * `size` where it is larger.  In a browser or a worker.
+ *
+ * The whole image is decoded (four bytes a pixel) and freed before any canvas is made, so no canvas is larger than
+ * 4 * `size` times the longer side's share: Safari on iOS draws on none of more than 16,777,216 pixels.
  */
-export async function pixelsOf(file: Blob): Promise<ImageData> {
-  const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+export async function pixelsOf(file: Blob, size: number): Promise<ImageData> {
+  let bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "default" });
+  const scale = (4 * size) / Math.min(bitmap.width, bitmap.height);
+  if (scale < 1) {
+    const whole = bitmap;
+    const [resizeWidth, resizeHeight] = [whole.width, whole.height].map((side) => Math.ceil(side * scale));
+    bitmap = await createImageBitmap(whole, { resizeWidth, resizeHeight, resizeQuality: "high" });
+    whole.close();
+  }
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   if (!context) throw new Error("no 2D canvas here");
@@ -116,15 +131,28 @@ export async function pixelsOf(file: Blob): Promise<ImageData> {
   return context.getImageData(0, 0, width, height);
 }
 
+/** The red, green and blue bytes of an image, for a model that resizes it itself. */
+function toRgb(image: Pixels): Uint8Array {
+  checkPixels(image);
+  const rgb = new Uint8Array(3 * image.width * image.height);
+  for (let i = 0; i < rgb.length; i++) rgb[i] = image.data[i + Math.floor(i / 3)];
+  return rgb;
+}
+
+function checkPixels({ data, width, height }: Pixels): void {
+  if (!width || data.length !== 4 * width * height) {
+    throw new Error(`${data.length} bytes are not ${width} x ${height} pixels of four bytes`);
+  }
+}
+
 /**
  * The metadata's resize rule: RGB bytes of the square that is left when the shorter side is made `size` and the longer
  * one cropped.  The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
  * (A canvas would scale by a filter of the browser's choice.)
  */
-export function toSquare({ data, width, height }: Pixels, size: number): Uint8Array {
-  if (!width || data.length !== 4 * width * height) {
-    throw new Error(`${data.length} bytes are not ${width} x ${height} pixels of four bytes`);
-  }
+export function toSquare(image: Pixels, size: number): Uint8Array {
+  checkPixels(image);
+  const { data, width, height } = image;
   const columns = taps(width, Math.max(size, Math.floor((size * width) / height)), size);
   const rows = taps(height, Math.max(size, Math.floor((size * height) / width)), size);
   const narrow = new Uint8Array(3 * size * height);

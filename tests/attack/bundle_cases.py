@@ -176,7 +176,7 @@ LIES: dict[str, list[Any]] = {
     "student": [None, 5, {"a": 1}, "\x1b[2J", "x" * 2000],
     "precision": ["fp16", "w8a32", "w8a8", "palettize6", "int8", "", None, 5, ["fp32"]],
     "size": [8, 25, 24.0, "24", 0, -24, 10**9, None],
-    "resize": ["stretch to size", "", None, 5],
+    "rule": [1, 3, "2", 2.0, True, None, "stretch to size"],
     "layout": ["NCHW float32", "image", ANY_SIZE, "", None, ["NHWC uint8"]],
     "colour_order": ["BGR", "rgb", "", None, 1],
     "bit_rule": ["logit >= 0", "", None],
@@ -223,7 +223,7 @@ def of_metadata() -> Iterator[Case]:
     for field, values in LIES.items():
         for value in values:
             yield Case("metadata", f"{field} {value!r:.40}", "onnx", lie(ONNX, {field: value}))
-    for field in ("code_space", "bits", "student", "precision", "size", "resize"):
+    for field in ("code_space", "bits", "student", "precision", "size", "rule"):
         yield Case("metadata", f"without {field}", "onnx", lie(ONNX, {}, drop=field))
     yield Case("metadata", "another student than its neighbour", "pair", lie(QUANTIZED, {"student": "another"}))
     yield Case("metadata", "fp32 that is w8a32", "pair", lie(QUANTIZED, {"precision": "fp32"}))
@@ -423,7 +423,7 @@ MANIFESTS: dict[str, Sabotage] = {
     "a code space of other bits": edit(lambda record: record["code_space"].update(bits=32)),
     "a code space of another id": edit(lambda record: record["code_space"].update(id="0" * 16)),
     "classes that are numbers": edit(lambda record: record["code_space"].update(classes=[1, 2, 3, 4])),
-    "another rule": edit(lambda record: record["code_space"]["preprocessing"].update(resize="stretch")),
+    "another rule": edit(lambda record: record["code_space"]["preprocessing"].update(rule=3)),
     "bytes negative": entry(bytes=-1),
     "bytes as text": entry(bytes="5"),
     "bytes of an exabyte": entry(bytes=10**18),

@@ -306,7 +306,7 @@ def _stages() -> Reader:
 def _metadata() -> Any:
     from export.artifact import ModelMetadata
 
-    return ModelMetadata(SPACE.id, BITS, "resnet18", "fp32", SIZE, SEEN.resize)
+    return ModelMetadata(SPACE.id, BITS, "resnet18", "fp32", SIZE, SEEN.rule)
 
 
 def _onnx() -> Reader:

@@ -21,7 +21,7 @@ from PIL import Image
 from export.artifact import KEY
 from export.bundle import APPS, Golden, open_bundle, write_bundle
 from gallery.codes import pack, unpack
-from gallery.codespace import Preprocessing
+from gallery.codespace import RULE
 from gallery.decode import _to_rgb, to_square
 from gallery.files import sha256_of
 from mobile_eval.runtimes import ModelOutput, open_model
@@ -259,7 +259,9 @@ def test_neighbours_come_by_distance_then_by_row(ran: Answers, case: Case) -> No
 def test_what_does_not_fit_is_an_error_with_both_sides(ran: Answers, case: Case) -> None:
     assert case.space in ran["error:foreign"]
     assert "f" * 16 in ran["error:foreign"]
-    assert Preprocessing.resize in ran["error:rule"]
+    assert "rule" in ran["error:rule"]
+    assert f'"{RULE}"' in ran["error:rule"]
+    assert "update this code" in ran["error:rule"]
     assert "metadata" in ran["error:bare"]
     assert "k = 0" in ran["error:k"]
     assert "8 bytes" in ran["error:rows"]
@@ -290,6 +292,6 @@ def test_the_swift_parses_and_names_what_the_package_holds(case: Case, exports: 
     assert not swift.parse(source).root_node.has_error
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
     metadata = exports.files["coreml-w8a32"].metadata
-    rules = [metadata.resize, metadata.layout, metadata.colour_order, metadata.bit_order, str(metadata.version)]
+    rules = [str(metadata.rule), metadata.layout, metadata.colour_order, metadata.bit_order, str(metadata.version)]
     for name in [KEY, *rules, "image", "codes", "logits"]:
         assert f'"{name}"'.encode() in source, name

@@ -188,7 +188,7 @@ def first(record: dict[str, Any]) -> Any:
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "metadata": lambda r: first(r)["metadata"].update(precision="fp32"),
     "metadata of another space": lambda r: first(r)["metadata"].update(code_space="0" * 16),
-    "metadata without a field": lambda r: first(r)["metadata"].pop("resize"),
+    "metadata without a field": lambda r: first(r)["metadata"].pop("rule"),
     "no metadata": lambda r: first(r).pop("metadata"),
     "format": lambda r: first(r).update(format="litert"),
     "sha256": lambda r: first(r).update(sha256="0" * 64),
@@ -438,7 +438,7 @@ def test_a_failure_in_the_manifest_may_not_steer_a_terminal(bundle: Path) -> Non
 
 
 LIES: dict[str, Any] = {
-    "precision": "fp32", "size": 64, "bits": 32, "resize": "stretch to size", "layout": "NCHW float32",
+    "precision": "fp32", "size": 64, "bits": 32, "rule": 3, "layout": "NCHW float32",
     "colour_order": "BGR", "bit_order": "big", "version": 99, "student": 5, "float_layers": "abc", "calibration": None,
 }  # fmt: skip
 

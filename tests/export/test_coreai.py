@@ -83,4 +83,4 @@ def test_without_the_extra_the_row_says_what_to_install(v3: Student, tmp_path: P
     assert row.reason.startswith("MissingBackend")
     assert "pip install coreai-torch" in row.reason or "pip install -e '.[coreai]'" in row.reason
     with pytest.raises(MissingBackend, match=r"pip install (-e '\.\[coreai\]'|coreai-core)"):
-        open_model(aimodel(tmp_path, ModelMetadata(v3.space.id, 64, v3.name, "fp32", 32, IMAGENET.resize).to_json()))
+        open_model(aimodel(tmp_path, ModelMetadata(v3.space.id, 64, v3.name, "fp32", 32, IMAGENET.rule).to_json()))

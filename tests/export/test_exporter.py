@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -74,7 +73,7 @@ def test_every_file_matches_its_description(exports: Exports) -> None:
         assert (artifact.sha256, artifact.bytes) == (sha256_of(artifact.path), size_of(artifact.path))
         assert read_metadata(artifact.path) == metadata
         assert (metadata.code_space, metadata.bits, metadata.size) == (exports.student.space.id, 64, SIZE)
-        assert (metadata.student, metadata.resize) == ("mobilenetv3_small_100", IMAGENET.resize)
+        assert (metadata.student, metadata.rule) == ("mobilenetv3_small_100", IMAGENET.rule)
         assert metadata.layout == ("image" if artifact.format == "coreml" else "NHWC uint8")
 
 
@@ -306,12 +305,6 @@ def test_the_dynamic_image_size_is_the_resize_outside(partly: Exports) -> None:
     assert np.abs(runtime.run(batch).logits[0] - inside[0]).max() < 1e-5
     with pytest.raises(InputError, match="H, W"):
         runtime.run(np.zeros((1, 0, 9, 3), np.uint8))
-
-
-def test_a_dynamic_image_size_needs_the_default_resize(tmp_path: Path) -> None:
-    other = dataclasses.replace(IMAGENET, resize="squashed")
-    with pytest.raises(InputError, match="squashed"):
-        export_all(request(small(), other, dynamic_image_size=True), ["onnx-fp32"], tmp_path)
 
 
 class Small(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallery.codespace import CENTERS, FILE, CodeSpace, Preprocessing, hash_centers, load, save
+from gallery.codespace import CENTERS, FILE, RULE, CodeSpace, Preprocessing, hash_centers, load, save
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 
 ROWS = np.where(np.random.default_rng(0).random((5, 64)) < 0.5, -1, 1).astype(np.int8)
@@ -44,7 +44,8 @@ def test_files_bring_back_the_same_space(tmp_path: Path) -> None:
 CHANGES = [{"bits": 128}, {"teacher": "vit_b"}, {"teacher_sha256": "00" * 32}, {"centers_sha256": "00" * 32},
            {"bit_rule": "logit >= 0"}, {"bit_order": "big"}, {"arithmetic": "bf16"}, {"golden_sha256": "00" * 32},
            {"preprocessing": Preprocessing(65, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))},
-           {"preprocessing": Preprocessing(64, (0.5, 0.4, 0.31), (0.2, 0.2, 0.3))}]  # fmt: skip
+           {"preprocessing": Preprocessing(64, (0.5, 0.4, 0.31), (0.2, 0.2, 0.3))},
+           {"preprocessing": Preprocessing(64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), 3)}]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[" ".join(c) for c in CHANGES])
@@ -67,12 +68,23 @@ def edited(tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("change", [
     {"id": "0" * 16}, {"id": None}, {"bits": 32}, {"bits": 63}, {"bits": "64"}, {"bits": None}, {"teacher": "other"},
-    {"preprocessing": None}, {"preprocessing": []}, {"preprocessing": {"size": 3}}, {"classes": 5}, {"surprise": 1},
-    {"teacher_sha256": None},
+    {"preprocessing": None}, {"preprocessing": []}, {"classes": 5}, {"surprise": 1},
+    {"preprocessing": {"size": 3, "rule": RULE}}, {"teacher_sha256": None},
 ], ids=str)  # fmt: skip
 def test_an_edited_code_space_is_corrupt(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(CorruptFile):
         load(edited(tmp_path, **change))
+
+
+@pytest.mark.parametrize("rule", [1, 3, "2", None, "\x1b[2J" * 99])
+def test_a_code_space_of_another_rule_names_both_and_the_fix(tmp_path: Path, rule: object) -> None:
+    seen = {"size": 64, "mean": [0.5] * 3, "std": [0.2] * 3, "rule": rule}
+    if rule is None:
+        seen = {**seen, "resize": "shorter side to size"}
+    with pytest.raises(CodeSpaceMismatch, match=f"preprocessed by rule {RULE}: upright.*Another version") as caught:
+        load(edited(tmp_path, preprocessing=seen))
+    assert caught.value.found.isprintable()
+    assert len(caught.value.found) < 40
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", '{"id": ', "\x00\xff"])

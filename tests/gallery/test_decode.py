@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 
 from gallery import decode as module
 from gallery.decode import decode, shorter_side, to_square
@@ -143,11 +143,6 @@ def test_one_bit_grey_and_animations(tmp_path: Path) -> None:
     for suffix, more in (("gif", {}), ("png", {}), ("webp", {"lossless": True})):
         path = write(tmp_path / f"c.{suffix}", frames[0], save_all=True, append_images=frames[1:], **more)
         assert decode(path).getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_icc_profiles_are_ignored(tmp_path: Path) -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    assert np.array_equal(decode(write(tmp_path / "a.png", Image.fromarray(UPRIGHT), icc_profile=profile)), UPRIGHT)
 
 
 def test_pixels_of_unknown_range_are_rejected(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from export.artifact import ExportedModel, ExportFailure, ModelMetadata
 from gallery.codes import pack
+from gallery.codespace import RULE
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
 from gallery.index import GalleryIndex
@@ -45,7 +46,7 @@ class Table(Device):
     def __init__(self, logits: Any, codes: Any = None, space: str = SPACE.id, size: int = SIZE) -> None:
         self.logits, self.codes = logits, pack(logits) if codes is None else codes
         self.metadata = ModelMetadata(
-            code_space=space, bits=BITS, student="s", precision="fp32", size=size, resize="none"
+            code_space=space, bits=BITS, student="s", precision="fp32", size=size, rule=RULE
         )
         self.ran = 0
 

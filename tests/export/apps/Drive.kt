@@ -64,7 +64,7 @@ fun main(arguments: Array<String>) {
     fun changed(from: String, to: String) =
         direct(bytes.toString(Charsets.ISO_8859_1).replace(from, to).toByteArray(Charsets.ISO_8859_1))
     errorOf("foreign") { QueryEncoder(direct(bytes), "f".repeat(16)) }
-    errorOf("rule") { QueryEncoder(changed("centre crop", "centre burp"), space) }
+    errorOf("rule") { QueryEncoder(changed("\"rule\": 2", "\"rule\": 3"), space) }
     errorOf("bare") { QueryEncoder(changed("twinhash.metadata", "twinhash.metadaty"), space) }
     errorOf("damaged") { QueryEncoder(direct(bytes.copyOf(100)), space) }
     errorOf("noise") { QueryEncoder(direct(ByteArray(100) { (it * 37).toByte() }), space) }

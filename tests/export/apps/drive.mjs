@@ -50,7 +50,7 @@ const edited = (change) => {
 const damaged = new Uint8Array(read(name));
 damaged[damaged.length >> 1] ^= 1;
 await errorOf("foreign", () => QueryEncoder.open(manifest, name, read(name), "f".repeat(16)));
-await errorOf("rule", () => QueryEncoder.open(edited((e) => (e.metadata.resize = "squash")), name, read(name), space));
+await errorOf("rule", () => QueryEncoder.open(edited((e) => (e.metadata.rule = 3)), name, read(name), space));
 await errorOf("damaged", () => QueryEncoder.open(manifest, name, damaged.buffer, space));
 await errorOf("sha256", () => QueryEncoder.open(edited((e) => (e.sha256 = "0".repeat(64))), name, read(name), space));
 await errorOf("bare", () => QueryEncoder.open(edited((e) => delete e.metadata), name, read(name), space));
