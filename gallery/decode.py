@@ -75,6 +75,13 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.array(resized.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
+def thumbnail(image: Image.Image, size: int) -> bytes:
+    """Return an RGB image as JPEG; one whose longer side is more than `size` pixels is made smaller, in place."""
+    image.thumbnail((size, size))
+    image.save(data := BytesIO(), "JPEG", quality=80, optimize=True)
+    return data.getvalue()
+
+
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     place = f"{len(source):,} bytes" if isinstance(source, bytes) else source

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,20 +22,30 @@ from gallery.database import SPACE_KEY
 from gallery.errors import InputError
 from gallery.files import atomic_path
 from gallery.index import GalleryIndex
+from gallery.site import SiteOptions, write_site
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-README, IDS, CHUNK = "README.md", "ids.txt", 65_536  # rows at once
+README, IDS, SITE, CHUNK = "README.md", "ids.txt", "site", 65_536  # rows at once
 MAX_ELASTIC_ID = 512  # bytes
 SQL_TYPES = {"bool": "boolean", "int64": "bigint", "double": "double precision", "date32[day]": "date",
              "timestamp[us]": "timestamp", "timestamp[us, tz=UTC]": "timestamptz"}  # fmt: skip
 
 
-def export_gallery(index: GalleryIndex, out: Path, to: str) -> list[str]:
-    """Write a gallery's published version into a new folder, whole or not at all; return the names of its files.
+class GalleryExport(NamedTuple):
+    """items: how many; files: names in the folder; missing: why items of a site have no thumbnail, by their ids"""
 
-    to: a key of `WRITERS`.  Raises `InputError` where there is something at `out` already.
+    items: int
+    files: list[str]
+    missing: dict[str, str]
+
+
+def export_gallery(index: GalleryIndex, out: Path, to: str, site: SiteOptions | None = None) -> GalleryExport:
+    """Write a gallery's published version into a new folder, whole or not at all.
+
+    to: a key of `WRITERS`, or `SITE`, which `site` has the options of
+    Raises `InputError` where there is something at `out` already.
     """
     if not len(index):
         raise InputError(f"items in the gallery {index.uri}", "none", "Add some.")
@@ -44,12 +54,16 @@ def export_gallery(index: GalleryIndex, out: Path, to: str) -> list[str]:
     with atomic_path(out) as draft:
         draft.mkdir()
         codespace.save(draft, index.space, index.centers)
-        WRITERS[to](index, draft)
+        site, count, missing = site or SiteOptions(), len(index), dict[str, str]()
+        if to == SITE:
+            count, missing = site.count(count), write_site(index, draft, site)
+        else:
+            WRITERS[to](index, draft)
         text = (Path(__file__).parent / "export_readmes" / f"{to}.md").read_text("utf-8")
-        values = {"count": f"{len(index):,}", "space": index.space.id, "bits": index.space.bits,
+        values = {"count": f"{count:,}", "space": index.space.id, "bits": index.space.bits,
                   "bytes": index.space.bits // 8, "version": index.version}  # fmt: skip
         (draft / README).write_text(Template(text).substitute(values), "utf-8")
-    return sorted(path.name for path in out.iterdir())
+    return GalleryExport(count, sorted(path.name for path in out.iterdir()), missing)
 
 
 def _chunks(index: GalleryIndex) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -76,13 +90,6 @@ def _parquet(index: GalleryIndex, folder: Path) -> None:
         writer.write_table(table.replace_schema_metadata(writer.schema.metadata))
     if writer is not None:
         writer.close()
-
-
-def _flat(index: GalleryIndex, folder: Path) -> None:
-    """Write the codes one after the other, and the ids a line each, in the same order."""
-    with (folder / "codes.bin").open("wb") as stream:
-        stream.write(np.ascontiguousarray(index.codes).data)
-    _write_ids(index, folder)
 
 
 def _write_ids(index: GalleryIndex, folder: Path) -> None:
@@ -185,5 +192,4 @@ def _iso(value: Any) -> str:
 
 WRITERS: dict[str, Callable[[GalleryIndex, Path], None]] = {
     "parquet": _parquet, "faiss": _faiss, "pgvector": _pgvector, "elasticsearch": _elasticsearch, "sqlite": _sqlite,
-    "codes.bin": _flat,
 }  # fmt: skip

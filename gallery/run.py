@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "failures": (options.FailuresCommand, failures),
         "duplicates": (options.DuplicatesCommand, on_gallery(handlers.duplicates)),
         "compact": (options.CompactCommand, on_gallery(handlers.compact)),
-        "export": (options.ExportGalleryCommand, on_gallery(handlers.export)),
+        "export": (options.ExportGalleryCommand, export),
         "backfill": (options.BackfillCommand, backfill),
         "cutover": (options.CutoverCommand, cutover),
         "rollback": (options.RollbackCommand, on_gallery(handlers.rollback)),
@@ -205,6 +205,15 @@ def backfill(command: options.BackfillCommand) -> int:
         log.warning("%d images could not be encoded: gallery/run.py failures %s", counts.failed, plain(command.gallery))
     log.info("To serve it, if it passes the gates: gallery/run.py cutover %s", plain(command.gallery))
     return EXIT_PASSED
+
+
+def export(command: options.ExportGalleryCommand) -> int:
+    """Write the published version for another engine; a run's own images are read where it had them from."""
+    from distill.image_encoder import gallery_run
+    from distill.run_images import run_images
+
+    uri, runs = locate(command.gallery)
+    return handlers.export(uri, command, partial(run_images, gallery_run(runs[0])) if runs else None)
 
 
 def cutover(command: options.CutoverCommand) -> int:

@@ -9,10 +9,7 @@ images that could not be read; and of those with 16 bits a channel how many bits
 import hashlib
 import shutil
 import sys
-import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +24,7 @@ from numpy.typing import NDArray
 from distill.data.dataset import ImageSource, Indices
 from gallery.codespace import RULE
 from gallery.console import log, track
-from gallery.cores import available_cores
+from gallery.cores import map_ahead
 from gallery.decode import FORMATS, LARGEST_PIXELS, to_square
 from gallery.errors import CorruptFile, InputError
 from gallery.files import acquire_lock, atomic_path, is_writable, open_array, read_json, remove_partial, write_json
@@ -180,7 +177,7 @@ def _open_growing_npy(path: Path, size: int) -> Iterator[BinaryIO]:
 
 
 def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Iterator[DecodeResult]:
-    """Decode by threads (Pillow decodes without the GIL), a few images ahead of the consumer."""
+    """Decode by threads, a few images ahead of the consumer."""
 
     def work(index: int) -> DecodeResult:
         try:
@@ -191,11 +188,4 @@ def _decode_iter(source: ImageSource, count: int, sizes: Sequence[int]) -> Itera
             return str(error.strerror)
         return digest, image.info.get("bits"), [to_square(image, size) for size in sizes]
 
-    workers, ahead = available_cores(), deque[Future[DecodeResult]]()
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is in `skipped`
-        for i in range(count):
-            ahead.append(pool.submit(work, i))
-            if len(ahead) > 4 * workers:
-                yield ahead.popleft().result()
-        yield from (future.result() for future in ahead)
+    return map_ahead(work, range(count))

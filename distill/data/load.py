@@ -65,7 +65,7 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     wanted = sorted(set(sizes))
     if not wanted or wanted[0] < 1 or wanted[-1] > LARGEST:
         raise InputError(f"input sizes from 1 to {LARGEST} pixels", str(wanted), "Choose others.")
-    listed = join_unlabeled(_list_images(source, cache_dir, options.data_root, options.seed), options.unlabeled_data)
+    listed = join_unlabeled(list_images(source, cache_dir, options.data_root, options.seed), options.unlabeled_data)
     if not listed.names:
         _report_skipped(listed, listed.skipped, options.strict)
     encode_labels(listed)  # to fail before hours of decoding
@@ -119,7 +119,7 @@ def summarize(source: str, data_root: Path | None = None) -> SourceSummary:
     """Return the size of a source's images, from their headers, and whether it has labels."""
     if source in fashion_mnist.SOURCES:
         return SourceSummary(fashion_mnist.EDGE, True)
-    images, sides, skipped = _list_images(source, Path(), data_root, 0), list[int](), list[Skipped]()
+    images, sides, skipped = list_images(source, Path(), data_root, 0), list[int](), list[Skipped]()
     count = len(images.names)
     sample = np.unique(np.linspace(0, max(0, count - 1), min(SAMPLE, count), dtype=int))
     with catch_warnings():
@@ -134,13 +134,14 @@ def summarize(source: str, data_root: Path | None = None) -> SourceSummary:
     return SourceSummary(int(np.median(sides)), any(images.labels))
 
 
-def _list_images(source: str, cache_dir: Path, data_root: Path | None, seed: int) -> ImageList:
+def list_images(source: str, cache_dir: Path, data_root: Path | None, seed: int) -> ImageList:
+    """List the images of a source as `load` takes it; none is decoded.  Raises `InputError` that says what to do."""
     if list_source := fashion_mnist.SOURCES.get(source):
         return list_source(cache_dir)
     if source in PROTOCOLS:
-        dataset, list_images = PROTOCOLS[source]
+        dataset, list_protocol = PROTOCOLS[source]
         if folder := data_root or os.environ.get(VARIABLE):
-            return list_images(source, Path(folder), seed)
+            return list_protocol(source, Path(folder), seed)
         raise dataset.missing_error("<data root>", f"no data root: neither --data-root nor {VARIABLE} is given")
     path, mode, found = Path(source), 0, f"{source}, which is neither"
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gallery.commands.options import (
     CompactCommand,
@@ -23,7 +23,13 @@ from gallery.errors import EXIT_GATE_FAILED, EXIT_PASSED, InputError
 
 if TYPE_CHECKING:
     from gallery.query_photos import QueryPhotos
+    from gallery.site import ReadImage
     from gallery.store import GalleryStore
+
+SITE_FLAGS = {
+    name: ExportGalleryCommand.model_fields[name].default
+    for name in ("thumbnails", "thumbnail_size", "limit", "allow_http")
+}
 
 
 def remove(uri: str, command: RemoveCommand) -> int:
@@ -110,14 +116,25 @@ def compact(uri: str, command: CompactCommand) -> int:
     return EXIT_PASSED
 
 
-def export(uri: str, command: ExportGalleryCommand) -> int:
-    """Write the published version for another engine."""
-    from gallery.exports import export_gallery
+def export(uri: str, command: ExportGalleryCommand, load_images: Callable[[], ReadImage] | None = None) -> int:
+    """Write the published version for another engine. load_images: loads what reads a run's own images, by their ids"""
+    from gallery.exports import SITE, export_gallery
     from gallery.index import open_gallery
+    from gallery.site import SiteOptions
 
+    given = {name: value for name, value in command if name in SITE_FLAGS and value != SITE_FLAGS[name]}
+    if given and command.to != SITE:
+        fix = "Leave it out, or export --to site."
+        raise InputError(f"--to {SITE}, whose options these are", f"{', '.join(given)} with --to {command.to}", fix)
+    size = command.thumbnail_size if command.thumbnails else None
+    options = SiteOptions(size, command.limit, command.allow_http, load_images)
     index = open_gallery(uri)
-    files = export_gallery(index, command.out, command.to)
-    show({"out": str(command.out), "items": len(index), "code_space": index.space.id, "files": files}, command.as_json)
+    written = export_gallery(index, command.out, command.to, options)
+    told: dict[str, Any] = {"out": str(command.out), "items": written.items, "code_space": index.space.id}
+    told["files"] = written.files
+    if size and command.to == SITE:
+        told["without_thumbnail"] = written.missing if command.as_json else len(written.missing)
+    show(told, command.as_json)
     return EXIT_PASSED
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gallery.record import Record
 
-ExportFormat = Literal["parquet", "faiss", "pgvector", "elasticsearch", "sqlite", "codes.bin"]
+ExportFormat = Literal["parquet", "faiss", "pgvector", "elasticsearch", "sqlite", "site"]
 
 
 class GalleryCommand(Record):
@@ -184,13 +184,28 @@ class CompactCommand(SpaceCommand):
 class ExportGalleryCommand(GalleryCommand):
     """Write the published version for another engine, with its code space and a README that shows how to query it.
 
+    The format site is a folder for a page or an app, which any static web host can serve: codes, ids, labels and
+    thumbnails.  Everybody who can read the folder can read these.  Images are read where the gallery says they are, and
+    those of a run's own data where the run says.  An item whose image cannot be read, or is another by now, has no
+    thumbnail, and is listed with the reason.
+
     Example: `gallery/run.py export runs/mine exported --to sqlite`
+
+    Example: `gallery/run.py export runs/mine site --to site --thumbnail-size 240`
     """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The folder to write."""
     to: ExportFormat = "parquet"
-    """The format; codes.bin is for apps: packed codes one after the other, and a text file of ids."""
+    """The format; sqlite and site are for apps."""
+    thumbnails: bool = True
+    """With --to site: make thumbnails."""
+    thumbnail_size: int = Field(160, ge=16, le=1024)
+    """With --to site: pixels of the longer side of a thumbnail."""
+    limit: int | None = Field(None, ge=1)
+    """With --to site: the most items; of a larger gallery evenly spaced ones are written."""
+    allow_http: bool = False
+    """With --to site: fetch images by http(s)."""
 
 
 class BackfillCommand(GalleryCommand):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from gallery.decode import decode
+from gallery.decode import decode, thumbnail
 from gallery.errors import InputError
 from gallery.onnx_student import OnnxStudent
 from gallery.service.errors import ServiceError
@@ -53,9 +52,7 @@ class Thumbnails:
             image = decode(self._path(source or ""))
         except (OSError, ValueError, RuntimeError, InputError) as error:
             raise ServiceError(404, "no_thumbnail", missing) from error
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        image.save(small := BytesIO(), "JPEG", quality=80)
-        return small.getvalue()
+        return thumbnail(image, THUMBNAIL)
 
     def _path(self, source: str) -> Path:
         if self.folder is None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.cores import available_cores
+from gallery.cores import map_ahead
 from gallery.errors import InputError, StoreUnreachable, TwinhashError
 from gallery.files import read_bytes
 from gallery.sources.http_fetch import fetch, is_http
 from gallery.sources.object_store import ObjectStore, is_remote
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_FILE, LARGE_FILE = 1 << 30, 64 << 20  # bytes
 LARGE = threading.Lock()  # a large file is in memory while it is decoded: one at a time
@@ -58,37 +58,30 @@ class ImageReader:
 
         Raises `StoreUnreachable` where an object store does not answer.
         """
-        workers, ahead = available_cores(), deque[Future[DecodedImage]]()
-        pool = ThreadPoolExecutor(workers)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module="PIL")  # on odd metadata
-                for request in requests:
-                    ahead.append(pool.submit(self.read, request))
-                    if len(ahead) > 4 * workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return map_ahead(self.read, requests)
 
     def read(self, request: ImageRequest) -> DecodedImage:
         """Read and decode one image, unless its bytes are the known ones."""
-        from gallery.decode import decode, to_square
+        from gallery.decode import to_square
 
         try:
-            with LARGE if _is_large(request.source) else nullcontext():
-                data = self.read_bytes(request.source)
-                sha256 = hashlib.sha256(data).hexdigest()
-                pixels = None if sha256 == request.known else to_square(decode(data), self.size)
-        except StoreUnreachable:  # says nothing of the image
-            raise
-        except TwinhashError as error:
-            return DecodedImage(request.row, "", None, error.found)
-        except (OSError, ValueError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-            return DecodedImage(request.row, "", None, reason)
+            image, sha256 = self.open(request.source, request.known)
+            pixels = None if image is None else to_square(image, self.size)
+        except (OSError, ValueError, TwinhashError) as error:
+            return DecodedImage(request.row, "", None, reason_of(error))
         return DecodedImage(request.row, sha256, pixels)
+
+    def open(self, source: str, known: str | None = None) -> tuple[Image | None, str]:
+        """Return the upright RGB image at an address, None where its bytes are the known ones, and their SHA-256.
+
+        Raises what `read_bytes` and `gallery.decode.decode` raise.
+        """
+        from gallery.decode import decode
+
+        with LARGE if _is_large(source) else nullcontext():
+            data = self.read_bytes(source)
+            sha256 = hashlib.sha256(data).hexdigest()
+            return None if sha256 == known else decode(data), sha256
 
     def read_bytes(self, source: str) -> bytes:
         """Return the bytes at an address; raises `OSError`, `ValueError` or `InputError`."""
@@ -102,6 +95,15 @@ class ImageReader:
         parts = urlsplit(source)
         store = self._store(f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""))
         return store.read(unquote(parts.path).lstrip("/"), MAX_FILE)
+
+
+def reason_of(error: OSError | ValueError | TwinhashError) -> str:
+    """Return in words why an image cannot be read; raises `StoreUnreachable`, which says nothing of the image."""
+    if isinstance(error, StoreUnreachable):
+        raise error
+    if isinstance(error, TwinhashError):
+        return error.found
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _is_large(source: str) -> bool:

@@ -67,7 +67,7 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-@pytest.mark.parametrize("to", ["parquet", "faiss", "sqlite", "codes.bin"])
+@pytest.mark.parametrize("to", ["parquet", "faiss", "sqlite", "site"])
 def test_the_readme_queries_what_was_written(index: GalleryIndex, tmp_path: Path, to: str) -> None:
     export_gallery(index, tmp_path / "out", to)
     assert codespace.load(tmp_path / "out")[0] == index.space
@@ -78,6 +78,28 @@ def test_the_readme_queries_what_was_written(index: GalleryIndex, tmp_path: Path
             exec(code, {"query": index.codes[row].tobytes()})
         wanted = index.search(index.codes[row : row + 1], 10)
         assert eval(said.getvalue()) == list(zip(wanted.ids[0], wanted.distances[0].tolist(), strict=True))
+
+
+def test_sqlite_vec_queries_what_was_written(index: GalleryIndex, tmp_path: Path) -> None:
+    apsw, sqlite_vec = pytest.importorskip("apsw"), pytest.importorskip("sqlite_vec")
+    export_gallery(index, tmp_path / "out", "sqlite")
+    text = (tmp_path / "out" / "README.md").read_text()
+    (query,) = re.findall("```sql\n(.+?)```", text, re.S)
+    (virtual,) = re.findall(r"`(CREATE VIRTUAL TABLE near .+?)`", text)
+    database = apsw.Connection(str(tmp_path / "out" / "items.sqlite"))
+    database.enable_load_extension(True)
+    database.load_extension(sqlite_vec.loadable_path())
+    database.execute(virtual)
+    database.execute("INSERT INTO near (rowid, code) SELECT row_number() OVER (ORDER BY id), vec_bit(code) FROM items")
+    stored = b"".join(code for (code,) in database.execute("SELECT code FROM items ORDER BY id"))
+    assert stored == index.codes.tobytes()
+    for row in (0, 7, 299):
+        wanted, code = index.search(index.codes[row : row + 1], 10), index.codes[row].tobytes()
+        assert list(database.execute(query, (code,))) == list(zip(wanted.ids[0], wanted.distances[0], strict=True))
+        near = database.execute("SELECT distance FROM near WHERE code MATCH vec_bit(?) AND k = 10", (code,))
+        assert sorted(distance for (distance,) in near) == wanted.distances[0].tolist()
+        (id,) = next(database.execute("SELECT id FROM items ORDER BY id LIMIT 1 OFFSET ?", (row,)))
+        assert id == index.ids[row].as_py()
 
 
 def test_nothing_is_written_over(index: GalleryIndex, tmp_path: Path) -> None:

@@ -114,6 +114,22 @@ def test_every_other_command_speaks_json(
         assert "\x1b" not in capsys.readouterr().out
 
 
+def test_a_site_shows_the_runs_own_images_and_added_ones(
+    mine: Path, manifest: Path, tmp_path: Path, command: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, command, "add", mine, manifest, "--add-column", "price", "brand")
+    (manifest.parent / "1.png").write_bytes(b"rubbish")
+    written = told(capsys, command, "export", mine, tmp_path / "site", "--to", "site")
+    assert (written["items"], list(written["without_thumbnail"])) == (72, ["sku 1"])
+    items = json.loads((tmp_path / "site" / "items.json").read_text())
+    assert [id for id, name in zip(items["ids"], items["thumbnails"], strict=True) if name is None] == ["sku 1"]
+    few = told(capsys, command, "export", mine, tmp_path / "few", "--to", "site", "--limit", "5", "--no-thumbnails")
+    assert (few["items"], "thumbs" in few["files"]) == (5, False)
+    shutil.move(manifest.parent, tmp_path / "away")
+    code, said = command("export", mine, tmp_path / "gone", "--to", "site")
+    assert (code, "8 of 72 items have no thumbnail: sku 0 (No such file or directory)" in said) == (0, True), said
+
+
 def test_the_source_says_what_stays(
     mine: Path, made: Path, tmp_path: Path, command: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +196,7 @@ def test_another_teacher_is_refused(mine: Path, manifest: Path, tmp_path: Path, 
         (["compact", "--forget-before", "soon"], "30d"),
         (["add", "nowhere"], "a source of images"),
         (["verify", "--space", "0000"], "code space"),
+        (["export", "none", "--to", "sqlite", "--limit", "3"], "--to site, whose options these are"),
     ],
 )
 def test_what_is_wrong_is_told(run: Path, command: Call, words: list[str], problem: str) -> None:

@@ -1,0 +1,166 @@
+"""A gallery as a folder that any static web host can serve and a page or an app can search.
+
+`codes.bin` has the packed codes one after the other, in the order of the ids; `items.json` the ids, labels and names of
+thumbnails, in the same order; `thumbs/` small JPEGs, each named by the SHA-256 of its bytes: a host can cache them for
+good, equal ones are there once, and a name says nothing of the item.  `gallery.json` describes and sums up the rest.
+Addresses of the images and the owner's columns stay out: whoever can read the folder can read all that is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gallery.codespace import CENTERS, FILE
+from gallery.console import log, track
+from gallery.cores import map_ahead
+from gallery.errors import InputError, TwinhashError
+from gallery.files import sha256_of, size_of, write_json
+from gallery.index import GalleryIndex
+from gallery.names import some
+from gallery.sources.reader import ImageReader, reason_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL.Image import Image
+
+CODES, ITEMS, DESCRIPTION, THUMBNAILS = "codes.bin", "items.json", "gallery.json", "thumbs"
+FORMAT = 1
+MOST = 1_000_000  # items, of which items.json has 70 MB
+NAME = 32  # hexadecimal digits of a thumbnail's SHA-256
+NO_SOURCE = "no source is known"
+CHANGED = "the image is another by now than the one that was encoded: bring the gallery up to date with add"
+ReadImage = Callable[[str], "Image"]  # of the id of an item; raises as `ImageReader.open`
+
+
+class SiteOptions(NamedTuple):
+    """thumbnail_size: of the longer side, in pixels; None for no thumbnails; limit: the most items
+    allow_http: fetch images by http(s); load_images: loads what reads the images of items without a source"""
+
+    thumbnail_size: int | None = 160
+    limit: int | None = None
+    allow_http: bool = False
+    load_images: Callable[[], ReadImage] | None = None
+
+    def count(self, items: int) -> int:
+        """Return how many of so many items are written."""
+        return min(items, self.limit or items)
+
+
+def write_site(index: GalleryIndex, folder: Path, options: SiteOptions) -> dict[str, str]:
+    """Write the files into a folder that has the code space; return why items have no thumbnail, by their ids.
+
+    Of a gallery of more than `options.limit` items, evenly spaced ones are written, which is logged and is in
+    `gallery.json`.  Raises `InputError` for more than a million, `StoreUnreachable` where an object store is silent.
+    """
+    count = options.count(len(index))
+    if count > MOST:
+        fix = f"Take some of them: --limit {MOST}, or another format."
+        raise InputError(f"at most {MOST:,} items for a page", f"{count:,}", fix)
+    rows = np.linspace(0, len(index) - 1, count, dtype=np.int64)
+    if count < len(index):
+        log.warning("  %d of the %d items are written, evenly spaced", count, len(index))
+    (folder / CODES).write_bytes(index.codes[rows].tobytes())
+    thumbnails, missing = _Thumbnails(index, rows, options), dict[str, str]()
+    names: list[str | None] = [None] * count
+    if options.thumbnail_size:
+        names = thumbnails.write(folder / THUMBNAILS, missing)
+    _write_items(index, rows, names, folder / ITEMS)
+    files = {name: {"bytes": size_of(folder / name), "sha256": sha256_of(folder / name)}
+             for name in (CODES, ITEMS, FILE, CENTERS)}  # fmt: skip
+    made = {"size": options.thumbnail_size, "items": count - names.count(None), "files": len({*names} - {None}),
+            "bytes": thumbnails.bytes}  # fmt: skip
+    about: dict[str, Any] = {"format": FORMAT, "code_space": index.space.id, "bits": index.space.bits, "items": count}
+    about |= {"gallery_items": len(index), "gallery_version": index.version, "files": files, "thumbnails": made}
+    write_json(folder / DESCRIPTION, about)
+    return missing
+
+
+def _write_items(index: GalleryIndex, rows: NDArray[np.int64], names: list[str | None], path: Path) -> None:
+    """Write a column each: a label is a place in `classes`; null is an item without known labels, or a thumbnail."""
+    import pyarrow as pa
+
+    ids, labels = (column.take(pa.array(rows)).to_pylist() for column in (index.ids, index.labels))
+    classes = sorted({label for own in labels for label in own or ()})
+    place = {label: number for number, label in enumerate(classes)}
+    columns = {"ids": ids, "classes": classes, "labels": [own and [place[one] for one in own] for own in labels],
+               "thumbnails": names}  # fmt: skip
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        json.dump(columns, stream, ensure_ascii=False, separators=(",", ":"))
+
+
+class _Thumbnails:
+    """The thumbnails of rows. bytes: of those that were written, each once"""
+
+    def __init__(self, index: GalleryIndex, rows: NDArray[np.int64], options: SiteOptions) -> None:
+        self._index, self._rows, self._options, self.bytes = index, rows, options, 0
+        self._reader = ImageReader(0, options.allow_http)
+        self._own: ReadImage | None = None  # reads the images of items without a source
+
+    def write(self, folder: Path, missing: dict[str, str]) -> list[str | None]:
+        """Write them; return the name of each row's below `folder`, None where `missing` gets the reason by its id."""
+        items = self._index.columns(["id", "source", "sha256"], self._rows)
+        if not all(items["source"].to_pylist()):
+            self._own = _load_own(self._options)
+        names: list[str | None] = []
+        made = track(map_ahead(self._make, self._listed(items)), "making thumbnails", len(items))
+        for id, found in zip(items["id"].to_pylist(), made, strict=True):
+            if isinstance(found, str):
+                missing[id] = found
+                names.append(None)
+            else:
+                names.append(self._save(folder, found))
+        folder.mkdir(exist_ok=True)
+        if missing:
+            few = some(f"{id} ({reason})" for id, reason in missing.items())
+            log.warning("  %d of %d items have no thumbnail: %s", len(missing), len(items), few)
+        return names
+
+    def _save(self, folder: Path, data: bytes) -> str:
+        digest = sha256(data).hexdigest()[:NAME]
+        name = f"{digest[:2]}/{digest[2:]}.jpg"  # 256 folders: some hosts list no more than 1,000 files of one
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+            self.bytes += len(data)
+        return name
+
+    def _listed(self, items: pa.Table) -> Iterator[dict[str, Any]]:
+        for batch in items.to_batches(4096):
+            yield from batch.to_pylist()
+
+    def _make(self, item: dict[str, Any]) -> bytes | str:
+        """Return the thumbnail of an item, or why there is none."""
+        from gallery.decode import thumbnail
+
+        try:
+            return thumbnail(self._image(item), self._options.thumbnail_size or 0)
+        except (OSError, ValueError, TwinhashError) as error:
+            return reason_of(error)
+
+    def _image(self, item: dict[str, Any]) -> Image:
+        if self._own and not item["source"]:
+            return self._own(item["id"])
+        image, digest = self._reader.open(item["source"])
+        if image is None or item["sha256"] not in (None, digest):
+            raise ValueError(CHANGED)
+        return image
+
+
+def _load_own(options: SiteOptions) -> ReadImage:
+    """Return what reads the images of items without a source."""
+
+    def none(_: str, reason: str = NO_SOURCE) -> Image:
+        raise ValueError(reason)
+
+    try:
+        return options.load_images() if options.load_images else none
+    except TwinhashError as error:
+        return partial(none, reason=f"{NO_SOURCE}, and the run's own data cannot be listed: {error.found}")
