@@ -9,7 +9,7 @@ from typing import Self
 
 from gallery.codes import BIT_ORDER, BIT_RULE
 from gallery.codes import KEY as KEY
-from gallery.codespace import RULE
+from gallery.codespace import RULE, CodeSpace
 from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
@@ -132,6 +132,19 @@ class ExportFailure:
 
 
 ExportResult = ExportedModel | ExportFailure
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of a bundle.
+
+    files:   the models, their paths inside the folder that was opened
+    failures: the variants that could not be exported, and why
+    """
+
+    space: CodeSpace
+    files: tuple[ExportedModel, ...]
+    failures: tuple[ExportFailure, ...]
 
 
 def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:

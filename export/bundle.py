@@ -7,15 +7,12 @@ import re
 import shutil
 import stat
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import Template
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from export.artifact import (
     ANY_SIZE,
@@ -27,29 +24,30 @@ from export.artifact import (
     ModelMetadata,
     first_line,
 )
+from export.artifact import Manifest as Manifest
+from export.golden import GOLDEN as GOLDEN
+from export.golden import Golden as Golden
+from export.golden import read_golden as read_golden
+from export.golden import write_golden
 from export.metadata import MAX_MODEL, read_metadata
 from export.tensors import check_tensors_of
 from gallery import codespace
-from gallery.codes import Codes, pack
+from gallery.codes import pack
 from gallery.codespace import RULE_TEXT, CodeSpace
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import (
     atomic_path,
-    is_desktop_file,
     list_entries,
     read_bytes,
-    read_json,
     sha256_of,
     size_of,
     write_json,
 )
 from gallery.onnx_student import MANIFEST as MANIFEST
 
-GOLDEN, VERSION = "golden.json", 1
-IMAGE = "golden/{:03}.png"
+VERSION = 1
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 MAX_REASON = 1 << 17  # characters: a line of the log, all escaped, is shorter
-MAX_GOLDEN, MAX_GOLDEN_PIXELS = 99, 1 << 27  # images, each of which an engine may take seconds for; pixels of all
 ATTRIBUTES = ".gitattributes"  # or git on Windows would end the lines of text files in another way
 FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
 APPS = {
@@ -59,30 +57,8 @@ APPS = {
     "run_on_mac.py": "coreml",
 }
 _FAILURE = {"variant": str, "reason": str}
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?|\.gitattributes")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,2}|\.gitattributes")
 VARIANTS = {f"{format}-{precision}" for format in FORMATS.values() for precision in PRECISIONS}
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Contents of a bundle.
-
-    files:   the models, their paths inside the folder that was opened
-    failures: the variants that could not be exported, and why
-    """
-
-    space: CodeSpace
-    files: tuple[ExportedModel, ...]
-    failures: tuple[ExportFailure, ...]
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Images uint8 `[n, S, S, 3]` with the float student's codes `[n, bits/8]` and logits `[n, bits]`."""
-
-    images: NDArray[np.uint8]
-    codes: Codes
-    logits: NDArray[np.float32]
 
 
 def write_bundle(
@@ -106,7 +82,7 @@ def write_bundle(
         for name in apps:
             shutil.copyfile(Path(__file__).parent / "apps" / name, draft / "apps" / name)
         codespace.save(draft, space, centers)
-        _write_golden(draft, golden)
+        write_golden(draft, golden)
         (draft / "README.md").write_text(_readme(models, space, apps), "utf-8")
         (draft / ATTRIBUTES).write_text("* -text\n")
         write_json(draft / MANIFEST, _record(draft, models, failures, space))
@@ -157,43 +133,6 @@ def _open_model(path: Path, entry: dict[str, Any], space: CodeSpace, parse: bool
     return ExportedModel(path, entry["format"], metadata, entry["sha256"], entry["bytes"], stored_as)
 
 
-def read_golden(folder: Path, manifest: Manifest) -> Golden:
-    """Read the golden inputs of a bundle that was opened.
-
-    Raises `CorruptFile` unless the images are PNG files of the models' input size, and their logits give their codes.
-    """
-    bits, size = manifest.space.bits, manifest.files[0].metadata.size
-    try:
-        rows = read_json(folder / GOLDEN, list, MAX_MANIFEST_BYTES)
-        if not 0 < len(rows) <= min(MAX_GOLDEN, MAX_GOLDEN_PIXELS // size**2):
-            raise ValueError(f"{len(rows)} images")
-        names = [IMAGE.format(i) for i in range(len(rows))]
-        if len(names) != sum(not is_desktop_file(path.name) for path in (folder / IMAGE).parent.iterdir()):
-            raise ValueError("images without a code")
-        images = np.stack([_read_png(folder / name, size) for name in names])
-        codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
-        logits = np.array([row["logits"] for row in rows], np.float32)
-        fits = logits.shape == (len(rows), bits) and bool(np.isfinite(logits).all())
-        if not fits or not np.array_equal(pack(logits), codes):
-            raise ValueError(f"codes of {8 * codes.shape[1]} bits and logits {list(logits.shape)}, which give others")
-        golden = Golden(images, codes, logits)
-        if json.dumps(rows) != json.dumps(_golden_rows(golden)):  # 1 is not "1", nor true
-            raise ValueError(f"rows that are not as Twinhash writes them, of {IMAGE.format(0)} and the next")
-        return golden
-    except Exception as error:  # OSError, what JSON and numpy raise for other data, and Pillow, which documents none
-        what = f"{size} x {size} images, and golden logits that give the golden codes of {bits} bits, in {folder}"
-        raise CorruptFile(what, first_line(error), "Restore the bundle.") from error
-
-
-def _read_png(path: Path, size: int) -> NDArray[np.uint8]:
-    """Read RGB pixels `[size, size, 3]`; no decoder but PNG's sees the file, and none before its header fits."""
-    data = read_bytes(path, 4 * size**2 + (1 << 16))
-    with Image.open(BytesIO(data), formats=("PNG",)) as image:
-        if (*image.size, image.mode) != (size, size, "RGB"):
-            raise ValueError(f"{path.name} of {image.size} pixels, {image.mode}")
-        return np.array(image)
-
-
 def _check_parts(
     models: Sequence[ExportedModel], failures: Sequence[ExportFailure], space: CodeSpace, golden: Golden
 ) -> None:
@@ -226,20 +165,6 @@ def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> Non
     layouts = LAYOUTS[FORMATS[suffix]]
     if metadata.layout not in layouts:
         raise CorruptFile(f"an input {' or '.join(layouts)} in {name}", metadata.layout, "Export it again.")
-
-
-def _write_golden(folder: Path, golden: Golden) -> None:
-    for i, image in enumerate(golden.images):
-        Image.fromarray(image).save(folder / IMAGE.format(i))
-    write_json(folder / GOLDEN, _golden_rows(golden))
-
-
-def _golden_rows(golden: Golden) -> list[dict[str, Any]]:
-    """Codes in hexadecimal, logits of nine digits: enough to restore a float32 exactly."""
-    return [
-        {"file": IMAGE.format(i), "code": code.tobytes().hex(), "logits": [float(f"{value:.9g}") for value in logits]}
-        for i, (code, logits) in enumerate(zip(golden.codes, golden.logits, strict=True))
-    ]
 
 
 def _readme(models: Sequence[ExportedModel], space: CodeSpace, apps: Sequence[str]) -> str:
@@ -307,7 +232,7 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
 
 def _check_names(folder: Path, listed: Collection[str]) -> None:
     """Raise unless exactly the listed entries and the manifest exist, and nothing is a link, a pipe or a device."""
-    parents = {name.split("/")[0] for name in listed if "/" in name}
+    parents = {str(parent) for name in listed for parent in PurePosixPath(name).parents} - {"."}
     found = set()
     for path, status in _entries(folder):
         name, is_folder = path.relative_to(folder).as_posix(), stat.S_ISDIR(status.st_mode)

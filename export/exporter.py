@@ -1,5 +1,6 @@
 """Export one student: every variant of format and precision, then a bundle of them."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export import artifact, to_coreai, to_coreml, to_litert, to_onnx
-from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ExportResult, ModelMetadata
-from export.bundle import Golden, Manifest, write_bundle
+from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ExportResult, Manifest, ModelMetadata
+from export.bundle import write_bundle
 from export.capture_output import quiet
 from export.fake_quant import convert_qdq, ranges_only
-from export.quantize import Pixels, QuantizationResult, quantize
+from export.golden import Golden
+from export.golden_photos import draw_photos
+from export.quantize import Pixels, QuantizationResult, logits, normalize, quantize
 from export.query_model import QueryModel, inference_copy
-from gallery.codes import Codes
+from gallery.codes import Codes, pack
 from gallery.codespace import CodeSpace, Preprocessing
 from gallery.console import log, track
+from gallery.decode import decode, to_square
 from gallery.errors import InputError
 from gallery.files import PARTIAL, partial_prefix, remove_partial
 
@@ -77,8 +81,18 @@ def export_bundle(
     remove_partial(folder.parent, folder.name)
     with tempfile.TemporaryDirectory(PARTIAL, partial_prefix(folder), folder.parent) as work:  # on the same disk
         exported = export_all(request, variants, Path(work), quantized)
-        manifest = write_bundle(folder, exported, request.space, request.centers, Golden(*request.golden))
+        manifest = write_bundle(folder, exported, request.space, request.centers, golden_of(request))
     return manifest, quantized.record() if quantized else None
+
+
+def golden_of(request: ExportRequest) -> Golden:
+    """Return a request's golden inputs, then the squares of golden photographs, with the float network's codes."""
+    images, codes, found = request.golden
+    photos, size = draw_photos(request.preprocessing.size), request.preprocessing.size
+    squares = np.stack([to_square(decode(data), size) for data in photos.values()])
+    more = logits(copy.deepcopy(request.net).cpu().float(), normalize(squares, request.preprocessing)).numpy()
+    joined = [np.concatenate(pair) for pair in ((images, squares), (codes, pack(more)), (found, more))]
+    return Golden(joined[0], joined[1], joined[2], photos)
 
 
 def prepare_quantized(request: ExportRequest, variants: Sequence[str]) -> QuantizationResult | None:

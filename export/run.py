@@ -71,6 +71,7 @@ class ExportCommand(Record):
 class VerifyCommand(Record):
     """Verify a bundle: names, bytes and metadata against its manifest, then every file against the golden codes.
 
+    Golden photographs are decoded and resized here, and must give the bundle's squares to the last bit.
     Each file runs in a process of its own, with limits of time and memory.  Its metadata must fit its inputs, outputs
     and weights, and its codes must be the signs of its own logits.
 
@@ -203,6 +204,12 @@ def verify(command: VerifyCommand) -> int:
     manifest = open_bundle(command.bundle)
     golden = read_golden(command.bundle, manifest)
     log.info("%s: code space %s; names, bytes and metadata match the manifest", command.bundle, manifest.space.id)
+    if golden.photos:
+        log.info("  %d golden photographs, decoded and resized here: every square is the bundle's", len(golden.photos))
+    else:
+        log.warning(
+            "  no golden photographs: nothing shows here whether images are decoded and resized as they must be"
+        )
     with Host(samples=0) as host:
         host.push(manifest.files, golden.images)
         rows = [check_golden(host, file, golden) for file in track(manifest.files, "verify", len(manifest.files))]

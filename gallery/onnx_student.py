@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gallery.codes import BIT_ORDER, BIT_RULE, KEY, Codes
+from gallery.codespace import RULE
 from gallery.errors import CorruptFile, InputError
 from gallery.files import check_regular, read_json, sha256_of
 
 MANIFEST, MAX_MODEL = "manifest.json", 2 << 30
 PRECISIONS = ("fp32", "fp16", "w8a32", "w8a16", "w8a8")  # the first one that a bundle has is used
-AGREED = {"layout": "NHWC uint8", "colour_order": "RGB", "bit_rule": BIT_RULE, "bit_order": BIT_ORDER}
+LAYOUTS = "NHWC uint8", "NHWC uint8, resized inside"  # a square is not resized
+AGREED = {"rule": RULE, "colour_order": "RGB", "bit_rule": BIT_RULE, "bit_order": BIT_ORDER}
 
 
 class OnnxStudent:
@@ -35,8 +37,8 @@ class OnnxStudent:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             about: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[KEY])
             self.code_space, self.size, self._width = str(about["code_space"]), int(about["size"]), about["bits"] // 8
-            if {name: about[name] for name in AGREED} != AGREED:
-                raise ValueError("another layout, colour order or bit rule")
+            if {name: about[name] for name in AGREED} != AGREED or about["layout"] not in LAYOUTS:
+                raise ValueError("another layout, colour order, bit rule or rule of preprocessing")
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise CorruptFile(f"a readable model in {path}", str(error)[:200], "Export the bundle again.") from error
 

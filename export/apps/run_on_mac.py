@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import re
 import stat
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 WARM_UPS, SAMPLES, MAX_SECONDS = 10, 200, 10.0
@@ -37,6 +38,7 @@ Output = tuple[NDArray[np.uint8], NDArray[np.float32]]
 Predict = Callable[[Pixels], Output]
 Open = Callable[[Path, str], Predict]
 MAX_JSON, MAX_IMAGE, MAX_SIDE = 8 << 20, 64 << 20, 4096  # bytes, bytes, pixels
+MAX_FACTOR = 12  # longer side of a golden photograph, in sides of the model's input
 DESKTOP_FILES = {  # no part of a package
     ".ds_store", ".localized", ".apdisk", "__macosx", ".appledouble", ".spotlight-v100", ".fseventsd", ".trashes",
     ".temporaryitems", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin",
@@ -102,9 +104,15 @@ def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
     for path, sha256 in files.items():
         if path.parent != folder or not path.name.isprintable() or digest(path) != sha256:
             raise ValueError(f"{path.name!a} is not what manifest.json says")
-    golden = []
+    golden, size = [], listed[next(iter(files)).name]["metadata"]["size"]
     for i, row in enumerate(json.loads(read_regular(folder / "golden.json", MAX_JSON))):
-        image, code = read_png(folder / f"golden/{i:03}.png"), bytes.fromhex(row["code"])
+        name, code = row["file"], bytes.fromhex(row["code"])
+        is_photo = re.fullmatch(r"golden/photos/[a-z0-9-]{1,40}\.(jpg|png)", name)
+        image = read_photo(folder / name, size) if is_photo else read_png(folder / f"golden/{i:03}.png")
+        if hashlib.sha256(image.tobytes()).hexdigest() != row["square"]:
+            raise ValueError(
+                f"{name} gives another square here than where the bundle was made: pip install pillow==13.*"
+            )
         golden.append((image, np.frombuffer(code, np.uint8), np.array(row["logits"], np.float32)))
     return files, golden
 
@@ -123,6 +131,24 @@ def read_png(path: Path) -> Pixels:
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"{path.name} has {image.size} pixels")
         return np.asarray(image.convert("RGB"))
+
+
+def read_photo(path: Path, size: int) -> Pixels:
+    """Read a golden photograph as a square by rule 2: upright, sRGB, on white, resized, cropped."""
+    with Image.open(io.BytesIO(read_regular(path, MAX_IMAGE)), formats=("JPEG", "PNG")) as file:
+        if max(file.size) > MAX_FACTOR * size:
+            raise ValueError(f"{path.name} has {file.size} pixels")
+        profile, image = file.info.get("icc_profile"), ImageOps.exif_transpose(file)
+    if profile and image.mode == "RGB":
+        source, intent = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.Intent.RELATIVE_COLORIMETRIC
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), intent)
+        image = converted or image
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    width, height = (max(size, int(size * side / min(image.size))) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def digest(folder: Path) -> str:

@@ -6,6 +6,7 @@ answers; Swift, for which no registry has a compiler, is only parsed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,12 +21,14 @@ from PIL import Image
 
 from export.artifact import KEY
 from export.bundle import APPS, Golden, open_bundle, write_bundle
+from export.exporter import golden_of
+from export.golden_photos import SIDES as PHOTO_SIDES
 from gallery.codes import pack, unpack
 from gallery.codespace import RULE
-from gallery.decode import _to_rgb, to_square
+from gallery.decode import _to_rgb, decode, to_square
 from gallery.files import sha256_of
 from mobile_eval.runtimes import ModelOutput, open_model
-from tests.export.factories import BITS, SIZE, Exports
+from tests.export.factories import BITS, SIZE, Exports, request_for
 
 HERE = Path(__file__).with_name("apps")
 GOLDEN, ODD = 5, 25  # golden images; a side for squares that no model takes
@@ -62,10 +65,9 @@ def case(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder, student = tmp_path_factory.mktemp("apps"), exports.student
     logits = student.logits[:GOLDEN]
     models = [exports.files[variant] for variant in MODELS]
-    write_bundle(
-        folder / "bundle", models, student.space, student.centers, Golden(student.images[:GOLDEN], pack(logits), logits)
-    )
-    squares, on_white = write_images(folder / "images", student.images[:GOLDEN])
+    golden = golden_of(request_for(student, golden=(student.images[:GOLDEN], pack(logits), logits)))
+    write_bundle(folder / "bundle", models, student.space, student.centers, golden)
+    squares, on_white = write_images(folder / "images", student.images[:GOLDEN], golden.photos)
     rng = np.random.default_rng(5)
     queries, gallery = (rng.integers(0, 256, (rows, BITS // 8), np.uint8) for rows in (3, 400))
     gallery[100:160] = gallery[:60]  # ties: equal rows, and few distances for many rows
@@ -75,15 +77,18 @@ def case(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(folder, folder / "bundle", student.space.id, squares, on_white)
 
 
-def write_images(folder: Path, golden: NDArray[np.uint8]) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.uint8]]:
-    """`<number>-<width>-<height>-<size>.rgba`: golden images, noise of many shapes, and translucent noise."""
+def write_images(
+    folder: Path, golden: NDArray[np.uint8], photos: dict[str, bytes]
+) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.uint8]]:
+    """`<number>-<width>-<height>-<size>.rgba`: golden images, photos, noise of many shapes, translucent noise."""
     folder.mkdir()
     rng = np.random.default_rng(4)
     noise = [(rng.integers(0, 256, (h, w, 4), np.uint8), size) for w, h in SIDES for size in (SIZE, ODD)]
     for rgba, _ in noise:
         rgba[..., 3] = 255
     translucent = rng.integers(0, 256, (60, 70, 4), np.uint8)
-    opaque = [np.concatenate([image, np.full((SIZE, SIZE, 1), 255, np.uint8)], axis=2) for image in golden]
+    decoded = [*map(Image.fromarray, golden), *map(decode, photos.values())]
+    opaque = [np.asarray(image.convert("RGBA")) for image in decoded]
     squares = {}
     for number, (rgba, size) in enumerate([*((image, SIZE) for image in opaque), *noise, (translucent, ODD)]):
         height, width = rgba.shape[:2]
@@ -214,11 +219,14 @@ def output_of(ran: Answers, name: str) -> ModelOutput:
 def test_golden_images_give_their_codes(ran: Answers, language: str, case: Case) -> None:
     golden = json.loads((case.bundle / "golden.json").read_text())
     logits = np.array([row["logits"] for row in golden])
-    codes = output_of(ran, "query-fp32" + {"web": ".onnx", "android": ".tflite"}[language]).codes[:GOLDEN]
+    codes = output_of(ran, "query-fp32" + {"web": ".onnx", "android": ".tflite"}[language]).codes[: len(golden)]
     expected = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in golden])
     flipped = unpack(codes) != unpack(expected)
     assert not flipped[np.abs(logits) > 1e-3].any()
     assert (np.abs(logits) > 1e-3).mean() > 0.99
+    assert [row["file"] for row in golden[GOLDEN:]] == [f"golden/photos/{name}" for name in PHOTO_SIDES]
+    for number, row in enumerate(golden):
+        assert hashlib.sha256(bytes.fromhex(ran[f"square:{number}"])).hexdigest() == row["square"], row["file"]
 
 
 def test_every_model_returns_the_logits_it_returns_here(ran: Answers, language: str, case: Case) -> None:
@@ -232,7 +240,7 @@ def test_every_model_returns_the_logits_it_returns_here(ran: Answers, language: 
 
 
 def test_squares_are_the_servers_to_the_last_bit(ran: Answers, language: str, case: Case) -> None:
-    translucent = GOLDEN + 2 * len(SIDES)
+    translucent = GOLDEN + len(PHOTO_SIDES) + 2 * len(SIDES)
     assert translucent == max(case.squares)
     for number, square in case.squares.items():
         on_white = language == "android" and number == translucent  # on the web pixelsOf has laid it on white before

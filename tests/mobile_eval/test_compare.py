@@ -45,9 +45,7 @@ class Table(Device):
 
     def __init__(self, logits: Any, codes: Any = None, space: str = SPACE.id, size: int = SIZE) -> None:
         self.logits, self.codes = logits, pack(logits) if codes is None else codes
-        self.metadata = ModelMetadata(
-            code_space=space, bits=BITS, student="s", precision="fp32", size=size, rule=RULE
-        )
+        self.metadata = ModelMetadata(code_space=space, bits=BITS, student="s", precision="fp32", size=size, rule=RULE)
         self.ran = 0
 
     def prepare(self) -> None: ...
