@@ -1,12 +1,14 @@
-"""Export a finished run's student again, export a custom model, or verify a bundle.
+"""Export a finished run's student again, export a custom model, verify a bundle, or release it to apps.
 
     python export/run.py runs/mine --formats onnx litert --precisions fp32 w8a8
     python export/run.py --student-weights mine.safetensors --student mobilenetv3_small_100 --img-size 224 \\
         --code-space runs/mine --images photos/ --out mine-bundle
     python export/run.py verify runs/mine/bundle
+    python export/run.py release runs/mine/bundle --version 3 --key key.pem
 
-The first two write a bundle; the last checks one: that names, sizes, checksums and code space are as the manifest says,
-and that every file returns the golden codes (`verify --help`).
+The first two write a bundle; the third checks one: that names, sizes, checksums and code space are as the manifest
+says, and that every file returns the golden codes (`verify --help`).  The last signs what installed apps may download
+(`release-key --help`, `release --help`, `verify-release --help`).
 Exit codes: 0 all is well, 1 a file does not return its codes, 2 bad input, 3 a crash, 130 or 143 stopped.
 """
 
@@ -14,9 +16,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # A script's own folder comes first on the path, where its modules would hide packages of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,6 +29,14 @@ import tyro
 
 from distill.config import is_run
 from export.artifact import FLOAT
+from export.release_commands import (
+    ReleaseCommand,
+    ReleaseKeyCommand,
+    VerifyReleaseCommand,
+    make_release_keys,
+    release,
+    verify_release,
+)
 from gallery.command_line import read_flags, run_cli
 from gallery.console import log, track
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, InputError, TwinhashError
@@ -90,10 +101,16 @@ class VerifyCommand(Record):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = sys.argv[1:] if arguments is None else arguments
+    commands: dict[str, tuple[Any, Callable[[Any], int]]] = {
+        "verify": (VerifyCommand, verify), "release-key": (ReleaseKeyCommand, make_release_keys),
+        "release": (ReleaseCommand, release), "verify-release": (VerifyReleaseCommand, verify_release),
+    }  # fmt: skip
 
     def work() -> int:
-        if options[:1] == ["verify"]:
-            return verify(read_flags(tyro.cli, VerifyCommand, args=options[1:], prog="run.py verify"))
+        if options[:1] and options[0] in commands:
+            kind, act = commands[options[0]]
+            described = {"prog": f"run.py {options[0]}", "description": getdoc(kind)}
+            return act(read_flags(tyro.cli, kind, args=options[1:], **described))
         return export(read_flags(tyro.cli, ExportCommand, args=options, description=__doc__))
 
     return run_cli(work, "Nothing was written: run the same command again.")

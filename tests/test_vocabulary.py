@@ -31,7 +31,8 @@ NAMES = {  # in which a forbidden word is right
     ("distill/losses/orthohash.py", "objective"),  # the title of its paper
 }
 COMMANDS = (
-    "distill/run.py", "export/run.py", "export/run.py verify", "benchmarks/run.py", "benchmarks/run.py losses",
+    "distill/run.py", "export/run.py", "export/run.py verify", "export/run.py release-key", "export/run.py release",
+    "export/run.py verify-release", "benchmarks/run.py", "benchmarks/run.py losses",
     *(f"gallery/run.py {name}".rstrip() for name in ("", "add", "remove", "search", "serve", "verify", "export")),
     *(f"mobile_eval/run.py {name}".rstrip() for name in ("", "setup", "evaluate", "import-results")),
 )  # fmt: skip
