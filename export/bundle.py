@@ -54,6 +54,9 @@ APPS = {
     "queryEncoder.ts": "onnx",
     "QueryEncoder.kt": "litert",
     "QueryEncoder.swift": "coreml",
+    "release.ts": "onnx",
+    "Release.kt": "litert",
+    "Release.swift": "coreml",
     "run_on_mac.py": "coreml",
 }
 _FAILURE = {"variant": str, "reason": str}

@@ -95,7 +95,7 @@ class Release:
         return json.dumps({"payload": self.payload, "signature": self.signature}, indent=1) + "\n"
 
 
-class Update(StrEnum):
+class ReleaseUpdate(StrEnum):
     """What a client does with a release that it may have."""
 
     NONE = "nothing: it is installed"
@@ -104,7 +104,7 @@ class Update(StrEnum):
 
 
 @dataclass(frozen=True)
-class Client:
+class ReleaseClient:
     """What a client knows before it sees a release.
 
     space: the code space of the gallery that it searches, its own or a server's
@@ -128,7 +128,7 @@ def read_release(data: bytes, public_key: Ed25519PublicKey) -> Release:
     try:
         if len(data) > MAX_RELEASE:
             raise ValueError(f"more than {MAX_RELEASE:,} bytes")
-        record = json.loads(data)
+        record = json.loads(data.decode())  # UTF-8 alone, as in the apps
         if not isinstance(record, dict) or set(record) != {"payload", "signature"}:
             raise ValueError("not an object of payload and signature")
         payload, signature = record["payload"], record["signature"]
@@ -163,7 +163,7 @@ def _parse(payload: str) -> Release:
     return Release(int(version[1]), space[1], student[1], created[1], files, gallery)
 
 
-def check_update(release: Release, client: Client) -> Update:
+def check_update(release: Release, client: ReleaseClient) -> ReleaseUpdate:
     """Return what a client does with a release whose signature it has verified (`read_release`).
 
     A student of the same code space is updated alone; one of another only together with its gallery.  Raises
@@ -179,14 +179,14 @@ def check_update(release: Release, client: Client) -> Update:
         if release != installed:
             fix = f"Keep what is installed; publish the new content as version {release.version + 1}."
             raise InputError(f"version {release.version} as it is installed", "the same version of other content", fix)
-        return Update.NONE
+        return ReleaseUpdate.NONE
     if release.gallery:
-        return Update.BOTH
+        return ReleaseUpdate.BOTH
     if release.code_space != client.space:
         expected = f"a release of the gallery's code space {client.space}, or one that brings its own gallery"
         fix = "Keep what is installed; publish the release with its gallery: release --gallery FOLDER."
         raise CodeSpaceMismatch(expected, f"code space {release.code_space} without a gallery", fix)
-    return Update.STUDENT
+    return ReleaseUpdate.STUDENT
 
 
 def check_file(path: Path, file: ReleaseFile) -> None:
@@ -202,8 +202,8 @@ def check_file(path: Path, file: ReleaseFile) -> None:
 
 
 def install_files(
-    release: Release, client: Client, downloads: Path, folder: Path, wanted: Collection[str] = ()
-) -> Update:
+    release: Release, client: ReleaseClient, downloads: Path, folder: Path, wanted: Collection[str] = ()
+) -> ReleaseUpdate:
     """Put the downloaded files in place as `folder/<version>/`, whole or not at all; return what was updated.
 
     `student/` holds the release's files, `gallery/` its gallery or, where it brings none, that of the installed
@@ -215,7 +215,7 @@ def install_files(
     if missing := set(wanted) - set(files):
         fix = f"Choose from {', '.join(files)}."
         raise InputError(f"files of release {release.version}", some(sorted(missing)), fix)
-    if update == Update.NONE:
+    if update == ReleaseUpdate.NONE:
         return update
     old = folder / str(client.installed.version) / "gallery" if client.installed else None
     with atomic_path(folder / str(release.version)) as draft:

@@ -47,7 +47,8 @@ class ReleaseCommand(Record):
 
     A student of the code space that the app's gallery is of is updated alone.  With a new teacher comes a new code
     space: then the gallery must come along, exported by `gallery/run.py export RUN FOLDER --to codes.bin` and given as
-    --gallery FOLDER.  A version that was published stays as it is: whatever changes is a later version, also when you go back.
+    --gallery FOLDER.  A version that was published stays as it is: whatever changes is a later version, also on the way
+    back.
     """
 
     bundle: tyro.conf.Positional[Path]
@@ -141,14 +142,14 @@ def _check_grows(out: Path, command: ReleaseCommand, public_key: Ed25519PublicKe
 def verify_release(command: VerifyReleaseCommand) -> int:
     """Check signature, rule and files; say what an app does with the release."""
     require("release")
-    from export.release import Client, check_file, check_update, read_release
+    from export.release import ReleaseClient, check_file, check_update, read_release
     from export.release_keys import load_public_key
 
     key = load_public_key(command.public_key)
     found = read_release(_read(command.release), key)
     installed = read_release(_read(command.installed), key) if command.installed else None
     _log_release(found)
-    update = check_update(found, Client(command.space or found.code_space, installed, command.pinned_version))
+    update = check_update(found, ReleaseClient(command.space or found.code_space, installed, command.pinned_version))
     if command.folder:
         for file in (*found.files, *found.gallery):
             check_file(_find(file.name, command.folder), file)
