@@ -65,7 +65,8 @@ private val PAYLOAD = Regex(
 fun readRelease(data: ByteArray, publicKey: String, provider: Provider? = null): Release {
     if (data.size > MAX_RELEASE) throw ReleaseException(WHOLE, "more than $MAX_RELEASE bytes", AGAIN)
     val text = String(data, Charsets.UTF_8)
-    val record = try {
+    val record = try { // Android's JSONObject calls itself for whatever is nested: thousands of brackets end the process
+        if (text.count { it == '{' || it == '[' } > 1) throw JSONException("nested")
         JSONObject(text)
     } catch (error: JSONException) {
         throw ReleaseException(WHOLE, "what is no JSON object", AGAIN)
