@@ -283,7 +283,7 @@ def _gallery_files(folder: Path, space: str) -> list[ReleaseFile]:
     """Describe the files of an exported gallery, which must be of the bundle's code space."""
     from gallery import codespace
 
-    again = "Export the gallery of the same run: python gallery/run.py export RUN FOLDER --to codes.bin"
+    again = "Export the gallery of the same run: python gallery/run.py export RUN FOLDER --to site"
     try:
         found = codespace.CodeSpace.from_dict(read_json(folder / codespace.FILE, dict)).id
         inside = [path for path in sorted(folder.iterdir()) if not is_desktop_file(path.name)]

@@ -46,7 +46,7 @@ class ReleaseCommand(Record):
     (apps/release.ts, Release.kt and Release.swift of the bundle), fetch the files and check each.
 
     A student of the code space that the app's gallery is of is updated alone.  With a new teacher comes a new code
-    space: then the gallery must come along, exported by `gallery/run.py export RUN FOLDER --to codes.bin` and given as
+    space: then the gallery must come along, exported by `gallery/run.py export RUN FOLDER --to site` and given as
     --gallery FOLDER.  A version that was published stays as it is: whatever changes is a later version, also on the way
     back.
     """
@@ -60,7 +60,8 @@ class ReleaseCommand(Record):
     files: tuple[str, ...] = ()
     """Files of the bundle that ship; by default each ONNX and LiteRT model, and manifest.json."""
     gallery: Path | None = None
-    """Folder of an exported gallery that ships too: needed when the code space is not that of the release before."""
+    """Folder of an exported gallery that ships too: needed when the code space is not that of the release before.
+    Thumbnails are published beside it, and checked by their names."""
     out: Path | None = None
     """The release file; by default release.json beside the bundle."""
 

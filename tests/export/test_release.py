@@ -355,14 +355,14 @@ def bundle(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gallery(exports: Exports, tmp_path: Path) -> Path:
-    """A folder as `gallery/run.py export --to codes.bin` writes it, as far as a release looks at it."""
+    """A folder as `gallery/run.py export --to site` writes it, as far as a release looks at it."""
     folder = tmp_path / "gallery"
     folder.mkdir()
     codespace.save(folder, exports.student.space, exports.student.centers)
     (folder / "codes.bin").write_bytes(np.arange(80, dtype=np.uint8).tobytes())
-    (folder / "ids.txt").write_text("".join(f"{i}\n" for i in range(10)))
+    (folder / "items.json").write_text('{"ids": []}')
     (folder / "README.md").write_text("how to query it\n")
-    (folder / "thumbnails").mkdir()
+    (folder / "thumbs").mkdir()
     (folder / ".DS_Store").write_bytes(b"x")
     return folder
 
@@ -372,7 +372,7 @@ def test_a_release_names_the_models_the_manifest_and_the_gallery(bundle: Path, g
     manifest = open_bundle(bundle, parse_models=False)
     names = ["query-w8a32.onnx", "query-w8a32.tflite", "manifest.json"]
     assert sorted(one.name for one in release.files) == sorted(names)
-    assert [one.name for one in release.gallery] == ["codes.bin", "ids.txt"]
+    assert [one.name for one in release.gallery] == ["codes.bin", "items.json"]
     assert (release.version, release.code_space, release.student) == (7, manifest.space.id, "mobilenetv3_small_100")
     for folder, files in ((bundle, release.files), (gallery, release.gallery)):
         for file in files:
@@ -396,7 +396,7 @@ def test_what_cannot_ship_is_an_error(bundle: Path, gallery: Path, exports: Expo
     (gallery / "ö.txt").write_text("x")
     with pytest.raises(InputError, match="Rename the files"):
         sign(describe_release(bundle, 1, gallery=gallery), KEY)
-    for name in ("codes.bin", "ids.txt", "ö.txt"):
+    for name in ("codes.bin", "items.json", "ö.txt"):
         (gallery / name).unlink()
     with pytest.raises(InputError, match=r"gallery/run\.py export"):
         describe_release(bundle, 1, gallery=gallery)

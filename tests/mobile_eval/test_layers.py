@@ -92,6 +92,7 @@ COMMANDS = {  # the package that is not there, the extra it is in
     "distill/run.py": ("torch", "train"),
     "export/run.py no-run": ("torch", "train"),
     "export/run.py verify {bundle}": ("onnx", "export"),
+    "export/run.py verify-release {bundle}/manifest.json --public-key none": ("cryptography", "release"),
     "mobile_eval/run.py evaluate {bundle}": ("onnx", "export"),
 }
 
@@ -106,7 +107,23 @@ def test_a_command_names_the_extra_that_is_missing(command: str, installed: Path
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["distill/run.py", "export/run.py", "export/run.py verify", "mobile_eval/run.py"])
+def test_a_release_is_signed_and_verified_with_the_base_and_its_extra(
+    installed: Path, good: Good, tmp_path: Path
+) -> None:
+    key, out = tmp_path / "key.pem", tmp_path / "release.json"
+    commands: list[tuple[object, ...]] = [
+        ("release-key", key), ("release", good.folder, "--version", "1", "--key", key, "--out", out),
+        ("verify-release", out, "--public-key", tmp_path / "key.pub", "--folder", good.folder),
+    ]  # fmt: skip
+    for words in commands:
+        done = ran(installed, "export/run.py", *words, blocked=NOT_IN_BASE)
+        assert done.returncode == 0, done.stderr
+
+
+HELP = ("distill/run.py", "export/run.py", "export/run.py verify", "export/run.py release", "mobile_eval/run.py")
+
+
+@pytest.mark.parametrize("command", HELP)
 def test_help_needs_the_base_alone(command: str, installed: Path) -> None:
     done = ran(installed, *command.split(), "--help", blocked=NOT_IN_BASE)
     assert done.returncode == 0, done.stderr
