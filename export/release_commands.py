@@ -106,7 +106,7 @@ def make_release_keys(command: ReleaseKeyCommand) -> int:
 def release(command: ReleaseCommand) -> int:
     """Describe, sign and write a release."""
     require("release")
-    from export.release import describe_release, read_release, sign
+    from export.release import describe_release, sign
     from export.release_keys import load_key
     from gallery.files import atomic_write
 
@@ -118,7 +118,6 @@ def release(command: ReleaseCommand) -> int:
         _check_grows(out, command, key.public_key())
     signed = sign(describe_release(command.bundle, command.version, command.files, command.gallery), key)
     atomic_write(out, signed.text)
-    read_release(out.read_bytes(), key.public_key())
     _log_release(signed)
     if packages := sorted(path.name for path in command.bundle.iterdir() if path.suffix in (".mlpackage", ".aimodel")):
         log.info("  not in it, since they are folders: %s", ", ".join(packages))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.artifact import first_line
+from gallery.codespace import FILE
 from gallery.console import log
 from gallery.errors import InputError
 from gallery.files import read_bytes
@@ -38,7 +39,8 @@ def make_keys(path: Path) -> tuple[Path, str]:
     if existing := [one for one in (path, public) if one.exists() or one.is_symlink()]:
         fix = "Keep that key, by which apps know their releases, or name another file."
         raise InputError("names of two new files, of the private and the public key", str(existing[0]), fix)
-    if path == public or any((folder / MANIFEST).exists() for folder in path.absolute().parents):
+    ships = any((folder / MANIFEST).exists() and (folder / FILE).exists() for folder in path.absolute().parents)
+    if path == public or ships:
         found = f"{path}, inside of a bundle" if path != public else f"{path}, the name of a public key"
         raise InputError("a file for a private key, outside of what ships", found, "Name it key.pem, elsewhere.")
     key = Ed25519PrivateKey.generate()

@@ -24,7 +24,14 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TWINHASH_WEIGHTS": "", "OMP
 SMALL = ("--teacher", "resnet10t", "--student", "mobilenetv3_small", "--bits", "16", "--teacher-train.epochs", "1",
          "--teacher-train.batch-size", "16", "--student-train.epochs", "1", "--student-train.cached-views", "1",
          "--student-train.batch-size", "16", "--formats", "onnx", "--precisions", "fp32")  # fmt: skip
-LONG = ("test_end_to_end.py", "test_quantize.py", "test_apps.py", "test_six_students.py", "test_arm64.py")
+LONG = (
+    "test_end_to_end.py",
+    "test_quantize.py",
+    "test_apps.py",
+    "test_six_students.py",
+    "test_arm64.py",
+    "test_release.py",
+)
 Call = Callable[..., tuple[int, str]]
 
 

@@ -10,7 +10,10 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,7 @@ from export.release_keys import PASSWORD, load_key, load_public_key, make_keys
 from gallery import codespace
 from gallery.codes import pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, TwinhashError
+from mobile_eval.devices.setup import chromium
 from tests.conftest import import_script
 from tests.export.factories import Exports
 from tests.export.release_vectors import (
@@ -509,14 +513,15 @@ def answers(command: list[Any], folder: Path) -> Answers:
 
 
 @pytest.fixture(scope="module")
-def web(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """The TypeScript, type-checked, compiled and run on the vectors."""
+def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the TypeScript, type-checked and compiled, and the vectors."""
     if shutil.which("node") is None:
         pytest.skip("Node is not installed")
     packages = installed(pytestconfig, WEB) / "node_modules"
     folder = tmp_path_factory.mktemp("web")
     shutil.copy(APPS / "release.ts", folder)
-    shutil.copy(HERE / "release" / "driveRelease.mjs", folder)
+    for name in ("driveRelease.mjs", "answers.js"):
+        shutil.copy(HERE / "release" / name, folder)
     (folder / "package.json").write_text('{"type": "module"}')
     strict = ["--strict", "--noUnusedLocals", "--noUnusedParameters", "--noImplicitReturns", "--types", ""]
     modern = ["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom"]
@@ -524,7 +529,33 @@ def web(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -
     check = subprocess.run(compiler, cwd=folder, capture_output=True, text=True)
     assert check.returncode == 0, check.stdout
     write_vectors(folder)
-    return answers(["node", "driveRelease.mjs", folder], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def node(compiled: Path) -> Answers:
+    return answers(["node", "driveRelease.mjs", compiled], compiled)
+
+
+@pytest.fixture(scope="module")
+def browser(compiled: Path) -> Answers:
+    """The same in Chromium, in a page of this machine."""
+    if chromium() is None:
+        pytest.skip("chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    (compiled / "index.html").write_text("<!doctype html><title>releases</title>")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(compiled))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, playwright.sync_playwright() as started:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with started.chromium.launch(executable_path=chromium(), chromium_sandbox=False) as browser:
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            found = page.evaluate("""async () => {
+                const load = async (name) => (await fetch(`${name}.tsv`)).text();
+                return (await import("/answers.js")).answersTo(await load("releases"), await load("files"));
+            }""")
+        server.shutdown()
+    return dict(found)
 
 
 @pytest.fixture(scope="module")
@@ -545,7 +576,7 @@ def android(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
     return answers([*java, f"out:{standard}", "DriveReleaseKt", folder], folder)
 
 
-@pytest.mark.parametrize("language", ["web", "android"])
+@pytest.mark.parametrize("language", ["node", "browser", "android"])
 def test_apps_take_and_refuse_what_python_does(language: str, request: pytest.FixtureRequest) -> None:
     found: Answers = request.getfixturevalue(language)
     for vector in VECTORS:
@@ -561,18 +592,18 @@ def test_apps_take_and_refuse_what_python_does(language: str, request: pytest.Fi
     assert found["no-point"].startswith("expected ")
 
 
-def test_the_web_fetches_all_files_or_none(web: Answers) -> None:
-    assert web["fetch-right"] == "a.bin:20,b.bin:20"
-    assert "b.bin of 20 bytes" in web["fetch-changed"]
-    assert "at most 20 bytes" in web["fetch-longer"]
-    assert "HTTP status 404" in web["fetch-none"]
-    assert web["fetch-one"] == "a.bin:20"
-    assert "Choose from a.bin, b.bin" in web["fetch-other"]
+def test_the_web_fetches_all_files_or_none(node: Answers) -> None:
+    assert node["fetch-right"] == "a.bin:20,b.bin:20"
+    assert "b.bin of 20 bytes" in node["fetch-changed"]
+    assert "at most 20 bytes" in node["fetch-longer"]
+    assert "HTTP status 404" in node["fetch-none"]
+    assert node["fetch-one"] == "a.bin:20"
+    assert "Choose from a.bin, b.bin" in node["fetch-other"]
 
 
-def test_the_web_says_where_ed25519_is_missing(web: Answers) -> None:
-    assert "Serve the page by https" in web["http"]
-    assert "Chrome 137, Firefox 129, Safari 17" in web["old-browser"]
+def test_the_web_says_where_ed25519_is_missing(node: Answers) -> None:
+    assert "Serve the page by https" in node["http"]
+    assert "Chrome 137, Firefox 129, Safari 17" in node["old-browser"]
 
 
 def test_android_installs_all_files_or_none_and_names_a_provider(android: Answers) -> None:
@@ -608,7 +639,7 @@ def test_every_language_has_the_same_expression(name: str) -> None:
 
 def test_the_readme_claims_what_is_tested_here(bundle: Path) -> None:
     text = " ".join((bundle / "README.md").read_text().split())
-    tested = f"type-checked (TypeScript {WEB['typescript']}, strict), and run under Node"
+    tested = f"type-checked (TypeScript {WEB['typescript']}, strict), and run under Node and in Chromium"
     assert f"(Chrome 137, Firefox 129, Safari 17, Node 20): {tested}" in text
     assert f"Kotlin: compiled with Kotlin {KOTLIN['kotlin-compiler']}, and run on a desktop JVM" in text
     assert "`apps/Release.swift`, Swift for CryptoKit: parsed, but not compiled here: **untested**." in text
