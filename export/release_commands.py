@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +99,8 @@ def make_release_keys(command: ReleaseKeyCommand) -> int:
     from export.release_keys import PASSWORD, make_keys
 
     public, digits = make_keys(command.key)
-    log.info("private key %s: keep it secret, and a copy of it; %s encrypts it", command.key, PASSWORD)
+    encrypted = "encrypted" if os.environ.get(PASSWORD) else f"not encrypted ({PASSWORD} is not set)"
+    log.info("private key %s, %s: keep it secret, and a copy of it", command.key, encrypted)
     log.info("public key %s, in apps: %s", public, digits)
     return EXIT_PASSED
 
