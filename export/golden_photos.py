@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 from export.icc_profile import DISPLAY_P3, rgb_profile
 
 FACTOR, LARGEST = 4, 2048  # times the input's side is the shorter one, as rule 2 lets decoders reduce; at most, pixels
-MAX_BYTES = 3 << 20  # of all; the quality is lowered until they fit
-LOSSLESS = ("alpha.png",)
-QUALITIES = 88, 75, 60, 40, 20
+MAX_BYTES = 2 << 20  # of all; the quality is lowered until they fit
+LOSSLESS, SMOOTH = ("alpha.png",), ("alpha.png", "cmyk.jpg")  # noise costs bytes
+QUALITIES = 85, 70, 50, 30
 ORIENTATION = 0x0112  # tag of EXIF
 STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}  # how a camera held that way writes
 SIDES = {  # width and height, in shorter sides
@@ -34,7 +34,7 @@ def draw_photos(size: int) -> dict[str, bytes]:
     """
     side = max(size, min(FACTOR * size, LARGEST))
     images = {
-        name: _scene(number, round(width * side), round(height * side), side / size, noise=name != "alpha.png")
+        name: _scene(number, round(width * side), round(height * side), side / size, noise=name not in SMOOTH)
         for number, (name, (width, height)) in enumerate(SIDES.items())
     }
     files = {name: _file(name, image.copy()) for name, image in images.items() if name in LOSSLESS}
@@ -60,7 +60,7 @@ def _file(name: str, image: Image.Image, quality: int = 0) -> bytes:
     elif kind == "grey":
         image = image.convert("L")
     elif kind == "cmyk":
-        image = _inks(image)
+        image, options["quality"] = _inks(image), quality - 20  # four channels in full
     elif kind == "alpha":
         image.putalpha(_fading(image.size))
     elif kind == "detail":
@@ -90,7 +90,7 @@ def _scene(number: int, width: int, height: int, unit: float, noise: bool) -> Im
             inside = np.hypot(x - x.mean(), y - y.mean()) < reach / unit / 2
             canvas[box][inside] = texture[inside]
     if noise:
-        canvas += rng.normal(0, 7, (height, width, 1)).astype(np.float32)
+        canvas += rng.normal(0, 3, (height, width, 1)).astype(np.float32)
     image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for points, color, thickness in _strokes(rng, width, height, unit):

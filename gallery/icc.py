@@ -3,7 +3,9 @@
 Chromium and Android (skcms) and Core Graphics convert to sRGB and clip what lies outside; between profiles of primaries
 and curves, which those of cameras and displays are, all rendering intents are the same.  Relative colorimetric is taken
 here: by it "sRGB v4 ICC preference", whose perceptual table is another rendering, is sRGB.  (skcms reads the
-perceptual table of such a profile.)
+perceptual table of such a profile.)  Chromium 156 gives the same pixels within 1 of 255 for every kind of profile that
+the tests have, grey, of four inks and misplaced ones among them, and passes over the same ones.  It also applies PNG's
+gAMA, cHRM and cICP, which are passed over here: what writes them for an image in sRGB writes an sRGB chunk, too.
 """
 
 from functools import lru_cache

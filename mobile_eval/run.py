@@ -223,7 +223,8 @@ def inputs_from_golden(command: EvaluateCommand, manifest: Manifest, golden: Gol
     tolerance = thresholds.logit_tolerance
     gallery = open_gallery(command.gallery, manifest.space) if command.gallery is not None else None
     reference = FloatReference(golden.images, golden.logits, manifest.space, gallery=gallery, tolerance=tolerance)
-    description = f"The {len(golden.images)} golden inputs of the bundle, which have no labels"
+    photos = f" ({len(golden.photos)} of them photographs, decoded and resized here)" if golden.photos else ""
+    description = f"The {len(golden.images)} golden inputs of the bundle{photos}, which have no labels"
     return EvaluationInputs(reference, description, thresholds)
 
 

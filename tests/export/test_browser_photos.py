@@ -25,7 +25,9 @@ from gallery.codes import pack, unpack
 from gallery.decode import decode, to_square
 from mobile_eval.devices.setup import chromium
 from tests.export.factories import SIZE, Exports, request_for
-from tests.export.test_apps import WEB, installed
+from tests.export.test_apps import WEB as NPM
+from tests.export.test_apps import installed
+from tests.gallery.test_icc import P3, WEB, cmyk_profile, grey_profile
 
 PAGE = """<!doctype html><script type="importmap">
 {"imports": {"onnxruntime-web": "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs"}}</script>
@@ -69,7 +71,7 @@ def site(exports: Exports, pytestconfig: pytest.Config, tmp_path_factory: pytest
     for name, model in (("bundle", exports.files["onnx-fp32"]), ("inside", inside[0])):
         write_bundle(folder / name, [model], student.space, student.centers, golden_of(request))
     (folder / "page.html").write_text(PAGE)
-    (folder / "node_modules").symlink_to(installed(pytestconfig, WEB) / "node_modules")
+    (folder / "node_modules").symlink_to(installed(pytestconfig, NPM) / "node_modules")
     shutil.copy(folder / "bundle" / "apps" / "queryEncoder.ts", folder)
     modern = ["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom"]
     compiler = [
@@ -126,6 +128,23 @@ def test_a_file_that_resizes_inside_takes_the_whole_image(site: Path, page: Any,
     expected = np.array([row["logits"] for row in rows])
     assert np.abs(found - expected).max() < 0.1
     assert ((found > 0) != (expected > 0)).mean() <= 0.01
+
+
+def test_profiles_are_converted_as_chromium_does(site: Path, page: Any, exports: Exports) -> None:
+    encode = opened(page, exports, "bundle")
+    color = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
+    grey, inks = color.convert("L"), color.resize((4 * SIZE, 4 * SIZE), Image.Resampling.NEAREST).convert("CMYK")
+    adobe = (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)
+    files = {
+        "p3.png": (color, P3), "adobe.png": (color, rgb_profile("Adobe RGB", adobe, (2.2, 1, 0, 0, 0))),
+        "srgb.png": (color, WEB), "grey.png": (grey, grey_profile(1.8)), "grey.jpg": (grey, grey_profile(1.8)),
+        "grey-of-rgb.png": (grey, P3), "rgb-of-grey.png": (color, grey_profile(1.8)),
+        "inks.jpg": (inks, cmyk_profile()), "inks-of-rgb.jpg": (inks, P3), "damaged.png": (color, P3[:300]),
+    }  # fmt: skip
+    for name, (image, profile) in files.items():
+        image.save(site / name, icc_profile=profile, **({"quality": 100} if name.endswith("jpg") else {}))
+        square = np.frombuffer(bytes.fromhex(encode(name)["square"]), np.uint8).astype(int)
+        assert np.abs(square - to_square(decode(site / name), SIZE).astype(int).ravel()).max() <= 1, name
 
 
 def test_large_photos_are_reduced_to_four_times_the_input(site: Path, page: Any, exports: Exports) -> None:
