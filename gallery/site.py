@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from gallery.codespace import CENTERS, FILE
 from gallery.console import log, track
 from gallery.cores import map_ahead
-from gallery.errors import InputError, TwinhashError
-from gallery.files import sha256_of, size_of, write_json
+from gallery.errors import CorruptFile, InputError, TwinhashError
+from gallery.files import read_json, sha256_of, size_of, write_json
 from gallery.index import GalleryIndex
 from gallery.names import some
 from gallery.sources.reader import ImageReader, reason_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CODES, ITEMS, DESCRIPTION, THUMBNAILS = "codes.bin", "items.json", "gallery.json", "thumbs"
 FORMAT = 1
 MOST = 1_000_000  # items, of which items.json has 70 MB
+MAX_DESCRIPTION = 1 << 20  # bytes
 NAME = 32  # hexadecimal digits of a thumbnail's SHA-256
 NO_SOURCE = "no source is known"
 CHANGED = "the image is another by now than the one that was encoded: bring the gallery up to date with add"
@@ -52,6 +53,24 @@ class SiteOptions(NamedTuple):
     def count(self, items: int) -> int:
         """Return how many of so many items are written."""
         return min(items, self.limit or items)
+
+
+def check_site(folder: Path) -> dict[str, Any]:
+    """Read and verify what `write_site` wrote, but for the thumbnails, and return its description.
+
+    Raises `CorruptFile` for files that are not as they were written.
+    """
+    try:
+        about = read_json(folder / DESCRIPTION, dict, MAX_DESCRIPTION)
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!a}, not {FORMAT}")
+        for name in (CODES, ITEMS, FILE, CENTERS):
+            if sha256_of(folder / name) != about["files"][name]["sha256"]:
+                raise ValueError(f"{name} has another checksum")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        fix = "Export it again: gallery/run.py export --to site."
+        raise CorruptFile(f"a gallery as static files in {folder}", str(error), fix) from error
+    return about
 
 
 def write_site(index: GalleryIndex, folder: Path, options: SiteOptions) -> dict[str, str]:

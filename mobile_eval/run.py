@@ -3,6 +3,7 @@
     python mobile_eval/run.py setup arm64 browser
     python mobile_eval/run.py evaluate runs/mine/bundle --device host arm64 browser
     python mobile_eval/run.py import-results runs/mine/evaluation mac.json
+    python mobile_eval/run.py demo runs/mine
 
 `evaluate` compares every model's codes with the float student's, and on other devices with the same model's on the
 host.  A bundle in its run folder is evaluated on all queries, in the run's gallery; any other on its golden inputs.
@@ -18,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +40,7 @@ from gallery.layers import require
 from gallery.record import Record
 from gallery.results import EvaluationResults, RetrievalExample, Thresholds, load, now
 from mobile_eval import gate, report
+from mobile_eval.demo import DemoCommand
 
 if TYPE_CHECKING:
     from distill.load_run import FinishedRun
@@ -51,8 +54,9 @@ SHOWN = 4  # worst queries in the report
 class SetupCommand(Record):
     """Install what a device needs: Debian's packages (as root), wheels, and engines from npm; what is there is kept."""
 
-    parts: tyro.conf.Positional[tuple[Literal["arm64", "browser"], ...]]
-    """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines."""
+    parts: tyro.conf.Positional[tuple[Literal["arm64", "browser", "demo"], ...]]
+    """arm64: an AArch64 userland and qemu-user, 260 MB; browser: Chromium, Playwright and the WebAssembly engines;
+    demo: the engines alone, by npm."""
 
 
 class EvaluateCommand(Record):
@@ -116,8 +120,10 @@ class EvaluationInputs:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    runners: dict[Any, Any] = {SetupCommand: set_up, EvaluateCommand: evaluate, ImportCommand: import_results}
-    names = dict(zip(("setup", "evaluate", "import-results"), runners, strict=True))
+    runners: dict[Any, Any] = {
+        SetupCommand: set_up, EvaluateCommand: evaluate, ImportCommand: import_results, DemoCommand: demo
+    }  # fmt: skip
+    names = dict(zip(("setup", "evaluate", "import-results", "demo"), runners, strict=True))
 
     def work() -> int:
         parse = tyro.extras.subcommand_cli_from_dict
@@ -132,10 +138,12 @@ def set_up(command: SetupCommand) -> int:
     from mobile_eval.devices.setup import set_up_arm64, set_up_browser
 
     if not command.parts:
-        raise InputError("arm64, browser, or both", "neither", "Name what to set up.")
+        raise InputError("arm64, browser or demo", "none of them", "Name what to set up.")
+    known: dict[str, Callable[[], Path]] = {"arm64": set_up_arm64, "browser": set_up_browser}
+    known["demo"] = partial(set_up_browser, engines_only=True)
     for part in dict.fromkeys(command.parts):
         log.info("[setup] %s", part)
-        {"arm64": set_up_arm64, "browser": set_up_browser}[part]()
+        known[part]()
     return EXIT_PASSED
 
 
@@ -291,6 +299,23 @@ def import_results(command: ImportCommand) -> int:
     found = [one for file in command.files for one in read_results(file, command.model, command.device)]
     results = results.model_copy(update={"models": tuple(merge_results(results.models, found))})
     return report.write_reports(gate.apply(results, results.thresholds, command.strict), command.evaluation)
+
+
+def demo(command: DemoCommand) -> int:
+    """Write the demo of a run or a bundle, and serve it until it is stopped."""
+    from distill.image_encoder import gallery_run
+    from distill.run_images import run_images
+    from mobile_eval.demo import serve_demo, write_demo
+
+    run = command.source if is_run(command.source) else None
+    home = gallery_run(run) if run and command.gallery is None else None
+    gallery = str(home / "gallery") if home else command.gallery
+    if gallery is None:
+        raise InputError("--gallery with a bundle", "none", "Name the gallery, or its export --to site.")
+    out = command.out or (run or command.source.absolute().parent) / "demo"
+    write_demo(run / "bundle" if run else command.source, gallery, out, home and partial(run_images, home))
+    log.info("The demo is in %s, for any static web host (by https: else browsers open no camera).", out)
+    return serve_demo(out, command.port) if command.serve else EXIT_PASSED
 
 
 if __name__ == "__main__":

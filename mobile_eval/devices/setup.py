@@ -27,8 +27,9 @@ LIMIT_S, LAST_LINES, STEP = 1800.0, 6, "== "
 FOLDER = Path(__file__).parent
 ARM64_SCRIPT, ARM64_FIX = FOLDER / "arm64_setup.sh", "Run: python mobile_eval/run.py setup arm64"
 BROWSER_SCRIPT, BROWSER_FIX = FOLDER / "browser_setup.sh", "Run: python mobile_eval/run.py setup browser"
+DEMO_FIX = "Run: python mobile_eval/run.py setup demo"
 WHEELS = ("numpy", "onnxruntime", "ai-edge-litert")  # all that the worker imports
-NPM_PACKAGES = {"onnxruntime-web": "1.30.0", "@litertjs/core": "2.5.3"}
+NPM_PACKAGES = {"onnxruntime-web": "1.30.0", "@litertjs/core": "2.5.3", "esbuild": "0.28.2"}  # the last for the demo
 PLAYWRIGHT = "playwright==1.65.2"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -83,17 +84,18 @@ def _arm64_stamp() -> dict[str, str]:
         raise missing_module(error.name) from error
 
 
-def set_up_browser(folder: Path | None = None) -> Path:
+def set_up_browser(folder: Path | None = None, engines_only: bool = False) -> Path:
     """Install Chromium and npm (apt-get, as root), Playwright (pip) and the engines (npm), each where missing.
 
-    folder: where the engines go, whole or not at all
+    folder: where the engines go, whole or not at all; engines_only: neither Chromium nor Playwright
     Raises `MissingBackend` with the step that failed and its output, `InputError` when `folder` is somebody else's.
     """
     folder = folder or default_folder("browser")
     _check_own(folder, _read_json(folder / "package.json").get("name") == "twinhash-browser")
     found = engines_installed(folder)
-    packages = _missing_packages(*["chromium"] * (chromium() is None), *["npm"] * (not found))
-    requirement = "" if find_spec("playwright") else PLAYWRIGHT
+    browser = [] if engines_only or chromium() else ["chromium"]
+    packages = _missing_packages(*browser, *["npm"] * (not found))
+    requirement = "" if engines_only or find_spec("playwright") else PLAYWRIGHT
     engines = "" if found else " ".join(f"{name}@{release}" for name, release in NPM_PACKAGES.items())
     with nullcontext(folder) if found else atomic_path(folder) as draft:
         run_script(BROWSER_SCRIPT, [draft, sys.executable, packages, requirement, engines])

@@ -1,4 +1,4 @@
-"""A static web server for one browser on this machine, with the headers that give its pages threads."""
+"""A static web server for browsers on this machine, with the headers that give its pages threads."""
 
 import threading
 from functools import partial
@@ -19,14 +19,17 @@ class _Handler(SimpleHTTPRequestHandler):
     timeout = 60  # seconds without a word until a connection is dropped
     extensions_map = {  # noqa: RUF012 - declared so by the base class
         ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript",
+        ".css": "text/css", ".json": "application/json", ".jpg": "image/jpeg", ".svg": "image/svg+xml",
         ".wasm": "application/wasm", "": "application/octet-stream",
     }  # fmt: skip
 
     def send_head(self) -> Any:
-        """Serve files, no folders, and only to who asks for this address: no other site's name may lead here."""
+        """Serve files, at / index.html, and only to who asks for this address: no other site may lead here."""
         server: Any = self.server
-        ours = f"127.0.0.1:{server.server_port}"
-        found = self.headers["Host"] == ours and Path(self.translate_path(self.path)).is_file()
+        ours = [f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost")]
+        if self.path == "/":
+            self.path = "/index.html"
+        found = self.headers["Host"] in ours and Path(self.translate_path(self.path)).is_file()
         return super().send_head() if found else self.send_error(404)
 
     def do_HEAD(self) -> None:
@@ -42,10 +45,13 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class WebServer(ThreadingHTTPServer):
-    """Serves the files of a folder, and those that its links lead to, on 127.0.0.1 until closed."""
+    """Serves the files of a folder, and those that its links lead to, on 127.0.0.1 until closed.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+    port: 0 takes a free one; raises `OSError` for one that is taken
+    """
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), partial(_Handler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 

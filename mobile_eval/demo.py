@@ -1,0 +1,164 @@
+"""A page that searches a gallery by an image, as a folder for any static web host.
+
+The student runs in the browser, by ONNX Runtime Web and the bundle's own app code; the gallery is its export `site`.
+esbuild makes one JavaScript file of the page's code, the bundle's and the runtime's.  It and the runtime come from npm,
+by the command `setup demo`, at the versions that `evaluate` runs: nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from pydantic import Field
+
+from gallery.console import log
+from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from gallery.files import atomic_path
+from gallery.record import Record
+
+if TYPE_CHECKING:
+    from export.artifact import ExportedModel
+    from export.bundle import Manifest
+    from gallery.site import ReadImage
+
+PAGE, APP = Path(__file__).parent / "demo_page", "apps/queryEncoder.ts"
+FILES = "index.html", "demo.css", "favicon.svg"
+SCRIPT, RUNTIME, GALLERY = "demo.js", "ort-wasm-simd-threaded.wasm", "gallery"
+PREFERRED = "w8a32", "fp32", "fp16"  # precisions: the smallest that keeps the codes first
+COMPILE_S = 60.0
+
+
+class DemoCommand(Record):
+    """Write a page that searches by an image in the browser, and serve it on this machine.
+
+    The folder is complete: the page, the student, its runtime and the gallery, with ids, labels and thumbnails, which
+    everybody can read who can read the page.  No other host is asked for anything, and no image leaves the browser.
+    Once before: `mobile_eval/run.py setup demo` installs the runtime and a compiler by npm.
+
+    Example: `mobile_eval/run.py demo runs/mine`
+
+    Example, for a web host: `mobile_eval/run.py demo runs/mine --out public/ --no-serve`
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a run, or of a bundle with --gallery."""
+    gallery: str | None = None
+    """The folder or address of a gallery, or what its `export --to site` wrote; by default the run's gallery."""
+    out: Path | None = None
+    """The folder to write; by default `demo` in the run, or beside the bundle.  A demo that is there is replaced."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port on this machine; 0 takes a free one."""
+    serve: bool = True
+    """Serve the page until it is stopped by Ctrl-C."""
+
+
+def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], ReadImage] | None = None) -> None:
+    """Write the folder of a demo, whole or not at all.
+
+    bundle: one with an ONNX student and its TypeScript; gallery: an address, or the folder of an export `site`
+    load_images: loads what reads the images of items without a source, by their ids
+    Raises `MissingBackend` without the runtime and the compiler, `CodeSpaceMismatch` for a gallery of another code
+    space, `InputError` where `out` holds something else.
+    """
+    from export.bundle import open_bundle
+
+    engines, manifest = _find_engines(), open_bundle(bundle, parse_models=False)
+    model = _choose_model(bundle, manifest)
+    if out.exists() and not _is_demo(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError("a new or empty folder, or a demo to replace", str(out), "Choose another: --out.")
+    with atomic_path(out) as draft:
+        (draft / "model").mkdir(parents=True)
+        _add_gallery(gallery, manifest, draft / GALLERY, load_images)
+        for path in (bundle / "manifest.json", model.path):
+            shutil.copyfile(path, draft / "model" / path.name)
+        for name in FILES:
+            text = (PAGE / name).read_text("utf-8")
+            (draft / name).write_text(text.replace("$model", model.path.name), "utf-8")
+        shutil.copyfile(engines / "onnxruntime-web" / "dist" / RUNTIME, draft / RUNTIME)
+        _compile(bundle / APP, engines, draft / SCRIPT)
+
+
+def serve_demo(folder: Path, port: int) -> int:
+    """Serve a folder on this machine until a signal; raises `InputError` for a port that is taken."""
+    from mobile_eval.devices.web_server import WebServer
+
+    try:
+        server = WebServer(folder, port)
+    except OSError as error:
+        raise InputError(f"to listen on port {port}", str(error.strerror), "Choose another: --port.") from error
+    log.info("Serving it at http://localhost:%d/", server.server_port)
+    try:
+        threading.Event().wait()
+    finally:
+        server.close()
+    return 0
+
+
+def _find_engines() -> Path:
+    """Return the folder of npm's packages."""
+    from mobile_eval.devices.setup import DEMO_FIX, NPM_PACKAGES, default_folder, engines_installed
+
+    folder = default_folder("browser")
+    if not engines_installed(folder):
+        parts = ", ".join(f"{name} {release}" for name, release in NPM_PACKAGES.items())
+        raise MissingBackend(parts, f"not all of them in {folder}", DEMO_FIX)
+    if shutil.which("node") is None:
+        raise MissingBackend("Node, which runs esbuild", "none on the path", "Install it: Debian's package nodejs.")
+    return folder / "node_modules"
+
+
+def _choose_model(bundle: Path, manifest: Manifest) -> ExportedModel:
+    found = {one.metadata.precision: one for one in manifest.files if one.format == "onnx"}
+    if not (bundle / APP).is_file() or not found.keys() & {*PREFERRED}:
+        formats = ", ".join(one.path.name for one in manifest.files)
+        fix = "Export one: export/run.py --formats onnx --precisions w8a32."
+        raise InputError(f"an ONNX student of {' or '.join(PREFERRED)} with {APP} in {bundle}", formats, fix)
+    return next(found[precision] for precision in PREFERRED if precision in found)
+
+
+def _is_demo(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (*FILES, SCRIPT, RUNTIME))
+
+
+def _add_gallery(gallery: str, manifest: Manifest, folder: Path, load_images: Callable[[], ReadImage] | None) -> None:
+    """Copy an export `site`, or write one."""
+    from gallery.exports import SITE, export_gallery
+    from gallery.index import open_gallery
+    from gallery.site import DESCRIPTION, SiteOptions, check_site
+
+    written = Path(gallery)
+    if "://" in gallery or not (written / DESCRIPTION).is_file():
+        export_gallery(open_gallery(gallery, manifest.space), folder, SITE, SiteOptions(load_images=load_images))
+        return
+    if (space := check_site(written)["code_space"]) != manifest.space.id:
+        fix = "Export the gallery of that code space, or name the bundle of this one."
+        raise CodeSpaceMismatch(f"a gallery of code space {manifest.space.id}", f"{space!a} in {written}", fix)
+    shutil.copytree(written, folder)
+
+
+def _compile(app: Path, engines: Path, script: Path) -> None:
+    """Make one file of the page's code, the bundle's and the runtime's, which a strict policy of content allows."""
+    with TemporaryDirectory() as folder:
+        for path in (app, PAGE / "demo.ts"):
+            shutil.copy(path, folder)
+        options = ["--bundle", "--format=esm", "--target=es2022", "--minify", "--legal-comments=inline"]
+        options += ["--alias:onnxruntime-web=onnxruntime-web/wasm", f"--outfile={script}", "--log-level=error"]
+        command = [engines / ".bin" / "esbuild", "demo.ts", *options]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env={**os.environ, "NODE_PATH": str(engines)}, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors="replace", timeout=COMPILE_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise MissingBackend(f"esbuild to end within {COMPILE_S:g} s", "no end", "Run it again.") from error
+    if done.returncode:
+        found, fix = " ".join(done.stderr.split())[:500], "Export the bundle again with this version of Twinhash."
+        raise CorruptFile(f"{app} that compiles with the page", found, fix)
