@@ -34,7 +34,7 @@ COMMANDS = (
     "distill/run.py", "export/run.py", "export/run.py verify", "export/run.py release-key", "export/run.py release",
     "export/run.py verify-release", "benchmarks/run.py", "benchmarks/run.py losses",
     *(f"gallery/run.py {name}".rstrip() for name in ("", "add", "remove", "search", "serve", "verify", "export")),
-    *(f"mobile_eval/run.py {name}".rstrip() for name in ("", "setup", "evaluate", "import-results")),
+    *(f"mobile_eval/run.py {name}".rstrip() for name in ("", "setup", "evaluate", "import-results", "demo")),
 )  # fmt: skip
 SUFFIXES = {".py", ".md", ".j2", ".html", ".yml", ".toml", ".swift", ".kt", ".ts"}
 

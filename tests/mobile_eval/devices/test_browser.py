@@ -291,7 +291,7 @@ def test_a_step_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypat
     monkeypatch.setattr(setup, "find_spec", lambda name: name)  # Playwright is not the step that fails here
     with pytest.raises(
         MissingBackend,
-        match=r"npm install onnxruntime-web@\S+ @litertjs/core@\S+ to succeed; found E403 the registry says no",
+        match=r"npm install onnxruntime-web@\S+ @litertjs/core@\S+ esbuild@\S+ to succeed; found E403 the registry",
     ):
         set_up_browser(tmp_path / "engines")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "npm"]
