@@ -151,7 +151,7 @@ def _compile(app: Path, engines: Path, script: Path) -> None:
             shutil.copy(path, folder)
         options = ["--bundle", "--format=esm", "--target=es2022", "--minify", "--legal-comments=inline"]
         options += ["--alias:onnxruntime-web=onnxruntime-web/wasm", f"--outfile={script}", "--log-level=error"]
-        command = [engines / ".bin" / "esbuild", "demo.ts", *options]
+        command: list[str | Path] = [engines / ".bin" / "esbuild", "demo.ts", *options]
         try:
             done = subprocess.run(
                 command, cwd=folder, env={**os.environ, "NODE_PATH": str(engines)}, stdin=subprocess.DEVNULL,

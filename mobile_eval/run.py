@@ -313,7 +313,8 @@ def demo(command: DemoCommand) -> int:
     if gallery is None:
         raise InputError("--gallery with a bundle", "none", "Name the gallery, or its export --to site.")
     out = command.out or (run or command.source.absolute().parent) / "demo"
-    write_demo(run / "bundle" if run else command.source, gallery, out, home and partial(run_images, home))
+    load_images = partial(run_images, home) if home else None
+    write_demo(run / "bundle" if run else command.source, gallery, out, load_images)
     log.info("The demo is in %s, for any static web host (by https: else browsers open no camera).", out)
     return serve_demo(out, command.port) if command.serve else EXIT_PASSED
 
