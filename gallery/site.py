@@ -23,13 +23,14 @@ from gallery.console import log, track
 from gallery.cores import map_ahead
 from gallery.errors import CorruptFile, InputError, TwinhashError
 from gallery.files import read_json, sha256_of, size_of, write_json
-from gallery.index import GalleryIndex
 from gallery.names import some
 from gallery.sources.reader import ImageReader, reason_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from PIL.Image import Image
+
+    from gallery.index import GalleryIndex
 
 CODES, ITEMS, DESCRIPTION, THUMBNAILS = "codes.bin", "items.json", "gallery.json", "thumbs"
 FORMAT = 1
@@ -81,7 +82,7 @@ def write_site(index: GalleryIndex, folder: Path, options: SiteOptions) -> dict[
     """
     count = options.count(len(index))
     if count > MOST:
-        fix = f"Take some of them: --limit {MOST}, or another format."
+        fix = f"Take some of them: gallery/run.py export --to site --limit {MOST}."
         raise InputError(f"at most {MOST:,} items for a page", f"{count:,}", fix)
     rows = np.linspace(0, len(index) - 1, count, dtype=np.int64)
     if count < len(index):

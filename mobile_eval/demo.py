@@ -51,7 +51,8 @@ class DemoCommand(Record):
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run, or of a bundle with --gallery."""
     gallery: str | None = None
-    """The folder or address of a gallery, or what its `export --to site` wrote; by default the run's gallery."""
+    """The folder or address of a gallery, or the folder that `gallery/run.py export --to site` wrote, which has options
+    for thumbnails and large galleries; by default the run's gallery."""
     out: Path | None = None
     """The folder to write; by default `demo` in the run, or beside the bundle.  A demo that is there is replaced."""
     port: int = Field(8080, ge=0, le=65535)
