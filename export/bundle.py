@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from string import Template
@@ -179,9 +180,10 @@ def _readme(models: Sequence[ExportedModel], space: CodeSpace, apps: Sequence[st
         text = re.sub(r"   The ONNX files resize inside:(.*\n)*?(?=3\. )", "", text)
     for name in set(APPS) - set(apps):
         text = re.sub(rf"- `apps/{name}`.*\n", "", text)
+    rule = textwrap.fill(RULE_TEXT, 115).replace("\n", "\n   ")
     return Template(text).substitute(
         files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=metadata.size,
-        rule=metadata.rule, rule_text=RULE_TEXT, student=metadata.student, onnx=onnx,
+        rule=metadata.rule, rule_text=rule, student=metadata.student, onnx=onnx,
     )  # fmt: skip
 
 
