@@ -15,7 +15,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "labels only": {"distiller_args": {"instance_weight": 0.0}},
     "instance only": {"terms": {"center_loss_weight": 0.0}},
     RELEASED: {
-        "distillation": "online", "hash_centers": "csch", "center_assignment": "csch",
+        "distillation": "online", "hash_centers": "csch", "center_assignment": "csch", "loss_args": {"scale": 8.0},
         "distiller_args": {"instance_loss": "joint"},
     },
     **{f"{mode}, lr {rate:g}": {"teaching": {"finetune": mode, "lr": rate}, "terms": {"epochs": 1, "cached_views": 1}}

@@ -70,7 +70,7 @@ class LossBenchmark(GrowingBenchmark):
     data: tuple[str, ...] = ("ucmerced", "ucmerced_multi")
     """Data sets, as for --data of distill/run.py."""
     bits: tuple[Literal[16, 24, 32, 48, 64, 128], ...] = (32, 64)
-    losses: tuple[str, ...] = tuple(name for name in LOSSES.names() if LOSSES.find(name).uses_labels)
+    losses: tuple[str, ...] = ()
     """Names of files in distill/losses; by default all that learn from labels."""
     seeds: int = 3
     """Number of seeds, from 0."""
@@ -84,7 +84,8 @@ class LossBenchmark(GrowingBenchmark):
 
     def trials(self) -> Iterator[LossTrial]:
         """Yield the trials, each at the learning rate of the best validation mAP at seed 0 and the longest code."""
-        for data, bits, seed, loss in itertools.product(self.data, self.bits, range(self.seeds), self.losses):
+        losses = self.losses or [name for name in LOSSES.names() if LOSSES.find(name).uses_labels]
+        for data, bits, seed, loss in itertools.product(self.data, self.bits, range(self.seeds), losses):
             tried = {factor: self.trial(data, max(self.bits), 0, loss, factor).validation or 0.0 for factor in FACTORS}
             trial = self.trial(data, bits, seed, loss, max(FACTORS, key=tried.__getitem__))
             log.info("[%s, %d bits, seed %d] %s: %s", data, bits, seed, loss, trial.skipped or f"mAP {trial.map:.4f}")

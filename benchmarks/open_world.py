@@ -41,12 +41,13 @@ SHARED = (  # what the pretrained teacher computes for several of the trials of 
     *(f"features-{part}" for part in (*range(8), "validation", "unlabeled", "gallery", "queries")),
     *(f"float-features-{part}" for part in ("gallery", "queries")),
 )  # fmt: skip
+PUBLISHED_SCALE = 8.0  # of CSCH
 CURVE_BITS = 64  # at which the weights of the similarity term are compared
 COLUMNS = {name: name.replace("_", "@") for name in OpenWorldMaps.model_fields}
 NOTE = (
-    "csch-no-similarity: without the term on unlabeled images; csch-labeled-student: the student without such images, "
-    "in as many steps; "
-    "csch-0.1: another weight of the term. Inductive: the teacher knew nothing of the unseen classes. Transductive: "
+    "csch-no-similarity: as published, without the term on unlabeled images and at scale 8; csch-labeled-student: the "
+    "student without such images, in as many steps; csch-0.1: another weight of the term. Inductive: the teacher knew "
+    "nothing of the unseen classes. Transductive: "
     "their images, without labels, are in the gallery that it was trained on. Label-free: it used no label at all. The "
     "students of all other rows are trained on the gallery's unlabeled images too, so that student->gallery is "
     "transductive there. float-cosine, itq-of-train and itq-of-gallery are of the teacher's pretrained features; itq "
@@ -69,7 +70,7 @@ class Row(NamedTuple):
 
 ROWS = {
     OURS: Row("csch", TRANSDUCTIVE),
-    OLD: Row("csch", INDUCTIVE, {"similarity_weight": 0.0}),
+    OLD: Row("csch", INDUCTIVE, {"similarity_weight": 0.0, "scale": PUBLISHED_SCALE}),
     "csch-labeled-student": Row("csch", TRANSDUCTIVE, student={"unlabeled_ratio": 0.0}, base=OURS),
     **{loss: Row(loss, INDUCTIVE) for loss in ("csq", "hybridhash", "unihash")},
     "similarity": Row("similarity", f"{TRANSDUCTIVE}, {LABEL_FREE}"),
