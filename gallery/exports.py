@@ -20,14 +20,14 @@ from gallery import codespace
 from gallery.codes import unpack
 from gallery.database import SPACE_KEY
 from gallery.errors import InputError
-from gallery.files import atomic_path
+from gallery.files import atomic_path, remove_partial
 from gallery.index import GalleryIndex
-from gallery.site import SiteOptions, write_site
+from gallery.site import README, SiteOptions, write_site
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-README, IDS, SITE, CHUNK = "README.md", "ids.txt", "site", 65_536  # rows at once
+IDS, SITE, CHUNK = "ids.txt", "site", 65_536  # rows at once
 MAX_ELASTIC_ID = 512  # bytes
 SQL_TYPES = {"bool": "boolean", "int64": "bigint", "double": "double precision", "date32[day]": "date",
              "timestamp[us]": "timestamp", "timestamp[us, tz=UTC]": "timestamptz"}  # fmt: skip
@@ -51,6 +51,7 @@ def export_gallery(index: GalleryIndex, out: Path, to: str, site: SiteOptions | 
         raise InputError(f"items in the gallery {index.uri}", "none", "Add some.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("a new or empty folder to export to", str(out), "Choose another.")
+    remove_partial(out.absolute().parent, out.absolute().name)
     with atomic_path(out) as draft:
         draft.mkdir()
         codespace.save(draft, index.space, index.centers)

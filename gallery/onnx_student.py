@@ -37,7 +37,7 @@ class OnnxStudent:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             about: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[KEY])
             self.code_space, self.size, self._width = str(about["code_space"]), int(about["size"]), about["bits"] // 8
-            if {name: about[name] for name in AGREED} != AGREED or about["layout"] not in LAYOUTS:
+            if {name: about.get(name) for name in AGREED} != AGREED or about.get("layout") not in LAYOUTS:
                 raise ValueError("another layout, colour order, bit rule or rule of preprocessing")
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise CorruptFile(f"a readable model in {path}", str(error)[:200], "Export the bundle again.") from error
@@ -63,7 +63,7 @@ def find_model(bundle: Path) -> Path:
         files = read_json(bundle / MANIFEST, dict)["files"]
         names = [name for precision in PRECISIONS if (name := f"query-{precision}.onnx") in files]
         if not names:
-            fix = "Export one: --formats onnx."
+            fix = "Export one: export/run.py RUN --formats onnx."
             raise InputError(f"an ONNX model in the bundle {bundle}", ", ".join(files)[:200] or "nothing", fix)
         check_regular(bundle / names[0], MAX_MODEL)
         if sha256_of(bundle / names[0]) != files[names[0]]["sha256"]:

@@ -9,7 +9,10 @@ Addresses of the images and the owner's columns stay out: whoever can read the f
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,11 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.codespace import CENTERS, FILE
+from gallery import codespace
+from gallery.codespace import CENTERS, FILE, CodeSpace
 from gallery.console import log, track
 from gallery.cores import map_ahead
 from gallery.errors import CorruptFile, InputError, TwinhashError
-from gallery.files import read_json, sha256_of, size_of, write_json
+from gallery.files import FULL, check_regular, read_bytes, read_json, sha256_of, size_of, write_json
 from gallery.names import some
 from gallery.sources.reader import ImageReader, reason_of
 
@@ -32,11 +36,13 @@ if TYPE_CHECKING:
 
     from gallery.index import GalleryIndex
 
-CODES, ITEMS, DESCRIPTION, THUMBNAILS = "codes.bin", "items.json", "gallery.json", "thumbs"
+CODES, ITEMS, DESCRIPTION, THUMBNAILS, README = "codes.bin", "items.json", "gallery.json", "thumbs", "README.md"
+CHECKED = CODES, ITEMS, FILE, CENTERS  # their checksums are in gallery.json
 FORMAT = 1
 MOST = 1_000_000  # items, of which items.json has 70 MB
-MAX_DESCRIPTION = 1 << 20  # bytes
+MAX_DESCRIPTION, MAX_FILE, MAX_THUMBNAIL = 1 << 20, 1 << 30, 8 << 20  # bytes
 NAME = 32  # hexadecimal digits of a thumbnail's SHA-256
+THUMBNAIL_NAME = r"[0-9a-f]{2}/[0-9a-f]{30}\.jpg"
 NO_SOURCE = "no source is known"
 CHANGED = "the image is another by now than the one that was encoded: bring the gallery up to date with add"
 ReadImage = Callable[[str], "Image"]  # of the id of an item; raises as `ImageReader.open`
@@ -56,22 +62,71 @@ class SiteOptions(NamedTuple):
         return min(items, self.limit or items)
 
 
-def check_site(folder: Path) -> dict[str, Any]:
-    """Read and verify what `write_site` wrote, but for the thumbnails, and return its description.
+def check_site(folder: Path) -> CodeSpace:
+    """Verify what `write_site` wrote, but for the thumbnails, and return its code space.
 
-    Raises `CorruptFile` for files that are not as they were written.
+    Raises `CorruptFile` for files that are not as they were written, and what `codespace.load` raises.
     """
-    try:
+    with _corrupt(folder):
         about = read_json(folder / DESCRIPTION, dict, MAX_DESCRIPTION)
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!a}, not {FORMAT}")
-        for name in (CODES, ITEMS, FILE, CENTERS):
+        for name in CHECKED:
+            check_regular(folder / name, MAX_FILE)
             if sha256_of(folder / name) != about["files"][name]["sha256"]:
                 raise ValueError(f"{name} has another checksum")
+        space, _ = codespace.load(folder)
+        if (about["code_space"], about["bits"]) != (space.id, space.bits):
+            raise ValueError(f"{DESCRIPTION} is of another code space than {FILE}")
+        if 8 * size_of(folder / CODES) != about["items"] * space.bits:
+            raise ValueError(f"{CODES} has not as many codes as {DESCRIPTION} says")
+    return space
+
+
+def copy_site(folder: Path, copy: Path) -> None:
+    """Copy what `write_site` wrote into the new folder `copy`, and nothing else that lies there; no link is followed.
+
+    Raises `CorruptFile` for thumbnails that are not what their names say, and for links.
+    """
+    copy.mkdir(parents=True)
+    with _corrupt(folder):
+        for name in (DESCRIPTION, README, *CHECKED):
+            check_regular(_no_link(folder, name), MAX_FILE)
+            shutil.copyfile(folder / name, copy / name)
+        for name in sorted({*read_json(copy / ITEMS, dict, MAX_FILE)["thumbnails"]} - {None}):
+            if not re.fullmatch(THUMBNAIL_NAME, name):
+                raise ValueError(f"{ascii(name)[:80]} is no thumbnail's name")
+            data = read_bytes(_no_link(folder, f"{THUMBNAILS}/{name}"), MAX_THUMBNAIL)
+            if _thumbnail_name(data) != name:
+                raise ValueError(f"the thumbnail {name} has another checksum")
+            (copy / THUMBNAILS / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / THUMBNAILS / name).write_bytes(data)
+
+
+@contextmanager
+def _corrupt(folder: Path) -> Iterator[None]:
+    """Raise what reading a folder's files raises as `CorruptFile`."""
+    try:
+        yield
     except (OSError, ValueError, LookupError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:  # of a copy
+            raise
+        found = f"no {error}" if isinstance(error, KeyError) else str(error)
         fix = "Export it again: gallery/run.py export --to site."
-        raise CorruptFile(f"a gallery as static files in {folder}", str(error), fix) from error
-    return about
+        raise CorruptFile(f"a gallery as static files in {folder}", found, fix) from error
+
+
+def _no_link(folder: Path, name: str) -> Path:
+    """Return the path of a name below a folder; raises `ValueError` where that leads through a link."""
+    path = folder / name
+    if any((folder / one).is_symlink() for one in (name, *Path(name).parents[:-1])):
+        raise ValueError(f"{name} is a link, or in one")
+    return path
+
+
+def _thumbnail_name(data: bytes) -> str:
+    digest = sha256(data).hexdigest()[:NAME]
+    return f"{digest[:2]}/{digest[2:]}.jpg"  # 256 folders: some hosts list no more than 1,000 files of one
 
 
 def write_site(index: GalleryIndex, folder: Path, options: SiteOptions) -> dict[str, str]:
@@ -94,7 +149,7 @@ def write_site(index: GalleryIndex, folder: Path, options: SiteOptions) -> dict[
         names = thumbnails.write(folder / THUMBNAILS, missing)
     _write_items(index, rows, names, folder / ITEMS)
     files = {name: {"bytes": size_of(folder / name), "sha256": sha256_of(folder / name)}
-             for name in (CODES, ITEMS, FILE, CENTERS)}  # fmt: skip
+             for name in CHECKED}  # fmt: skip
     made = {"size": options.thumbnail_size, "items": count - names.count(None), "files": len({*names} - {None}),
             "bytes": thumbnails.bytes}  # fmt: skip
     about: dict[str, Any] = {"format": FORMAT, "code_space": index.space.id, "bits": index.space.bits, "items": count}
@@ -144,8 +199,7 @@ class _Thumbnails:
         return names
 
     def _save(self, folder: Path, data: bytes) -> str:
-        digest = sha256(data).hexdigest()[:NAME]
-        name = f"{digest[:2]}/{digest[2:]}.jpg"  # 256 folders: some hosts list no more than 1,000 files of one
+        name = _thumbnail_name(data)
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)

@@ -8,10 +8,12 @@ by the command `setup demo`, at the versions that `evaluate` runs: nothing is do
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +22,8 @@ import tyro
 from pydantic import Field
 
 from gallery.console import log
-from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
-from gallery.files import atomic_path
+from gallery.errors import EXIT_STOPPED, CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from gallery.files import atomic_path, is_desktop_file, remove_partial
 from gallery.record import Record
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class DemoCommand(Record):
     """The folder or address of a gallery, or the folder that `gallery/run.py export --to site` wrote, which has options
     for thumbnails and large galleries; by default the run's gallery."""
     out: Path | None = None
-    """The folder to write; by default `demo` in the run, or beside the bundle.  A demo that is there is replaced."""
+    """The folder to write; by default `demo` in the run, or beside the bundle.  A demo that is there is replaced,
+    unless other files lie in it."""
     port: int = Field(8080, ge=0, le=65535)
     """Port on this machine; 0 takes a free one."""
     serve: bool = True
@@ -67,14 +70,14 @@ def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], 
     bundle: one with an ONNX student and its TypeScript; gallery: an address, or the folder of an export `site`
     load_images: loads what reads the images of items without a source, by their ids
     Raises `MissingBackend` without the runtime and the compiler, `CodeSpaceMismatch` for a gallery of another code
-    space, `InputError` where `out` holds something else.
+    space, `InputError` where `out` holds anything else.
     """
     from export.bundle import open_bundle
 
     engines, manifest = _find_engines(), open_bundle(bundle, parse_models=False)
     model = _choose_model(bundle, manifest)
-    if out.exists() and not _is_demo(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError("a new or empty folder, or a demo to replace", str(out), "Choose another: --out.")
+    _check_out(out)
+    remove_partial(out.absolute().parent, out.absolute().name)
     with atomic_path(out) as draft:
         (draft / "model").mkdir(parents=True)
         _add_gallery(gallery, manifest, draft / GALLERY, load_images)
@@ -88,7 +91,7 @@ def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], 
 
 
 def serve_demo(folder: Path, port: int) -> int:
-    """Serve a folder on this machine until a signal; raises `InputError` for a port that is taken."""
+    """Serve a folder on this machine until a signal, and return its exit code; `InputError` for a port that is taken."""
     from mobile_eval.devices.web_server import WebServer
 
     try:
@@ -98,6 +101,9 @@ def serve_demo(folder: Path, port: int) -> int:
     log.info("Serving it at http://localhost:%d/", server.server_port)
     try:
         threading.Event().wait()
+    except KeyboardInterrupt as stop:  # the way to end it
+        log.info("Stopped.  The demo is in %s.", folder)
+        return EXIT_STOPPED + int(getattr(stop, "number", signal.SIGINT))
     finally:
         server.close()
     return 0
@@ -120,29 +126,52 @@ def _choose_model(bundle: Path, manifest: Manifest) -> ExportedModel:
     found = {one.metadata.precision: one for one in manifest.files if one.format == "onnx"}
     if not (bundle / APP).is_file() or not found.keys() & {*PREFERRED}:
         formats = ", ".join(one.path.name for one in manifest.files)
-        fix = "Export one: export/run.py --formats onnx --precisions w8a32."
+        fix = "Export one: export/run.py RUN --formats onnx --precisions w8a32."
         raise InputError(f"an ONNX student of {' or '.join(PREFERRED)} with {APP} in {bundle}", formats, fix)
     return next(found[precision] for precision in PREFERRED if precision in found)
 
 
-def _is_demo(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (*FILES, SCRIPT, RUNTIME))
+def _check_out(out: Path) -> None:
+    """Raise `InputError` unless a folder is new or empty, or holds a demo and nothing that a demo has not."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    missing = [name for name in (*FILES, SCRIPT, RUNTIME) if not (out / name).is_file()]
+    found = f"{out} without {missing[0]}" if missing else next(_strays(out), "")
+    if found:
+        fix = "Choose another: --out.  What was added to a demo is kept outside it."
+        raise InputError("a new or empty folder, or a demo to replace with nothing added to it", found, fix)
+
+
+def _strays(folder: Path) -> Iterator[str]:
+    """Yield the escaped names of files and folders that no demo has, but for those of desktop software."""
+    from gallery import site
+
+    names = "|".join(map(re.escape, (*FILES, SCRIPT, RUNTIME, "model", GALLERY)))
+    own = "|".join(map(re.escape, (*site.CHECKED, site.DESCRIPTION, site.README, site.THUMBNAILS)))
+    thumbnails = rf"{site.THUMBNAILS}/([0-9a-f]{{2}}|{site.THUMBNAIL_NAME})"
+    known = re.compile(rf"{names}|model/(manifest\.json|query-[a-z0-9]+\.onnx)|{GALLERY}/({own}|{thumbnails})")
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_desktop_file(name)]
+        for name in (*folders, *(name for name in files if not is_desktop_file(name))):
+            path = Path(parent, name).relative_to(folder).as_posix()
+            if not known.fullmatch(path):
+                yield f"{path!a} in {folder}"
 
 
 def _add_gallery(gallery: str, manifest: Manifest, folder: Path, load_images: Callable[[], ReadImage] | None) -> None:
     """Copy an export `site`, or write one."""
     from gallery.exports import SITE, export_gallery
     from gallery.index import open_gallery
-    from gallery.site import DESCRIPTION, SiteOptions, check_site
+    from gallery.site import DESCRIPTION, SiteOptions, check_site, copy_site
 
     written = Path(gallery)
     if "://" in gallery or not (written / DESCRIPTION).is_file():
         export_gallery(open_gallery(gallery, manifest.space), folder, SITE, SiteOptions(load_images=load_images))
         return
-    if (space := check_site(written)["code_space"]) != manifest.space.id:
+    if (space := check_site(written).id) != manifest.space.id:
         fix = "Export the gallery of that code space, or name the bundle of this one."
-        raise CodeSpaceMismatch(f"a gallery of code space {manifest.space.id}", f"{space!a} in {written}", fix)
-    shutil.copytree(written, folder)
+        raise CodeSpaceMismatch(f"a gallery of code space {manifest.space.id}", f"{space} in {written}", fix)
+    copy_site(written, folder)
 
 
 def _compile(app: Path, engines: Path, script: Path) -> None:

@@ -32,6 +32,7 @@ from PIL import Image, ImageCms, ImageOps
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 WARM_UPS, SAMPLES, MAX_SECONDS = 10, 200, 10.0
+RULE = 2  # of the metadata: what `read_photo` does
 TOLERANCE = 1e-3  # |golden logit| above which a bit that differs is counted apart
 Pixels = NDArray[np.uint8]
 Output = tuple[NDArray[np.uint8], NDArray[np.float32]]
@@ -104,15 +105,17 @@ def read_bundle(folder: Path) -> tuple[dict[Path, str], Golden]:
     for path, sha256 in files.items():
         if path.parent != folder or not path.name.isprintable() or digest(path) != sha256:
             raise ValueError(f"{path.name!a} is not what manifest.json says")
+        if (rule := listed[path.name]["metadata"].get("rule")) != RULE:
+            raise ValueError(f"{path.name} wants rule {rule!a}, this script does {RULE}: export the bundle again")
     golden, size = [], listed[next(iter(files)).name]["metadata"]["size"]
     for i, row in enumerate(json.loads(read_regular(folder / "golden.json", MAX_JSON))):
         name, code = row["file"], bytes.fromhex(row["code"])
         is_photo = re.fullmatch(r"golden/photos/[a-z0-9-]{1,40}\.(jpg|png)", name)
-        image = read_photo(folder / name, size) if is_photo else read_png(folder / f"golden/{i:03}.png")
+        name = name if is_photo else f"golden/{i:03}.png"
+        image = read_photo(folder / name, size) if is_photo else read_png(folder / name)
         if hashlib.sha256(image.tobytes()).hexdigest() != row["square"]:
-            raise ValueError(
-                f"{name} gives another square here than where the bundle was made: pip install pillow==13.*"
-            )
+            fix = "restore it, or: pip install pillow==13.*" if is_photo else "the file was changed: restore it"
+            raise ValueError(f"{name} gives another square here than where the bundle was made: {fix}")
         golden.append((image, np.frombuffer(code, np.uint8), np.array(row["logits"], np.float32)))
     return files, golden
 

@@ -124,8 +124,9 @@ def export(uri: str, command: ExportGalleryCommand, load_images: Callable[[], Re
 
     given = {name: value for name, value in command if name in SITE_FLAGS and value != SITE_FLAGS[name]}
     if given and command.to != SITE:
+        flags = [f"--{'no-' if value is False else ''}{name.replace('_', '-')}" for name, value in given.items()]
         fix = "Leave it out, or export --to site."
-        raise InputError(f"--to {SITE}, whose options these are", f"{', '.join(given)} with --to {command.to}", fix)
+        raise InputError(f"--to {SITE}, whose options these are", f"{', '.join(flags)} with --to {command.to}", fix)
     size = command.thumbnail_size if command.thumbnails else None
     options = SiteOptions(size, command.limit, command.allow_http, load_images)
     index = open_gallery(uri)

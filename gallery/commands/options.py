@@ -186,8 +186,9 @@ class ExportGalleryCommand(GalleryCommand):
 
     The format site is a folder for a page or an app, which any static web host can serve: codes, ids, labels and
     thumbnails.  Everybody who can read the folder can read these.  Images are read where the gallery says they are, and
-    those of a run's own data where the run says.  An item whose image cannot be read, or is another by now, has no
-    thumbnail, and is listed with the reason.
+    those of a run's own data where the run says.  An item whose image cannot be read has no thumbnail, and is listed
+    with the reason; so is one whose file has another SHA-256 by now than when `add` encoded it.  A run stores none of
+    its own images: where such a file was replaced, the thumbnail shows the new image.
 
     Example: `gallery/run.py export runs/mine exported --to sqlite`
 

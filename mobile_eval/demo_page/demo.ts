@@ -65,8 +65,9 @@ async function open(): Promise<Search> {
   return { encoder, codes: new Uint8Array(codes), items };
 }
 
-/** The reason why a file cannot be read here, in words that help. */
-async function refusal(image: Blob): Promise<string> {
+/** The reason why a file cannot be read here, in words that help; what is not of decoding speaks for itself. */
+async function refusal(image: Blob, error: unknown): Promise<string> {
+  if (!(error instanceof DOMException && error.name === "InvalidStateError")) return `The image cannot be read (${said(error)}).`;
   const head = new Uint8Array(await image.slice(0, 12).arrayBuffer());
   const text = String.fromCharCode(...head.slice(4));
   if (text.startsWith("ftyp") && HEIC.includes(text.slice(4, 8))) {
@@ -85,7 +86,7 @@ async function search(image: Blob): Promise<void> {
     if (image.size > MAX_BYTES) throw new Error(`The file has ${(image.size / 1e6).toFixed(0)} MB: choose one of at most ${MAX_BYTES >> 20} MB.`);
     const times = [performance.now()];
     const pixels = await pixelsOf(image, encoder.metadata.size).catch(async (error: unknown) => {
-      throw new Error(await refusal(image), { cause: error });
+      throw new Error(await refusal(image, error), { cause: error });
     });
     times.push(performance.now());
     const { code } = await (encoding = encoding.then(() => encoder.encode(pixels), () => encoder.encode(pixels)));

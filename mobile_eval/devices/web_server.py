@@ -1,5 +1,6 @@
 """A static web server for browsers on this machine, with the headers that give its pages threads."""
 
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,12 +25,14 @@ class _Handler(SimpleHTTPRequestHandler):
     }  # fmt: skip
 
     def send_head(self) -> Any:
-        """Serve files, at / index.html, and only to who asks for this address: no other site may lead here."""
-        server: Any = self.server
-        ours = [f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost")]
+        """Serve files, at / index.html, and only to who asks for this machine: no other site's name may lead here.
+
+        The port is not compared: a browser leaves out 80, and one that is forwarded has another number.
+        """
+        ours = re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", self.headers["Host"] or "", re.IGNORECASE)
         if self.path == "/":
             self.path = "/index.html"
-        found = self.headers["Host"] in ours and Path(self.translate_path(self.path)).is_file()
+        found = ours and Path(self.translate_path(self.path)).is_file()
         return super().send_head() if found else self.send_error(404)
 
     def do_HEAD(self) -> None:

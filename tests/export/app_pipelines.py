@@ -43,22 +43,30 @@ def opencv(name: str) -> Resize:
     return lambda pixels, width, height: cv2.resize(pixels, (width, height), interpolation=getattr(cv2, name))
 
 
-def skia_linear(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def skia_linear() -> Resize:
     """`Bitmap.createScaledBitmap(bitmap, width, height, true)`: four neighbours, however small the image gets."""
     import skia
 
-    rgba = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
-    image = skia.Image.fromarray(rgba, skia.ColorType.kRGBA_8888_ColorType)
-    made = image.resize(width, height, skia.SamplingOptions(skia.FilterMode.kLinear))
-    return np.asarray(made.toarray(colorType=skia.ColorType.kRGBA_8888_ColorType))[..., :3]
+    def resize(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+        rgba = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+        image = skia.Image.fromarray(rgba, skia.ColorType.kRGBA_8888_ColorType)
+        made = image.resize(width, height, skia.SamplingOptions(skia.FilterMode.kLinear))
+        return np.asarray(made.toarray(colorType=skia.ColorType.kRGBA_8888_ColorType))[..., :3]
+
+    return resize
 
 
-def sampled_then_scaled(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def sampled_then_scaled() -> Resize:
     """`inSampleSize`, as its documentation computes it (halved while it stays larger), then `createScaledBitmap`."""
-    image = Image.fromarray(pixels)
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.reduce(2)
-    return skia_linear(np.asarray(image), width, height)
+    scaled = skia_linear()
+
+    def resize(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels)
+        while image.width >= 2 * width and image.height >= 2 * height:
+            image = image.reduce(2)
+        return scaled(np.asarray(image), width, height)
+
+    return resize
 
 
 def stretched(data: bytes, size: int) -> Square:
@@ -106,7 +114,7 @@ FILTERS = {  # eleven, with `sampled_then_scaled` and `stretched`
     "Pillow box": lambda: pillow(Image.Resampling.BOX), "Pillow nearest": lambda: pillow(Image.Resampling.NEAREST),
     "OpenCV INTER_LINEAR": lambda: opencv("INTER_LINEAR"), "OpenCV INTER_AREA": lambda: opencv("INTER_AREA"),
     "OpenCV INTER_CUBIC": lambda: opencv("INTER_CUBIC"), "OpenCV INTER_NEAREST": lambda: opencv("INTER_NEAREST"),
-    "createScaledBitmap": lambda: skia_linear, "inSampleSize and createScaledBitmap": lambda: sampled_then_scaled,
+    "createScaledBitmap": skia_linear, "inSampleSize and createScaledBitmap": sampled_then_scaled,
 }  # fmt: skip
 OTHERS: dict[str, Pipeline] = {
     "stretched": stretched, "EXIF ignored": unrotated, "Display P3 read as sRGB": without_profile,
