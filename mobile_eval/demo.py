@@ -91,7 +91,7 @@ def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], 
 
 
 def serve_demo(folder: Path, port: int) -> int:
-    """Serve a folder on this machine until a signal, and return its exit code; `InputError` for a port that is taken."""
+    """Serve a folder here until a signal, and return its exit code; raises `InputError` for a port that is taken."""
     from mobile_eval.devices.web_server import WebServer
 
     try:

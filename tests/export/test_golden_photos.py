@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from export.golden import PHOTOS, Golden
 from export.golden_photos import FACTOR, LARGEST, MAX_BYTES, SIDES, draw_photos
 from export.quantize import logits, normalize
 from gallery.codes import pack, unpack
-from gallery.codespace import Preprocessing
+from gallery.codespace import RULE, Preprocessing
 from gallery.decode import decode, to_square
 from gallery.errors import CorruptFile
 from gallery.files import write_json
 from mobile_eval.golden import OK, compare_golden
 from mobile_eval.runtimes import ModelOutput
-from tests.export.app_pipelines import WRONG, pipeline_of, reduced
+from tests.export.app_pipelines import FILTERS, WRONG, pipeline_of, reduced
 from tests.export.factories import IMAGENET, SIZE, Exports, request_for, request_of
 from tests.mobile_eval.bundles import refit
 
@@ -66,6 +67,14 @@ def test_a_wrong_pipeline_fails(exports: Exports, golden: Golden, name: str) -> 
         pytest.skip(str(missing))
     status, why = judged(exports.student.net, IMAGENET, golden, name)
     assert status != OK, why
+
+
+@pytest.mark.parametrize("name", [name for name in FILTERS if not name.startswith("Pillow")])
+def test_without_its_library_a_pipeline_is_named_before_it_runs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for library in ("skia", "cv2"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=r"skia|cv2"):
+        pipeline_of(name)
 
 
 @pytest.mark.parametrize("size", [128])
@@ -145,6 +154,30 @@ def test_photos_that_give_other_squares_are_corrupt(bundle: Path, tmp_path: Path
     refit(copy, f"{PHOTOS}grey.jpg")
     with pytest.raises(CorruptFile, match="golden"):
         read_golden(copy, open_bundle(copy))
+
+
+def test_the_mac_script_has_pillow_installed_for_photos_alone(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    photo = (copy / PHOTOS / "grey.jpg").read_bytes()
+    (copy / PHOTOS / "grey.jpg").write_bytes((copy / PHOTOS / "cmyk.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"grey\.jpg gives another square here .* pip install pillow"):
+        run_on_mac.read_bundle(copy)
+    (copy / PHOTOS / "grey.jpg").write_bytes(photo)
+    shutil.copy(copy / "golden/001.png", copy / "golden/000.png")
+    with pytest.raises(ValueError, match=r"golden/000\.png gives another square .* the file was changed: restore it$"):
+        run_on_mac.read_bundle(copy)
+
+
+@pytest.mark.parametrize("rule", [1, None, "\x1b"])
+def test_the_mac_script_follows_one_rule(bundle: Path, tmp_path: Path, rule: object) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    record = json.loads((copy / "manifest.json").read_text())
+    record["files"]["query-w8a32.mlpackage"]["metadata"]["rule"] = rule
+    write_json(copy / "manifest.json", record)
+    with pytest.raises(ValueError, match=r"wants rule .*, this script does 2") as caught:
+        run_on_mac.read_bundle(copy)
+    assert str(caught.value).isprintable()
+    assert run_on_mac.RULE == RULE
 
 
 NAMES = ["../../etc/passwd", "golden/photos/../000.png", "golden/photos/A.jpg", "\x1b[2J", 5, None]

@@ -196,7 +196,7 @@ def test_another_teacher_is_refused(mine: Path, manifest: Path, tmp_path: Path, 
         (["compact", "--forget-before", "soon"], "30d"),
         (["add", "nowhere"], "a source of images"),
         (["verify", "--space", "0000"], "code space"),
-        (["export", "none", "--to", "sqlite", "--limit", "3"], "--to site, whose options these are"),
+        (["export", "none", "--to", "sqlite", "--thumbnail-size", "32"], "found --thumbnail-size with --to sqlite"),
     ],
 )
 def test_what_is_wrong_is_told(run: Path, command: Call, words: list[str], problem: str) -> None:

@@ -201,7 +201,8 @@ def test_an_iccp_chunk_that_is_damaged() -> None:
     data = file_of(Image.fromarray(PIXELS))
     whole = zlib.compress(P3)
     for body, decodes in (
-        (b"", False), (b"icc", False), (b"icc\0\0", True), (b"icc\0\0" + whole[:-9], True), (b"icc\0\x07" + whole, False)
+        (b"", False), (b"icc", False), (b"icc\0\0", True), (b"icc\0\0" + whole[:-9], True),
+        (b"icc\0\x07" + whole, False),
     ):  # fmt: skip
         chunk = struct.pack(">I", len(body)) + b"iCCP" + body + struct.pack(">I", zlib.crc32(b"iCCP" + body))
         damaged = data[:33] + chunk + data[33:]

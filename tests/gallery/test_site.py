@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from gallery.commands.handlers import export
+from gallery.commands.options import ExportGalleryCommand
 from gallery.database import code_array
-from gallery.errors import InputError
+from gallery.errors import CorruptFile, InputError
 from gallery.exports import export_gallery
-from gallery.files import sha256_of
+from gallery.files import STARTED, sha256_of
 from gallery.index import GalleryIndex, open_gallery
-from gallery.site import CHANGED, NO_SOURCE, SiteOptions
+from gallery.site import CHANGED, NO_SOURCE, SiteOptions, check_site, copy_site
 from gallery.store import GalleryStore
 from tests.gallery.galleries import SPACE, centers_of
 
@@ -157,6 +161,128 @@ def test_a_run_whose_data_are_gone_costs_its_own_thumbnails_alone(index: Gallery
     assert missing["own"] == missing["foreign"] == NO_SOURCE
     name = next(name for name in read(tmp_path / "other", "items.json")["thumbnails"] if name)
     assert max(Image.open(tmp_path / "other" / "thumbs" / name).size) == 32
+
+
+@pytest.fixture
+def site(index: GalleryIndex, tmp_path: Path) -> Path:
+    export_gallery(index, tmp_path / "site", "site", SiteOptions())
+    return tmp_path / "site"
+
+
+def rewrite(folder: Path, name: str, change: Callable[[Any], object]) -> None:
+    """Change a file's JSON, and the checksum that `gallery.json` has of it."""
+    value = read(folder, name)
+    change(value)
+    (folder / name).write_text(json.dumps(value))
+    if name != "gallery.json":
+        sum_of = sha256_of(folder / name)
+        rewrite(folder, "gallery.json", lambda about: about["files"][name].update(sha256=sum_of))
+
+
+WRONG: dict[str, Callable[[Any], object]] = {
+    **{
+        f"no {key}": lambda about, key=key: about.pop(key) for key in ("format", "code_space", "bits", "items", "files")
+    },
+    "no checksum": lambda about: about["files"]["items.json"].pop("sha256"),
+    "files as a list": lambda about: about.update(files=[]),
+    "another code space": lambda about: about.update(code_space="\x1b"),
+    "other bits": lambda about: about.update(bits=32),
+    "more items": lambda about: about.update(items=13),
+    "another format": lambda about: about.update(format=2),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_description_that_does_not_fit_is_corrupt(site: Path, wrong: str) -> None:
+    assert check_site(site) == SPACE
+    rewrite(site, "gallery.json", WRONG[wrong])
+    with pytest.raises(CorruptFile) as caught:
+        check_site(site)
+    assert str(caught.value).isprintable()
+
+
+def test_a_pipe_or_a_large_file_is_never_read(site: Path) -> None:
+    (site / "codes.bin").unlink()
+    os.mkfifo(site / "codes.bin")
+    with pytest.raises(CorruptFile, match=r"codes\.bin is a folder, pipe or device"):
+        check_site(site)
+    (site / "codes.bin").unlink()
+    with (site / "codes.bin").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(CorruptFile, match=r"codes\.bin is 1,099,511,627,776 bytes"):
+        check_site(site)
+
+
+def test_a_copy_has_what_was_exported_and_nothing_else(site: Path, tmp_path: Path) -> None:
+    exported = {path.relative_to(site): path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    (site / ".git").mkdir()
+    for stray in ("key.pem", ".git/config", "thumbs/notes.txt", f"thumbs/{'0' * 2}.jpg"):
+        (site / stray).write_text(SECRET)
+    (site / "linked").symlink_to(tmp_path)
+    copy_site(site, tmp_path / "copy")
+    copied = {path.relative_to(tmp_path / "copy"): path.read_bytes()
+              for path in (tmp_path / "copy").rglob("*") if path.is_file()}  # fmt: skip
+    assert copied == exported
+
+
+def thumbnail_of(site: Path) -> Path:
+    return site / "thumbs" / next(name for name in read(site, "items.json")["thumbnails"] if name)
+
+
+def linked(path: Path) -> None:
+    """Move a file or folder away, and lead there by a link."""
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a thumbnail changed": (lambda site: thumbnail_of(site).write_bytes(photo()), "has another checksum"),
+    "a thumbnail gone": (lambda site: thumbnail_of(site).unlink(), "No such file"),
+    "a thumbnail linked": (lambda site: linked(thumbnail_of(site)), "is a link, or in one"),
+    "its folder linked": (lambda site: linked(thumbnail_of(site).parent), "is a link, or in one"),
+    "all linked": (lambda site: linked(site / "thumbs"), "is a link, or in one"),
+    "the README linked": (lambda site: linked(site / "README.md"), "is a link, or in one"),
+    "a name that leads out": (
+        lambda site: rewrite(site, "items.json", lambda items: items.update(thumbnails=["../\x1b"])), "no thumbnail's"),
+    "a name that is none": (
+        lambda site: rewrite(site, "items.json", lambda items: items.update(thumbnails=[7])), "expected string"),
+    "no names": (lambda site: rewrite(site, "items.json", lambda items: items.pop("thumbnails")), "no 'thumbnails'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tampered", TAMPERED)
+def test_a_copy_is_of_what_the_names_say(site: Path, tmp_path: Path, tampered: str) -> None:
+    change, said = TAMPERED[tampered]
+    change(site)
+    assert check_site(site) == SPACE
+    with pytest.raises(CorruptFile, match=said) as caught:
+        copy_site(site, tmp_path / "copy")
+    assert str(caught.value).isprintable()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(index: GalleryIndex, tmp_path: Path) -> None:
+    left = [tmp_path / f".{name}.{os.getpid()}.abcdefgh.partial" for name in ("out", "other")]
+    for folder in left:
+        folder.mkdir()
+        os.utime(folder, (STARTED - 1, STARTED - 1))
+    export_gallery(index, tmp_path / "out", "site", SiteOptions(None))
+    assert [folder.exists() for folder in left] == [False, True]
+
+
+def test_of_an_image_without_a_checksum_the_file_is_shown(
+    index: GalleryIndex, sources: dict[str, str], tmp_path: Path
+) -> None:
+    Path(sources["gone"]).write_bytes(photo("PNG", (20, 30)))  # another may have been encoded: no one can say
+    written = export_gallery(index, tmp_path / "out", "site", SiteOptions())
+    assert "gone" not in written.missing
+
+
+def test_options_of_a_site_are_named_as_they_are_given(tmp_path: Path) -> None:
+    command = ExportGalleryCommand(
+        gallery="none", out=tmp_path / "out", to="sqlite", thumbnails=False, thumbnail_size=32, allow_http=True
+    )
+    with pytest.raises(InputError, match="--no-thumbnails, --thumbnail-size, --allow-http with --to sqlite"):
+        export("none", command)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")

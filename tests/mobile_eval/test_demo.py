@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +26,16 @@ from PIL import Image
 from gallery.database import code_array
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
 from gallery.exports import export_gallery
+from gallery.files import STARTED
 from gallery.index import open_gallery
 from gallery.onnx_student import OnnxStudent
 from gallery.site import SiteOptions
 from gallery.store import GalleryStore
-from mobile_eval.demo import PAGE, write_demo
+from mobile_eval.demo import PAGE, _choose_model, write_demo
 from mobile_eval.devices.setup import DEMO_FIX, chromium
 from mobile_eval.devices.web_server import WebServer
 from tests.conftest import ENVIRONMENT, ROOT
+from tests.gallery.galleries import SPACE, centers_of
 
 if TYPE_CHECKING:
     from tests.mobile_eval.bundles import Call, Good
@@ -217,6 +221,14 @@ def test_what_is_no_image_is_refused_in_words_that_help(shown: Shown) -> None:
     assert "No file was pasted" in shown.status()
 
 
+def test_a_failure_after_the_decoding_says_what_failed(shown: Shown, good: Good) -> None:
+    shown.page.add_init_script("OffscreenCanvas.prototype.getContext = () => null")
+    shown.open()
+    png = io.BytesIO()
+    blocks(3).save(png, "PNG")
+    assert shown.upload(png.getvalue()) == "The image cannot be read (no 2D canvas here)."
+
+
 def answer(body: str, route: Any) -> None:
     route.fulfill(body=body)
 
@@ -291,8 +303,15 @@ def test_an_export_is_taken_as_it_is_and_checked(
     description = (site / "gallery.json").read_text()
     (site / "codes.bin").write_bytes((out / "gallery" / "codes.bin").read_bytes())
     (site / "gallery.json").write_text(re.sub(r'"code_space": "\w+"', '"code_space": "\\\\u001b"', description))
-    with pytest.raises(CodeSpaceMismatch, match=r"x1b"):
+    with pytest.raises(CorruptFile, match="another code space than"):
         write_demo(good.folder, str(site), out)
+    other = GalleryStore(tmp_path / "other", create=True)
+    other.add_space(SPACE, centers_of(64))
+    other.put(SPACE.id, pa.table({"id": ["a"], "code": code_array(np.zeros((1, 8), np.uint8))}))
+    other.publish(SPACE.id)
+    export_gallery(open_gallery(tmp_path / "other"), tmp_path / "others", "site", SiteOptions(None))
+    with pytest.raises(CodeSpaceMismatch, match=SPACE.id):
+        write_demo(good.folder, str(tmp_path / "others"), out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("mine")
     with pytest.raises(InputError, match="a demo to replace"):
@@ -302,6 +321,48 @@ def test_an_export_is_taken_as_it_is_and_checked(
         write_demo(good.folder, str(site), tmp_path / "new")
     assert caught.value.fix == DEMO_FIX
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "stray", ["CNAME", ".git/config", "gallery/photo.png", "gallery/thumbs/00/x.jpg", "model/old.onnx", "a\x1b"]
+)
+def test_what_was_added_to_a_demo_is_never_deleted(
+    good: Good, demo: Path, engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stray: str
+) -> None:
+    monkeypatch.setenv("TWINHASH_BROWSER", str(engines))
+    out = Path(shutil.copytree(demo, tmp_path / "public"))
+    (out / stray).parent.mkdir(parents=True, exist_ok=True)
+    (out / stray).write_text("mine")
+    with pytest.raises(InputError, match=re.escape(ascii(stray.removesuffix("/config"))[:-1])) as caught:
+        write_demo(good.folder, str(demo / "gallery"), out)
+    assert str(caught.value).isprintable()
+    assert (out / stray).read_text() == "mine"
+
+
+def test_only_what_is_exported_is_published_and_what_a_killed_run_left_is_removed(
+    good: Good, demo: Path, engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINHASH_BROWSER", str(engines))
+    site = Path(shutil.copytree(demo / "gallery", tmp_path / "site"))
+    (site / "key.pem").write_text("mine")
+    left, out = tmp_path / f".public.{os.getpid()}.abcdefgh.partial", tmp_path / "public"
+    left.mkdir()
+    os.utime(left, (STARTED - 1, STARTED - 1))
+    write_demo(good.folder, str(site), out)
+    (out / ".DS_Store").write_bytes(b"x")
+    (out / "gallery" / "._thumbs").write_bytes(b"x")
+    write_demo(good.folder, str(site), out)  # desktop software's files are nobody's
+    assert not left.exists()
+    assert {p.relative_to(out) for p in out.rglob("*")} == {p.relative_to(demo) for p in demo.rglob("*")}
+
+
+def test_an_onnx_student_is_asked_for_by_a_command_that_works(
+    good: Good, engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINHASH_BROWSER", str(engines))
+    manifest = replace(good.manifest, files=())
+    with pytest.raises(InputError, match=r"export/run\.py RUN --formats onnx --precisions w8a32"):
+        _choose_model(tmp_path, manifest)
 
 
 def test_a_bundle_needs_a_gallery(good: Good, call: Call) -> None:
@@ -334,9 +395,11 @@ def test_the_command_serves_until_it_is_stopped(good: Good, demo: Path, engines:
             time.sleep(0.1)
         with urlopen(found[1].replace("localhost", "127.0.0.1")) as answer:
             assert answer.read() == (demo / "index.html").read_bytes()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM, log.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 128 + signal.SIGINT, log.read_text()
     finally:
         process.kill()
         process.wait()
     assert "Traceback" not in log.read_text()
+    assert f"Stopped.  The demo is in {tmp_path / 'demo'}." in log.read_text()
+    assert "No results" not in log.read_text()

@@ -333,7 +333,17 @@ def test_the_server_serves_its_folder_and_nothing_else(tmp_path: Path) -> None:
         folders = ("/", "/npm", "/npm/", "/npm/..", "/image/", "/npm/a.mjs/")
         for path in ("/../secret", "/npm/../../secret", "/npm/%2e%2e/%2e%2e/secret", *outside, *folders, "/a%00b"):
             assert got(server, path)[0] == 404, path
-        assert got(server, "/npm/a.mjs", host="twin.example")[0] == 404
+        for host in ("localhost", "127.0.0.1", "LOCALHOST:80", "localhost:9999"):  # port 80, and one forwarded
+            assert got(server, "/npm/a.mjs", host=host)[0] == 200, host
+        port = server.server_port
+        for host in (
+            "twin.example",
+            f"twin.example:{port}",
+            f"localhost.twin.example:{port}",
+            "localhost:80:80",
+            "x@localhost",
+        ):
+            assert got(server, "/npm/a.mjs", host=host)[0] == 404, host
         for method in ("HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
             assert got(server, "/npm/a.mjs", method=method)[0] == 501, method
     finally:
