@@ -119,7 +119,7 @@ def _corrupt(folder: Path) -> Iterator[None]:
 def _no_link(folder: Path, name: str) -> Path:
     """Return the path of a name below a folder; raises `ValueError` where that leads through a link."""
     path = folder / name
-    if any((folder / one).is_symlink() for one in (name, *Path(name).parents[:-1])):
+    if any((folder / one).is_symlink() for one in (Path(name), *Path(name).parents[:-1])):
         raise ValueError(f"{name} is a link, or in one")
     return path
 

@@ -395,11 +395,11 @@ def test_the_command_serves_until_it_is_stopped(good: Good, demo: Path, engines:
             time.sleep(0.1)
         with urlopen(found[1].replace("localhost", "127.0.0.1")) as answer:
             assert answer.read() == (demo / "index.html").read_bytes()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 128 + signal.SIGINT, log.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM, log.read_text()
     finally:
         process.kill()
         process.wait()
     assert "Traceback" not in log.read_text()
-    assert f"Stopped.  The demo is in {tmp_path / 'demo'}." in log.read_text()
+    assert f"Stopped. The demo is in {tmp_path / 'demo'}." in log.read_text()
     assert "No results" not in log.read_text()
