@@ -136,6 +136,8 @@ class TrainConfig(Record):
     """ONNX models take images of any size and resize them themselves."""
     thresholds: Thresholds = Thresholds()
     """Quality gate: what a file may lose before the run fails."""
+    skew: bool = True
+    """Measure what the student's codes lose in apps that resize or decode photos in other ways."""
     tensorboard: bool = False
     """Write the training curves as TensorBoard events too; needs the extra `tensorboard`."""
     name: str = ""

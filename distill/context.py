@@ -181,6 +181,13 @@ class RunContext:
         """Return where a stage keeps its state, which is valid for this data set and `key`."""
         return Checkpoint(self.run_dir.cache, stage, " ".join(filter(None, (self.data.fingerprint, key))))
 
+    def pixel_logits(self, role: Role, model: HashNet, pixels: NDArray[np.uint8]) -> Logits:
+        """Return logits `[n, bits]` of images `[n, S, S, 3]` that are not of the data, in the arithmetic of codes."""
+        info, _ = self.backbone(role)
+        loader, run = ImageLoader(pixels, info.mean, info.std, device()), code_logits(model.eval())
+        parts = np.array_split(np.arange(len(pixels)), -(-len(pixels) // ENCODE_BATCH))
+        return np.concatenate([run(loader.load(part)).float().cpu().numpy() for part in parts])
+
     def infer(
         self, model_fn: ModelFn, role: Role, index: Indices, label: str, key: str, crops: Tensor | None = None
     ) -> Logits:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from export.bundle import Manifest
     from gallery.metrics import MapResult
     from gallery.neighbors import NeighborRecall
+    from gallery.skew_results import PreprocessingSkew
+    from mobile_eval.compare import FloatReference
 
 QUANTIZATION = "quantization.json"
 
@@ -79,11 +81,11 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     resolve.check(config)
     resolve.check_effects(config)
     config = resolve.keep_stored(resolve.with_absolute_paths(config), run_dir)
-    exported = {"formats", "precisions", "dynamic_image_size"}
+    exported, evaluated = {"formats", "precisions", "dynamic_image_size"}, {"thresholds", "skew"}
     data = "data", "data_root", "unlabeled_data"  # which may have moved: what is in them is compared
-    free = *exported, *data, "thresholds", "name", "output_dir", "strict", "tensorboard"
+    free = *exported, *evaluated, *data, "name", "output_dir", "strict", "tensorboard"
     changed = run_dir.check_config("config", config, but=free)
-    stages = {"export", "evaluate"} if changed & exported else {"evaluate"} if "thresholds" in changed else ()
+    stages = {"export", "evaluate"} if changed & exported else {"evaluate"} if changed & evaluated else ()
     run_dir.digests |= {"bundle": bundle_digest, report.RESULTS: results_digest}
     context = open_context(run_dir, config, config.output_dir / "cache", stages)
     models = pipeline.train_all(context)
@@ -166,15 +168,36 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
                 index, student[shown], labels[shown], queries[shown],
                 lambda hit: pixels[context.indexed_images[hit]], data.classes,
             )  # fmt: skip
-            build_results(context, models, (scores, recalls), found.rows, examples).save(path)
+            skew = measure_app_skew(context, models, reference)
+            build_results(context, models, (scores, recalls), found.rows, examples, skew).save(path)
         if found.killed:
             run_dir.invalidate("evaluate")  # which says nothing about the models: the next run tries them again
     return results.load_run(path)
 
 
+def measure_app_skew(context: RunContext, models: TrainedModels, reference: FloatReference) -> PreprocessingSkew | None:
+    """Measure what ways of preprocessing cost that apps have; None with --no-skew, and for queries that are small."""
+    from distill.run_images import query_photos
+    from mobile_eval.skew import measure_skew, skewed_squares, subset_for_skew
+
+    size = context.resolved.student_img_size
+    if not context.config.skew:
+        return None
+    part, reduction = subset_for_skew(reference, lambda rows: query_photos(context, rows), size)
+    if reduction <= 1:
+        log.info("  preprocessing skew: not measured, since the queries are no larger than the student's input")
+        return None
+    squares = skewed_squares(query_photos(context, part.indices), size)
+    logits = {name: context.pixel_logits("student", models.student, pixels) for name, pixels in squares.items()}
+    skew = measure_skew(logits, part, reduction)
+    log.info("  %s", skew.sentence)
+    return skew
+
+
 def build_results(
     context: RunContext, models: TrainedModels, scores: tuple[dict[str, MapResult], dict[str, NeighborRecall]],
     exported: Sequence[results.ModelResult], examples: tuple[results.RetrievalExample, ...],
+    skew: PreprocessingSkew | None,
 ) -> RunResults:  # fmt: skip
     """Build the record of the run, the only source of tables, plots and the report.
 
@@ -201,6 +224,7 @@ def build_results(
         name=config.title, seed=config.seed, code_space=models.space.id, bits=config.bits, student=config.student,
         query_set=context.protocol, num_queries=len(data.query), gallery_size=len(data.gallery), skipped=data.skipped,
         data_warnings=data.warnings, warnings=(*open_world_warnings(open_world), *warnings), open_world=open_world,
+        skew=skew,
         map=maps[results.STUDENT_GALLERY].map if maps else None,
         neighbor_recall=recalls[results.STUDENT_GALLERY].at_10 if recalls else None,
         center_distance=min_distance(centers) if context.classes else None,

@@ -1,9 +1,10 @@
-"""The images of a finished run's own data, by the ids that its gallery has of them."""
+"""The images of a run's own data in full size: by the ids that its gallery has of them, or as its queries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
@@ -11,16 +12,19 @@ from distill.config import TrainConfig, load_yaml
 from gallery.errors import InputError
 from gallery.row_checks import item_id
 
+if TYPE_CHECKING:
+    from distill.context import RunContext
+    from distill.data.dataset import ImageList
+    from distill.infer import Indices
+
 
 def run_images(folder: Path) -> Callable[[str], Image]:
     """Return a function of an id to its image, upright RGB of full size; raises `InputError` where the data are gone.
 
     So does the function, for an id of another source and an image that cannot be read.
     """
-    from distill.data.load import list_images
-
     config: TrainConfig = load_yaml(folder / "config.yaml", TrainConfig)
-    listed = list_images(config.data, folder.absolute().parent / "cache", config.data_root, config.seed)
+    listed = _listed(config, folder)
     places = {item_id(name): place for place, name in enumerate(listed.names)}
 
     def read(id: str) -> Image:
@@ -32,3 +36,17 @@ def run_images(folder: Path) -> Callable[[str], Image]:
         return listed.source.read(places[id])[0]
 
     return read
+
+
+def query_photos(context: RunContext, rows: Indices) -> Iterator[Image]:
+    """Yield some of the queries, upright RGB of full size; rows: places in `data.query`."""
+    listed = _listed(context.config, context.run_dir.folder)
+    places = {name: place for place, name in enumerate(listed.names)}
+    for i in context.data.query[rows]:
+        yield listed.source.read(places[context.data.names[i]])[0]
+
+
+def _listed(config: TrainConfig, folder: Path) -> ImageList:
+    from distill.data.load import list_images
+
+    return list_images(config.data, folder.absolute().parent / "cache", config.data_root, config.seed)

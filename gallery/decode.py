@@ -60,19 +60,27 @@ def shorter_side(path: Path) -> int:
         return min(image.size)
 
 
-def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def to_square(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> NDArray[np.uint8]:
     """Return uint8 `[size, size, 3]`: shorter side to size (bilinear, antialiased), centre crop.
 
     The arithmetic is that of torchvision's `Resize` and `CenterCrop`, so that others who follow the rule agree.
+    resample: another filter breaks the rule
     """
-    width, height = image.size
+    shape, box = resized_shape(image.size, size)
+    return np.array(image.resize(shape, resample).crop(box).convert("RGB"))
+
+
+def resized_shape(shape: tuple[int, int], size: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Return the width and height to which the rule resizes an image of `shape`, and the box that it crops of that."""
+    width, height = shape
     if width <= height:
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
     left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(resized.crop((left, top, left + size, top + size)).convert("RGB"))
+    return (width, height), (left, top, left + size, top + size)
 
 
 def thumbnail(image: Image.Image, size: int) -> bytes:

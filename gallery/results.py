@@ -16,6 +16,7 @@ from gallery.errors import CorruptFile
 from gallery.files import MAX_JSON, atomic_write, read_bytes
 from gallery.open_world_results import OpenWorldResults
 from gallery.record import Record
+from gallery.skew_results import PreprocessingSkew
 from gallery.training_results import HashCenterSummary, Quantization, TrainingCurve
 
 TEACHER_TEACHER, STUDENT_GALLERY, STUDENT_STUDENT = "teacher->teacher", "student->gallery", "student->student"
@@ -263,6 +264,7 @@ class RunResults(EvaluationResults):
     seconds: by stage.
 
     open_world: where gallery or queries have classes that training had no label of
+    skew: where the queries are larger than the student's input
     data_warnings, warnings: sentences on the data ("check your data") and on results that are of no use; a strict gate
     fails by any of them
     """
@@ -273,6 +275,7 @@ class RunResults(EvaluationResults):
     model_summaries: tuple[ModelSummary, ...]
     pairs: tuple[RetrievalPair, ...]
     open_world: OpenWorldResults | None = None
+    skew: PreprocessingSkew | None = None
     hash_centers: HashCenterSummary | None = None
     quantization: Quantization | None = None
     curves: tuple[TrainingCurve, ...] = ()
@@ -283,8 +286,9 @@ class RunResults(EvaluationResults):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `open_world` where all classes have labels."""
-        return {name: value for name, value in serialize(self).items() if name != "open_world" or value is not None}
+        """Leave out `open_world` and `skew` where there are none."""
+        absent = ("open_world", "skew")
+        return {name: value for name, value in serialize(self).items() if name not in absent or value is not None}
 
     @property
     def alarms(self) -> tuple[str, ...]:

@@ -252,6 +252,8 @@ def print_tables(results: EvaluationResults, console: Console | None = None) -> 
         _print_open_world(run.open_world, console)
     for section in device_sections(results):
         _print_section(section, results, console)
+    if run and run.skew:
+        console.print(Text(f"\npreprocessing: {plain(run.skew.sentence)}", "dim"))
     if run and run.skipped:
         table = make_table(f"skipped: {len(run.skipped)}", "reason")
         for skipped in run.skipped[:MAX_SKIPPED]:

@@ -1,0 +1,168 @@
+"""Preprocessing skew: what the student's codes lose when an app makes its input in another way than the rule's."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from io import BytesIO
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from export.icc_profile import DISPLAY_P3, rgb_profile
+from gallery.codes import pack, unpack
+from gallery.cores import map_ahead
+from gallery.decode import resized_shape, to_square
+from gallery.errors import InputError
+from gallery.metrics import mean_average_precision
+from gallery.skew_results import PreprocessingSkew, SkewRow
+from mobile_eval.compare import NEAREST, FloatReference, Logits, Pixels
+
+BILINEAR, ROOM, QUALITY = Image.Resampling.BILINEAR, 4, 75  # ROOM: of a reduced image over the input
+MOST, SAMPLE = 200, 16  # queries
+PIXELS = 200e6  # of all photos together: ten pipelines make squares of 5 million pixels in a second
+Photo = Image.Image
+Indices = NDArray[np.int64]
+
+
+class Pipeline(NamedTuple):
+    """A way from an upright RGB photo to a square uint8 `[size, size, 3]`; found_in: where apps meet it."""
+
+    found_in: str
+    make: Callable[[Photo, int], Pixels]
+    allowed: bool = False
+
+
+def without_antialiasing(photo: Photo, shape: tuple[int, int]) -> Pixels:
+    """Resize to `shape`, width and height, by the 2 x 2 pixels around each point, however large the photo is.
+
+    Returns uint8 `[height, width, 3]`.
+    """
+    pixels = np.asarray(photo)
+    (left, right, across), (top, bottom, down) = map(_neighbors, photo.size, shape)
+    across, down = across[:, None], down[:, None, None]
+    upper, lower = (
+        pixels[rows[:, None], left] * (1 - across) + pixels[rows[:, None], right] * across for rows in (top, bottom)
+    )
+    resized: Pixels = (upper * (1 - down) + lower * down).round().astype(np.uint8)
+    return resized
+
+
+def _neighbors(old: int, new: int) -> tuple[Indices, Indices, NDArray[np.float64]]:
+    """Return the pixels before and behind each of `new` points along a side of `old`, and the weight of the latter."""
+    at = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
+    before = at.astype(np.int64)
+    return before, np.minimum(before + 1, old - 1), at - before
+
+
+def _bilinear(photo: Photo, size: int) -> Pixels:
+    shape, (left, top, right, bottom) = resized_shape(photo.size, size)
+    return without_antialiasing(photo, shape)[top:bottom, left:right]
+
+
+def _reduced(photo: Photo, size: int) -> Pixels:
+    scale = ROOM * size / min(photo.size)
+    if scale < 1:
+        width, height = (int(np.ceil(side * scale)) for side in photo.size)
+        photo = photo.resize((width, height), Image.Resampling.BICUBIC)
+    return to_square(photo, size)
+
+
+def _jpeg(photo: Photo, size: int) -> Pixels:
+    photo.save(data := BytesIO(), "JPEG", quality=QUALITY)
+    return to_square(Image.open(data), size)
+
+
+@lru_cache(1)
+def _to_display_p3() -> ImageCms.ImageCmsTransform:
+    target = ImageCms.ImageCmsProfile(BytesIO(rgb_profile("Display P3", DISPLAY_P3)))
+    return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), target, "RGB", "RGB")
+
+
+def _filtered(resample: Image.Resampling) -> Callable[[Photo, int], Pixels]:
+    return lambda photo, size: to_square(photo, size, resample)
+
+
+PIPELINES = {
+    "bilinear without antialiasing": Pipeline(
+        "Android's createScaledBitmap, a canvas's drawImage, OpenCV's INTER_LINEAR", _bilinear
+    ),
+    "nearest neighbor": Pipeline("OpenCV's INTER_NEAREST, pixelated canvases", _filtered(Image.Resampling.NEAREST)),
+    "box filter": Pipeline("Android's inSampleSize", _filtered(Image.Resampling.BOX)),
+    "bicubic": Pipeline("a browser's high quality", _filtered(Image.Resampling.BICUBIC)),
+    "Lanczos": Pipeline("vImage and Core Image on iOS", _filtered(Image.Resampling.LANCZOS)),
+    "stretched instead of cropped": Pipeline(
+        "Vision's scaleFill", lambda photo, size: np.array(photo.resize((size, size), BILINEAR))
+    ),
+    "stretched, without antialiasing": Pipeline(
+        "MediaPipe's ImageEmbedder", lambda photo, size: without_antialiasing(photo, (size, size))
+    ),
+    f"JPEG of quality {QUALITY}": Pipeline("a photo that was sent or stored again", _jpeg),
+    "Display P3 read as sRGB": Pipeline(
+        "an iPhone's photo without its color profile",
+        lambda photo, size: to_square(_to_display_p3().apply(photo), size),
+    ),
+    "EXIF orientation ignored": Pipeline(
+        "Android's BitmapFactory, UIImage.cgImage on iOS",
+        lambda photo, size: to_square(photo.transpose(Image.Transpose.ROTATE_90), size),
+    ),
+    "red and blue swapped": Pipeline(
+        "OpenCV's imread, a BGRA pixel buffer", lambda photo, size: to_square(photo, size)[..., ::-1]
+    ),
+    f"decoded to {ROOM} times the input": Pipeline("the bundle's app code", _reduced, allowed=True),
+}
+
+
+def subset_for_skew(
+    reference: FloatReference, photos: Callable[[Indices], Iterable[Photo]], size: int
+) -> tuple[FloatReference, float]:
+    """Return queries to measure, `MOST` or as many as are done in a minute, and their reduction to `size`.
+
+    photos: a function of places among the queries to their upright RGB photos
+    """
+    some = reference.subset(SAMPLE)
+    shapes = [photo.size for photo in photos(some.indices)]
+    pixels = float(np.median([width * height for width, height in shapes]))
+    return reference.subset(max(SAMPLE, min(MOST, int(PIXELS / pixels)))), float(np.median([*map(min, shapes)])) / size
+
+
+def skewed_squares(photos: Iterable[Photo], size: int) -> dict[str, Pixels]:
+    """Return what each pipeline makes of upright RGB photos, uint8 `[n, size, size, 3]`; a thread a core."""
+
+    def squares(photo_and_size: tuple[Photo, int]) -> list[Pixels]:
+        return [pipeline.make(*photo_and_size) for pipeline in PIPELINES.values()]
+
+    made = list(map_ahead(squares, zip(photos, repeat(size), strict=False)))
+    return {name: np.stack([squares[i] for squares in made]) for i, name in enumerate(PIPELINES)}
+
+
+def measure_skew(logits: Mapping[str, Logits], reference: FloatReference, reduction: float) -> PreprocessingSkew:
+    """Compare the float student's logits by each pipeline, `[queries, bits]`, with those by the rule, `reference`.
+
+    Raises `InputError` without a gallery.
+    """
+    return PreprocessingSkew(
+        queries=len(reference.logits), reduction=reduction,
+        rows=tuple(_row(name, own, reference) for name, own in logits.items()),
+    )  # fmt: skip
+
+
+def _row(name: str, logits: Logits, reference: FloatReference) -> SkewRow:
+    if reference.gallery is None or reference.nearest is None:
+        raise InputError("a gallery to search", "none", "Give the reference one.")
+    codes, pipeline, index = pack(logits), PIPELINES[name], reference.gallery
+    rows = index.search(codes, NEAREST).rows
+    found: dict[str, float] = {}
+    if reference.labels is not None:
+        known = index.codes, reference.labels, index.class_labels(reference.classes, reference.labels.ndim == 2)
+        right, own = (
+            mean_average_precision(one, *known, reference.top_k).per_query for one in (pack(reference.logits), codes)
+        )
+        lost = right - own
+        found = {"map_drop": float(lost.mean()), "map_drop_error": float(lost.std() / np.sqrt(len(lost)))}
+    return SkewRow(
+        pipeline=name, found_in=pipeline.found_in, allowed=pipeline.allowed,
+        bit_flip_rate=float((unpack(codes) != (reference.logits > 0)).mean()),
+        recall_at_10=float((reference.nearest[:, :, None] == rows[:, None, :]).any(axis=2).mean()), **found,
+    )  # fmt: skip
