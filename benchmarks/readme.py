@@ -66,8 +66,8 @@ def _runs(runs: Sequence[RunResults]) -> str:
     names = [f"**{pair}**" if pair == results.STUDENT_GALLERY else pair for pair in pairs]
     columns = "data", "teacher", "student", "pretrained weights", *names, "quality gate", "time"
     return (
-        "**The student finds what the teacher finds.** Tie-aware mAP over the whole gallery, one seed (imagenet20 and "
-        "ucmerced: teachers at CSCH's published scale, of labeled images alone); details in "
+        "**The student finds what the teacher finds.** Tie-aware mAP over the whole gallery, one seed; teachers at "
+        "CSCH's published scale, of labeled images alone (`--loss-args scale 8 similarity-weight 0`); details in "
         f"`benchmarks/results/run-*.json`.\n\n{table(columns, rows)}"
     )
 

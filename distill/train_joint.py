@@ -10,9 +10,10 @@ from distill.context import RunContext
 from distill.data.augment import random_resized_crops
 from distill.distributed import shard
 from distill.engine import Batches, OptimizedModule, fit
-from distill.infer import Indices, forward_logits
+from distill.infer import Indices, features_and_logits, forward_logits
+from distill.losses.base import LossBatch
 from distill.train_student import build_student_loss
-from distill.train_teacher import save_teacher
+from distill.train_teacher import build_loss, save_teacher
 from distill.training_set import TrainingSet
 from gallery import codespace
 
@@ -32,18 +33,21 @@ def train_both(context: RunContext) -> None:
         teacher_data, data = TrainingSet(context, "teacher"), TrainingSet(context, "student")
         data.hash_centers = teacher_data.hash_centers
         spec, own = context.train_spec("teacher"), context.train_spec("student")
+        teacher_loss = build_loss(context, teacher, teacher_data)
         loss = build_student_loss(context, data, np.zeros((0, context.config.bits), np.float32))
-        teacher_fn, student_fn = forward_logits(teacher), forward_logits(student)
+        teacher_fn, student_fn = features_and_logits(teacher), forward_logits(student)
 
-        def load(rows: Indices, generator: torch.Generator) -> tuple[Tensor, Tensor, Indices]:
+        def load(rows: Indices, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             index = data.train[rows]
             crops = shard(random_resized_crops(len(rows), spec.crop_min_scale, generator))
-            return teacher_data.loader.load(shard(index), crops), data.loader.load(shard(index), crops), index
+            larger, smaller = (one.loader.load(shard(index), crops) for one in (teacher_data, data))
+            return larger, smaller, torch.from_numpy(rows)
 
         def loss_fn(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-            larger, smaller, index = batch
-            teacher_logits, student_logits = teacher_fn(larger), student_fn(smaller)
-            total = teacher_data.center_loss(teacher_logits, index)
+            larger, smaller, rows = batch
+            index, (features, teacher_logits) = data.train[rows], teacher_fn(larger)
+            student_logits = student_fn(smaller)
+            total = teacher_loss(LossBatch(teacher_logits, features, rows.to(teacher_logits.device)))
             total = total + loss(data, student_logits, teacher_logits, index)
             return total, data.accuracy(student_logits.detach(), index)
 

@@ -1,18 +1,22 @@
 """What an export leaves behind: a model file with its metadata and checksum, or the reason why there is none."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from gallery.codes import BIT_ORDER, BIT_RULE
+from gallery.codes import BIT_ORDER, BIT_RULE, RULE
 from gallery.codes import KEY as KEY
-from gallery.codespace import RULE, CodeSpace
 from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
+
+if TYPE_CHECKING:
+    from gallery.codespace import CodeSpace
 
 VERSION = 1
 ANY_SIZE = "NHWC uint8, resized inside"  # layout with a dynamic image size: the model itself resizes to `size`

@@ -13,6 +13,7 @@ from gallery.errors import InputError
 BIT_RULE: Final = "logit > 0"
 BIT_ORDER: Final = "little"
 KEY: Final = "twinhash.metadata"  # under which an exported model says what it is
+RULE: Final = 2  # how an image file becomes a network's square input: see `gallery.codespace.RULE_TEXT`
 Codes = NDArray[np.uint8]
 
 

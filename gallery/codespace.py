@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, StrictInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from gallery.codes import BIT_ORDER, BIT_RULE, check_bits, pack
+from gallery.codes import BIT_ORDER, BIT_RULE, RULE, check_bits, pack
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import atomic_path, open_array, read_json, write_json
 
@@ -19,8 +19,7 @@ FILE, CENTERS = "codespace.json", "centers.npy"
 MAX_CENTERS = 256 << 20  # bytes: two million classes of 128 bits
 ARITHMETIC = "fp32"  # of all logits whose signs are stored, or compared with stored ones
 RGB = tuple[float, float, float]
-RULE = 2  # how the file of an image becomes a network's square input; codes of different rules are not comparable
-RULE_TEXT = (  # what rule 2 is: the one place that says it
+RULE_TEXT = (  # what rule 2 is, the one place that says it: codes of different rules are not comparable
     "upright by its EXIF orientation, in sRGB (an embedded ICC profile is applied), transparency on white; decoded in "
     "full, or reduced to no less than 4 x size on the shorter side; then shorter side to size (bilinear, antialiased), "
     "centre crop"

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gallery.codes import BIT_ORDER, BIT_RULE, KEY, Codes
-from gallery.codespace import RULE
+from gallery.codes import BIT_ORDER, BIT_RULE, KEY, RULE, Codes
 from gallery.errors import CorruptFile, InputError
 from gallery.files import check_regular, read_json, sha256_of
 

@@ -22,7 +22,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from distill.data.dataset import ImageSource, Indices
-from gallery.codespace import RULE
+from gallery.codes import RULE
 from gallery.console import log, track
 from gallery.cores import map_ahead
 from gallery.decode import FORMATS, LARGEST_PIXELS, to_square

@@ -49,6 +49,8 @@ def test_beside_a_student_the_teacher_becomes_what_it_becomes_alone(learn: Learn
     assert np.array_equal(staged.gallery.codes, at_once.gallery.codes)
     assert {p.stage for p in read_metrics(context.run_dir.folder / "train.jsonl")} == {"pair"}
     assert context.run_dir.is_done("student")
+    _, other = learn("another scale", distillation="online", loss_args={"scale": 16.0})
+    assert not same(at_once.teacher, other.teacher)
 
 
 @pytest.mark.parametrize("lost", ["teacher", "student"])

@@ -23,8 +23,7 @@ from export.artifact import KEY
 from export.bundle import APPS, Golden, open_bundle, write_bundle
 from export.exporter import golden_of
 from export.golden_photos import SIDES as PHOTO_SIDES
-from gallery.codes import pack, unpack
-from gallery.codespace import RULE
+from gallery.codes import RULE, pack, unpack
 from gallery.decode import _to_rgb, decode, to_square
 from gallery.files import sha256_of
 from mobile_eval.runtimes import ModelOutput, open_model

@@ -25,7 +25,7 @@ from export.exporter import FORMATS, ExportRequest, export_all, select_variants
 from export.metadata import read_metadata
 from export.quantize import QuantizationResult
 from export.query_model import QueryModel, inference_copy
-from gallery.codes import pack
+from gallery.codes import RULE, pack
 from gallery.codespace import Preprocessing
 from gallery.decode import decode, to_square
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
@@ -261,7 +261,7 @@ def test_an_unknown_layer_is_an_error(variant: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"conv\b.*left|wrong\.name"):
         export_all(request(small()), [variant], tmp_path, kept_in_float(small(), ["conv", "wrong.name"]))
     format = FORMATS[variant.split("-")[0]]
-    metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("wrong.name",))
+    metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, RULE, float_layers=("wrong.name",))
     with quiet():
         program = format.convert(QueryModel(inference_copy(small(), SIZE), IMAGENET))
     with pytest.raises(InputError, match=r"wrong\.name"):
@@ -270,7 +270,7 @@ def test_an_unknown_layer_is_an_error(variant: str, tmp_path: Path) -> None:
 
 
 def test_metadata_survives_json_and_no_other_text_of_it_is_read() -> None:
-    metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, "any", float_layers=("a.b", "c"))
+    metadata = ModelMetadata("s" * 16, 64, "small", "w8a32", SIZE, RULE, float_layers=("a.b", "c"))
     assert ModelMetadata.from_json(metadata.to_json(), "here") == metadata
     text = metadata.to_json()
     for other in (
@@ -364,7 +364,7 @@ def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_each_format_writes_a_file_on_its_own(tmp_path: Path) -> None:
     model = QueryModel(inference_copy(small(), SIZE), IMAGENET)
-    metadata = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, "any")
+    metadata = ModelMetadata("s" * 16, 64, "small", "fp16", SIZE, RULE)
     images, _ = synthetic_images(4, seed=1)
     with torch.no_grad():
         logits = model(torch.from_numpy(images))[1].numpy()

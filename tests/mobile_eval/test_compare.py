@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.artifact import ExportedModel, ExportFailure, ModelMetadata
-from gallery.codes import pack
-from gallery.codespace import RULE
+from gallery.codes import RULE, pack
 from gallery.errors import CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import sha256_of
 from gallery.index import GalleryIndex
