@@ -23,22 +23,19 @@ held back.  `created` is information: no decision depends on it, as the clocks o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.artifact import first_line
-from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
-from gallery.files import atomic_path, check_regular, is_desktop_file, read_json, sha256_of
+from gallery.files import atomic_path, check_regular, read_bytes, sha256_of
 from gallery.names import some
 
 if TYPE_CHECKING:
@@ -46,13 +43,14 @@ if TYPE_CHECKING:
 
 RELEASE, FORMAT = "release.json", 1
 MAX_RELEASE, MAX_FILES, MAX_VERSION = 1 << 16, 64, 999_999_999  # bytes; files, and as many of a gallery
-LINE = r" [0-9a-f]{64} [1-9][0-9]{0,9} [A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?\n"
+NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?"
+LINE = rf" [0-9a-f]{{64}} [1-9][0-9]{{0,9}} {NAME}\n"
+MAX_BYTES = 9_999_999_999  # of a file
 PAYLOAD = (
     r"twinhash release 1\nversion [1-9][0-9]{0,8}\ncode_space [0-9a-f]{16}\nstudent [A-Za-z0-9._/:-]{1,100}\n"
     r"created [0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\n"
     rf"(?:file{LINE}){{1,64}}(?:gallery{LINE}){{0,64}}"
 )
-NO_GALLERY_FILES = ("README.md", "codespace.json", "centers.npy")  # of an exported gallery: an app reads none of them
 AGAIN = "Download it again; if that does not help, do not install it: it is not what was signed with the app's key."
 
 
@@ -107,7 +105,8 @@ class ReleaseUpdate(StrEnum):
 class ReleaseClient:
     """What a client knows before it sees a release.
 
-    space: the code space of the gallery that it searches, its own or a server's
+    space: the code space of the gallery that it searches now, its own or a server's: once a release has brought a
+    gallery, that release's
     installed: the release that it has, none before the first
     pinned: the lowest version that it takes, e.g. that of the files inside the app
     """
@@ -126,16 +125,7 @@ def read_release(data: bytes, public_key: Ed25519PublicKey) -> Release:
     from cryptography.exceptions import InvalidSignature
 
     try:
-        if len(data) > MAX_RELEASE:
-            raise ValueError(f"more than {MAX_RELEASE:,} bytes")
-        record = json.loads(data.decode())  # UTF-8 alone, as in the apps
-        if not isinstance(record, dict) or set(record) != {"payload", "signature"}:
-            raise ValueError("not an object of payload and signature")
-        payload, signature = record["payload"], record["signature"]
-        if not isinstance(payload, str) or not isinstance(signature, str):
-            raise ValueError("a payload or signature that is no text")
-        if not re.fullmatch("[0-9a-f]{128}", signature):
-            raise ValueError("a signature that is not 128 hexadecimal digits")
+        payload, signature = _split(data)
         public_key.verify(bytes.fromhex(signature), payload.encode())
         return dataclasses.replace(_parse(payload), signature=signature)
     except (ValueError, RecursionError) as error:
@@ -143,6 +133,21 @@ def read_release(data: bytes, public_key: Ed25519PublicKey) -> Release:
     except InvalidSignature as error:
         expected = f"a release signed with the key {public_key.public_bytes_raw().hex()[:16]}..."
         raise CorruptFile(expected, "a changed text, or another key's signature", AGAIN) from error
+
+
+def _split(data: bytes) -> tuple[str, str]:
+    """Read payload and signature of a `release.json`; raises `ValueError` or `RecursionError` for another form."""
+    if len(data) > MAX_RELEASE:
+        raise ValueError(f"more than {MAX_RELEASE:,} bytes")
+    record = json.loads(data.decode())  # UTF-8 alone, as in the apps
+    if not isinstance(record, dict) or set(record) != {"payload", "signature"}:
+        raise ValueError("not an object of payload and signature")
+    payload, signature = record["payload"], record["signature"]
+    if not isinstance(payload, str) or not isinstance(signature, str):
+        raise ValueError("a payload or signature that is no text")
+    if not re.fullmatch("[0-9a-f]{128}", signature):
+        raise ValueError("a signature that is not 128 hexadecimal digits")
+    return payload, signature
 
 
 def _parse(payload: str) -> Release:
@@ -166,9 +171,10 @@ def _parse(payload: str) -> Release:
 def check_update(release: Release, client: ReleaseClient) -> ReleaseUpdate:
     """Return what a client does with a release whose signature it has verified (`read_release`).
 
-    A student of the same code space is updated alone; one of another only together with its gallery.  Raises
-    `InputError` for a version below the pinned or the installed one, and for the installed version with other content;
-    `CodeSpaceMismatch` for another code space without its gallery.
+    A student of the same code space, the client's and that of a gallery which the installed release brought, is updated
+    alone; one of another only together with its gallery.
+    Raises `InputError` for a version below the pinned or the installed one, and for the installed version with other
+    content; `CodeSpaceMismatch` for another code space without its gallery.
     """
     installed = client.installed
     least, why = max((client.pinned, "pinned"), (installed.version if installed else 0, "installed"))
@@ -182,11 +188,17 @@ def check_update(release: Release, client: ReleaseClient) -> ReleaseUpdate:
         return ReleaseUpdate.NONE
     if release.gallery:
         return ReleaseUpdate.BOTH
-    if release.code_space != client.space:
-        expected = f"a release of the gallery's code space {client.space}, or one that brings its own gallery"
+    _check_space(release, client.space)
+    if installed and installed.gallery:
+        _check_space(release, installed.code_space)
+    return ReleaseUpdate.STUDENT
+
+
+def _check_space(release: Release, space: str) -> None:
+    if release.code_space != space:
+        expected = f"a release of the gallery's code space {space}, or one that brings its own gallery"
         fix = "Keep what is installed; publish the release with its gallery: release --gallery FOLDER."
         raise CodeSpaceMismatch(expected, f"code space {release.code_space} without a gallery", fix)
-    return ReleaseUpdate.STUDENT
 
 
 def check_file(path: Path, file: ReleaseFile) -> None:
@@ -207,9 +219,11 @@ def install_files(
     """Put the downloaded files in place as `folder/<version>/`, whole or not at all; return what was updated.
 
     `student/` holds the release's files, `gallery/` its gallery or, where it brings none, that of the installed
-    version.  A client uses the folder of the highest number, which is renamed there when it is complete.
+    version, with the release that brought it.  A client uses the folder of the highest number, which is renamed there
+    when it is complete, and removes the lower ones when it has opened the new model.
     downloads: a folder with the files by their names; wanted: of the student's files, those this client runs (all)
-    Raises what `check_update` and `check_file` raise, and `InputError` for a wanted file that is not in the release.
+    Raises what `check_update` and `check_file` raise, `InputError` for a wanted file that is not in the release,
+    `CorruptFile` or `CodeSpaceMismatch` for an installed gallery that is not whole, or not of the release's code space.
     """
     update, files = check_update(release, client), {one.name: one for one in release.files}
     if missing := set(wanted) - set(files):
@@ -217,16 +231,37 @@ def install_files(
         raise InputError(f"files of release {release.version}", some(sorted(missing)), fix)
     if update == ReleaseUpdate.NONE:
         return update
-    old = folder / str(client.installed.version) / "gallery" if client.installed else None
+    brought: Release | None = release if release.gallery else None
+    source = downloads
+    if client.installed and not brought:
+        source = folder / str(client.installed.version) / "gallery"
+        brought = _installed_gallery(source, client.installed, release)
     with atomic_path(folder / str(release.version)) as draft:
         draft.mkdir()
         _copy([files[name] for name in files if name in wanted or not wanted], downloads, draft / "student")
-        if release.gallery:
-            _copy(release.gallery, downloads, draft / "gallery")
-        elif old and old.is_dir():
-            shutil.copytree(old, draft / "gallery")
+        if brought:
+            _copy(brought.gallery, source, draft / "gallery")
+            (draft / "gallery" / RELEASE).write_text(brought.text)
         (draft / RELEASE).write_text(release.text)
     return update
+
+
+def _installed_gallery(folder: Path, installed: Release, release: Release) -> Release | None:
+    """Return the release that brought an installed gallery, whose files are checked; None where there is no gallery."""
+    if not installed.gallery and not folder.is_dir():
+        return None
+    again = "Install a release that brings its gallery; for the same version again, name none as installed."
+    try:
+        payload, signature = _split(read_bytes(folder / RELEASE, MAX_RELEASE))
+        brought = dataclasses.replace(_parse(payload), signature=signature)
+        for file in brought.gallery:
+            check_file(folder / file.name, file)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error.expected} in {folder}", error.found, again) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"the {RELEASE} that brought the gallery {folder}", first_line(error), again) from error
+    _check_space(release, brought.code_space)
+    return brought
 
 
 def _copy(files: Sequence[ReleaseFile], source: Path, target: Path) -> None:
@@ -246,63 +281,7 @@ def sign(release: Release, key: Ed25519PrivateKey) -> Release:
         if len(signed.text) > MAX_RELEASE:
             raise ValueError(f"a text of more than {MAX_RELEASE:,} bytes")
     except ValueError as error:
-        expected = f"up to {MAX_FILES} files with names of their own, of letters, digits, '.', '_' and '-'"
-        raise InputError(expected, first_line(error), "Rename the files, or choose fewer.") from error
+        expected = f"up to {MAX_FILES} files with names of their own, and as many of a gallery"
+        found = f"{len(release.files)} and {len(release.gallery)} files: {first_line(error)}"
+        raise InputError(expected, found, "Rename what has the name of another file, or choose fewer.") from error
     return signed
-
-
-def describe_release(bundle: Path, version: int, names: Sequence[str] = (), gallery: Path | None = None) -> Release:
-    """Describe the next version of what an app downloads, unsigned.
-
-    bundle:  its checksums are verified, and its code space; the inside of its models is not (`run.py verify`)
-    names:   files of the bundle; by default the models that are single files, and `manifest.json` with their metadata
-    gallery: a folder that `gallery/run.py export` wrote, of which all files ship but `NO_GALLERY_FILES`
-    Raises `InputError` for a version, file or folder that cannot ship, and what `open_bundle` raises.
-    """
-    from export.bundle import MANIFEST, open_bundle
-
-    if not 0 < version <= MAX_VERSION:
-        raise InputError(f"a release version of 1 to {MAX_VERSION:,}", f"{version:,}", "Take one more than the last.")
-    manifest = open_bundle(bundle, parse_models=False)
-    models = [model.path.name for model in manifest.files if model.path.is_file()]
-    known = [MANIFEST, *sorted(path.name for path in bundle.iterdir() if path.is_file() and path.name != MANIFEST)]
-    if not names and not models:
-        fix = "Export ONNX or LiteRT too; a Core ML package is a folder, which ships inside the app."
-        raise InputError(f"a model that is one file in {bundle}", some(one.path.name for one in manifest.files), fix)
-    if wrong := [name for name in names if name not in known or name.startswith(".")]:
-        fix = f"Choose from {', '.join(name for name in known if not name.startswith('.'))}, or leave --files out."
-        raise InputError(f"single files of the bundle {bundle}", some(wrong), fix)
-    files = [_describe_file(bundle / name) for name in dict.fromkeys(names or [*models, MANIFEST])]
-    brought = _gallery_files(gallery, manifest.space.id) if gallery else ()
-    student = re.sub(r"[^A-Za-z0-9._/:-]", "_", manifest.files[0].metadata.student)[:100] or "student"
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Release(version, manifest.space.id, student, created, tuple(files), tuple(brought))
-
-
-def _gallery_files(folder: Path, space: str) -> list[ReleaseFile]:
-    """Describe the files of an exported gallery, which must be of the bundle's code space."""
-    from gallery import codespace
-
-    again = "Export the gallery of the same run: python gallery/run.py export RUN FOLDER --to site"
-    try:
-        found = codespace.CodeSpace.from_dict(read_json(folder / codespace.FILE, dict)).id
-        inside = [path for path in sorted(folder.iterdir()) if not is_desktop_file(path.name)]
-    except (OSError, ValueError) as error:
-        raise InputError(f"an exported gallery with {codespace.FILE} at {folder}", first_line(error), again) from error
-    if found != space:
-        raise CodeSpaceMismatch(f"a gallery of the bundle's code space {space} at {folder}", found, again)
-    files = [_describe_file(path) for path in inside if path.is_file() and path.name not in NO_GALLERY_FILES]
-    if not files:
-        raise InputError(f"files of an exported gallery in {folder}", "none", again)
-    return files
-
-
-def _describe_file(path: Path) -> ReleaseFile:
-    """Describe a file to ship; raises `InputError` for a private key, whatever it is named."""
-    with path.open("rb") as stream:
-        if b"PRIVATE KEY-----" in stream.read(1024):
-            fix = "Move it away, to where nothing is published."
-            raise InputError("no private key among the files to ship", plain(str(path)), fix)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return ReleaseFile(path.name, path.stat().st_size, digest)

@@ -27,12 +27,13 @@ class ReleaseKeyCommand(Record):
 
     writes the private key key.pem, which only you may read and which never ships, and the public key key.pub.  The last
     line is the public key as apps take it: 64 hexadecimal digits, to be built into the app.  An app takes no release
-    that was signed with another key, so keep a copy of key.pem in a safe place.  With a password in the environment
-    variable TWINHASH_RELEASE_PASSWORD the private key is encrypted.
+    that was signed with another key, so keep a copy of key.pem in a safe place; and it takes every release that was
+    signed with its own, so make a key for each app.  With a password in the environment variable
+    TWINHASH_RELEASE_PASSWORD the private key is encrypted.  If key.pub was lost, it is written again.
     """
 
     key: tyro.conf.Positional[Path]
-    """File of the private key, which must not exist yet; the public key lies beside it and ends with .pub."""
+    """File of the private key, new, or without its public key, which lies beside it and ends with .pub."""
 
 
 class ReleaseCommand(Record):
@@ -50,6 +51,8 @@ class ReleaseCommand(Record):
     space: then the gallery must come along, exported by `gallery/run.py export RUN FOLDER --to site` and given as
     --gallery FOLDER.  A version that was published stays as it is: whatever changes is a later version, also on the way
     back.
+
+    Nothing ships that holds a private key in PEM in its first MiB.
     """
 
     bundle: tyro.conf.Positional[Path]
@@ -62,7 +65,7 @@ class ReleaseCommand(Record):
     """Files of the bundle that ship; by default each ONNX and LiteRT model, and manifest.json."""
     gallery: Path | None = None
     """Folder of an exported gallery that ships too: needed when the code space is not that of the release before.
-    Thumbnails are published beside it, and checked by their names."""
+    Thumbnails are published beside it; each is named by its SHA-256, by which it can be checked."""
     out: Path | None = None
     """The release file; by default release.json beside the bundle."""
 
@@ -84,7 +87,8 @@ class VerifyReleaseCommand(Record):
     public_key: Path
     """The public key that apps have: the .pub file of `release-key`."""
     space: str | None = None
-    """Id of the code space of the gallery that the app searches; by default that of the release."""
+    """Id of the code space of the gallery that the app searches; by default that of the installed release, or of
+    RELEASE itself where none is installed."""
     pinned_version: int = 0
     """The lowest version that the app takes."""
     installed: Path | None = None
@@ -98,8 +102,10 @@ def make_release_keys(command: ReleaseKeyCommand) -> int:
     require("release")
     from export.release_keys import PASSWORD, make_keys
 
-    public, digits = make_keys(command.key)
     encrypted = "encrypted" if os.environ.get(PASSWORD) else f"not encrypted ({PASSWORD} is not set)"
+    if command.key.is_file():
+        encrypted = "as it was"
+    public, digits = make_keys(command.key)
     log.info("private key %s, %s: keep it secret, and a copy of it", command.key, encrypted)
     log.info("public key %s, in apps: %s", public, digits)
     return EXIT_PASSED
@@ -108,18 +114,24 @@ def make_release_keys(command: ReleaseKeyCommand) -> int:
 def release(command: ReleaseCommand) -> int:
     """Describe, sign and write a release."""
     require("release")
-    from export.release import describe_release, sign
+    from export.release import sign
+    from export.release_content import describe_release
     from export.release_keys import load_key
     from gallery.files import atomic_write
 
     key, out = load_key(command.key), command.out or command.bundle.absolute().parent / "release.json"
-    if out.resolve().is_relative_to(command.bundle.resolve()) or out.is_dir():
+    sources = [folder.resolve() for folder in (command.bundle, command.gallery) if folder]
+    if any(out.resolve().is_relative_to(folder) for folder in sources) or out.is_dir():
         fix = "Leave --out out: release.json then lies beside the bundle."
-        raise InputError("a file outside of the bundle for the release", str(out), fix)
-    if out.exists():
-        _check_grows(out, command, key.public_key())
+        if command.out is None:
+            fix = "Name a file elsewhere: --out FILE"
+        raise InputError("a file outside of the bundle and the gallery for the release", str(out), fix)
+    before = _read_former(out, command, key.public_key()) if out.exists() else None
     signed = sign(describe_release(command.bundle, command.version, command.files, command.gallery), key)
     atomic_write(out, signed.text)
+    if before and before.code_space != signed.code_space and not signed.gallery:
+        log.warning("The release before is of code space %s, this one of %s without a gallery: only apps that search a "
+                    "server's gallery of this space take it.", before.code_space, signed.code_space)  # fmt: skip
     _log_release(signed)
     if packages := sorted(path.name for path in command.bundle.iterdir() if path.suffix in (".mlpackage", ".aimodel")):
         log.info("  not in it, since they are folders: %s", ", ".join(packages))
@@ -127,18 +139,19 @@ def release(command: ReleaseCommand) -> int:
     return EXIT_PASSED
 
 
-def _check_grows(out: Path, command: ReleaseCommand, public_key: Ed25519PublicKey) -> None:
-    """Raise `InputError` unless the file to replace is an earlier release, signed with the same key."""
+def _read_former(out: Path, command: ReleaseCommand, public_key: Ed25519PublicKey) -> Release:
+    """Read the file to replace; raises `InputError` unless it is an earlier release, signed with the same key."""
     from export.release import read_release
 
     try:
-        before = read_release(_read(out), public_key).version
+        before = read_release(_read(out), public_key)
     except (CorruptFile, InputError) as error:
         expected = f"an earlier release of the same key to replace at {out}"
         raise InputError(expected, error.found, "Choose another --out, or take the key of before.") from error
-    if before >= command.version:
-        fix = f"Take --version {before + 1}, or choose another --out."
-        raise InputError(f"a version above {before}, that of {out}", str(command.version), fix)
+    if before.version >= command.version:
+        fix = f"Take --version {before.version + 1}, or choose another --out."
+        raise InputError(f"a version above {before.version}, that of {out}", str(command.version), fix)
+    return before
 
 
 def verify_release(command: VerifyReleaseCommand) -> int:
@@ -151,7 +164,8 @@ def verify_release(command: VerifyReleaseCommand) -> int:
     found = read_release(_read(command.release), key)
     installed = read_release(_read(command.installed), key) if command.installed else None
     _log_release(found)
-    update = check_update(found, ReleaseClient(command.space or found.code_space, installed, command.pinned_version))
+    space = command.space or (installed or found).code_space
+    update = check_update(found, ReleaseClient(space, installed, command.pinned_version))
     if command.folder:
         for file in (*found.files, *found.gallery):
             check_file(_find(file.name, command.folder), file)

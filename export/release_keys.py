@@ -24,28 +24,34 @@ if TYPE_CHECKING:
 
 PASSWORD, PUBLIC = "TWINHASH_RELEASE_PASSWORD", ".pub"
 MAX_KEY = 1 << 14  # bytes of a PEM file
-MAKE = "Make a pair: python export/run.py release-key key.pem"
+MAKE = "Make a pair in new files: python export/run.py release-key new.pem"
 
 
 def make_keys(path: Path) -> tuple[Path, str]:
     """Write a new private key, mode 0600, and its public key beside it; return the latter's path and digits.
 
-    Raises `InputError` where there is a file at one of both, or the folder is that of a bundle.
+    Of an existing private key without a public one beside it, which was lost, the public key alone is written.
+    Raises `InputError` where there is a public key, no name of a file, or the folder is that of a bundle.
     """
     from cryptography.hazmat.primitives import serialization as pem
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    if path.is_dir() or not path.name:
+        raise InputError("a file for a private key", f"{path}, a folder", f"Name a file in it: {path / 'key.pem'}")
     public, password = path.with_suffix(PUBLIC), os.environ.get(PASSWORD, "").encode()
-    if existing := [one for one in (path, public) if one.exists() or one.is_symlink()]:
+    existing = [one for one in (path, public) if one.exists() or one.is_symlink()]
+    is_lost = existing == [path] and path.is_file()
+    if existing and not is_lost and path != public:
         fix = "Keep that key, by which apps know their releases, or name another file."
         raise InputError("names of two new files, of the private and the public key", str(existing[0]), fix)
     ships = any((folder / MANIFEST).exists() and (folder / FILE).exists() for folder in path.absolute().parents)
     if path == public or ships:
         found = f"{path}, inside of a bundle" if path != public else f"{path}, the name of a public key"
         raise InputError("a file for a private key, outside of what ships", found, "Name it key.pem, elsewhere.")
-    key = Ed25519PrivateKey.generate()
-    encryption = pem.BestAvailableEncryption(password) if password else pem.NoEncryption()
-    _write_new(path, key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption), 0o600)
+    key = load_key(path) if is_lost else Ed25519PrivateKey.generate()
+    if not is_lost:
+        encryption = pem.BestAvailableEncryption(password) if password else pem.NoEncryption()
+        _write_new(path, key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption), 0o600)
     info = pem.PublicFormat.SubjectPublicKeyInfo
     _write_new(public, key.public_key().public_bytes(pem.Encoding.PEM, info), 0o644)
     return public, key.public_key().public_bytes_raw().hex()

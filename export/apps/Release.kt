@@ -1,6 +1,9 @@
 package twinhash
 
 import java.io.File
+import java.io.FileOutputStream
+import java.io.IOException
+import java.io.InputStream
 import java.security.GeneralSecurityException
 import java.security.KeyFactory
 import java.security.MessageDigest
@@ -28,7 +31,10 @@ class Release internal constructor(val payload: String, val text: String) {
         lines.drop(5).filter { it[0] == kind }.map { ReleaseFile(it[3], it[2].toLong(), it[1]) }
 }
 
-/** [space]: the code space of the gallery in use. [pinned]: the lowest version that the app takes. */
+/**
+ * [space]: the code space of the gallery in use; once a release has brought a gallery, that release's.
+ * [pinned]: the lowest version that the app takes.
+ */
 class ReleaseClient(val space: String, val installed: Release? = null, val pinned: Int = 0)
 
 /** Nothing, as it is installed; the student alone; the student together with the gallery. */
@@ -63,6 +69,15 @@ private val PAYLOAD = Regex(
  * `BouncyCastleProvider()` of org.bouncycastle:bcprov-jdk18on.
  */
 fun readRelease(data: ByteArray, publicKey: String, provider: Provider? = null): Release {
+    val (payload, signature, text) = split(data)
+    if (!verifies(payload, signature, publicKey, provider)) {
+        val expected = "a release signed with the key ${publicKey.take(16)}..."
+        throw ReleaseException(expected, "a changed text, or another key's signature", AGAIN)
+    }
+    return parse(payload, text)
+}
+
+private fun split(data: ByteArray): Triple<String, String, String> { // payload and signature of the text
     if (data.size > MAX_RELEASE) throw ReleaseException(WHOLE, "more than $MAX_RELEASE bytes", AGAIN)
     val text = String(data, Charsets.UTF_8)
     val record = try { // Android's JSONObject calls itself for whatever is nested: thousands of brackets end the process
@@ -75,10 +90,10 @@ fun readRelease(data: ByteArray, publicKey: String, provider: Provider? = null):
     if (record.length() != 2 || payload == null || signature == null || !Regex("[0-9a-f]{128}").matches(signature)) {
         throw ReleaseException(WHOLE, "no payload and signature of the right form", AGAIN)
     }
-    if (!verifies(payload, signature, publicKey, provider)) {
-        val expected = "a release signed with the key ${publicKey.take(16)}..."
-        throw ReleaseException(expected, "a changed text, or another key's signature", AGAIN)
-    }
+    return Triple(payload, signature, text)
+}
+
+private fun parse(payload: String, text: String): Release { // a payload whose signature was verified
     val format = Regex("^twinhash release ([0-9]{1,9})\n").find(payload)?.groupValues?.get(1)
     if (format != null && format != "1") {
         throw ReleaseException("a release of format 1", "format $format", "Update the app, which knows no later.")
@@ -139,23 +154,30 @@ fun checkUpdate(release: Release, client: ReleaseClient): ReleaseUpdate {
         throw ReleaseException(expected, "the same version of other content", fix)
     }
     if (release.gallery.isNotEmpty()) return ReleaseUpdate.BOTH
-    if (release.codeSpace != client.space) {
-        val expected = "a release of the gallery's code space ${client.space}, or one that brings its own gallery"
+    checkSpace(release, client.space)
+    if (installed != null && installed.gallery.isNotEmpty()) checkSpace(release, installed.codeSpace)
+    return ReleaseUpdate.STUDENT
+}
+
+private fun checkSpace(release: Release, space: String) {
+    if (release.codeSpace != space) {
+        val expected = "a release of the gallery's code space $space, or one that brings its own gallery"
         val fix = "Keep what is installed; publish the release with its gallery: release --gallery FOLDER."
         throw ReleaseException(expected, "code space ${release.codeSpace} without a gallery", fix)
     }
-    return ReleaseUpdate.STUDENT
 }
 
 /** A [ReleaseException] unless a downloaded file is the one that was signed; a larger one is not read. */
 fun checkFile(path: File, file: ReleaseFile) {
     val size = if (path.isFile) path.length() else -1
     val digest = MessageDigest.getInstance("SHA-256")
-    if (size == file.bytes) {
+    if (size == file.bytes) try {
         path.inputStream().use { stream ->
             val buffer = ByteArray(1 shl 16)
             generateSequence { stream.read(buffer).takeIf { it >= 0 } }.forEach { digest.update(buffer, 0, it) }
         }
+    } catch (error: IOException) {
+        throw ReleaseException("${file.name}, to be read", error.message ?: "an error", "Download the file again.")
     }
     val sha256 = digest.digest().joinToString("") { "%02x".format(it) }
     if (size != file.bytes || sha256 != file.sha256) {
@@ -171,8 +193,10 @@ fun checkFile(path: File, file: ReleaseFile) {
 
 /**
  * Puts the downloaded files in place as [folder]/version/, whole or not at all: student/, gallery/ (the release's or,
- * where it brings none, that of the installed version) and release.json. An app uses the folder of the highest number.
+ * where it brings none, that of the installed version, with the release that brought it) and release.json. An app uses
+ * the folder of the highest number, and removes the lower ones itself when it has opened the new model.
  * [wanted]: of the student's files, those that this app runs; empty: all.
+ * One call at a time for a [folder]: what a stopped one left there, version.partial, is removed.
  */
 fun installFiles(
     release: Release, client: ReleaseClient, downloads: File, folder: File, wanted: Set<String> = setOf(),
@@ -184,26 +208,68 @@ fun installFiles(
         throw ReleaseException("files of release ${release.version}", missing.joinToString(), fix)
     }
     if (update == ReleaseUpdate.NONE) return update
+    folder.listFiles { file -> file.name.endsWith(".partial") }?.forEach { it.deleteRecursively() }
     val (draft, place) = File(folder, "${release.version}.partial") to File(folder, "${release.version}")
-    draft.deleteRecursively()
-    copy(release.files.filter { wanted.isEmpty() || it.name in wanted }, downloads, File(draft, "student"))
     val old = client.installed?.let { File(folder, "${it.version}/gallery") }
-    if (release.gallery.isNotEmpty()) {
-        copy(release.gallery, downloads, File(draft, "gallery"))
-    } else if (old?.isDirectory == true) {
-        old.copyRecursively(File(draft, "gallery"))
-    }
-    File(draft, "release.json").writeText(release.text)
-    place.deleteRecursively() // of an installation that the app does not know: it is not the installed one
-    if (!draft.renameTo(place)) {
-        throw ReleaseException("a folder that can be written at $folder", "an error of the system", "Free some space.")
+    val kept = if (old == null || release.gallery.isNotEmpty()) null else installedGallery(old, client.installed, release)
+    try {
+        copy(release.files.filter { wanted.isEmpty() || it.name in wanted }, downloads, File(draft, "student"))
+        val brought = kept ?: release
+        if (brought.gallery.isNotEmpty()) {
+            copy(brought.gallery, if (old != null && kept != null) old else downloads, File(draft, "gallery"))
+            write(File(draft, "gallery/release.json"), brought.text.byteInputStream())
+        }
+        write(File(draft, "release.json"), release.text.byteInputStream())
+        replace(draft, place)
+    } catch (error: IOException) {
+        val isFull = folder.usableSpace < (release.files + release.gallery).sumOf { it.bytes }
+        val fix = if (isFull) "Free some space." else "Check that the app may write there, and try again."
+        throw ReleaseException("a folder that can be written at $folder", error.message ?: "an error", fix)
+    } finally {
+        draft.deleteRecursively()
     }
     return update
 }
 
-private fun copy(files: List<ReleaseFile>, source: File, target: File) {
-    for (file in files) {
-        checkFile(File(source, file.name), file)
-        checkFile(File(source, file.name).copyTo(File(target, file.name)), file)
+private fun installedGallery(folder: File, installed: Release, release: Release): Release? {
+    if (installed.gallery.isEmpty() && !folder.isDirectory) return null
+    val fix = "Install a release that brings its gallery; for the same version again, name none as installed."
+    val brought = try {
+        val said = File(folder, "release.json")
+        if (said.length() > MAX_RELEASE) throw IOException("more than $MAX_RELEASE bytes")
+        val (payload, _, text) = split(said.readBytes())
+        parse(payload, text).apply { gallery.forEach { checkFile(File(folder, it.name), it) } }
+    } catch (error: IOException) {
+        throw ReleaseException("the release.json that brought the gallery $folder", error.message ?: "an error", fix)
+    } catch (error: ReleaseException) {
+        throw ReleaseException("${error.expected} in $folder", error.found, fix)
     }
+    checkSpace(release, brought.codeSpace)
+    return brought
+}
+
+private fun copy(files: List<ReleaseFile>, source: File, target: File) {
+    for (file in files) { // what is checked is what stays
+        checkFile(File(source, file.name), file)
+        File(source, file.name).inputStream().use { write(File(target, file.name), it) }
+        checkFile(File(target, file.name), file)
+    }
+}
+
+private fun write(path: File, data: InputStream) {
+    path.parentFile?.mkdirs()
+    FileOutputStream(path).use {
+        data.copyTo(it)
+        it.fd.sync() // or a name could stand for nothing after a loss of power
+    }
+}
+
+private fun replace(draft: File, place: File) {
+    val aside = File(place.path + ".old.partial") // of an installation that the app does not know
+    if (place.exists() && !place.renameTo(aside)) throw IOException("$place cannot be moved aside")
+    if (!draft.renameTo(place)) {
+        aside.renameTo(place)
+        throw IOException("$draft cannot be renamed to $place")
+    }
+    aside.deleteRecursively()
 }

@@ -20,7 +20,8 @@ public struct Release: Equatable, Sendable {
     public let text: Data
 }
 
-/// `space`: the code space of the gallery in use.  `pinned`: the lowest version that the app takes.
+/// `space`: the code space of the gallery in use; once a release has brought a gallery, that release's.
+/// `pinned`: the lowest version that the app takes.
 public struct ReleaseClient: Sendable {
     public let space: String
     public let installed: Release?
@@ -61,8 +62,13 @@ private let form = #"\A"#
 ///
 ///     let release = try readRelease(downloaded, publicKey: digits)
 ///     let update = try checkUpdate(release, ReleaseClient(space: spaceOfTheGallery, installed: installed, pinned: 2))
-///     for file in release.files { try checkFile(at: downloads.appendingPathComponent(file.name), file) }
-///     // then move the folder of downloads to its place, whole
+///     for file in release.files + release.gallery {
+///         try checkFile(at: downloads.appendingPathComponent(file.name), file)
+///     }
+///     // then move the checked files, and no others, into a new folder, and that to its place, whole
+///
+/// An update of the student alone keeps the installed gallery, and only where the release that brought it has the
+/// new one's `codeSpace`: keep that release with the gallery, and check the gallery's files by it again.
 ///
 /// `publicKey`: the 64 hexadecimal digits that `export/run.py release-key` prints, part of the app, never downloaded.
 public func readRelease(_ data: Data, publicKey: String) throws -> Release {
@@ -139,8 +145,10 @@ public func checkUpdate(_ release: Release, _ client: ReleaseClient) throws -> R
         throw ReleaseError(expected: expected, found: "the same version of other content", fix: fix)
     }
     if !release.gallery.isEmpty { return .both }
-    if release.codeSpace != client.space {
-        let expected = "a release of the gallery's code space \(client.space), or one that brings its own gallery"
+    var spaces = [client.space]
+    if let installed = client.installed, !installed.gallery.isEmpty { spaces.append(installed.codeSpace) }
+    if let other = spaces.first(where: { $0 != release.codeSpace }) {
+        let expected = "a release of the gallery's code space \(other), or one that brings its own gallery"
         let fix = "Keep what is installed; publish the release with its gallery: release --gallery FOLDER."
         let found = "code space \(release.codeSpace) without a gallery"
         throw ReleaseError(expected: expected, found: found, fix: fix)

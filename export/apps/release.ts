@@ -32,7 +32,10 @@ export interface Release {
   readonly text: string;
 }
 
-/** `space`: the code space of the gallery in use.  `pinned`: the lowest version that the app takes. */
+/**
+ * `space`: the code space of the gallery in use; once a release has brought a gallery, that release's.
+ * `pinned`: the lowest version that the app takes.
+ */
 export interface ReleaseClient {
   readonly space: string;
   readonly installed?: Release;
@@ -127,8 +130,8 @@ function parse(payload: string): Omit<Release, "text"> {
 }
 
 /**
- * What an app does with a release whose signature was verified.  A student of the same code space is updated alone, one
- * of another only together with its gallery.  A `ReleaseError` for a version below the pinned or the installed one, for
+ * What an app does with a release whose signature was verified.  A student of the same code space is updated alone, and
+ * the gallery kept; one of another only together with its gallery.  A `ReleaseError` for a version below the pinned or the installed one, for
  * the installed version with other content, and for another code space without its gallery.
  */
 export function checkUpdate(release: Release, { space, installed, pinned = 0 }: ReleaseClient): ReleaseUpdate {
@@ -145,8 +148,9 @@ export function checkUpdate(release: Release, { space, installed, pinned = 0 }: 
     throw new ReleaseError(`version ${version} as it is installed`, "the same version of other content", fix);
   }
   if (release.gallery.length) return "both";
-  if (release.codeSpace !== space) {
-    const expected = `a release of the gallery's code space ${space}, or one that brings its own gallery`;
+  const other = [space, installed?.gallery.length ? installed.codeSpace : space].find((one) => one !== release.codeSpace);
+  if (other !== undefined) {
+    const expected = `a release of the gallery's code space ${other}, or one that brings its own gallery`;
     const fix = "Keep what is installed; publish the release with its gallery: release --gallery FOLDER.";
     throw new ReleaseError(expected, `code space ${release.codeSpace} without a gallery`, fix);
   }

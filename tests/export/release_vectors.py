@@ -59,7 +59,12 @@ def taken() -> Iterator[Vector]:
     whole = signed(FIRST)
     yield Vector("first", whole, "student")
     yield Vector("newer", whole, "student", installed=replace(FIRST, version=2))
-    yield Vector("newer-after-another-space", whole, "student", installed=replace(FIRST, version=2, code_space=OTHER))
+    server = replace(FIRST, version=2, code_space=OTHER)  # brought no gallery: the client searches a server's
+    yield Vector("newer-after-another-space-at-a-server", whole, "student", installed=server)
+    whose = replace(FIRST, gallery=(CODES,))
+    yield Vector("student-after-gallery", signed(replace(FIRST, version=4)), "student", installed=whose)
+    other = signed(replace(FIRST, version=5, code_space=OTHER))
+    yield Vector("another-space-after-a-student", other, "student", OTHER, replace(FIRST, version=4))
     yield Vector("installed", whole, "none", installed=FIRST)
     yield Vector("installed-and-pinned", whole, "none", installed=FIRST, pinned=3)
     yield Vector("pinned", whole, "student", pinned=3)
@@ -88,6 +93,11 @@ def refused_by_rule() -> Iterator[Vector]:
     yield Vector(
         "pinned-but-older", whole, "version 5, which is installed", installed=replace(FIRST, version=5), pinned=3
     )
+    other = replace(FIRST, version=2, code_space=OTHER, gallery=(CODES,))
+    brought = f"a release of the gallery's code space {OTHER}"
+    yield Vector("newer-after-the-gallery-of-another-space", whole, brought, installed=other)
+    yield Vector("newer-after-a-gallery-unknown-to-the-client", signed(replace(other, version=3, gallery=())),
+                 f"a release of the gallery's code space {SPACE}", installed=other)  # fmt: skip
     with_gallery = signed(replace(FIRST, gallery=(CODES,)))
     yield Vector("older-with-gallery", with_gallery, "or a later one", installed=replace(FIRST, version=4))
     for what, other in {

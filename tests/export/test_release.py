@@ -33,11 +33,11 @@ from export.release import (
     ReleaseUpdate,
     check_file,
     check_update,
-    describe_release,
     install_files,
     read_release,
     sign,
 )
+from export.release_content import describe_release
 from export.release_keys import PASSWORD, load_key, load_public_key, make_keys
 from gallery import codespace
 from gallery.codes import pack
@@ -256,7 +256,8 @@ def test_files_are_installed_whole_or_not_at_all(downloads: Path, tmp_path: Path
     assert not list(folder.iterdir())
     (downloads / "codes.bin").write_bytes(RIGHT)
     assert install_files(ready, client, downloads, folder) == ReleaseUpdate.BOTH
-    everything = {"3/student/a.bin", "3/student/b.bin", "3/gallery/codes.bin", "3/release.json"}
+    everything = {"3/student/a.bin", "3/student/b.bin", "3/gallery/codes.bin", "3/gallery/release.json"}
+    everything |= {"3/release.json"}
     assert placed(folder) == everything
     assert read_release((folder / "3" / "release.json").read_bytes(), PUBLIC) == ready
 
@@ -268,7 +269,8 @@ def test_a_student_alone_keeps_the_gallery_and_nothing_is_installed_twice(downlo
     client = ReleaseClient(SPACE, first)
     assert install_files(second, client, downloads, folder, ["b.bin"]) == ReleaseUpdate.STUDENT
     assert {name for name in placed(folder) if name.startswith("4/")} == {
-        "4/student/b.bin", "4/gallery/codes.bin", "4/release.json"}  # fmt: skip
+        "4/student/b.bin", "4/gallery/codes.bin", "4/gallery/release.json", "4/release.json"}  # fmt: skip
+    assert (folder / "4" / "gallery" / "release.json").read_text() == first.text
     before = placed(folder)
     assert install_files(second, ReleaseClient(SPACE, second), downloads, folder) == ReleaseUpdate.NONE
     with pytest.raises(InputError, match="version 4, which is installed"):
@@ -276,6 +278,65 @@ def test_a_student_alone_keeps_the_gallery_and_nothing_is_installed_twice(downlo
     with pytest.raises(CodeSpaceMismatch):
         install_files(sign(replace(FIRST, version=5, code_space=OTHER), KEY), client, downloads, folder)
     assert placed(folder) == before
+
+
+def test_a_gallery_is_kept_only_whole_and_of_the_same_code_space(downloads: Path, tmp_path: Path) -> None:
+    folder, first = tmp_path / "app", sign(replace(FIRST, gallery=(CODES,)), KEY)
+    second, other = (sign(replace(FIRST, version=4, code_space=space), KEY) for space in (SPACE, OTHER))
+    install_files(first, ReleaseClient(SPACE), downloads, folder)
+    with pytest.raises(CodeSpaceMismatch, match=f"gallery's code space {SPACE}"):
+        install_files(other, ReleaseClient(OTHER, first), downloads, folder)  # a client that knows its space wrongly
+    install_files(second, ReleaseClient(SPACE, first), downloads, folder)
+    last = sign(replace(FIRST, version=5, code_space=OTHER), KEY)
+    with pytest.raises(CodeSpaceMismatch, match=f"gallery's code space {SPACE}"):
+        install_files(last, ReleaseClient(OTHER, second), downloads, folder)  # the second brought none, but has one
+    before, client = placed(folder), ReleaseClient(SPACE, second)
+    last, gallery = sign(replace(FIRST, version=5), KEY), folder / "4" / "gallery"
+    for damage, found in (
+        (lambda: (gallery / "codes.bin").write_bytes(CHANGED), "codes.bin of 20 bytes"),
+        (lambda: (gallery / "codes.bin").unlink(), "codes.bin of 20 bytes"),
+        (lambda: (gallery / "release.json").write_text("x"), "release.json that brought the gallery"),
+        (lambda: (gallery / "release.json").unlink(), "release.json that brought the gallery"),
+    ):
+        damage()
+        with pytest.raises(CorruptFile, match="Install a release that brings its gallery") as caught:
+            install_files(last, client, downloads, folder)
+        assert found in caught.value.expected
+    shutil.rmtree(folder / "3" / "gallery")
+    with pytest.raises(CorruptFile, match="Install a release that brings its gallery"):
+        install_files(second, ReleaseClient(SPACE, first), downloads, folder)
+    assert placed(folder) < before
+    assert install_files(first, ReleaseClient(SPACE), downloads, folder) == ReleaseUpdate.BOTH  # as the fix says
+    assert install_files(second, ReleaseClient(SPACE, first), downloads, folder) == ReleaseUpdate.STUDENT
+    assert placed(folder) == before
+
+
+def test_a_server_s_gallery_is_none_to_keep(downloads: Path, tmp_path: Path) -> None:
+    folder, first = tmp_path / "app", sign(FIRST, KEY)
+    install_files(first, ReleaseClient(SPACE), downloads, folder)
+    moved = sign(replace(FIRST, version=4, code_space=OTHER), KEY)
+    assert install_files(moved, ReleaseClient(OTHER, first), downloads, folder) == ReleaseUpdate.STUDENT
+    assert not list(folder.glob("*/gallery"))
+
+
+def test_a_lost_public_key_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    private = tmp_path / "key.pem"
+    public, digits = make_keys(private)
+    data = public.read_bytes()
+    public.unlink()
+    code, said = call("release-key", private)
+    assert (code, f"{private}, as it was" in said, digits in said) == (0, True, True), said
+    assert public.read_bytes() == data
+    assert load_key(private).public_key().public_bytes_raw().hex() == digits
+    public.unlink()
+    private.write_text("notes")
+    with pytest.raises(InputError, match="in new files"):
+        make_keys(private)
+    assert (private.read_text(), public.exists()) == ("notes", False)
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", "/", tmp_path):
+        code, said = call("release-key", folder)
+        assert (code, "Name a file in it: " in said) == (2, True), said
 
 
 def test_keys_are_for_their_owner_alone_and_are_not_overwritten(tmp_path: Path) -> None:
@@ -397,9 +458,25 @@ def test_what_cannot_ship_is_an_error(bundle: Path, gallery: Path, exports: Expo
     (gallery / "key.pem").rename(gallery / "ö.txt")
     with pytest.raises(InputError, match="no private key"):
         describe_release(bundle, 1, gallery=gallery)
+    (gallery / "ö.txt").write_bytes(b"-" * 5000 + pem_of(KEY))
+    with pytest.raises(InputError, match="no private key"):
+        describe_release(bundle, 1, gallery=gallery)
     (gallery / "ö.txt").write_text("x")
-    with pytest.raises(InputError, match="Rename the files"):
-        sign(describe_release(bundle, 1, gallery=gallery), KEY)
+    with pytest.raises(InputError, match=r"ö\.txt\. Rename the file\."):
+        describe_release(bundle, 1, gallery=gallery)
+    for name, size, message in (
+        ("empty.txt", 0, r"empty\.txt of 0 bytes\. Move it away"),
+        ("large.bin", 10_000_000_000, "of 10,000,000,000 bytes. Move it away"),
+        ("Release.json", 3, "a release lies beside them"),
+    ):
+        with (gallery / name).open("wb") as stream:
+            stream.truncate(size)  # takes no space
+        with pytest.raises(InputError, match=message):
+            describe_release(bundle, 1, gallery=gallery)
+        (gallery / name).unlink()
+    many = replace(FIRST, gallery=tuple(replace(A, name=f"f{i}") for i in range(65)))
+    with pytest.raises(InputError, match=r"2 and 65 files.* or choose fewer"):
+        sign(many, KEY)
     for name in ("codes.bin", "items.json", "ö.txt"):
         (gallery / name).unlink()
     with pytest.raises(InputError, match=r"gallery/run\.py export"):
@@ -485,6 +562,8 @@ def test_commands_refuse_what_does_not_fit(bundle: Path, call: Call, tmp_path: P
         "outside of what ships": ("release-key", bundle / "key.pem"),
         "take the key of before": ("release", bundle, "--version", "2", "--key", keys[1], "--out", out),
         "release.json then lies beside the bundle": (*made[:-1], bundle / "release.json"),
+        "outside of the bundle and the gallery": (*made[:-1], bundle / "golden" / "x.json", "--gallery", bundle.parent),
+        "Name a file elsewhere: --out FILE": (*made[:-2], "--gallery", bundle.parent),
         "another key's signature": ("verify-release", out, "--public-key", tmp_path / "two.pub"),
         "Make a pair": ("release", bundle, "--version", "2", "--key", tmp_path / "none.pem"),
         "Name the .pub file": ("verify-release", out, "--public-key", keys[0]),
@@ -501,6 +580,24 @@ def test_commands_refuse_what_does_not_fit(bundle: Path, call: Call, tmp_path: P
     out.write_text("notes")
     code, said = call("release", bundle, "--version", "3", "--key", keys[0], "--out", out)
     assert (code, "an earlier release of the same key to replace" in said, out.read_text()) == (2, True, "notes")
+
+
+def test_another_code_space_is_checked_as_an_app_does(bundle: Path, gallery: Path, call: Call, tmp_path: Path) -> None:
+    make_keys(key := tmp_path / "key.pem")
+    signer, space = load_key(key), open_bundle(bundle, parse_models=False).space.id
+    former, out = tmp_path / "former.json", tmp_path / "out.json"
+    for brings in ((), (CODES,)):
+        for path in (former, out):
+            path.write_text(sign(replace(FIRST, code_space=OTHER, gallery=brings), signer).text)
+        made = ("release", bundle, "--key", key, "--out", out, "--version")
+        check = ("verify-release", out, "--public-key", tmp_path / "key.pub", "--installed", former)
+        code, said = call(*made, "4")
+        assert (code, f"code space {OTHER}, this one of {space} without a gallery" in said) == (0, True), said
+        code, said = call(*check)
+        assert (code, f"the gallery's code space {OTHER}" in said) == (2, True), said
+        assert call(*check, "--space", space)[0] == (2 if brings else 0)  # or it searches a server's gallery
+        code, said = call(*made, "5", "--gallery", gallery)
+        assert (code, "without a gallery" in said, call(*check)[0]) == (0, False, 0), said
 
 
 Answers = dict[str, str]
@@ -613,6 +710,16 @@ def test_android_installs_all_files_or_none_and_names_a_provider(android: Answer
     assert "Choose from a.bin, b.bin" in android["install-other"]
     assert android["install-right"] == "3/release.json,3/student/a.bin,3/student/b.bin"
     assert "no file" in android["missing"]
+    student = "gallery/codes.bin,gallery/release.json,release.json,student/b.bin"
+    assert android["update-first"] == android["update-student"] == android["update-kept"] == student
+    assert f"gallery's code space {SPACE}" in android["update-other-space"]
+    assert android["update-folders"] == android["update-left"] == "3,4"
+    assert "codes.bin of 20 bytes" in android["update-damaged"]
+    for name in ("damaged", "unknown", "lost"):
+        assert "Install a release that brings its gallery" in android[f"update-{name}"]
+    assert "a folder that can be written at" in android["update-nowhere"]
+    assert "Check that the app may write there" in android["update-nowhere"]
+    assert "b.bin of 20 bytes" in android["update-missing"]
     assert "BouncyCastleProvider()" in android["no-provider"]
 
 
@@ -622,6 +729,7 @@ def test_the_swift_parses() -> None:
     source = (APPS / "Release.swift").read_bytes()
     swift = parser.Parser(parser.Language(grammar.language()))
     assert not swift.parse(source).root_node.has_error
+    assert b"in release.files + release.gallery {" in source
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
 
 

@@ -2,6 +2,7 @@
 import java.io.File
 import java.security.Security
 import java.util.Base64
+import twinhash.Release
 import twinhash.ReleaseClient
 import twinhash.ReleaseException
 import twinhash.ReleaseFile
@@ -48,9 +49,40 @@ fun main(arguments: Array<String>) {
     install("install-other", right, setOf("c.bin"))
     install("install-right", right)
 
+    updates(releases, folder, right)
     File(downloads, "missing").delete()
     answer("missing") { checkFile(File(downloads, "missing"), release.files[0]) }
     answer("short-key") { readRelease(bytes(data), "00") }
     answer("no-point") { readRelease(bytes(data), "02".padEnd(64, '0')) }
     answer("no-provider") { readRelease(bytes(data), key, Security.getProvider("SUN")) }
+}
+
+/** Updates of the student alone beside a gallery that an earlier release brought. */
+fun updates(releases: List<List<String>>, folder: File, right: ByteArray) {
+    fun read(name: String) = releases.first { it[0] == name }.let { readRelease(bytes(it[1]), it[2]) }
+    val (first, student) = listOf("gallery", "student-after-gallery").map { read(it) }
+    val other = read("another-space-after-a-student")
+    val place = File(folder, "kotlin-updates")
+    val downloads = File(folder, "kotlin-right").apply { mkdir() }
+    for (name in listOf("a.bin", "b.bin", "codes.bin")) File(downloads, name).writeBytes(right)
+    File(place, "9.partial/student").mkdirs()
+    fun update(name: String, release: Release, installed: Release?, into: File = place) = answer(name) {
+        installFiles(release, ReleaseClient(release.codeSpace, installed), downloads, into, setOf("b.bin"))
+        placed(File(place, "${release.version}"))
+    }
+    update("update-first", first, null)
+    update("update-student", student, first)
+    update("update-other-space", other, student)
+    println("update-folders\t" + place.list().orEmpty().sorted().joinToString(","))
+    File(place, "3/gallery/codes.bin").writeText("damaged")
+    update("update-damaged", student, first)
+    File(place, "3/gallery/release.json").delete()
+    update("update-unknown", student, first)
+    File(place, "3/gallery").deleteRecursively()
+    update("update-lost", student, first)
+    println("update-kept\t" + placed(File(place, "4")))
+    update("update-nowhere", first, null, File(downloads, "a.bin"))
+    File(downloads, "b.bin").delete()
+    update("update-missing", first, null)
+    println("update-left\t" + place.list().orEmpty().sorted().joinToString(","))
 }
