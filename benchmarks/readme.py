@@ -137,7 +137,7 @@ def _losses(c: dict[str, Any]) -> str:
         rows.append([f"{key[0]}, {key[1]} bits", scores[OURS], f"{scores[best]}, {best}"])
     o, seeds = c["options"], len({trial.seed for trial in trials})
     return (
-        f"**Losses compared.** Teachers by all {len({trial.loss for trial in trials})} losses that do not use the "
+        f"**Losses compared.** Teachers by {len({trial.loss for trial in trials})} losses that do not use the "
         f"gallery's labels (`{c['command']}`): {o['teacher']} at {o['size']} px, {seeds} seeds, learning rates "
         "chosen on validation images; tie-aware mAP. All of them, precision and recall by radius, seconds, and "
         f"published figures: `benchmarks/results/losses.md`.\n\n{table(['', OURS, 'best other'], rows)}"
@@ -160,8 +160,8 @@ def _open_world(c: dict[str, Any]) -> str:
         f"**Classes that came after training.** Student->gallery of {trials[0].bits}-bit codes "
         f"(`{c['command']}`): {o['teacher']} and {o['student']} at {o['size']} px, queries@gallery of classes that "
         "training had labels of (seen) and had none of (unseen); csch learns from the gallery's images of unseen "
-        "classes without labels, csch-no-similarity does not in its teacher. Float features of the pretrained teacher "
-        "and ITQ codes of them need no training at all. All that was measured: "
+        "classes without labels, csch-no-similarity, as published (scale 8), does not in its teacher. Float features "
+        "of the pretrained teacher and ITQ codes of them need no training at all. All that was measured: "
         "`benchmarks/results/open_world.md`.\n\n"
         f"{table(['data', '', *open_world.COLUMNS.values(), 'draws'], rows)}"
     )

@@ -183,11 +183,12 @@ def measure_app_skew(context: RunContext, models: TrainedModels, reference: Floa
     size = context.resolved.student_img_size
     if not context.config.skew:
         return None
-    part, reduction = subset_for_skew(reference, lambda rows: query_photos(context, rows), size)
+    photos = query_photos(context)
+    part, reduction = subset_for_skew(reference, photos, size)
     if reduction <= 1:
         log.info("  preprocessing skew: not measured, since the queries are no larger than the student's input")
         return None
-    squares = skewed_squares(query_photos(context, part.indices), size)
+    squares = skewed_squares(photos(part.indices), size)
     logits = {name: context.pixel_logits("student", models.student, pixels) for name, pixels in squares.items()}
     skew = measure_skew(logits, part, reduction)
     log.info("  %s", skew.sentence)

@@ -38,12 +38,11 @@ def run_images(folder: Path) -> Callable[[str], Image]:
     return read
 
 
-def query_photos(context: RunContext, rows: Indices) -> Iterator[Image]:
-    """Yield some of the queries, upright RGB of full size; rows: places in `data.query`."""
-    listed = _listed(context.config, context.run_dir.folder)
+def query_photos(context: RunContext) -> Callable[[Indices], Iterator[Image]]:
+    """Return a function of places in `data.query` to these images, upright RGB of full size."""
+    listed, names = _listed(context.config, context.run_dir.folder), context.data.names
     places = {name: place for place, name in enumerate(listed.names)}
-    for i in context.data.query[rows]:
-        yield listed.source.read(places[context.data.names[i]])[0]
+    return lambda rows: (listed.source.read(places[names[i]])[0] for i in context.data.query[rows])
 
 
 def _listed(config: TrainConfig, folder: Path) -> ImageList:

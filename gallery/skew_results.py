@@ -8,7 +8,7 @@ from gallery.record import Record
 class SkewRow(Record):
     """The float student on the queries by one way of preprocessing, compared with the rule.
 
-    pipeline, found_in: the way, and where apps meet it, in words; allowed: whether the rule permits it
+    pipeline, found_in: the way, and what does so, or nearly, in words; allowed: whether the rule permits it
     bit_flip_rate: share of bits that differ; recall_at_10: share of the ten nearest images that stay
     map_drop, map_drop_error: mAP lost, and the standard error of that over the queries; None without labels
     """
@@ -55,6 +55,6 @@ class PreprocessingSkew(Record):
         """What was measured."""
         return (
             f"The float student on {self.queries:,} queries, whose shorter side is {self.reduction:.3g} times its "
-            "input's (median), made into its input in other ways than the gallery's images were. Photographs of phones "
-            "are 10 to 25 times as large: without antialiasing they lose more."
+            "input's (median), made into its input in other ways than the gallery's images were. Of larger photos, "
+            "ways without antialiasing pass over more."
         )

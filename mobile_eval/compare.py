@@ -12,7 +12,7 @@ from gallery.codes import Codes, pack, unpack
 from gallery.codespace import CodeSpace
 from gallery.errors import InputError, MissingBackend
 from gallery.index import GalleryIndex
-from gallery.metrics import mean_average_precision
+from gallery.metrics import MapResult, mean_average_precision
 from gallery.neighbors import NeighborRecall, neighbor_recall
 from gallery.results import MARGIN_BINS, MARGIN_STEP, MAX_DISAGREEMENTS, BitDisagreement, Thresholds, WorstQuery
 
@@ -72,16 +72,21 @@ class FloatReference:
         return None if self.gallery is None else self.gallery.search(pack(self.logits), NEAREST).rows
 
     @cached_property
-    def map(self) -> float | None:
-        """mAP of the float student's codes."""
+    def precision(self) -> MapResult | None:
+        """Average precision by the float student's codes."""
         return self.score(pack(self.logits))
 
-    def score(self, codes: Codes) -> float | None:
-        """Return the mAP of codes of these queries in the gallery; None without a gallery or labels."""
+    @property
+    def map(self) -> float | None:
+        """mAP of the float student's codes."""
+        return self.precision.map if self.precision else None
+
+    def score(self, codes: Codes) -> MapResult | None:
+        """Return the average precision of codes of these queries in the gallery; None without a gallery or labels."""
         if self.gallery is None or self.labels is None:
             return None
         gallery_labels = self.gallery.class_labels(self.classes, self.labels.ndim == 2)
-        return mean_average_precision(codes, self.gallery.codes, self.labels, gallery_labels, self.top_k).map
+        return mean_average_precision(codes, self.gallery.codes, self.labels, gallery_labels, self.top_k)
 
     @cached_property
     def neighbor_recall(self) -> NeighborRecall | None:
@@ -112,7 +117,7 @@ def compare_to_float(codes: Codes, logits: Logits, reference: FloatReference) ->
         rows = reference.gallery.search(codes, NEAREST).rows
         found["recall_at_10"] = float((reference.nearest[:, :, None] == rows[:, None, :]).any(axis=2).mean())
     if reference.map is not None and (score := reference.score(codes)) is not None:
-        found |= {"map": score, "map_drop": reference.map - score}
+        found |= {"map": score.map, "map_drop": reference.map - score.map}
     if reference.neighbor_recall is not None and (recall := reference.recall(codes)) is not None:
         lost = reference.neighbor_recall.per_query - recall.per_query
         error = float(lost.std() / np.sqrt(len(lost)))

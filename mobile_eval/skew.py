@@ -3,31 +3,29 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from io import BytesIO
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from export.golden_photos import FACTOR
 from export.icc_profile import DISPLAY_P3, rgb_profile
-from gallery.codes import pack, unpack
+from gallery.codes import pack
 from gallery.cores import map_ahead
 from gallery.decode import resized_shape, to_square
-from gallery.errors import InputError
-from gallery.metrics import mean_average_precision
 from gallery.skew_results import PreprocessingSkew, SkewRow
-from mobile_eval.compare import NEAREST, FloatReference, Logits, Pixels
+from mobile_eval.compare import FloatReference, Logits, Pixels, compare_to_float
 
-BILINEAR, ROOM, QUALITY = Image.Resampling.BILINEAR, 4, 75  # ROOM: of a reduced image over the input
+BILINEAR, QUALITY = Image.Resampling.BILINEAR, 75
 MOST, SAMPLE = 200, 16  # queries
-PIXELS = 200e6  # of all photos together: ten pipelines make squares of 5 million pixels in a second
+PIXELS = 200e6  # of all photos together: a photo of 12 million takes 0.5 s on 2 cores, the squares of all pipelines
 Photo = Image.Image
 Indices = NDArray[np.int64]
 
 
 class Pipeline(NamedTuple):
-    """A way from an upright RGB photo to a square uint8 `[size, size, 3]`; found_in: where apps meet it."""
+    """A way from an upright RGB photo to a square uint8 `[size, size, 3]`; found_in: what does so, or nearly."""
 
     found_in: str
     make: Callable[[Photo, int], Pixels]
@@ -62,7 +60,7 @@ def _bilinear(photo: Photo, size: int) -> Pixels:
 
 
 def _reduced(photo: Photo, size: int) -> Pixels:
-    scale = ROOM * size / min(photo.size)
+    scale = FACTOR * size / min(photo.size)
     if scale < 1:
         width, height = (int(np.ceil(side * scale)) for side in photo.size)
         photo = photo.resize((width, height), Image.Resampling.BICUBIC)
@@ -110,14 +108,14 @@ PIPELINES = {
     "red and blue swapped": Pipeline(
         "OpenCV's imread, a BGRA pixel buffer", lambda photo, size: to_square(photo, size)[..., ::-1]
     ),
-    f"decoded to {ROOM} times the input": Pipeline("the bundle's app code", _reduced, allowed=True),
+    f"decoded to {FACTOR} times the input": Pipeline("the bundle's app code", _reduced, allowed=True),
 }
 
 
 def subset_for_skew(
     reference: FloatReference, photos: Callable[[Indices], Iterable[Photo]], size: int
 ) -> tuple[FloatReference, float]:
-    """Return queries to measure, `MOST` or as many as are done in a minute, and their reduction to `size`.
+    """Return queries to measure, at most `MOST` of `PIXELS` in all, but `SAMPLE`, and their reduction to `size`.
 
     photos: a function of places among the queries to their upright RGB photos
     """
@@ -130,17 +128,19 @@ def subset_for_skew(
 def skewed_squares(photos: Iterable[Photo], size: int) -> dict[str, Pixels]:
     """Return what each pipeline makes of upright RGB photos, uint8 `[n, size, size, 3]`; a thread a core."""
 
-    def squares(photo_and_size: tuple[Photo, int]) -> list[Pixels]:
-        return [pipeline.make(*photo_and_size) for pipeline in PIPELINES.values()]
+    def squares(photo: Photo) -> list[Pixels]:
+        return [pipeline.make(photo, size) for pipeline in PIPELINES.values()]
 
-    made = list(map_ahead(squares, zip(photos, repeat(size), strict=False)))
-    return {name: np.stack([squares[i] for squares in made]) for i, name in enumerate(PIPELINES)}
+    return {
+        name: np.stack(made)
+        for name, made in zip(PIPELINES, zip(*map_ahead(squares, photos), strict=True), strict=True)
+    }
 
 
 def measure_skew(logits: Mapping[str, Logits], reference: FloatReference, reduction: float) -> PreprocessingSkew:
     """Compare the float student's logits by each pipeline, `[queries, bits]`, with those by the rule, `reference`.
 
-    Raises `InputError` without a gallery.
+    reference: with a gallery
     """
     return PreprocessingSkew(
         queries=len(reference.logits), reduction=reduction,
@@ -149,20 +149,10 @@ def measure_skew(logits: Mapping[str, Logits], reference: FloatReference, reduct
 
 
 def _row(name: str, logits: Logits, reference: FloatReference) -> SkewRow:
-    if reference.gallery is None or reference.nearest is None:
-        raise InputError("a gallery to search", "none", "Give the reference one.")
-    codes, pipeline, index = pack(logits), PIPELINES[name], reference.gallery
-    rows = index.search(codes, NEAREST).rows
-    found: dict[str, float] = {}
-    if reference.labels is not None:
-        known = index.codes, reference.labels, index.class_labels(reference.classes, reference.labels.ndim == 2)
-        right, own = (
-            mean_average_precision(one, *known, reference.top_k).per_query for one in (pack(reference.logits), codes)
-        )
-        lost = right - own
-        found = {"map_drop": float(lost.mean()), "map_drop_error": float(lost.std() / np.sqrt(len(lost)))}
-    return SkewRow(
-        pipeline=name, found_in=pipeline.found_in, allowed=pipeline.allowed,
-        bit_flip_rate=float((unpack(codes) != (reference.logits > 0)).mean()),
-        recall_at_10=float((reference.nearest[:, :, None] == rows[:, None, :]).any(axis=2).mean()), **found,
-    )  # fmt: skip
+    codes = pack(logits)
+    found = compare_to_float(codes, logits, reference)
+    if reference.precision and (own := reference.score(codes)):
+        error = (reference.precision.per_query - own.per_query).std() / np.sqrt(len(logits))
+        found["map_drop_error"] = float(error)
+    measured = {key: value for key, value in found.items() if key in SkewRow.model_fields}
+    return SkewRow(pipeline=name, found_in=PIPELINES[name].found_in, allowed=PIPELINES[name].allowed, **measured)

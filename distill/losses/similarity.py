@@ -52,7 +52,7 @@ class SimilarityLoss(HashLoss):
 
     reference_temperature: T_f; temperature: T_h; quantization: lambda.  By T_h and lambda, the mAP and the recall@10 of
     float neighbors on UC Merced, then on imagenet20: a head on the features of mobilenetv2, trained on four fifths of
-    the gallery's images, the other fifth as queries (64 bits, 2 draws; none of the run's queries is among them):
+    a set's images, the other fifth as queries (64 bits, 2 draws; of imagenet20 no query is among them):
 
         .15, .05    .516 and .480    .588 and .325        .3, 1     .625 and .376    .685 and .185
         .15, 1      .561 and .486    .623 and .328        .5, 1     .610 and .287    .665 and .132

@@ -28,7 +28,7 @@ def reference_of(context: RunContext, models: TrainedModels, size: int) -> Float
 def test_queries_larger_than_the_input_tell_what_apps_lose(learn: Learn) -> None:
     context, models = learn(student_img_size=HALF)
     reference = reference_of(context, models, HALF)
-    photos = list(query_photos(context, np.arange(len(context.data.query))))
+    photos = list(query_photos(context)(np.arange(len(context.data.query))))
     squares = np.stack([to_square(photo, HALF) for photo in photos])
     assert np.array_equal(squares, reference.pixels)
     assert np.allclose(context.pixel_logits("student", models.student, squares), reference.logits, atol=1e-5)
