@@ -60,6 +60,7 @@ def test_each_row_changes_what_it_says(tmp_path: Path) -> None:
     configs = {row: table.learning("ucmerced", 64, 0, row) for row in table.rows if row != "csch-labeled-student"}
     assert {row for row, one in configs.items() if one.loss == "csch"} == {*BASELINES, OURS, OLD, *open_world.WEIGHTS}
     assert configs[OLD].loss_args == {"similarity_weight": 0.0, "scale": 8.0}
+    assert (configs[OLD].student_train.lr, configs[OLD].student_train.epochs) == (1e-3, table.student_epochs)
     assert configs[OURS].loss_args == {}
     assert all(one.num_unseen_classes == 6 and one.student_train.unlabeled_ratio == "auto" for one in configs.values())
     folders = {table.folder("ucmerced", seed, bits, row) for seed in (0, 1) for bits in (32, 64) for row in table.rows}
