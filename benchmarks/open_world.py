@@ -41,21 +41,19 @@ SHARED = (  # what the pretrained teacher computes for several of the trials of 
     *(f"features-{part}" for part in (*range(8), "validation", "unlabeled", "gallery", "queries")),
     *(f"float-features-{part}" for part in ("gallery", "queries")),
 )  # fmt: skip
-PUBLISHED_SCALE = 8.0  # of CSCH
-EARLIER_STUDENT_LR = 1e-3  # the default when that row was measured
+PUBLISHED_SCALE, EARLIER_STUDENT_LR = 8.0, 1e-3  # of CSCH; the default when its row was measured
 CURVE_BITS = 64  # at which the weights of the similarity term are compared
 COLUMNS = {name: name.replace("_", "@") for name in OpenWorldMaps.model_fields}
 NOTE = (
-    "csch-no-similarity: without the term on unlabeled images, at CSCH's own scale of 8, the student at a learning rate "
-    "of 1e-3 instead of 3e-4; csch-labeled-student: the "
-    "student without such images, in as many steps; csch-0.1: another weight of the term. Inductive: the teacher knew "
-    "nothing of the unseen classes. Transductive: "
-    "their images, without labels, are in the gallery that it was trained on. Label-free: it used no label at all. The "
-    "students of all other rows are trained on the gallery's unlabeled images too, so that student->gallery is "
-    "transductive there. float-cosine, itq-of-train and itq-of-gallery are of the teacher's pretrained features; itq "
-    "is ITQ of train as a teacher, with its student. Tie-aware mAP over all; means over draws of the unseen classes, "
-    "and half of the distance between the largest and the smallest, where there are several; seconds are "
-    "wall-clock time on a shared machine, without what the trials of a draw share."
+    "csch-no-similarity: without the term on unlabeled images, at CSCH's own scale of 8, the student at a rate of "
+    "1e-3 for 3e-4; csch-labeled-student: the student without such images, in as many steps; csch-0.1: another weight "
+    "of the term. Inductive: the teacher knew nothing of the unseen classes. Transductive: their images, without "
+    "labels, are in the gallery that it was trained on. Label-free: it used no label at all. The students of all "
+    "other rows are trained on the gallery's unlabeled images too, so that student->gallery is transductive there. "
+    "float-cosine, itq-of-train and itq-of-gallery are of the teacher's pretrained features; itq is ITQ of train as a "
+    "teacher, with its student. Tie-aware mAP over all; means over draws of the unseen classes, and half of the "
+    "distance between the largest and the smallest, where there are several; seconds are wall-clock time on a shared "
+    "machine, without what the trials of a draw share."
 )
 
 

@@ -26,7 +26,7 @@ AUTO = (  # options that may be "auto"
 # 5e-4 .758 .684 .689 .482, 3e-4 .786 .709 .675 .474 (12 epochs: 5e-4 .781 .710 .691 .496, 3e-4 .806 .733 .693 .491;
 # the teacher: .827 .757 .710 .524).  UC Merced: 1e-3 .991 .985 .985 .710, 5e-4 .992 .979 .975 .695,
 # 3e-4 1.000 .984 .989 .730.  Also tried, on imagenet20: crops of .6 and 1 of the area for .3, better on
-# unseen classes and worse on seen ones (1e-3: .752 .680 .668 .460, .747 .671 .691 .487); ten times the rate for the head
+# unseen classes, worse on seen ones (1e-3: .752 .680 .668 .460, .747 .671 .691 .487); ten times the rate for the head
 # (3e-4: .785 .710 .695 .491); the code of the whole image as the target of its crops (1e-3: .749 .679 .662 .454).
 PRETRAINED_STUDENT_LR = 3e-4
 TEACHER = "teacher", "teacher_weights", "teacher_img_size", "loss_args", "hash_centers", "center_assignment"
