@@ -129,7 +129,7 @@ class TrainConfig(Record):
     strict: bool = False
     """Every warning is fatal: unreadable images, data to check, results that are of no use, files that do not run."""
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
-    """onnx, litert, coreml, coreai."""
+    """onnx, ort, litert, mediapipe (LiteRT without the codes), coreml, coreai."""
     precisions: tuple[str, ...] = ()
     """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6; default: the first three (Core ML: without fp32)."""
     dynamic_image_size: bool = False

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ANY_SIZE = "NHWC uint8, resized inside"  # layout with a dynamic image size: the model itself resizes to `size`
+LOGITS_ALONE = "NHWC uint8, logits alone"  # layout of a model without codes: the app takes the logits' signs
 LAYOUTS = {  # that a format can have
-    "onnx": ("NHWC uint8", ANY_SIZE), "litert": ("NHWC uint8",), "coreml": ("image",), "coreai": ("NHWC uint8",),
+    "onnx": ("NHWC uint8", ANY_SIZE), "ort": ("NHWC uint8", ANY_SIZE), "litert": ("NHWC uint8",),
+    "mediapipe": (LOGITS_ALONE,), "coreml": ("image",), "coreai": ("NHWC uint8",),
+}  # fmt: skip
+FORMATS = {  # by the end of a file's name, of two that fit the longer first
+    ".onnx": "onnx", ".ort": "ort", ".mediapipe.tflite": "mediapipe", ".tflite": "litert", ".mlpackage": "coreml",
+    ".aimodel": "coreai",
 }  # fmt: skip
 FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
 PRECISIONS = (*FLOAT, "w8a32", "w8a8", "w8a16", "w8a8-dynamic", "palettize6")
@@ -36,7 +42,7 @@ class ModelMetadata:
 
     precision: of weights and activations, e.g. "fp32", "fp16", "w8a32"
     size:      side of the square input, pixels
-    layout:    "NHWC uint8" (Core ML: "image"; with a dynamic image size: `ANY_SIZE`); colour_order: "RGB"
+    layout:    "NHWC uint8" (Core ML: "image"; or `ANY_SIZE`, `LOGITS_ALONE`); colour_order: "RGB"
     rule:      the version of the rule that makes the input from an image file (`gallery.codespace.RULE_TEXT`)
     calibration: how the ranges of 8-bit activations were chosen
     float_layers: dotted names of the network's layers whose weights are kept in float, whatever the precision
@@ -100,7 +106,7 @@ class ModelMetadata:
 class ExportedModel:
     """A model file (Core ML, Core AI: a folder), complete on disk.
 
-    format: "onnx", "litert", "coreml" or "coreai"; sha256, bytes: of the file, or over the folder (`gallery.files`)
+    format: one of `FORMATS`; sha256, bytes: of the file, or over the folder (`gallery.files`)
     stored_as: of what precision its weights are; empty: that of the metadata
     """
 
@@ -149,6 +155,11 @@ class Manifest:
     space: CodeSpace
     files: tuple[ExportedModel, ...]
     failures: tuple[ExportFailure, ...]
+
+
+def suffix_of(name: str) -> str:
+    """Return the end of a model file's name that tells its format, one of `FORMATS`; empty for another file."""
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), "")
 
 
 def check_layers(float_layers: Collection[str], known: Collection[str]) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from export.artifact import (
     ANY_SIZE,
+    FORMATS,
     LAYOUTS,
     PRECISIONS,
     ExportedModel,
@@ -24,6 +25,7 @@ from export.artifact import (
     ExportResult,
     ModelMetadata,
     first_line,
+    suffix_of,
 )
 from export.artifact import Manifest as Manifest
 from export.golden import GOLDEN as GOLDEN
@@ -50,7 +52,6 @@ VERSION = 1
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 MAX_REASON = 1 << 17  # characters: a line of the log, all escaped, is shorter
 ATTRIBUTES = ".gitattributes"  # or git on Windows would end the lines of text files in another way
-FORMATS = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".aimodel": "coreai"}
 APPS = {
     "queryEncoder.ts": "onnx",
     "QueryEncoder.kt": "litert",
@@ -83,6 +84,10 @@ def write_bundle(
             (draft / name).mkdir(parents=True)
         for model in models:
             (shutil.copytree if model.path.is_dir() else shutil.copy)(model.path, draft / model.path.name)
+        if small := [draft / model.path.name for model in models if model.format == "ort"]:
+            from export.to_ort import OPERATORS, write_operators
+
+            write_operators(small, draft / OPERATORS)
         for name in apps:
             shutil.copyfile(Path(__file__).parent / "apps" / name, draft / "apps" / name)
         codespace.save(draft, space, centers)
@@ -163,7 +168,7 @@ def _check_metadata(metadata: ModelMetadata, space: CodeSpace, name: str) -> Non
     meant = space.bits, space.bit_rule, space.bit_order, space.preprocessing.rule
     if said != meant:
         raise CorruptFile(f"metadata of {meant} in {name}", str(said), "Export it again.")
-    suffix = Path(name).suffix
+    suffix = suffix_of(name)
     if name != (right := f"query-{metadata.precision}{suffix}"):
         raise CorruptFile(f"a file of {metadata.precision} to be named {right}", name, "Export it again.")
     layouts = LAYOUTS[FORMATS[suffix]]
@@ -177,9 +182,11 @@ def _readme(models: Sequence[ExportedModel], space: CodeSpace, apps: Sequence[st
     onnx = next((a.path.name for a in models if a.format == "onnx"), "query-fp32.onnx")
     metadata, text = models[0].metadata, Path(__file__).with_name("bundle_readme.md").read_text("utf-8")
     if not any(model.metadata.layout == ANY_SIZE for model in models):
-        text = re.sub(r"   The ONNX files resize inside:(.*\n)*?(?=3\. )", "", text)
-    for name in set(APPS) - set(apps):
-        text = re.sub(rf"- `apps/{name}`.*\n", "", text)
+        text = re.sub(r"   The ONNX files \(.onnx, .ort\) resize inside:(.*\n)*?(?=3\. )", "", text)
+    absent = {f"apps/{name}" for name in set(APPS) - set(apps)}
+    absent |= {f"query-*{suffix}" for suffix, format in FORMATS.items() if format not in {a.format for a in models}}
+    for name in absent:
+        text = re.sub(rf"- `{re.escape(name)}`.*\n(  .*\n)*", "", text)
     rule = textwrap.fill(RULE_TEXT, 115).replace("\n", "\n   ")
     return Template(text).substitute(
         files="\n".join(rows), space=space.id, bits=space.bits, bytes=space.bits // 8, size=metadata.size,
@@ -225,7 +232,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], CodeSpace]:
 
 
 def _check_entry(name: str, entry: dict[str, Any]) -> None:
-    kind = FORMATS.get(Path(name).suffix)
+    kind = FORMATS.get(suffix_of(name))
     if not _NAME.fullmatch(name) or name == MANIFEST or (kind and "/" in name):
         raise ValueError(f"the name {name!r:.99}, which may not be in a bundle")
     expected = {"sha256": str, "bytes": int} | ({"format": str, "metadata": dict} if kind else {})

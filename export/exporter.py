@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from export import artifact, to_coreai, to_coreml, to_litert, to_onnx
-from export.artifact import ANY_SIZE, FLOAT, ExportedModel, ExportFailure, ExportResult, Manifest, ModelMetadata
+from export import artifact, to_coreai, to_coreml, to_litert, to_mediapipe, to_onnx, to_ort
+from export.artifact import (
+    ANY_SIZE,
+    FLOAT,
+    LAYOUTS,
+    ExportedModel,
+    ExportFailure,
+    ExportResult,
+    Manifest,
+    ModelMetadata,
+)
 from export.bundle import write_bundle
 from export.capture_output import quiet
 from export.fake_quant import convert_qdq, ranges_only
@@ -42,7 +51,9 @@ class ExportFormat(Protocol):
     def write(self, converted: Any, metadata: ModelMetadata, path: Path) -> ExportedModel: ...
 
 
-FORMATS: dict[str, ExportFormat] = {module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai)}
+FORMATS: dict[str, ExportFormat] = {
+    module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai, to_ort, to_mediapipe)
+}
 DEFAULT_PRECISIONS = "fp32", "fp16", "w8a32"
 CALIBRATED = "w8a8", "w8a16"  # precisions with activations quantized by the ranges of calibration images
 
@@ -55,7 +66,7 @@ class ExportRequest:
     name:        timm's, for the metadata; centers: of the code space, int8 `[classes, bits]`
     calibration: images uint8 `[n, S, S, 3]`, seen in training and held out (`export.quantize.quantize`)
     golden:      images, codes and logits of the float network (`export.bundle.Golden`)
-    dynamic_image_size: ONNX models take images `[B, H, W, 3]` of any size and resize them themselves
+    dynamic_image_size: ONNX models take images `[1, H, W, 3]` of any size and resize them themselves
     """
 
     net: nn.Module
@@ -142,7 +153,7 @@ def select_variants(formats: Sequence[str], precisions: Sequence[str] = ()) -> l
 
 
 class _Exporter:
-    """Variants of one network; variants of a format that are made of the same weights share a conversion."""
+    """Variants of one network; those of one converter that are made of the same weights share a conversion."""
 
     def __init__(self, request: ExportRequest, folder: Path, quantized: QuantizationResult | None) -> None:
         self.request, self.folder, self.quantized = request, folder, quantized
@@ -151,7 +162,7 @@ class _Exporter:
         self.float_layers = quantized.float_layers if quantized else ()
         weighted = [name for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
         artifact.check_layers(self.float_layers, weighted)
-        self.converted: dict[tuple[str, str], Any] = {}
+        self.converted: dict[tuple[Callable[..., Any], str], Any] = {}
 
     def export(self, variant: str) -> ExportResult:
         name, _, precision = variant.partition("-")
@@ -169,7 +180,7 @@ class _Exporter:
     def convert(self, format: ExportFormat, precision: str) -> Any:
         """Convert the network that the precision is made of, once; a conversion that failed raises again."""
         quantized = self.quantized if precision in ("w8a32", *CALIBRATED) else None
-        key = format.FORMAT, precision if quantized else ""
+        key = format.convert, precision if quantized else ""
         if key not in self.converted:
             try:
                 self.converted[key] = format.convert(self.network(format, precision, quantized))
@@ -191,7 +202,7 @@ class _Exporter:
 
     def metadata(self, format: ExportFormat, precision: str) -> ModelMetadata:
         request = self.request
-        dynamic = request.dynamic_image_size and format.FORMAT == "onnx"
+        dynamic = request.dynamic_image_size and ANY_SIZE in LAYOUTS[format.FORMAT]
         return ModelMetadata(
             request.space.id, self.model.bits, request.name, precision, self.model.size, request.preprocessing.rule,
             layout=ANY_SIZE if dynamic else format.LAYOUT,

@@ -16,23 +16,23 @@ from gallery.memory import limit_memory
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
 COREAI_ABOUT, COREAI_OWN = "metadata.json", "creatorDefinedMetadata"
 MAX_MODEL, MAX_SPEC = 2 << 30, 512 << 20  # bytes: protobuf takes no larger file; a package has its weights beside it
-MAX_ENTRIES = 1000  # of metadata in a .tflite
+MAX_ENTRIES = 1000  # of metadata in a .tflite or .ort
 PARSER_BYTES, PARSER_COPIES = 512 << 20, 4  # memory to parse any file, and for each byte of it
 COREAI_PROGRAM, COREAI_HASH = "main.mlirb", "main.hash"
 
 
 def read_metadata(path: Path) -> ModelMetadata:
-    """Read the metadata of an .onnx, .tflite, .mlpackage or .aimodel.
+    """Read the metadata of an .onnx, .ort, .tflite, .mlpackage or .aimodel.
 
     Raises `InputError` for another kind of file, `CorruptFile` for a damaged one, `CodeSpaceMismatch` without metadata,
     `MissingBackend` without the format's library.
     """
     readers = {
-        ".onnx": _onnx, ".tflite": _litert, ".aimodel": _coreai,
+        ".onnx": _onnx, ".ort": _ort, ".tflite": _litert, ".aimodel": _coreai,
         ".mlpackage": lambda path: coreml_spec(path).description.metadata.userDefined.get(KEY),
     }  # fmt: skip
     if path.suffix not in readers:
-        raise InputError("an .onnx, .tflite, .mlpackage or .aimodel file", path.name, "Name a file of the bundle.")
+        raise InputError(f"a file that ends in {', '.join(readers)}", path.name, "Name a file of the bundle.")
     try:
         text = readers[path.suffix](path)
     except (CorruptFile, MissingBackend):
@@ -75,17 +75,45 @@ def litert_model(path: Path) -> Any:
 
 def _litert(path: Path) -> str | None:
     model = litert_model(path)
-    if model.MetadataLength() > MAX_ENTRIES:
-        raise ValueError(f"{model.MetadataLength():,} metadata entries")
     texts = []
-    for entry in map(model.Metadata, range(model.MetadataLength())):
-        place = entry._tab.Offset(4)  # of the name, which is copied when read: a thousand may be the same megabytes
-        if place and entry._tab.VectorLen(place) == len(KEY) and entry.Name() == KEY.encode():
-            buffer = model.Buffers(entry.Buffer())
-            if buffer.DataLength() > MAX_METADATA:
-                raise ValueError(f"metadata of {buffer.DataLength():,} bytes")
-            texts.append(bytes(buffer.DataAsNumpy()).decode() if buffer.DataLength() else "")
+    for entry in _entries_of(model.Metadata, model.MetadataLength()):
+        buffer = model.Buffers(entry.Buffer())
+        if buffer.DataLength() > MAX_METADATA:
+            raise ValueError(f"metadata of {buffer.DataLength():,} bytes")
+        texts.append(bytes(buffer.DataAsNumpy()).decode() if buffer.DataLength() else "")
     return _only(texts)
+
+
+def _entries_of(read: Callable[[int], Any], count: int) -> list[Any]:
+    """Return the flatbuffer's entries whose first field, a name, is `KEY`."""
+    if count > MAX_ENTRIES:
+        raise ValueError(f"{count:,} metadata entries")
+    return [entry for entry in map(read, range(count)) if text_of(entry, 4, len(KEY)) == KEY.encode()]
+
+
+def text_of(table: Any, slot: int, most: int) -> bytes:
+    """Return a text of a flatbuffer's table, or nothing if it is longer: a thousand may be the same megabytes."""
+    place = table._tab.Offset(slot)
+    if not place or table._tab.VectorLen(place) > most:
+        return b""
+    return bytes(table._tab.String(place + table._tab.Pos))
+
+
+def ort_model(path: Path) -> Any:
+    """Return the model of an .ort (flatbuffer), which is read where it is asked."""
+    import_backend("onnxruntime.tools.ort_format_model")  # which leads Python to the schema's classes
+    from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+
+    data = read_bytes(path, MAX_MODEL)
+    if not InferenceSession.InferenceSessionBufferHasIdentifier(data, 0):
+        raise ValueError("no ORTM identifier")
+    return InferenceSession.GetRootAs(data, 0).Model()
+
+
+def _ort(path: Path) -> str | None:
+    model = ort_model(path)
+    found = _entries_of(model.MetadataProps, model.MetadataPropsLength())
+    return _only([text_of(entry, 6, MAX_METADATA).decode() for entry in found])
 
 
 def _coreai(path: Path) -> str | None:

@@ -56,7 +56,7 @@ class ExportCommand(Record):
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """A finished run folder of distill/run.py; its networks, results and own bundle are not modified."""
     formats: tuple[str, ...] = ("onnx", "litert", "coreml")
-    """onnx, litert, coreml, coreai."""
+    """onnx, ort, litert, mediapipe (LiteRT without the codes), coreml, coreai."""
     precisions: tuple[str, ...] = ()
     """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6; default: the first three (Core ML: without fp32)."""
     out: Path | None = None

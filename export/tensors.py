@@ -9,11 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from export.artifact import ANY_SIZE, FLOAT, SMALL_WEIGHTS, ModelMetadata
-from export.metadata import coreml_spec, corrupt_file, import_backend, litert_model, onnx_model
+from export.artifact import ANY_SIZE, FLOAT, LOGITS_ALONE, SMALL_WEIGHTS, ModelMetadata
+from export.metadata import coreml_spec, corrupt_file, import_backend, litert_model, onnx_model, ort_model, text_of
 from gallery.errors import CorruptFile, MissingBackend
 
 MAX_TENSORS, MAX_DIMENSIONS = 200_000, 8
+MAX_NAME, MAX_NAMES = 1000, 64 << 20  # bytes of a name, and of all that are read
 QUANTIZED = "integers"
 COREML_WEIGHTS = "@model_path/weights/weight.bin"
 Interface = dict[str, tuple[str, tuple[Any, ...]]]
@@ -21,7 +22,7 @@ Interface = dict[str, tuple[str, tuple[Any, ...]]]
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """interface: type and shape of image, codes and logits; the batch is free in ONNX, else 1
+    """interface: type and shape of image, codes (but in a file of logits alone) and logits
 
     weights: numbers of the largest tensor of weights by how they are stored: "fp32", "fp16", `QUANTIZED`
     """
@@ -36,7 +37,7 @@ def check_tensors_of(path: Path, metadata: ModelMetadata) -> str:
     Raises `CorruptFile` unless inputs, outputs and weights are those that the metadata says.  A Core AI program, which
     only its own engine reads, is not looked into.
     """
-    readers = {".onnx": _onnx, ".tflite": _litert, ".mlpackage": _coreml}
+    readers = {".onnx": _onnx, ".ort": _ort, ".tflite": _litert, ".mlpackage": _coreml}
     if path.suffix not in readers:
         return metadata.precision
     try:
@@ -45,17 +46,17 @@ def check_tensors_of(path: Path, metadata: ModelMetadata) -> str:
         raise
     except Exception as error:  # what protobuf and flatbuffers raise for a damaged file
         raise corrupt_file(path, error) from error
-    if found.interface != (expected := _expected(metadata, "batch" if path.suffix == ".onnx" else 1)):
+    if found.interface != (expected := _expected(metadata)):
         what = f"{path.name} to take and return {expected}, as its metadata says"
         raise CorruptFile(what, str(found.interface), "Export it again.")
     return _stored_precision(found.weights, metadata, path.name)
 
 
-def _expected(metadata: ModelMetadata, batch: str | int) -> Interface:
+def _expected(metadata: ModelMetadata) -> Interface:
     image, code = ("RGB image", "int32") if metadata.layout == "image" else ("uint8", "uint8")
     sides = ("height", "width") if metadata.layout == ANY_SIZE else (metadata.size, metadata.size)
-    codes, logits = (code, (batch, metadata.bits // 8)), ("float32", (batch, metadata.bits))
-    return {"codes": codes, "image": (image, (batch, *sides, 3)), "logits": logits}
+    codes: Interface = {} if metadata.layout == LOGITS_ALONE else {"codes": (code, (1, metadata.bits // 8))}
+    return {**codes, "image": (image, (1, *sides, 3)), "logits": ("float32", (1, metadata.bits))}
 
 
 def _stored_precision(weights: dict[str, int], metadata: ModelMetadata, name: str) -> str:
@@ -73,8 +74,8 @@ def _stored_precision(weights: dict[str, int], metadata: ModelMetadata, name: st
 
 
 def _check_ends(inputs: int, outputs: int) -> None:
-    if (inputs, outputs) != (1, 2):
-        raise ValueError(f"{inputs:,} inputs and {outputs:,} outputs, not one and two")
+    if inputs != 1 or outputs not in (1, 2):
+        raise ValueError(f"{inputs:,} inputs and {outputs:,} outputs, not one, and one or two")
 
 
 def _check_count(what: str, count: int) -> None:
@@ -103,9 +104,8 @@ def _onnx(path: Path) -> ModelTensors:
     _check_ends(len(model.graph.input), len(model.graph.output))
     for value in (*model.graph.input, *model.graph.output):
         tensor = value.type.tensor_type
-        batch, *shape = [one.dim_param or one.dim_value for one in tensor.shape.dim]
         kind = names.get(tensor.elem_type, f"type {tensor.elem_type}")
-        interface[value.name] = kind, ("batch" if type(batch) is str else batch, *shape)
+        interface[value.name] = kind, tuple(one.dim_param or one.dim_value for one in tensor.shape.dim)
     _check_count("nodes", len(model.graph.node))
     tensors = list(islice(_onnx_tensors(model), MAX_TENSORS + 1))
     _check_count("tensors", len(tensors))
@@ -130,6 +130,89 @@ def _onnx_tensors(model: Any) -> Iterator[Any]:
                 nodes.extend(graph.node)
 
 
+def _ort(path: Path) -> ModelTensors:
+    graph = ort_model(path).Graph()
+    from ort_flatbuffers_py.fbs.TensorDataType import TensorDataType
+
+    types: Any = TensorDataType
+    names = {types.UINT8: "uint8", types.FLOAT: "float32"}
+    kinds = {types.FLOAT: "fp32", types.DOUBLE: "fp32", types.FLOAT16: "fp16", types.BFLOAT16: "fp16"}
+    others = (types.UNDEFINED, types.INT32, types.INT64, types.BOOL, types.STRING)
+    _check_ends(graph.InputsLength(), graph.OutputsLength())
+    ends = {bytes(name): name.decode() for name in (graph.Inputs(0), *map(graph.Outputs, range(graph.OutputsLength())))}
+    interface: Interface = {}
+    _check_count("values", graph.NodeArgsLength())
+    for value in map(graph.NodeArgs, range(graph.NodeArgsLength())):
+        if name := ends.get(text_of(value, 4, MAX_NAME)):
+            kind, shape = _ort_type(value.Type())
+            interface[name] = names.get(kind, f"type {kind}"), shape
+    stored = [(one.DataType(), _ort_dims(one)) for one in _ort_tensors(graph)]
+    weights = _largest((kinds.get(kind, QUANTIZED), shape) for kind, shape in stored if kind not in others)
+    return ModelTensors(dict(sorted(interface.items())), weights)
+
+
+def _ort_type(info: Any) -> tuple[int, tuple[Any, ...]]:
+    """Type and shape of a value that is a tensor; a side that is free by its name."""
+    from ort_flatbuffers_py.fbs.DimensionValueType import DimensionValueType
+    from ort_flatbuffers_py.fbs.TensorTypeAndShape import TensorTypeAndShape
+    from ort_flatbuffers_py.fbs.TypeInfoValue import TypeInfoValue
+
+    if info.ValueType() != TypeInfoValue.tensor_type:
+        raise ValueError("a value that is no tensor")
+    tensor, found = info.Value(), TensorTypeAndShape()
+    found.Init(tensor.Bytes, tensor.Pos)
+    if found.Shape().DimLength() > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {found.Shape().DimLength()} dimensions")
+    sides = [found.Shape().Dim(i).Value() for i in range(found.Shape().DimLength())]
+    free = DimensionValueType.PARAM
+    return found.ElemType(), tuple(
+        text_of(side, 8, MAX_NAME).decode() if side.DimType() == free else side.DimValue() for side in sides
+    )
+
+
+def _ort_tensors(graph: Any) -> Iterator[Any]:
+    """Yield every constant of graphs and inner graphs; of the outer graph those that a node reads."""
+    nodes = _ort_nodes(graph)
+    read = set(_bounded(name for node in nodes for name in map(node.Inputs, range(node.InputsLength()))))
+    if graph.SparseInitializersLength():
+        raise ValueError("sparse weights")
+    _check_count("tensors", found := graph.InitializersLength())
+    stored = [graph.Initializers(i) for i in range(found)]
+    if any(one.ExternalDataOffset() != -1 for one in stored):
+        raise ValueError("weights outside the file")
+    yield from (one for one, name in zip(stored, _bounded(one.Name() for one in stored), strict=True) if name in read)
+    while nodes:
+        node = nodes.pop()
+        for attribute in map(node.Attributes, range(node.AttributesLength())):
+            parts = [attribute.T(), *map(attribute.Tensors, range(attribute.TensorsLength()))]
+            graphs = [attribute.G(), *map(attribute.Graphs, range(attribute.GraphsLength()))]
+            for inner in filter(None, graphs):
+                parts += map(inner.Initializers, range(inner.InitializersLength()))
+                nodes += _ort_nodes(inner)
+            _check_count("tensors", found := found + len(parts))
+            yield from filter(None, parts)
+
+
+def _bounded(names: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield names that are copied out of a flatbuffer, where any number may be the same megabytes."""
+    total = 0
+    for name in names:
+        if (total := total + len(name)) > MAX_NAMES:
+            raise ValueError(f"names of more than {MAX_NAMES:,} bytes")
+        yield name
+
+
+def _ort_nodes(graph: Any) -> list[Any]:
+    _check_count("nodes", graph.NodesLength())
+    return [graph.Nodes(i) for i in range(graph.NodesLength())]
+
+
+def _ort_dims(tensor: Any) -> tuple[int, ...]:
+    if tensor.DimsLength() > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {tensor.DimsLength()} dimensions")
+    return tuple(tensor.Dims(i) for i in range(tensor.DimsLength()))
+
+
 def _litert(path: Path) -> ModelTensors:
     schema, model = import_backend("ai_edge_litert.schema_py_generated"), litert_model(path)
     types = schema.TensorType
@@ -141,10 +224,11 @@ def _litert(path: Path) -> ModelTensors:
     _check_count("graphs", model.SubgraphsLength())
     if model.ExternalBufferGroupsLength():
         raise ValueError("weights outside the file")
-    tensors = [graph.Tensors(i) for i in (graph.Inputs(0), graph.Outputs(0), graph.Outputs(1))]
+    ends = [graph.Inputs(0), *(graph.Outputs(i) for i in range(graph.OutputsLength()))]
+    tensors = [graph.Tensors(i) for i in ends]
     image, *outputs = [(names.get(one.Type(), f"type {one.Type()}"), _shape(one)) for one in tensors]
-    logits, codes = sorted(outputs)  # by type: names and order depend on the converter
-    interface = {"codes": codes, "image": image, "logits": logits}
+    named = zip(("logits", "codes"), sorted(outputs), strict=False)  # by type: names and order depend on the converter
+    interface = dict(sorted([("image", image), *named]))
     stored = ((tensor.Type(), _shape(tensor)) for tensor in _litert_constants(model))
     weights = _largest((kinds.get(kind, QUANTIZED), shape) for kind, shape in stored if kind not in others)
     return ModelTensors(interface, weights)

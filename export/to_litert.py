@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.artifact import KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
+from export.artifact import KEY, LOGITS_ALONE, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
 from export.fake_quant import ActivationRange, QDQConv2d, layers
 from export.query_model import QueryModel
 from gallery.files import atomic_write
@@ -88,9 +88,14 @@ def _ranges(model: QueryModel) -> dict[str, tuple[ActivationRange, ActivationRan
 
 def write(converted: ConvertedModel, metadata: ModelMetadata, path: Path) -> ExportedModel:
     """Store the weights at `metadata.precision`, embed the metadata, and write the file."""
-    stored = converted.data if metadata.precision == "fp32" else _quantized(converted, metadata)
-    atomic_write(path, _embed_metadata(stored, metadata))
+    atomic_write(path, finish(converted, metadata))
     return ExportedModel.of(path, FORMAT, metadata)
+
+
+def finish(converted: ConvertedModel, metadata: ModelMetadata) -> bytes:
+    """Return the file with weights at `metadata.precision` and the metadata, and with the outputs of its layout."""
+    stored = converted.data if metadata.precision == "fp32" else _quantized(converted, metadata)
+    return _embed_metadata(stored, metadata)
 
 
 class _Named(nn.Module):
@@ -207,6 +212,8 @@ def _embed_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
     from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 
     model = read_model_from_bytearray(bytearray(program))
+    if metadata.layout == LOGITS_ALONE:
+        _drop_codes(model)
     text, entry = schema.BufferT(), schema.MetadataT()
     text.data = metadata.to_json().encode()
     entry.name, entry.buffer = KEY, len(model.buffers)
@@ -218,6 +225,19 @@ def _embed_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
     builder = _aligned_builder()
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _drop_codes(model: Any) -> None:
+    """Drop the output of the codes, and the operations that nothing but the codes needs."""
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    signature.outputs = [one for one in signature.outputs if one.name == b"logits"]
+    graph.outputs = [one.tensorIndex for one in signature.outputs]
+    needed, kept = set(graph.outputs), []
+    for operation in reversed(graph.operators):
+        if needed.intersection(operation.outputs):
+            needed.update(operation.inputs)
+            kept.append(operation)
+    graph.operators = kept[::-1]
 
 
 def _aligned_builder() -> Any:

@@ -1,4 +1,4 @@
-"""ONNX: one float32 export with a free batch size; the other precisions are rewrites of its weights."""
+"""ONNX, batch 1: one float32 export; the other precisions are rewrites of its weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ _OUTPUT_CHANNELS = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the weights; t
 
 
 def convert(model: QueryModel) -> ModelProto:
-    """Export the float32 graph, without debug information (stack traces with local paths)."""
+    """Export the float32 graph, without debug information (stack traces with local paths).
+
+    An app hashes one image at a time, and accelerators of phones take no node of a graph whose batch is free.
+    """
     import torch
 
     program: Any = torch.onnx.export(
-        model, (model.example(2),), dynamo=True, verbose=False, input_names=["image"], output_names=["codes", "logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        model, (model.example(),), dynamo=True, verbose=False, input_names=["image"], output_names=["codes", "logits"]
     )  # fmt: skip
     exported: ModelProto = program.model_proto  # made anew at each reading
     graph = exported.graph

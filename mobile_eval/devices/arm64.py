@@ -27,7 +27,7 @@ class Arm64(SubprocessDevice):
     root:  of the userland; count: whether to count instructions: the least of five inferences after the first
     """
 
-    formats = ("onnx", "litert")
+    formats = ("onnx", "ort", "litert", "mediapipe")
     image_s = 30.0  # 0.1 to 0.9 s for MobileNetV3-small at 224 pixels
 
     def __init__(self, profile: str = "cortex-a76", root: Path | None = None, count: bool = True) -> None:

@@ -15,15 +15,16 @@ class Host(SubprocessDevice):
     """The engines installed here.
 
     samples: of the timing, 0 for codes alone
+    accelerators: whether to ask what accelerators of phones would take of a model (`mobile_eval.accelerators`)
     """
 
     name = "host"
-    formats: tuple[str, ...] = ("onnx", "litert", "coreml", "coreai")
+    formats: tuple[str, ...] = ("onnx", "ort", "litert", "mediapipe", "coreml", "coreai")
     image_s = 5.0  # seconds; engines take a hundredth or a tenth for most networks
     reference_s = 30.0  # the reference evaluator takes half a second for ResNet-50 at 224 pixels
 
-    def __init__(self, samples: int = SAMPLES) -> None:
-        self._options = ["--samples", str(samples)]
+    def __init__(self, samples: int = SAMPLES, accelerators: bool = False) -> None:
+        self._options = ["--samples", str(samples), *(["--accelerators"] if accelerators else [])]
 
     def run(self, model: ExportedModel) -> DeviceOutput:
         """Run the model and add the processor's name to its conditions; a reference evaluator is not timed."""

@@ -8,10 +8,11 @@ from gallery.errors import InputError
 from mobile_eval.runtimes.base import ModelOutput, Runtime
 
 __all__ = ["ModelOutput", "Runtime", "open_model"]
+KINDS = "an .onnx, .ort, .tflite, .mlpackage or .aimodel file"
 
 
 def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | None = None, unit: str = "ALL") -> Runtime:
-    """Open an .onnx, .tflite, .mlpackage or .aimodel with Twinhash's metadata.
+    """Open an .onnx, .ort, .tflite, .mlpackage or .aimodel with Twinhash's metadata.
 
     threads:  how many the engine may use
     metadata: of the file; by default it is read from the file
@@ -21,10 +22,10 @@ def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | Non
     """
     path = Path(path)
     if not path.exists():
-        raise InputError("a model file", f"nothing at {path}", "Name an .onnx, .tflite, .mlpackage or .aimodel file.")
+        raise InputError("a model file", f"nothing at {path}", f"Name {KINDS}.")
     if not (path.is_file() or path.is_dir()):
         raise InputError("a model file", f"a device or a pipe at {path}", "Name a file of the bundle.")
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ".ort"):
         from mobile_eval.runtimes.onnxruntime_cpu import OnnxRuntime
 
         return OnnxRuntime(path, threads, metadata)
@@ -41,4 +42,4 @@ def open_model(path: Path | str, threads: int = 1, metadata: ModelMetadata | Non
         from mobile_eval.runtimes.coreai import CoreAi
 
         return CoreAi(path)
-    raise InputError("an .onnx, .tflite, .mlpackage or .aimodel file", path.name, "Name a file of the bundle.")
+    raise InputError(KINDS, path.name, "Name a file of the bundle.")

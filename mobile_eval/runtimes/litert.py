@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.artifact import ModelMetadata
+from export.artifact import LOGITS_ALONE, ModelMetadata
 from export.capture_output import quiet
 from export.metadata import corrupt_file, import_backend, read_metadata
+from gallery.codes import pack
 from gallery.errors import CorruptFile
 from mobile_eval.runtimes.base import Images, ModelOutput, Runtime, check_tensors
 
@@ -30,15 +31,19 @@ class LiteRt(Runtime):
         # told apart by type: order and names depend on the converter
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         by_type = {np.dtype(tensor["dtype"]).name: tensor for tensor in outputs}
-        if len(inputs) != 1 or set(by_type) != {"uint8", "float32"}:
-            what = f"one image, uint8 codes and float32 logits in {path.name}"
+        expected = {"float32"} if self.metadata.layout == LOGITS_ALONE else {"uint8", "float32"}
+        if len(inputs) != 1 or set(by_type) != expected:
+            what = f"one image, and of float32 logits and uint8 codes {sorted(expected)} in {path.name}"
             raise CorruptFile(what, str(sorted(by_type)), "Export it again.")
-        image, codes, logits = inputs[0], by_type["uint8"], by_type["float32"]
-        check_tensors(self.metadata, path, image["shape"], codes["shape"], logits["shape"])
-        self._image, self._codes, self._logits = image["index"], codes["index"], logits["index"]
+        image, codes, logits = inputs[0], by_type.get("uint8"), by_type["float32"]
+        shape = codes["shape"] if codes else (1, self.metadata.bits // 8)
+        check_tensors(self.metadata, path, image["shape"], shape, logits["shape"])
+        self._image, self._logits = image["index"], logits["index"]
+        self._codes = codes["index"] if codes else None
         self.engine = f"{'TensorFlow Lite' if old else 'LiteRT'} {version(package.replace('_', '-'))} XNNPACK"
 
     def _run(self, images: Images) -> ModelOutput:
         self._interpreter.set_tensor(self._image, images)
         self._interpreter.invoke()
-        return ModelOutput(self._interpreter.get_tensor(self._codes), self._interpreter.get_tensor(self._logits))
+        logits = self._interpreter.get_tensor(self._logits)
+        return ModelOutput(pack(logits) if self._codes is None else self._interpreter.get_tensor(self._codes), logits)

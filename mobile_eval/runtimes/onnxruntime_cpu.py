@@ -12,9 +12,7 @@ OUTPUTS = ["codes", "logits"]
 
 
 class OnnxRuntime(Runtime):
-    """One session; 8 images at a time are as fast as any number, 32 of 224 pixels a third slower."""
-
-    batch = 8
+    """One session, one image at a time: the files have a fixed batch of 1."""
 
     def __init__(self, path: Path, threads: int, metadata: ModelMetadata | None = None) -> None:
         ort = import_backend("onnxruntime")

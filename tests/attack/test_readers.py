@@ -318,7 +318,7 @@ def _onnx() -> Reader:
     def make(folder: Path) -> None:
         tensors = {"image": ("UINT8", [SIZE, SIZE, 3]), "codes": ("UINT8", [BITS // 8]), "logits": ("FLOAT", [BITS])}
         image, *outputs = (
-            helper.make_tensor_value_info(key, TensorProto.DataType.Value(kind), ["n", *shape])
+            helper.make_tensor_value_info(key, TensorProto.DataType.Value(kind), [1, *shape])
             for key, (kind, shape) in tensors.items()
         )
         nodes = [helper.make_node("Gemm", ["image", "w"], [output.name]) for output in outputs]
