@@ -162,7 +162,7 @@ def evaluate_models(context: RunContext, models: TrainedModels, manifest: Manife
                 queries, logits.student_queries, models.space, labels if data.classes else None, index, data.top_k,
                 tolerance, classes=data.classes, neighbors=neighbors,
             )  # fmt: skip
-            found = evaluate_on(Host(accelerators=True), (*manifest.files, *manifest.failures), reference)
+            found = evaluate_on(Host(partitions=True), (*manifest.files, *manifest.failures), reference)
             shown = spread((scores or recalls)[results.STUDENT_GALLERY].per_query)
             examples = retrieval_grid(
                 index, student[shown], labels[shown], queries[shown],

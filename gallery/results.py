@@ -12,10 +12,10 @@ from pydantic import (
     model_serializer,
 )
 
-from gallery.accelerator_results import AcceleratorPartitions
 from gallery.errors import CorruptFile
 from gallery.files import MAX_JSON, atomic_write, read_bytes
 from gallery.open_world_results import OpenWorldResults
+from gallery.partition_results import DelegatePartitions
 from gallery.record import Record
 from gallery.skew_results import PreprocessingSkew
 from gallery.training_results import HashCenterSummary, Quantization, TrainingCurve
@@ -104,7 +104,7 @@ class ModelResult(Record):
     *_ms:      milliseconds there for one image at a time; those of a host or an emulator are no phone's
     peak_memory_mb: most resident memory that opening and running the model added, 10**6 bytes
     instructions: executed ARM instructions for one image, counted under emulation; no time
-    accelerators: of the host's rows: what accelerators of phones would take of it, by the runtimes' tools
+    partitions: what execution providers and delegates take of it; in the rows of the host
     """
 
     variant: str
@@ -144,7 +144,7 @@ class ModelResult(Record):
     peak_memory_mb: float | None = None
     instructions: int | None = None
     conditions: dict[str, str] = Field({})
-    accelerators: tuple[AcceleratorPartitions, ...] = ()
+    partitions: tuple[DelegatePartitions, ...] = ()
 
     @property
     def is_float(self) -> bool:

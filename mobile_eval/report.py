@@ -160,7 +160,7 @@ def write_html(results: EvaluationResults, path: Path) -> Path:
         codes=lambda section: drop_empty_columns(section.rows, CODES),
         costs=lambda one: drop_empty_columns(one.rows, (*COSTS, ("conditions", "words", one.own_conditions))),
         smallest=smallest_passing(results),
-        accelerators=[row for row in results.models if row.accelerators],
+        partitioned=[row for row in results.models if row.partitions],
         pair_columns=measured_columns(results.pairs) if isinstance(results, RunResults) else {},
         open_world_notes=open_world_notes, itq=ITQ_TRAIN,
         plots=plots, meaning=MEANING, product=STUDENT_GALLERY, max_notes=MAX_NOTES, max_unfolded=MAX_UNFOLDED,

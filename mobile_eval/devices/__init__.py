@@ -30,7 +30,7 @@ def devices_by_name(names: Sequence[str], samples: int) -> list[Device]:
     arm64 = {f"arm64-{profile}": partial(Arm64, profile) for profile in PROFILES}
     by_unit = {f"apple-{unit.lower().replace('_', '-')}": partial(Apple, unit, samples) for unit in UNITS}
     makers: dict[str, Callable[[], Device]] = {
-        "host": partial(Host, samples=samples, accelerators=True), **arm64,
+        "host": partial(Host, samples=samples, partitions=True), **arm64,
         "browser-wasm-1t": partial(Browser, 1, samples=samples),
         "browser-wasm-2t": partial(Browser, 2, samples=samples),
         "browser-webgpu": partial(Browser, accelerator="webgpu", samples=samples),

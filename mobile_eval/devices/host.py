@@ -15,7 +15,7 @@ class Host(SubprocessDevice):
     """The engines installed here.
 
     samples: of the timing, 0 for codes alone
-    accelerators: whether to ask what accelerators of phones would take of a model (`mobile_eval.accelerators`)
+    partitions: whether to ask what execution providers and delegates take of a model (`mobile_eval.partitions`)
     """
 
     name = "host"
@@ -23,8 +23,8 @@ class Host(SubprocessDevice):
     image_s = 5.0  # seconds; engines take a hundredth or a tenth for most networks
     reference_s = 30.0  # the reference evaluator takes half a second for ResNet-50 at 224 pixels
 
-    def __init__(self, samples: int = SAMPLES, accelerators: bool = False) -> None:
-        self._options = ["--samples", str(samples), *(["--accelerators"] if accelerators else [])]
+    def __init__(self, samples: int = SAMPLES, partitions: bool = False) -> None:
+        self._options = ["--samples", str(samples), *(["--partitions"] if partitions else [])]
 
     def run(self, model: ExportedModel) -> DeviceOutput:
         """Run the model and add the processor's name to its conditions; a reference evaluator is not timed."""

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=latency.SAMPLES, help="timed inferences; 0: no clock is read")
     parser.add_argument("--seconds", type=float, default=latency.MAX_SECONDS, help="at most, for the timed inferences")
     parser.add_argument("--unit", default="ALL", help="Core ML's compute unit, on macOS")
-    parser.add_argument("--accelerators", action="store_true", help="ask what accelerators of phones would take")
+    parser.add_argument("--partitions", action="store_true", help="ask what delegates take of it")
     parser.add_argument("--marks", type=int, default=0, help="inferences between system calls, for a counter outside")
     options = parser.parse_args(arguments)
     try:
@@ -98,10 +98,10 @@ def _measure_model(options: argparse.Namespace, metadata: ModelMetadata, images:
         report["peak_memory_mb"] = None if before is None or peak is None else peak - before
     if options.marks:
         _mark_inference(runtime, np.array(images[:1]), options.marks)
-    if options.accelerators:
-        from mobile_eval.accelerators import partitions
+    if options.partitions:
+        from mobile_eval.partitions import partitions
 
-        report["accelerators"] = partitions(options.file)
+        report["partitions"] = partitions(options.file)
     codes, logits = runtime.run(images)
     with atomic_path(options.outputs) as draft:
         np.savez(draft, codes=codes, logits=logits)

@@ -114,6 +114,7 @@ def test_a_program_that_was_not_hashed_is_corrupt_and_one_without_metadata_is_no
 junk = st.one_of(
     st.binary(max_size=400),
     st.binary(max_size=400).map(lambda tail: b"\x20\x00\x00\x00TFL3" + tail),
+    st.binary(max_size=400).map(lambda tail: b"\x20\x00\x00\x00ORTM" + tail),
     st.binary(max_size=400).map(lambda tail: b"\x08\x09" + tail),
 )
 values = st.recursive(
@@ -125,7 +126,7 @@ fields = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Mod
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(junk, st.sampled_from([".onnx", ".tflite", ".mlpackage", ".aimodel"]))
+@given(junk, st.sampled_from([".onnx", ".ort", ".tflite", ".mlpackage", ".aimodel"]))
 def test_junk_is_an_error_that_names_the_file(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"junk{suffix}"
     if suffix == ".mlpackage":
