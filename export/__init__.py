@@ -1,1 +1,1 @@
-"""Export: one deployable graph, quantized, in three formats, and the bundle that carries them."""
+"""Export: one deployable graph, quantized, in several formats, and the bundle that carries them."""

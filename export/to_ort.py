@@ -7,6 +7,7 @@ from typing import Any
 
 from export import to_onnx
 from export.artifact import ExportedModel, ModelMetadata
+from export.capture_output import quiet
 from export.to_onnx import LAYOUT, QDQ_STYLE, convert
 from gallery.files import atomic_path
 
@@ -36,7 +37,8 @@ def write_operators(models: Sequence[Path], path: Path) -> Path:
     """Write which operators, and for which types, an ONNX Runtime must be built with (`--include_ops_by_config`)."""
     from onnxruntime.tools.ort_format_model import create_config_from_models
 
-    create_config_from_models(models, path, enable_type_reduction=True)
+    with quiet():
+        create_config_from_models(models, path, enable_type_reduction=True)
     lines = path.read_text("utf-8").splitlines()  # the first ones name the files, by where they lie here
     path.write_text("".join(f"{line}\n" for line in lines if not line.startswith("#")), "utf-8")
     return path

@@ -126,7 +126,7 @@ class _LiteRt(_Part):
         figures["conditions"] = {"mean": _ms(self.mean_ms), "p95": _ms(self.p95_ms)}
         figures["conditions"]["fully accelerated"] = str(self.fully_accelerated).lower()
         engine = f"LiteRT {' + '.join(self.accelerators)}"
-        return [Measurement(self.model, ("litert",), "LiteRT benchmark", engine, figures)]
+        return [Measurement(self.model, ("litert", "mediapipe"), "LiteRT benchmark", engine, figures)]
 
 
 class _BenchmarkResult(_Part):
@@ -145,7 +145,7 @@ class _BenchmarkResult(_Part):
         peak = "" if self.peak_mib is None else f"{self.peak_mib:.1f} MiB"
         conditions = {"mean": _ms(self.mean_ms), "p95": _ms(self.p95_ms), "peak memory of the process": peak}
         figures = self.figures() | {"conditions": conditions}
-        return [Measurement(self.name, ("litert",), "LiteRT benchmark", "LiteRT", figures)]
+        return [Measurement(self.name, ("litert", "mediapipe"), "LiteRT benchmark", "LiteRT", figures)]
 
 
 class _Layer(_Part):
@@ -168,7 +168,9 @@ class _AiHub(_Part):
         figures["load_ms"] = None if self.load_us is None else self.load_us / 1000
         figures["peak_memory_mb"] = None if self.added_bytes is None else self.added_bytes[1] / 1e6
         figures["conditions"] = {"AI Hub's estimate": _ms(self.estimate_us / 1000), "layers": layers}
-        return [Measurement("", ("litert", "onnx", "coreml"), "Qualcomm AI Hub", "Qualcomm AI Hub", figures)]
+        return [
+            Measurement("", ("litert", "mediapipe", "onnx", "coreml"), "Qualcomm AI Hub", "Qualcomm AI Hub", figures)
+        ]
 
 
 class _MacRow(_Part):

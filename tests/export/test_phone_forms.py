@@ -187,10 +187,20 @@ def test_a_damaged_ort_file_is_refused_or_is_what_it_was(forms: Forms, tmp_path:
             assert check_tensors_of(path, file.metadata) in ("w8a32", "fp32")
 
 
-def test_an_ort_file_may_resize_inside_as_the_onnx_file_does(tmp_path: Path) -> None:
+def test_an_ort_file_may_resize_inside_as_the_onnx_file_does(
+    forms: Forms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = request_of(Small().eval(), "small", IMAGENET, dynamic_image_size=True)
     made = export_all(request, ("onnx-fp32", "ort-fp32"), tmp_path)
     one, two = (open_model(file.path) for file in made if isinstance(file, ExportedModel))
     images = np.random.default_rng(6).integers(0, 256, (3, 50, 90, 3), np.uint8)
     assert np.abs(one.run(images).logits - two.run(images).logits).max() < 1e-4
     assert all(check_tensors_of(file.path, file.metadata) == "fp32" for file in made if isinstance(file, ExportedModel))
+    golden = Golden(forms.images, pack(forms.logits), forms.logits)
+    write_bundle(tmp_path / "bundle", made, SPACE, CENTERS, golden)
+    readme = (tmp_path / "bundle" / "README.md").read_text()
+    assert "resize inside" in readme
+    monkeypatch.chdir(tmp_path / "bundle")
+    told: dict[str, Any] = {}
+    exec(readme.split("```python")[1].split("```")[0], told)  # its own snippet is fed as it says
+    assert np.array_equal(told["codes"], pack(told["logits"]))
