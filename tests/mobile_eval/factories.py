@@ -6,6 +6,7 @@ from typing import Any
 
 from gallery.open_world import OpenWorldMaps
 from gallery.open_world_results import FLOAT_COSINE, ITQ_GALLERY, ITQ_TRAIN, OpenWorldResults, OpenWorldRow
+from gallery.partition_results import DelegatePartitions
 from gallery.results import (
     MARGIN_BINS,
     STUDENT_GALLERY,
@@ -193,8 +194,12 @@ def evaluation(label: str = "Ankle boot", **changes: Any) -> EvaluationResults:
     untimed = dict.fromkeys(("load_ms", "first_ms", "p50_ms", "p90_ms", "p99_ms", "samples"))
     bits = ("bits_compared", "bits_flipped", "bit_flip_rate", "flips_beyond_tolerance", "predicted_bit_flip_rate")
     bare = dict.fromkeys((*bits, "map", "map_drop"))
+    taken = DelegatePartitions(delegate="Core ML NeuralNetwork", operations=150, supported=110, partitions=41)
+    delegates = (taken, DelegatePartitions(delegate="NNAPI", reason=f"ValueError: {label}"))
     files = (
-        ran(bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, recall_at_10=0.9712),
+        ran(
+            bit_flips=FLIPS, conditions={"cpu": label}, peak_memory_mb=35.04, recall_at_10=0.9712, partitions=delegates
+        ),
         ran("litert-w8a8", bit_flips=(0,) * BITS, bytes=2_310_000, p50_ms=0.5, margins=(2,) * MARGIN_BINS),
         there(
             "onnx-fp32",

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gallery.partition_results import DelegatePartitions
 from gallery.results import (
     MARGIN_BINS,
     EvaluationResults,
@@ -209,12 +208,12 @@ def test_a_run_is_an_evaluation_on_one_device(tmp_path: Path) -> None:
 
 
 def test_what_delegates_take_of_a_model_is_shown_where_it_is_known(tmp_path: Path) -> None:
-    known = DelegatePartitions(delegate="NNAPI", operations=150, supported=121, partitions=30)
-    silent = DelegatePartitions(delegate="Core ML", reason=f"no word {HOSTILE}")
-    made = evaluation(ran("onnx-fp32", partitions=(known, silent)), ran("ort-fp32"))
-    rows = tables(made, tmp_path).cells("Execution providers and delegates")[1:]
-    assert rows == [["onnx-fp32", "NNAPI", "121 of 150 in 30"], ["onnx-fp32", "Core ML", f"no word {HOSTILE}"]]
-    assert "delegates" not in render(evaluation(ran()), tmp_path).body
+    rows = tables(evaluation(HOSTILE), tmp_path).cells("Execution providers and delegates")[1:]
+    assert rows == [
+        ["onnx-fp32", "Core ML NeuralNetwork", "110 of 150 in 41"],
+        ["onnx-fp32", "NNAPI", f"ValueError: {HOSTILE}"],
+    ]
+    assert "delegates" not in render(results(), tmp_path).body
 
 
 def test_random_weights_are_said_first(tmp_path: Path) -> None:
