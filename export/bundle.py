@@ -52,15 +52,18 @@ VERSION = 1
 MAX_MANIFEST_BYTES = 8 << 20  # the names of 100,000 classes fit
 MAX_REASON = 1 << 17  # characters: a line of the log, all escaped, is shorter
 ATTRIBUTES = ".gitattributes"  # or git on Windows would end the lines of text files in another way
-APPS = {
-    "queryEncoder.ts": "onnx",
-    "QueryEncoder.kt": "litert",
-    "QueryEncoder.swift": "coreml",
-    "release.ts": "onnx",
-    "Release.kt": "litert",
-    "Release.swift": "coreml",
-    "run_on_mac.py": "coreml",
+APPS = {  # app code, and the formats that it is for
+    "queryEncoder.ts": {"onnx", "litert"},
+    "onnx.ts": {"onnx"},
+    "litert.ts": {"litert"},
+    "QueryEncoder.kt": {"litert"},
+    "QueryEncoder.swift": {"coreml"},
+    "release.ts": {"onnx", "litert"},
+    "Release.kt": {"litert"},
+    "Release.swift": {"coreml"},
+    "run_on_mac.py": {"coreml"},
 }
+APP_FOLDERS = {".ts": "apps/web/src"}  # of its source, by suffix, where that is not `apps`
 _FAILURE = {"variant": str, "reason": str}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,2}|\.gitattributes")
 VARIANTS = {f"{format}-{precision}" for format in FORMATS.values() for precision in PRECISIONS}
@@ -78,7 +81,7 @@ def write_bundle(
     models = [one for one in exported if isinstance(one, ExportedModel)]
     failures = [one for one in exported if isinstance(one, ExportFailure)]
     _check_parts(models, failures, space, golden)
-    apps = [name for name, format in APPS.items() if format in {model.format for model in models}]
+    apps = [name for name, formats in APPS.items() if formats & {model.format for model in models}]
     with atomic_path(folder) as draft:
         for name in ("golden", "apps"):
             (draft / name).mkdir(parents=True)
@@ -89,7 +92,7 @@ def write_bundle(
 
             write_operators(small, draft / OPERATORS)
         for name in apps:
-            shutil.copyfile(Path(__file__).parent / "apps" / name, draft / "apps" / name)
+            shutil.copyfile(source_of(name), draft / "apps" / name)
         codespace.save(draft, space, centers)
         write_golden(draft, golden)
         (draft / "README.md").write_text(_readme(models, space, apps), "utf-8")
@@ -97,6 +100,11 @@ def write_bundle(
         write_json(draft / MANIFEST, _record(draft, models, failures, space))
         open_bundle(draft)
     return open_bundle(folder)
+
+
+def source_of(app: str) -> Path:
+    """Return where the source of one of `APPS` is here."""
+    return Path(__file__).parent / APP_FOLDERS.get(Path(app).suffix, "apps") / app
 
 
 def open_bundle(folder: Path, parse_models: bool = True) -> Manifest:

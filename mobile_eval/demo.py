@@ -1,8 +1,8 @@
 """A page that searches a gallery by an image, as a folder for any static web host.
 
-The student runs in the browser, by ONNX Runtime Web and the bundle's own app code; the gallery is its export `site`.
-esbuild makes one JavaScript file of the page's code, the bundle's and the runtime's.  It and the runtime come from npm,
-by the command `setup demo`, at the versions that `evaluate` runs: nothing is downloaded here.
+The student runs in the browser, by the npm package of `export/apps/web` (LiteRT.js, or ONNX Runtime Web); the gallery
+is its export `site`.  esbuild makes the package's scripts and the page's.  It and the engines come from npm, by the
+command `setup demo`, at the versions that `evaluate` runs: nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
 
 from gallery.console import log
-from gallery.errors import EXIT_STOPPED, CodeSpaceMismatch, CorruptFile, InputError, MissingBackend
+from gallery.errors import EXIT_STOPPED, CodeSpaceMismatch, InputError, MissingBackend
 from gallery.files import atomic_path, is_desktop_file, remove_partial
 from gallery.record import Record
 
@@ -31,10 +30,12 @@ if TYPE_CHECKING:
     from export.bundle import Manifest
     from gallery.site import ReadImage
 
-PAGE, APP = Path(__file__).parent / "demo_page", "apps/queryEncoder.ts"
+PAGE, KIT_SOURCE = Path(__file__).parent / "demo_page", Path(__file__).parents[1] / "export" / "apps" / "web"
 FILES = "index.html", "demo.css", "favicon.svg"
-SCRIPT, RUNTIME, GALLERY = "demo.js", "ort-wasm-simd-threaded.wasm", "gallery"
+SCRIPT, KIT, GALLERY = "demo.js", "kit", "gallery"
+ENGINES = "litert", "onnx"  # formats that browsers run: what is fetched least first
 PREFERRED = "w8a32", "fp32", "fp16"  # precisions: the smallest that keeps the codes first
+OPTIONS = "--format=esm", "--target=es2022", "--minify", "--log-level=error"
 COMPILE_S = 60.0
 
 
@@ -67,7 +68,7 @@ class DemoCommand(Record):
 def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], ReadImage] | None = None) -> None:
     """Write the folder of a demo, whole or not at all.
 
-    bundle: one with an ONNX student and its TypeScript; gallery: an address, or the folder of an export `site`
+    bundle: one with a LiteRT or ONNX student; gallery: an address, or the folder of an export `site`
     load_images: loads what reads the images of items without a source, by their ids
     Raises `MissingBackend` without the runtime and the compiler, `CodeSpaceMismatch` for a gallery of another code
     space, `InputError` where `out` holds anything else.
@@ -75,7 +76,7 @@ def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], 
     from export.bundle import open_bundle
 
     engines, manifest = _find_engines(), open_bundle(bundle, parse_models=False)
-    model = _choose_model(bundle, manifest)
+    model = _choose_model(manifest)
     _check_out(out)
     remove_partial(out.absolute().parent, out.absolute().name)
     with atomic_path(out) as draft:
@@ -86,8 +87,8 @@ def write_demo(bundle: Path, gallery: str, out: Path, load_images: Callable[[], 
         for name in FILES:
             text = (PAGE / name).read_text("utf-8")
             (draft / name).write_text(text.replace("$model", model.path.name), "utf-8")
-        shutil.copyfile(engines / "onnxruntime-web" / "dist" / RUNTIME, draft / RUNTIME)
-        _compile(bundle / APP, engines, draft / SCRIPT)
+        _compile("node", KIT_SOURCE / "build.mjs", draft / KIT, engines, model.format)
+        _compile(engines / ".bin" / "esbuild", PAGE / "demo.ts", f"--outfile={draft / SCRIPT}", *OPTIONS)
 
 
 def serve_demo(folder: Path, port: int) -> int:
@@ -122,20 +123,21 @@ def _find_engines() -> Path:
     return folder / "node_modules"
 
 
-def _choose_model(bundle: Path, manifest: Manifest) -> ExportedModel:
-    found = {one.metadata.precision: one for one in manifest.files if one.format == "onnx"}
-    if not (bundle / APP).is_file() or not found.keys() & {*PREFERRED}:
+def _choose_model(manifest: Manifest) -> ExportedModel:
+    found = {(one.format, one.metadata.precision): one for one in manifest.files}
+    wanted = [(format, precision) for format in ENGINES for precision in PREFERRED]
+    if not found.keys() & set(wanted):
         formats = ", ".join(one.path.name for one in manifest.files)
-        fix = "Export one: export/run.py RUN --formats onnx --precisions w8a32."
-        raise InputError(f"an ONNX student of {' or '.join(PREFERRED)} with {APP} in {bundle}", formats, fix)
-    return next(found[precision] for precision in PREFERRED if precision in found)
+        fix = "Export one: export/run.py RUN --formats litert --precisions w8a32."
+        raise InputError(f"a LiteRT or ONNX student of {' or '.join(PREFERRED)}", formats, fix)
+    return next(found[one] for one in wanted if one in found)
 
 
 def _check_out(out: Path) -> None:
     """Raise `InputError` unless a folder is new or empty, or holds a demo and nothing that a demo has not."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    missing = [name for name in (*FILES, SCRIPT, RUNTIME) if not (out / name).is_file()]
+    missing = [name for name in (*FILES, SCRIPT) if not (out / name).is_file()]
     found = f"{out} without {missing[0]}" if missing else next(_strays(out), "")
     if found:
         fix = "Choose another: --out.  What was added to a demo is kept outside it."
@@ -146,10 +148,11 @@ def _strays(folder: Path) -> Iterator[str]:
     """Yield the escaped names of files and folders that no demo has, but for those of desktop software."""
     from gallery import site
 
-    names = "|".join(map(re.escape, (*FILES, SCRIPT, RUNTIME, "model", GALLERY)))
+    names = "|".join(map(re.escape, (*FILES, SCRIPT, KIT, "model", GALLERY)))
     own = "|".join(map(re.escape, (*site.CHECKED, site.DESCRIPTION, site.README, site.THUMBNAILS)))
     thumbnails = rf"{site.THUMBNAILS}/([0-9a-f]{{2}}|{site.THUMBNAIL_NAME})"
-    known = re.compile(rf"{names}|model/(manifest\.json|query-[a-z0-9]+\.onnx)|{GALLERY}/({own}|{thumbnails})")
+    models, kit = r"manifest\.json|query-[a-z0-9]+\.(onnx|tflite)", rf"{KIT}/[A-Za-z_-]+\.(js|wasm)"
+    known = re.compile(rf"{names}|model/({models})|{kit}|{GALLERY}/({own}|{thumbnails})")
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_desktop_file(name)]
         for name in (*folders, *(name for name in files if not is_desktop_file(name))):
@@ -174,21 +177,15 @@ def _add_gallery(gallery: str, manifest: Manifest, folder: Path, load_images: Ca
     copy_site(written, folder)
 
 
-def _compile(app: Path, engines: Path, script: Path) -> None:
-    """Make one file of the page's code, the bundle's and the runtime's, which a strict policy of content allows."""
-    with TemporaryDirectory() as folder:
-        for path in (app, PAGE / "demo.ts"):
-            shutil.copy(path, folder)
-        options = ["--bundle", "--format=esm", "--target=es2022", "--minify", "--legal-comments=inline"]
-        options += ["--alias:onnxruntime-web=onnxruntime-web/wasm", f"--outfile={script}", "--log-level=error"]
-        command: list[str | Path] = [engines / ".bin" / "esbuild", "demo.ts", *options]
-        try:
-            done = subprocess.run(
-                command, cwd=folder, env={**os.environ, "NODE_PATH": str(engines)}, stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, errors="replace", timeout=COMPILE_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise MissingBackend(f"esbuild to end within {COMPILE_S:g} s", "no end", "Run it again.") from error
+def _compile(*command: str | Path) -> None:
+    """Run what compiles scripts; raises `MissingBackend` where it fails."""
+    from mobile_eval.devices.setup import DEMO_FIX
+
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=COMPILE_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MissingBackend(f"esbuild to end within {COMPILE_S:g} s", "no end", "Run it again.") from error
     if done.returncode:
-        found, fix = " ".join(done.stderr.split())[:500], "Export the bundle again with this version of Twinhash."
-        raise CorruptFile(f"{app} that compiles with the page", found, fix)
+        raise MissingBackend("scripts that compile", " ".join(done.stderr.split())[:500], DEMO_FIX)

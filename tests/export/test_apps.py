@@ -29,9 +29,9 @@ from gallery.files import sha256_of
 from mobile_eval.runtimes import ModelOutput, open_model
 from tests.export.factories import BITS, SIZE, Exports, request_for
 
-HERE = Path(__file__).with_name("apps")
+HERE, KIT = Path(__file__).with_name("apps"), Path(__file__).parents[2] / "export" / "apps" / "web"
 GOLDEN, ODD = 5, 25  # golden images; a side for squares that no model takes
-WEB = {"onnxruntime-web": "1.30.0", "typescript": "7.0.2"}
+WEB: dict[str, str] = json.loads((KIT / "package.json").read_text())["devDependencies"]
 KOTLIN = {"kotlin-compiler": "2.4.20"}
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "E403")
 SIDES = [(100, 77), (77, 100), (33, 32), (35, 32), (32, 37), (20, 15), (9, 23), (7, 150), (640, 479), (1, 1)]
@@ -99,7 +99,10 @@ def write_images(
 def installed(config: pytest.Config, packages: dict[str, str]) -> Path:
     """A folder whose node_modules holds the packages, kept in pytest's cache; skips where they cannot be had."""
     assert config.cache is not None
-    folder, wanted = config.cache.mkdir("-".join(packages)), json.dumps({"private": True, "dependencies": packages})
+    folder, wanted = (
+        config.cache.mkdir("-".join(packages).replace("/", "-")),
+        json.dumps({"private": True, "dependencies": packages}),
+    )
     if (folder / "done").is_file() and (folder / "done").read_text() == wanted:
         return folder
     if shutil.which("npm") is None:
@@ -131,11 +134,11 @@ def web(case: Case, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("web")
     packages = installed(pytestconfig, WEB) / "node_modules"
     (folder / "node_modules").symlink_to(packages)
-    shutil.copy(case.bundle / "apps" / "queryEncoder.ts", folder)
-    shutil.copy(HERE / "drive.mjs", folder)
+    for path in (case.bundle / "apps" / "queryEncoder.ts", case.bundle / "apps" / "onnx.ts", HERE / "drive.mjs"):
+        shutil.copy(path, folder)
     strict = ["--strict", "--noUnusedLocals", "--noUnusedParameters", "--noImplicitReturns", "--types", ""]
     modern = ["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom"]
-    compiler = ["node", packages / "typescript" / "bin" / "tsc", *strict, *modern, "queryEncoder.ts"]
+    compiler = ["node", packages / "typescript" / "bin" / "tsc", *strict, *modern, "onnx.ts"]
     check = subprocess.run(compiler, cwd=folder, capture_output=True, text=True)
     assert check.returncode == 0, check.stdout
     return answers(["node", "drive.mjs"], case, folder)
@@ -189,7 +192,7 @@ def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, expor
         models = [exports.files[f"{name}-w8a32"] for name in formats]
         folder = tmp_path / "-".join(formats)
         write_bundle(folder, models, student.space, student.centers, Golden(student.images[:1], pack(logits), logits))
-        names = {name for name, format in APPS.items() if format in formats}
+        names = {name for name, its in APPS.items() if its & {*formats}}
         assert {path.name for path in (folder / "apps").iterdir()} == names
         readme = (folder / "README.md").read_text()
         assert {name for name in APPS if f"apps/{name}" in readme} == names
@@ -201,7 +204,8 @@ def test_a_bundle_carries_the_code_of_its_formats_and_no_other(case: Case, expor
 
 def test_the_readme_claims_what_is_tested_here(case: Case) -> None:
     text = " ".join((case.bundle / "README.md").read_text().split())
-    assert f"onnxruntime-web {WEB['onnxruntime-web']}" in text
+    for engine in ("onnxruntime-web", "@litertjs/core"):
+        assert f"{engine} {WEB[engine]} (WebAssembly)" in text
     assert f"TypeScript {WEB['typescript']}, strict" in text
     assert f"Kotlin {KOTLIN['kotlin-compiler']}" in text
     assert "`apps/QueryEncoder.swift`, Swift for Core ML: parsed, but not compiled here: **untested**" in text

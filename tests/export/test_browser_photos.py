@@ -30,17 +30,15 @@ from tests.export.test_apps import installed
 from tests.gallery.test_icc import P3, WEB, cmyk_profile, grey_profile
 
 PAGE = """<!doctype html><script type="importmap">
-{"imports": {"onnxruntime-web": "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs"}}</script>
+{"imports": {"onnxruntime-web/wasm": "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs"}}</script>
 <script type="module">
-import { env } from "onnxruntime-web";
+import { openOnnx } from "./onnx.js";
 import { QueryEncoder, pixelsOf, toSquare } from "./queryEncoder.js";
-env.wasm.numThreads = 1;
-env.wasm.wasmPaths = new URL("node_modules/onnxruntime-web/dist/", location.href).href;
 const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 window.open_model = async (bundle, name, space) => {
   const manifest = await (await fetch(`${bundle}/manifest.json`)).text();
   const model = await (await fetch(`${bundle}/${name}`)).arrayBuffer();
-  window.encoder = await QueryEncoder.open(manifest, name, model, space);
+  window.encoder = await QueryEncoder.open(manifest, name, model, space, openOnnx);
 };
 window.encode = async (path) => {
   const { size } = window.encoder.metadata;
@@ -72,7 +70,8 @@ def site(exports: Exports, pytestconfig: pytest.Config, tmp_path_factory: pytest
         write_bundle(folder / name, [model], student.space, student.centers, golden_of(request))
     (folder / "page.html").write_text(PAGE)
     (folder / "node_modules").symlink_to(installed(pytestconfig, NPM) / "node_modules")
-    shutil.copy(folder / "bundle" / "apps" / "queryEncoder.ts", folder)
+    for name in ("queryEncoder.ts", "onnx.ts"):
+        shutil.copy(folder / "bundle" / "apps" / name, folder)
     modern = ["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--lib", "es2022,dom"]
     compiler = [
         "node",
@@ -80,7 +79,7 @@ def site(exports: Exports, pytestconfig: pytest.Config, tmp_path_factory: pytest
         "--types",
         "",
         *modern,
-        "queryEncoder.ts",
+        "onnx.ts",
     ]
     subprocess.run(compiler, cwd=folder, check=True)
     return folder

@@ -616,7 +616,7 @@ def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
         pytest.skip("Node is not installed")
     packages = installed(pytestconfig, WEB) / "node_modules"
     folder = tmp_path_factory.mktemp("web")
-    shutil.copy(APPS / "release.ts", folder)
+    shutil.copy(APPS / "web" / "src" / "release.ts", folder)
     for name in ("driveRelease.mjs", "answers.js"):
         shutil.copy(HERE / "release" / name, folder)
     (folder / "package.json").write_text('{"type": "module"}')
@@ -733,7 +733,7 @@ def test_the_swift_parses() -> None:
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
 
 
-@pytest.mark.parametrize("name", ["release.ts", "Release.kt", "Release.swift"])
+@pytest.mark.parametrize("name", ["web/src/release.ts", "Release.kt", "Release.swift"])
 def test_every_language_has_the_same_expression(name: str) -> None:
     text = (APPS / name).read_text()
     head = PAYLOAD.partition("(?:file")[0]

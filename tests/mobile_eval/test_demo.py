@@ -221,12 +221,13 @@ def test_what_is_no_image_is_refused_in_words_that_help(shown: Shown) -> None:
     assert "No file was pasted" in shown.status()
 
 
-def test_a_failure_after_the_decoding_says_what_failed(shown: Shown, good: Good) -> None:
-    shown.page.add_init_script("OffscreenCanvas.prototype.getContext = () => null")
+def test_a_failure_after_the_decoding_says_what_failed(shown: Shown, demo: Path) -> None:
+    script = "OffscreenCanvas.prototype.getContext = () => null;" + (demo / "kit" / "onnxWorker.js").read_text()
+    shown.page.route("**/onnxWorker.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
     shown.open()
     png = io.BytesIO()
     blocks(3).save(png, "PNG")
-    assert shown.upload(png.getvalue()) == "The image cannot be read (no 2D canvas here)."
+    assert shown.upload(png.getvalue()) == "no 2D canvas here"
 
 
 def answer(body: str, route: Any) -> None:
@@ -234,9 +235,10 @@ def answer(body: str, route: Any) -> None:
 
 
 def test_a_page_that_cannot_work_says_why(browser: Any, url: str) -> None:
-    entry = '{"files": {"query-fp32.onnx": {"sha256": "0", "metadata": {}}}}'
+    entry = '{"files": {"query-fp32.onnx": {"sha256": "0", "bytes": 99999999, "metadata": {}}}}'
     cases = [("delete self.OffscreenCanvas", "", "", "lacks OffscreenCanvas"),
-             ("", "**/codes.bin", "12", "not of one export"), ("", "**/manifest.json", entry, "SHA-256")]  # fmt: skip
+             ("", "**/codes.bin", "12", "Download the file again"),
+             ("", "**/manifest.json", entry, "SHA-256")]  # fmt: skip
     for script, route, body, said in cases:
         shown = Shown(browser, url)
         if script:
@@ -250,7 +252,7 @@ def test_a_page_that_cannot_work_says_why(browser: Any, url: str) -> None:
     shown = Shown(browser, url)
     shown.page.route("**/items.json", lambda route: route.fulfill(status=404))
     shown.open()
-    assert "gallery/items.json cannot be loaded (status 404)" in shown.status()
+    assert "gallery/items.json; found HTTP status 404" in shown.status()
     shown.page.close()
 
 
@@ -263,14 +265,14 @@ def test_nothing_is_inline_and_all_is_there(demo: Path) -> None:
     assert {path.name for path in (demo / "model").iterdir()} == {"manifest.json", "query-fp32.onnx"}
 
 
-def test_the_page_type_checks_with_the_bundles_code(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    from tests.export.test_apps import WEB, installed
+def test_the_page_type_checks_with_the_package(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    from tests.export.test_apps import KIT, WEB, installed
 
     if shutil.which("node") is None:
         pytest.skip("Node is not installed")
     (tmp_path / "node_modules").symlink_to(packages := installed(pytestconfig, WEB) / "node_modules")
-    for path in (PAGE / "demo.ts", ROOT / "export" / "apps" / "queryEncoder.ts"):
-        shutil.copy(path, tmp_path)
+    shutil.copy(PAGE / "demo.ts", tmp_path)
+    shutil.copytree(KIT / "src", tmp_path / "kit")
     strict = ["--strict", "--noUnusedLocals", "--noUnusedParameters", "--noImplicitReturns", "--types", "", "--noEmit"]
     modern = [
         "--target",
@@ -361,13 +363,37 @@ def test_an_onnx_student_is_asked_for_by_a_command_that_works(
 ) -> None:
     monkeypatch.setenv("TWINHASH_BROWSER", str(engines))
     manifest = replace(good.manifest, files=())
-    with pytest.raises(InputError, match=r"export/run\.py RUN --formats onnx --precisions w8a32"):
-        _choose_model(tmp_path, manifest)
+    with pytest.raises(InputError, match=r"export/run\.py RUN --formats litert --precisions w8a32"):
+        _choose_model(manifest)
 
 
 def test_a_bundle_needs_a_gallery(good: Good, call: Call) -> None:
     code, said = call("demo", good.folder)
     assert (code, "--gallery with a bundle" in said) == (2, True), said
+
+
+def test_a_runs_own_gallery_is_searched(
+    run: Path, engines: Path, browser: Any, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINHASH_BROWSER", str(engines))
+    code, said = call("demo", run, "--no-serve")
+    assert code == 0, said
+    assert f"The demo is in {run / 'demo'}" in said
+    index, photo = open_gallery(run / "gallery"), next((run.parents[1] / "in" / "bag").iterdir())
+    server = WebServer(run / "demo")
+    shown = Shown(browser, server.url)
+    shown.open()
+    assert shown.upload(photo.read_bytes()) == "10 results, nearest first."
+    query = OnnxStudent(run / "bundle").encode(photo)
+    assert shown.page.inner_text("#code") == query.tobytes().hex()
+    wanted = index.search(query, 10)
+    assert shown.results() == list(zip(wanted.ids[0], wanted.distances[0].tolist(), strict=True))
+    assert shown.page.locator("#results small").count() == 10  # labels
+    shown.wait("[...document.querySelectorAll('#results img')].filter((one) => one.naturalWidth).length === 10")
+    assert f"{len(index)} items, codes of 16 bits; model query-fp32.onnx" in shown.page.inner_text("#about")
+    assert shown.problems == []
+    shown.page.close()
+    server.close()
 
 
 def test_the_command_serves_until_it_is_stopped(good: Good, demo: Path, engines: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // Runs queryEncoder.ts, compiled: what it answers comes out as "key value" lines, which test_apps.py judges.
 import { readdirSync, readFileSync } from "node:fs";
-import { env } from "onnxruntime-web";
+import { openOnnx } from "./onnx.js";
 import { QueryEncoder, nearest, toSquare } from "./queryEncoder.js";
 
 const [folder, bundle, space] = process.argv.slice(2);
@@ -14,7 +14,6 @@ const errorOf = async (what, act) => {
     say(`error:${what}`, error.message);
   }
 };
-env.wasm.numThreads = 1;
 
 const manifest = readFileSync(`${bundle}/manifest.json`, "utf8");
 const read = (name) => new Uint8Array(readFileSync(`${bundle}/${name}`)).buffer;
@@ -23,7 +22,7 @@ const images = readdirSync(`${folder}/images`).map((name) => {
   return { number, width, height, size, data: new Uint8Array(readFileSync(`${folder}/images/${name}`)) };
 });
 for (const name of readdirSync(bundle).filter((name) => name.endsWith(".onnx"))) {
-  const encoder = await QueryEncoder.open(manifest, name, read(name), space);
+  const encoder = await QueryEncoder.open(manifest, name, read(name), space, openOnnx);
   for (const image of images.filter(({ size }) => size === encoder.metadata.size)) {
     const { code, logits } = await encoder.encode(image);
     say(`code:${name}:${image.number}`, hex(code));
@@ -49,13 +48,13 @@ const edited = (change) => {
 };
 const damaged = new Uint8Array(read(name));
 damaged[damaged.length >> 1] ^= 1;
-await errorOf("foreign", () => QueryEncoder.open(manifest, name, read(name), "f".repeat(16)));
-await errorOf("rule", () => QueryEncoder.open(edited((e) => (e.metadata.rule = 3)), name, read(name), space));
-await errorOf("damaged", () => QueryEncoder.open(manifest, name, damaged.buffer, space));
-await errorOf("sha256", () => QueryEncoder.open(edited((e) => (e.sha256 = "0".repeat(64))), name, read(name), space));
-await errorOf("bare", () => QueryEncoder.open(edited((e) => delete e.metadata), name, read(name), space));
-await errorOf("stranger", () => QueryEncoder.open(manifest, "other.onnx", read(name), space));
-await errorOf("README.md", () => QueryEncoder.open(manifest, "README.md", read("README.md"), space));
+await errorOf("foreign", () => QueryEncoder.open(manifest, name, read(name), "f".repeat(16), openOnnx));
+await errorOf("rule", () => QueryEncoder.open(edited((e) => (e.metadata.rule = 3)), name, read(name), space, openOnnx));
+await errorOf("damaged", () => QueryEncoder.open(manifest, name, damaged.buffer, space, openOnnx));
+await errorOf("sha256", () => QueryEncoder.open(edited((e) => (e.sha256 = "0".repeat(64))), name, read(name), space, openOnnx));
+await errorOf("bare", () => QueryEncoder.open(edited((e) => delete e.metadata), name, read(name), space, openOnnx));
+await errorOf("stranger", () => QueryEncoder.open(manifest, "other.onnx", read(name), space, openOnnx));
+await errorOf("README.md", () => QueryEncoder.open(manifest, "README.md", read("README.md"), space, openOnnx));
 await errorOf("k", () => nearest(new Uint8Array(8), gallery, 0));
 await errorOf("rows", () => nearest(new Uint8Array(8), gallery.subarray(1), 1));
 await errorOf("pixels", () => toSquare({ data: new Uint8Array(12), width: 2, height: 2 }, 2));

@@ -1,16 +1,15 @@
 /**
- * An image to its Twinhash code, by ONNX Runtime Web (npm: onnxruntime-web).
+ * An image to its Twinhash code, by the engine of the model's format: `openOnnx` of onnx.ts, `openLitert` of litert.ts.
  *
  *     const manifest = await (await fetch("bundle/manifest.json")).text();
  *     const model = await (await fetch("bundle/query-fp32.onnx")).arrayBuffer();
- *     const encoder = await QueryEncoder.open(manifest, "query-fp32.onnx", model, spaceOfTheGallery);
+ *     const encoder = await QueryEncoder.open(manifest, "query-fp32.onnx", model, spaceOfTheGallery, openOnnx);
  *     const { code } = await encoder.encode(await pixelsOf(file, encoder.metadata.size));
  *     const hits = nearest(code, gallery, 10);
  *
- * ONNX Runtime Web does not hand out a model's metadata, so the metadata is that of manifest.json, which counts only for
- * the bytes whose SHA-256 stands beside it.  Checking it takes `crypto.subtle`: https, or localhost.
+ * The engines do not hand out a model's metadata, so the metadata is that of manifest.json, which counts only for the
+ * bytes whose SHA-256 stands beside it.  Checking it takes `crypto.subtle`: https, or localhost.
  */
-import { InferenceSession, Tensor } from "onnxruntime-web";
 
 /** The fields of the metadata that are used here. */
 export interface ModelMetadata {
@@ -37,6 +36,12 @@ export interface Encoded {
   readonly logits: Float32Array;
 }
 
+/** An open model: from the RGB bytes of one image to its code and logits. */
+export type RunModel = (image: Uint8Array<ArrayBuffer>, height: number, width: number) => Promise<Encoded>;
+
+/** Opens the bytes of a model file. */
+export type OpenModel = (model: Uint8Array<ArrayBuffer>) => Promise<RunModel>;
+
 /** `id`: the row in the gallery.  `distance`: the number of differing bits. */
 export interface Neighbour {
   readonly id: number;
@@ -50,10 +55,12 @@ const UNDERSTOOD = {
 } as const;
 
 export class QueryEncoder {
-  private constructor(readonly metadata: ModelMetadata, private readonly session: InferenceSession) {}
+  private constructor(readonly metadata: ModelMetadata, private readonly run: RunModel) {}
 
   /** Opens the bundle's file `name`; throws unless its bytes are the manifest's and its code space is the gallery's. */
-  static async open(manifest: string, name: string, model: ArrayBuffer, space: string): Promise<QueryEncoder> {
+  static async open(
+    manifest: string, name: string, model: ArrayBuffer, space: string, openModel: OpenModel,
+  ): Promise<QueryEncoder> {
     const entry = JSON.parse(manifest).files[name];
     if (!entry?.metadata) throw new Error(`${name} has no metadata in manifest.json: take both from one bundle`);
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", model));
@@ -62,16 +69,13 @@ export class QueryEncoder {
       throw new Error(`${name} has SHA-256 ${found}, not manifest.json's ${entry.sha256}: load both again`);
     }
     check(entry.metadata, name, space);
-    return new QueryEncoder(entry.metadata, await InferenceSession.create(model));
+    return new QueryEncoder(entry.metadata, await openModel(new Uint8Array(model)));
   }
 
-  async encode(image: Pixels): Promise<Encoded> {
+  encode(image: Pixels): Promise<Encoded> {
     const { size, layout } = this.metadata;
-    const input = layout === RESIZED_INSIDE
-      ? new Tensor("uint8", toRgb(image), [1, image.height, image.width, 3])
-      : new Tensor("uint8", toSquare(image, size), [1, size, size, 3]);
-    const { codes, logits } = await this.session.run({ image: input });
-    return { code: codes.data as Uint8Array, logits: logits.data as Float32Array };
+    if (layout === RESIZED_INSIDE) return this.run(toRgb(image), image.height, image.width);
+    return this.run(toSquare(image, size), size, size);
   }
 }
 
@@ -107,13 +111,19 @@ const POPCOUNT = Uint8Array.from({ length: 256 }, (_, byte) => byte.toString(2).
 
 /**
  * The pixels of an image file, as the server reads them: EXIF orientation applied, converted to sRGB, transparency laid
- * on white; reduced to a shorter side of 4 * `size` where it is larger.  In a browser or a worker.
+ * on white; reduced to a shorter side of 4 * `size` where it is larger.  In a browser or a worker.  Throws what to do
+ * where the browser reads no image in it.
  *
  * The whole image is decoded (four bytes a pixel) and freed before any canvas is made, so no canvas is larger than
  * 4 * `size` times the longer side's share: Safari on iOS draws on none of more than 16,777,216 pixels.
  */
 export async function pixelsOf(file: Blob, size: number): Promise<ImageData> {
-  let bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "default" });
+  let bitmap: ImageBitmap;
+  try {
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "default" });
+  } catch (error) {
+    throw new Error(await refusal(file), { cause: error });
+  }
   const scale = (4 * size) / Math.min(bitmap.width, bitmap.height);
   if (scale < 1) {
     const whole = bitmap;
@@ -131,8 +141,17 @@ export async function pixelsOf(file: Blob, size: number): Promise<ImageData> {
   return context.getImageData(0, 0, width, height);
 }
 
+/** Why a browser reads no image in a file, and what to do. */
+async function refusal(file: Blob): Promise<string> {
+  const head = new TextDecoder().decode(await file.slice(4, 12).arrayBuffer());
+  if (/^ftyp(hei[cmsx]|hev[cx]|mif1|msf1)/.test(head)) {
+    return "This is a HEIC image, which this browser cannot read: use Safari, or save it as JPEG.";
+  }
+  return file.size ? "This browser reads no image in this file: choose a JPEG, PNG or WebP." : "The file is empty: choose another.";
+}
+
 /** The red, green and blue bytes of an image, for a model that resizes it itself. */
-function toRgb(image: Pixels): Uint8Array {
+function toRgb(image: Pixels): Uint8Array<ArrayBuffer> {
   checkPixels(image);
   const rgb = new Uint8Array(3 * image.width * image.height);
   for (let i = 0; i < rgb.length; i++) rgb[i] = image.data[i + Math.floor(i / 3)];
@@ -150,7 +169,7 @@ function checkPixels({ data, width, height }: Pixels): void {
  * one cropped.  The integer arithmetic is Pillow's, which made the gallery's images: same pixels, same square.
  * (A canvas would scale by a filter of the browser's choice.)
  */
-export function toSquare(image: Pixels, size: number): Uint8Array {
+export function toSquare(image: Pixels, size: number): Uint8Array<ArrayBuffer> {
   checkPixels(image);
   const { data, width, height } = image;
   const columns = taps(width, Math.max(size, Math.floor((size * width) / height)), size);
