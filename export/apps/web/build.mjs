@@ -9,18 +9,23 @@ import { fileURLToPath } from "node:url";
 const [folder = "dist", modules = "node_modules", ...engines] = process.argv.slice(2);
 const here = dirname(fileURLToPath(import.meta.url)), packages = resolve(modules), LITERT = "@litertjs/core/wasm/litert_wasm_";
 const files = {
-  onnx: ["onnxruntime-web/dist/ort-wasm-simd-threaded.wasm", "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs"], // .mjs: Node
+  onnx: ["onnxruntime-web/dist/ort-wasm-simd-threaded.wasm"],
   litert: ["internal.js", "internal.wasm", "compat_internal.js", "compat_internal.wasm"].map((name) => LITERT + name),
 };
 const { build } = createRequire(join(packages, "_"))("esbuild");
 const make = (names, format) => build({
   entryPoints: names.map((name) => join(here, "src", `${name}.ts`)), outdir: resolve(folder), nodePaths: [packages],
   bundle: true, minify: true, format, target: "es2022", legalComments: "inline", logLevel: "error",
-  external: ["node:*", "module", "worker_threads", "fs", "path", "url"],
+  external: ["module", "worker_threads", "fs", "path", "url"], // asked for by ONNX Runtime, under Node
 });
 mkdirSync(folder, { recursive: true });
+const copy = (file) => copyFileSync(join(packages, file), join(folder, basename(file)));
 for (const engine of engines.length ? engines : Object.keys(files)) {
-  for (const file of files[engine]) copyFileSync(join(packages, file), join(folder, basename(file)));
+  files[engine].forEach(copy);
   await make([`${engine}Worker`], engine === "litert" ? "iife" : "esm");
 }
-await make(engines.length ? ["index"] : ["index", "onnx"], "esm");
+await make(["index"], "esm");
+if (!engines.length) { // for Node, which has no workers of this kind
+  await make(["onnx"], "esm");
+  copy("onnxruntime-web/dist/ort-wasm-simd-threaded.mjs");
+}
