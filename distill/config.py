@@ -11,7 +11,7 @@ from distill.hash_centers.constructions import Construction
 from gallery.console import plain
 from gallery.errors import InputError
 from gallery.files import read_bytes
-from gallery.record import Record, describe
+from gallery.record import Line, ModelVersion, Record, describe
 from gallery.results import Thresholds
 
 Finetune = Literal["linear_probe", "full", "lp_ft"]
@@ -134,6 +134,12 @@ class TrainConfig(Record):
     """fp32, fp16, w8a32, w8a8, w8a16, w8a8-dynamic, palettize6; default: the first three (Core ML: without fp32)."""
     dynamic_image_size: bool = False
     """ONNX models take images of any size and resize them themselves."""
+    author: Line = ""
+    """Author of the model, which the exported files carry where Xcode and Netron show it; by default "not stated"."""
+    license: Line = ""
+    """License of the model, likewise."""
+    model_version: ModelVersion = 0
+    """Version of the model, likewise: a whole number that you count up; 0: not stated."""
     thresholds: Thresholds = Thresholds()
     """Quality gate: what a file may lose before the run fails."""
     skew: bool = True

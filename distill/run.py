@@ -73,7 +73,7 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     from distill.context import open_context
     from distill.metrics_log import to_tensorboard
     from distill.system import limit_threads, tune_malloc
-    from export.exporter import select_variants
+    from export.exporter import AUTHORSHIP, select_variants
 
     limit_threads()
     tune_malloc()
@@ -81,7 +81,7 @@ def run_pipeline(run_dir: RunDir, config: TrainConfig) -> int:
     resolve.check(config)
     resolve.check_effects(config)
     config = resolve.keep_stored(resolve.with_absolute_paths(config), run_dir)
-    exported, evaluated = {"formats", "precisions", "dynamic_image_size"}, {"thresholds", "skew"}
+    exported, evaluated = {"formats", "precisions", "dynamic_image_size", *AUTHORSHIP}, {"thresholds", "skew"}
     data = "data", "data_root", "unlabeled_data"  # which may have moved: what is in them is compared
     free = *exported, *evaluated, *data, "name", "output_dir", "strict", "tensorboard"
     changed = run_dir.check_config("config", config, but=free)
@@ -124,12 +124,13 @@ def export_models(context: RunContext, models: TrainedModels, variants: list[str
     """Export the student in all formats and precisions, and bundle the files with golden inputs."""
     from distill.export_samples import export_request
     from export.bundle import open_bundle
-    from export.exporter import ExportRequest, export_bundle
+    from export.exporter import AUTHORSHIP, ExportRequest, export_bundle
 
     run_dir, config = context.run_dir, context.config
     if not run_dir.is_done("export"):
         with run_dir.stage("export", f"writing {', '.join(variants)}"):
             fields = export_request(context, models.student, models.space)
+            fields |= {name: getattr(config, name) for name in AUTHORSHIP}
             request = ExportRequest(**fields, dynamic_image_size=config.dynamic_image_size)
             _, chosen = export_bundle(request, variants, run_dir.folder / "bundle")
             write_json(run_dir.folder / QUANTIZATION, chosen)

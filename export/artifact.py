@@ -14,11 +14,12 @@ from gallery.codes import KEY as KEY
 from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
+from gallery.record import MAX_LINE, MAX_MODEL_VERSION
 
 if TYPE_CHECKING:
     from gallery.codespace import CodeSpace
 
-VERSION = 1
+VERSION = 2  # of the metadata: 1 had a sentence for a rule, and nobody's name
 ANY_SIZE = "NHWC uint8, resized inside"  # layout with a dynamic image size: the model itself resizes to `size`
 LOGITS_ALONE = "NHWC uint8, logits alone"  # layout of a model without codes: the app takes the logits' signs
 LAYOUTS = {  # that a format can have
@@ -33,7 +34,7 @@ FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
 PRECISIONS = (*FLOAT, "w8a32", "w8a8", "w8a16", "w8a8-dynamic", "palettize6")
 SMALL_WEIGHTS = 2048  # numbers; w8a32 keeps smaller tensors in float: depthwise kernels, squeeze-excite gates
 MAX_BITS, MAX_SIZE = 4096, 4096  # of a code; of an input's side, pixels
-MAX_METADATA, MAX_TEXT = 1 << 20, 1000  # characters of all of it, and of one field
+MAX_METADATA, MAX_TEXT = 1 << 20, MAX_LINE  # characters of all of it, and of one field
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class ModelMetadata:
     rule:      the version of the rule that makes the input from an image file (`gallery.codespace.RULE_TEXT`)
     calibration: how the ranges of 8-bit activations were chosen
     float_layers: dotted names of the network's layers whose weights are kept in float, whatever the precision
+    version:   of the metadata's own form
+    author, license, model_version: as their owner stated them; empty, or 0: not stated
     """
 
     code_space: str
@@ -61,6 +64,9 @@ class ModelMetadata:
     version: int = VERSION
     float_layers: tuple[str, ...] = ()
     calibration: str = ""
+    author: str = ""
+    license: str = ""
+    model_version: int = 0
 
     def to_json(self) -> str:
         """Return one line of JSON, as it is embedded under `KEY`."""
@@ -68,26 +74,31 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, text: str | None, where: str) -> Self:
-        """Parse embedded metadata; without any raises `CodeSpaceMismatch`, with unreadable `CorruptFile`."""
+        """Parse embedded metadata.
+
+        Raises `CodeSpaceMismatch` without any, `InputError` for that of another version, `CorruptFile` for unreadable.
+        """
         if not text:
             raise CodeSpaceMismatch(f"Twinhash metadata in {where}", "none", "Export the file with Twinhash.")
         try:
             if len(text) > MAX_METADATA:
                 raise ValueError(f"{len(text):,} characters")
             fields = json.loads(text)
+            _check_version(fields.get("version"), where)
             metadata = cls(**fields | {"float_layers": tuple(_texts(fields["float_layers"]))})._checked()
             if metadata.to_json() != text:
                 raise ValueError("a text that Twinhash does not write")
             return metadata
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise CorruptFile(f"readable metadata in {where}", first_line(error), "Export the file again.") from error
 
     def _checked(self) -> Self:
         """Raise `ValueError` for a field of another type, out of its range, or of a name that is not known."""
-        _texts([self.code_space, self.student, self.calibration])
-        for name, most in {"bits": MAX_BITS, "size": MAX_SIZE, "version": VERSION}.items():
-            if type(value := getattr(self, name)) is not int or not 0 < value <= most:
-                raise ValueError(f"{name} {value!r:.99}, not a whole number of 1 to {most}")
+        _texts([self.code_space, self.student, self.calibration, self.author, self.license])
+        numbers = {"bits": (1, MAX_BITS), "size": (1, MAX_SIZE), "version": (VERSION, VERSION)}
+        for name, (least, most) in (numbers | {"model_version": (0, MAX_MODEL_VERSION)}).items():
+            if type(value := getattr(self, name)) is not int or not least <= value <= most:
+                raise ValueError(f"{name} {value!r:.99}, not a whole number of {least} to {most}")
         known = {
             "precision": PRECISIONS, "layout": {name for names in LAYOUTS.values() for name in names},
             "colour_order": ("RGB",), "bit_rule": (BIT_RULE,), "bit_order": (BIT_ORDER,), "rule": (RULE,),
@@ -174,6 +185,15 @@ def first_line(error: Exception) -> str:
     """Return the error's class and the first line of its message that is not empty, fit for a terminal."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return plain(f"{type(error).__name__}: {lines[0] if lines else 'no detail'}")
+
+
+def _check_version(said: object, where: str) -> None:
+    """Raise `InputError` for metadata of another version: it was not damaged, it was written by another Twinhash."""
+    if type(said) is int and said > 0 and said != VERSION:
+        fix = "Export the file again, with this version of Twinhash: export/run.py RUN."
+        if said > VERSION:
+            fix = "Update Twinhash, or export the file again with this version: export/run.py RUN."
+        raise InputError(f"metadata of version {VERSION} in {where}", f"version {said!r:.9}", fix)
 
 
 def _texts(values: object) -> Sequence[str]:

@@ -57,13 +57,17 @@ APPS = {  # app code, and the formats that it is for
     "onnx.ts": {"onnx"},
     "litert.ts": {"litert"},
     "QueryEncoder.kt": {"litert"},
+    "PhotoDecoder.kt": {"litert"},
     "QueryEncoder.swift": {"coreml"},
     "release.ts": {"onnx", "litert"},
     "Release.kt": {"litert"},
     "Release.swift": {"coreml"},
     "run_on_mac.py": {"coreml"},
+    "README.md": {*FORMATS.values()},
 }
-APP_FOLDERS = {".ts": "apps/web/src"}  # of its source, by suffix, where that is not `apps`
+APP_FOLDERS = {  # of an app's source, by suffix, where that is not `apps`
+    ".ts": "apps/web/src", ".kt": "apps/android/src/main/kotlin/twinhash", ".swift": "apps/swift/Sources/TwinhashQuery",
+}  # fmt: skip
 _FAILURE = {"variant": str, "reason": str}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,2}|\.gitattributes")
 VARIANTS = {f"{format}-{precision}" for format in FORMATS.values() for precision in PRECISIONS}

@@ -55,6 +55,7 @@ FORMATS: dict[str, ExportFormat] = {
     module.FORMAT: module for module in (to_onnx, to_litert, to_coreml, to_coreai, to_ort, to_mediapipe)
 }
 DEFAULT_PRECISIONS = "fp32", "fp16", "w8a32"
+AUTHORSHIP = "author", "license", "model_version"  # fields of a request, of the commands and of the metadata
 CALIBRATED = "w8a8", "w8a16"  # precisions with activations quantized by the ranges of calibration images
 
 
@@ -67,6 +68,7 @@ class ExportRequest:
     calibration: images uint8 `[n, S, S, 3]`, seen in training and held out (`export.quantize.quantize`)
     golden:      images, codes and logits of the float network (`export.bundle.Golden`)
     dynamic_image_size: ONNX models take images `[1, H, W, 3]` of any size and resize them themselves
+    author, license, model_version: what the files say of themselves (`export.artifact.ModelMetadata`)
     """
 
     net: nn.Module
@@ -77,6 +79,9 @@ class ExportRequest:
     calibration: tuple[Pixels, Pixels]
     golden: tuple[Pixels, Codes, NDArray[np.float32]]
     dynamic_image_size: bool = False
+    author: str = ""
+    license: str = ""
+    model_version: int = 0
 
 
 def export_bundle(
@@ -208,4 +213,5 @@ class _Exporter:
             layout=ANY_SIZE if dynamic else format.LAYOUT,
             float_layers=() if precision in FLOAT else self.float_layers,
             calibration=self.quantized.calibration if self.quantized and precision in CALIBRATED else "",
+            **{name: getattr(request, name) for name in AUTHORSHIP},
         )  # fmt: skip

@@ -18,7 +18,7 @@ from gallery.decode import decode, to_square
 from gallery.errors import CorruptFile
 from gallery.files import is_desktop_file, read_bytes, read_json, write_json
 
-GOLDEN, IMAGE, PHOTOS = "golden.json", "golden/{:03}.png", "golden/photos/"
+GOLDEN, IMAGE, PHOTOS, SQUARES = "golden.json", "golden/{:03}.png", "golden/photos/", "golden/squares/"
 MAX_ROWS = 8 << 20  # bytes
 MAX_GOLDEN, MAX_GOLDEN_PIXELS = 99, 1 << 27  # images, each of which an engine may take seconds for; pixels of all
 MAX_PHOTO, MAX_FACTOR = 4 << 20, 12  # bytes of a photo; its longer side, in sides of the input
@@ -39,11 +39,12 @@ class Golden:
 
 
 def write_golden(folder: Path, golden: Golden) -> None:
-    """Write `golden.json` and the images below `golden`."""
-    (folder / (PHOTOS if golden.photos else "golden")).mkdir(parents=True, exist_ok=True)
+    """Write `golden.json` and the images below `golden`, of a photo its square too."""
+    for name in (PHOTOS, SQUARES) if golden.photos else ("golden",):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     rows = _rows(golden)
-    for row, image in zip(rows[: len(rows) - len(golden.photos)], golden.images, strict=False):
-        Image.fromarray(image).save(folder / row["file"])
+    for row, image in zip(rows, golden.images, strict=True):
+        Image.fromarray(image).save(folder / _square_of(row["file"]))
     for name, data in golden.photos.items():
         (folder / PHOTOS / name).write_bytes(data)
     write_json(folder / GOLDEN, rows)
@@ -62,11 +63,12 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             raise ValueError(f"{len(rows)} images")
         names = [row["file"] for row in rows if _PHOTO.fullmatch(row["file"])]
         names = [IMAGE.format(i) for i in range(len(rows) - len(names))] + names
-        if set(names) != _files(folder) or len(set(names)) < len(rows):
+        if {*names, *map(_square_of, names)} != _files(folder) or len(set(names)) < len(rows):
             raise ValueError("images without a code")
         photos = {name: read_bytes(folder / name, MAX_PHOTO) for name in names if name.startswith(PHOTOS)}
-        squares = [_read_png(folder / name, size) for name in names if name not in photos]
-        images = np.stack([*squares, *(_square(name, data, size) for name, data in photos.items())])
+        squares = {name: _read_png(folder / _square_of(name), size) for name in names}
+        made = {name: _square(name, data, size) for name, data in photos.items()}
+        images = np.stack([(squares | made)[name] for name in names])
         codes = np.stack([np.frombuffer(bytes.fromhex(row["code"]), np.uint8) for row in rows])
         logits = np.array([row["logits"] for row in rows], np.float32)
         fits = logits.shape == (len(rows), bits) and bool(np.isfinite(logits).all())
@@ -74,6 +76,8 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             raise ValueError(f"codes of {8 * codes.shape[1]} bits and logits {list(logits.shape)}, which give others")
         golden = Golden(images, codes, logits, {Path(name).name: data for name, data in photos.items()})
         _check_squares(folder, rows, golden)
+        if wrong := [name for name, image in made.items() if not np.array_equal(image, squares[name])]:
+            raise ValueError(f"{_square_of(wrong[0])}, which is not the square of {wrong[0]}")
         if json.dumps(rows) != json.dumps(_rows(golden)):  # 1 is not "1", nor true
             raise ValueError(f"rows that are not as Twinhash writes them, of {IMAGE.format(0)} and the next")
         return golden
@@ -86,9 +90,14 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
 
 def _files(folder: Path) -> set[str]:
     """Return the names of all golden images, but for what desktop software leaves behind."""
-    paths = [*(folder / "golden").iterdir(), *((folder / PHOTOS).iterdir() if (folder / PHOTOS).is_dir() else ())]
-    names = {path.relative_to(folder).as_posix() for path in paths if not is_desktop_file(path.name)}
-    return names - {PHOTOS.rstrip("/")}
+    folders = [path for path in (folder / "golden", folder / PHOTOS, folder / SQUARES) if path.is_dir()]
+    paths = [path for one in folders for path in one.iterdir() if path not in folders]
+    return {path.relative_to(folder).as_posix() for path in paths if not is_desktop_file(path.name)}
+
+
+def _square_of(name: str) -> str:
+    """Return the file of an image of the model's size: of a photo another one, of others the image itself."""
+    return f"{SQUARES}{Path(name).stem}.png" if name.startswith(PHOTOS) else name
 
 
 def _check_squares(folder: Path, rows: list[dict[str, Any]], golden: Golden) -> None:

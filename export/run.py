@@ -41,7 +41,7 @@ from gallery.command_line import read_flags, run_cli
 from gallery.console import log, track
 from gallery.errors import EXIT_BAD_INPUT, EXIT_GATE_FAILED, EXIT_PASSED, InputError, TwinhashError
 from gallery.layers import require
-from gallery.record import Record
+from gallery.record import Line, ModelVersion, Record
 
 if TYPE_CHECKING:
     from export.exporter import ExportRequest
@@ -63,6 +63,12 @@ class ExportCommand(Record):
     """Folder of the new bundle; by default RUN/export."""
     dynamic_image_size: bool = False
     """ONNX models take images of any size and resize them themselves."""
+    author: Line = ""
+    """Author of the model, in the files where Xcode and Netron show it; by default a run's, or "not stated"."""
+    license: Line = ""
+    """License of the model, likewise."""
+    model_version: ModelVersion = 0
+    """Version of the model, likewise: a whole number that you count up; 0: not stated."""
     student_weights: Path | None = None
     """A network of your own, safetensors: a student of a run, or timm's with as many outputs as the code has bits."""
     student: str | None = None
@@ -162,10 +168,11 @@ def export_run(command: ExportCommand, variants: list[str], out: Path) -> None:
     """Export a finished run's student, calibrated with the run's images; its results and its own bundle stay."""
     from distill.export_samples import export_request
     from distill.load_run import load_run
-    from export.exporter import ExportRequest
+    from export.exporter import AUTHORSHIP, ExportRequest
 
     with load_run(command.run or "") as run:
         fields = export_request(run.context, run.student, run.space)
+        fields |= {name: getattr(command, name) or getattr(run.context.config, name) for name in AUTHORSHIP}
         write(ExportRequest(**fields, dynamic_image_size=command.dynamic_image_size), variants, out)
 
 
@@ -173,7 +180,7 @@ def export_custom(command: ExportCommand, variants: list[str], out: Path) -> Non
     """Export the user's own network; its golden codes are those of its float logits."""
     from distill.export_samples import NUM_GOLDEN
     from distill.models.custom import load_custom_model, read_images, warn_if_foreign_space
-    from export.exporter import ExportRequest
+    from export.exporter import AUTHORSHIP, ExportRequest
     from export.quantize import logits, normalize
     from gallery import codespace
     from gallery.codes import pack
@@ -193,6 +200,7 @@ def export_custom(command: ExportCommand, variants: list[str], out: Path) -> Non
     write(ExportRequest(
         net, start.name, preprocessing, space, centers, (pixels[::2], pixels[1::2]),
         (pixels[golden], pack(outputs[golden]), outputs[golden]), command.dynamic_image_size,
+        **{name: getattr(command, name) for name in AUTHORSHIP},
     ), variants, out)  # fmt: skip
 
 

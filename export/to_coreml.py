@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
+from export.description import authorship, describe_tensors, summarize
 from export.fake_quant import QDQConv2d
 from export.metadata import SPEC, coreml_spec
 from export.query_model import QueryModel
@@ -83,11 +84,21 @@ def write(programs: ExportedPrograms, metadata: ModelMetadata, path: Path) -> Ex
     """Pick the program of `metadata.precision`, embed the metadata, and write the package."""
     check_layers(metadata.float_layers, programs.layers)
     program = programs.stored(metadata.precision, metadata.float_layers)
-    program.user_defined_metadata[KEY] = metadata.to_json()
+    _describe(program, metadata)
     with atomic_path(path) as draft:
         program.save(str(draft))
         _make_reproducible(draft)
     return ExportedModel.of(path, FORMAT, metadata)
+
+
+def _describe(program: Any, metadata: ModelMetadata) -> None:
+    """Embed the metadata, and fill in the fields that Xcode shows."""
+    program.user_defined_metadata[KEY] = metadata.to_json()
+    program.short_description = summarize(metadata)
+    for name, text in authorship(metadata).items():
+        setattr(program, name, text)
+    for name, text in describe_tensors(metadata).items():
+        (program.input_description if name == "image" else program.output_description)[name] = text
 
 
 class _ImageGraph(nn.Module):

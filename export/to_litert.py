@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import KEY, LOGITS_ALONE, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
+from export.description import TFLITE_METADATA, summarize, tflite_metadata
 from export.fake_quant import ActivationRange, QDQConv2d, layers
 from export.query_model import QueryModel
 from gallery.files import atomic_write
@@ -204,7 +205,7 @@ def _operations_of(made_of: Mapping[str, set[str]], wanted: Sequence[str]) -> li
 
 
 def _embed_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
-    """Embed the metadata in a metadata buffer, all weights inside the flatbuffer and aligned.
+    """Embed the metadata and a description in metadata buffers, all weights inside the flatbuffer and aligned.
 
     The quantizer appends weights behind the flatbuffer, where only new runtimes look; reading resolves that.
     """
@@ -214,14 +215,13 @@ def _embed_metadata(program: bytes, metadata: ModelMetadata) -> bytes:
     model = read_model_from_bytearray(bytearray(program))
     if metadata.layout == LOGITS_ALONE:
         _drop_codes(model)
-    text, entry = schema.BufferT(), schema.MetadataT()
-    text.data = metadata.to_json().encode()
-    entry.name, entry.buffer = KEY, len(model.buffers)
-    model.buffers.append(text)
-    for buffer in model.buffers:
-        if buffer.data is not None:
-            buffer.data = np.frombuffer(buffer.data, np.uint8)  # anything else is packed byte by byte: 2 s
-    model.metadata = [*(model.metadata or []), entry]
+    model.metadata, model.description = model.metadata or [], summarize(metadata)
+    for name, data in {KEY: metadata.to_json().encode(), TFLITE_METADATA: tflite_metadata(metadata)}.items():
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data, entry.name, entry.buffer = data, name, len(model.buffers)
+        model.buffers, model.metadata = [*model.buffers, buffer], [*model.metadata, entry]
+    for buffer in (one for one in model.buffers if one.data is not None):
+        buffer.data = np.frombuffer(buffer.data, np.uint8)  # anything else is packed byte by byte: 2 s
     builder = _aligned_builder()
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

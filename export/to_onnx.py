@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.artifact import ANY_SIZE, KEY, SMALL_WEIGHTS, ExportedModel, ModelMetadata, check_layers
+from export.description import PRODUCER, authorship, describe_tensors, summarize
 from export.query_model import QueryModel
 from gallery.files import atomic_write
 
@@ -107,10 +108,23 @@ def write(program: ModelProto, metadata: ModelMetadata, path: Path) -> ExportedM
         _quantize_weights(finished.graph, metadata.float_layers)
     if metadata.layout == ANY_SIZE:
         _embed_resize(finished.graph, metadata.size)
-    onnx.helper.set_model_props(finished, {KEY: metadata.to_json()})
+    _describe(finished, metadata)
     onnx.checker.check_model(finished)
     atomic_write(path, finished.SerializeToString(deterministic=True))
     return ExportedModel.of(path, FORMAT, metadata)
+
+
+def _describe(program: ModelProto, metadata: ModelMetadata) -> None:
+    """Embed the metadata, and fill in the fields that viewers show."""
+    import onnx
+
+    stated, lines = authorship(metadata), describe_tensors(metadata)
+    props = {KEY: metadata.to_json(), "author": stated["author"], "license": stated["license"]}
+    onnx.helper.set_model_props(program, props)
+    program.producer_name, program.producer_version = PRODUCER, f"torch {program.producer_version}"
+    program.model_version, program.doc_string = metadata.model_version, summarize(metadata)
+    for value in (*program.graph.input, *program.graph.output):
+        value.doc_string = lines.get(value.name, "")
 
 
 def _fp16(program: ModelProto) -> ModelProto:

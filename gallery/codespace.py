@@ -90,11 +90,15 @@ class CodeSpace:
     def from_dict(cls, record: dict[str, Any]) -> Self:
         """Invert `to_dict`; raises `CorruptFile` when a field is missing or the id does not fit.
 
-        Raises `CodeSpaceMismatch` for images preprocessed by another rule than this version's.
+        Raises `CodeSpaceMismatch` for images preprocessed by another rule than this version's, also where only codes
+        would be compared: those to compare with cannot be made here, and another version decides what the id hashes.
         """
         seen = record.get("preprocessing") if isinstance(record, dict) else None
         if isinstance(seen, dict) and (rule := seen.get("rule")) != RULE:
-            fix = "Another version of Twinhash made this: use that version, or make it again from the images."
+            fix = (
+                "Its codes can be compared with none that this version makes, and its id cannot be checked here: "
+                "search it with the version of Twinhash that made it, or make it again from the images."
+            )
             found = "none" if rule is None else ascii(rule)[:20]
             raise CodeSpaceMismatch(f"images preprocessed by rule {RULE}: {RULE_TEXT}", f"rule {found}", fix)
         try:

@@ -1,8 +1,10 @@
 """The base of all configurations and results."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+MAX_LINE, MAX_MODEL_VERSION = 1000, 999_999_999  # characters; the latter also of a release
 
 
 class Record(BaseModel):
@@ -16,6 +18,16 @@ class Record(BaseModel):
         except ValidationError as error:
             error.args = (describe(error).replace("_", "-"),)  # what the command line prints; pydantic leaves it empty
             raise
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or len(text) > MAX_LINE:
+        raise ValueError(f"not one printable line of at most {MAX_LINE:,} characters")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+ModelVersion = Annotated[int, Field(ge=0, le=MAX_MODEL_VERSION)]
 
 
 def describe(error: ValidationError) -> str:

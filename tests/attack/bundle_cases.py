@@ -181,7 +181,10 @@ LIES: dict[str, list[Any]] = {
     "colour_order": ["BGR", "rgb", "", None, 1],
     "bit_rule": ["logit >= 0", "", None],
     "bit_order": ["big", "", None],
-    "version": [99, 0, -1, "x", 1.0, True, None],
+    "version": [1, 99, 0, -1, "x", 2.0, True, None],
+    "author": [None, 5, "\x1b[2J", "x" * 2000],
+    "license": [None, ["MIT"], "two\nlines"],
+    "model_version": [-1, 10**9, "1", 1.0, True, None],
     "float_layers": ["abc", [1], ["head"], None, {"a": 1}, [["a"]]],
     "calibration": [None, 5, "\x1b]0;title\x07", "x" * 2000],
     "more": ["a field that nobody knows"],
@@ -191,7 +194,7 @@ LIES: dict[str, list[Any]] = {
 def lie(name: str, changes: dict[str, Any], drop: str = "") -> Sabotage:
     def sabotage(bundle: Path) -> None:
         model = onnx.load(bundle / name)
-        (entry,) = model.metadata_props
+        entry, *_ = model.metadata_props  # Twinhash's own comes first
         told = {key: value for key, value in (json.loads(entry.value) | changes).items() if key != drop}
         entry.value = json.dumps(told, sort_keys=True)
         (bundle / name).write_bytes(model.SerializeToString())
@@ -231,7 +234,7 @@ def of_metadata() -> Iterator[Case]:
     for name, base in ((LITERT, "litert"), (COREML, "coreml")):
         for old, new in (
             (b'"RGB"', b'"BGR"'), (b'"little"', b'"middle"'), (b'"bits": 16', b'"bits": 24'),
-            (b'"size": 24', b'"size": 48'), (b'"version": 1', b'"version": 7'), (b"centre crop", b"centre cut "),
+            (b'"size": 24', b'"size": 48'), (b'"version": 2', b'"version": 7'), (b"centre crop", b"centre cut "),
             (b'"precision": "fp', b'"precision": "FP'),
         ):  # fmt: skip
             yield Case("metadata", f"{name}: {new.decode()}", base, in_bytes(name, old, new))
@@ -622,7 +625,7 @@ def other_key(model: onnx.ModelProto) -> None:
 
 def metadata_twice(model: onnx.ModelProto) -> None:
     """The first says BGR; a reader of names and values takes the last."""
-    (told,) = model.metadata_props
+    told, *_ = model.metadata_props
     model.metadata_props.add(key=KEY, value=told.value)
     told.value = told.value.replace('"RGB"', '"BGR"')
 
@@ -697,7 +700,7 @@ MODELS: dict[str, Callable[[onnx.ModelProto], object]] = {
     "another input name": rename("image"),
     "another output name": rename("codes"),
     "a float input": float_input,
-    "no metadata": lambda model: model.metadata_props.pop(),
+    "no metadata": lambda model: model.ClearField("metadata_props"),
     "metadata under another key": other_key,
     "no graph": lambda model: model.ClearField("graph"),
     "no nodes": lambda model: model.graph.ClearField("node"),

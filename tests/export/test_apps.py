@@ -6,12 +6,14 @@ answers; Swift, for which no registry has a compiler, is only parsed.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.artifact import KEY
-from export.bundle import APPS, Golden, open_bundle, write_bundle
+from export.bundle import APPS, Golden, open_bundle, source_of, write_bundle
 from export.exporter import golden_of
 from export.golden_photos import SIDES as PHOTO_SIDES
 from gallery.codes import RULE, pack, unpack
@@ -33,6 +35,7 @@ HERE, KIT = Path(__file__).with_name("apps"), Path(__file__).parents[2] / "expor
 GOLDEN, ODD = 5, 25  # golden images; a side for squares that no model takes
 WEB: dict[str, str] = json.loads((KIT / "package.json").read_text())["devDependencies"]
 KOTLIN = {"kotlin-compiler": "2.4.20"}
+KOTLIN_SOURCES = "QueryEncoder.kt", "PhotoDecoder.kt"
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "E403")
 SIDES = [(100, 77), (77, 100), (33, 32), (35, 32), (32, 37), (20, 15), (9, 23), (7, 150), (640, 479), (1, 1)]
 MODELS = ("onnx-fp32", "onnx-fp16", "onnx-w8a32", "litert-fp32", "litert-w8a32", "coreml-w8a32")
@@ -153,10 +156,10 @@ def android(case: Case, pytestconfig: pytest.Config, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("android")
     for file in case.bundle.glob("*.tflite"):
         record(file, case)
-    sources = [case.bundle / "apps" / "QueryEncoder.kt", *sorted(HERE.glob("*.kt"))]
+    sources = [*(case.bundle / "apps" / name for name in KOTLIN_SOURCES), *sorted(HERE.glob("*.kt"))]
     java = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]
     compiler = [*java, library / "kotlin-compiler.jar", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", "-Werror"]
-    standard = library / "kotlin-stdlib.jar"
+    standard = f"{library / 'kotlin-stdlib.jar'}:{library / 'kotlinx-coroutines-core-jvm.jar'}"
     options = ["-no-stdlib", "-no-reflect", "-cp", standard, "-d", "out", *sources]
     check = subprocess.run([*compiler, *options], cwd=folder, capture_output=True, text=True)
     assert check.returncode == 0, check.stderr
@@ -207,8 +210,84 @@ def test_the_readme_claims_what_is_tested_here(case: Case) -> None:
     for engine in ("onnxruntime-web", "@litertjs/core"):
         assert f"{engine} {WEB[engine]} (WebAssembly)" in text
     assert f"TypeScript {WEB['typescript']}, strict" in text
-    assert f"Kotlin {KOTLIN['kotlin-compiler']}" in text
-    assert "`apps/QueryEncoder.swift`, Swift for Core ML: parsed, but not compiled here: **untested**" in text
+
+
+APP_STATUS = (  # the one place that says what was compiled and run
+    f"| Kotlin: `QueryEncoder.kt`, `PhotoDecoder.kt`, `Release.kt` | compiled with Kotlin {KOTLIN['kotlin-compiler']}",
+    "| Android: Gradle files, instrumented test | not compiled |",
+    "| Swift: package, XCTest | parsed, not compiled |",
+)
+
+
+def test_what_is_not_compiled_is_said_once(case: Case) -> None:
+    said = (case.bundle / "apps" / "README.md").read_text()
+    assert said == source_of("README.md").read_text()
+    for line in APP_STATUS:
+        assert line in said
+    folder = source_of("README.md").parent
+    others = [path for path in folder.rglob("*") if path.suffix in {".kt", ".kts", ".swift", ".md"}]
+    texts = [path.read_text() for path in others if "node_modules" not in path.parts and path.name != "README.md"]
+    texts.append((case.bundle / "README.md").read_text())
+    assert not any("not compiled" in text or "untested" in text.lower() for text in texts)
+
+
+def test_golden_photographs_are_decoded_on_the_jvm(android: Answers, case: Case) -> None:
+    """By Java's decoders, which know no CMYK; Pillow's profile conversion and Java's differ by 1 of 255."""
+    for number, name in enumerate(PHOTO_SIDES, GOLDEN):
+        if name == "cmyk.jpg":
+            continue
+        square = np.frombuffer(bytes.fromhex(android[f"photo:{name}"]), np.uint8).reshape(SIZE, SIZE, 3)
+        off = np.abs(square.astype(int) - case.squares[number])
+        assert off.max() <= 1, name
+        assert off.mean() < 0.05, name
+
+
+def test_hardware_bitmaps_are_copied_and_closing_waits_for_an_image(android: Answers) -> None:
+    of_hardware, of_memory = android["hardware"].split()
+    assert of_hardware == of_memory
+    assert android["closing"] == "code"  # and no other error than that of a closed interpreter
+
+
+def test_the_kotlin_calls_android_by_its_own_names() -> None:
+    """The stand-ins have the methods of Android's API 36, by the number of their arguments."""
+    stubs = android_stubs()
+    for name, calls in ANDROID_CALLS.items():
+        module, _, kind = name.rpartition(".")
+        for method, count in calls.items():
+            found = arities(stubs / f"{module.removeprefix('android.')}/__init__.pyi", kind.split("$"), method)
+            assert count in found, f"{name}.{method}: {found}"
+
+
+ANDROID_CALLS: dict[str, dict[str, int]] = {  # in PhotoDecoder.kt and QueryEncoder.kt; properties by their methods
+    "android.graphics.ImageDecoder": {
+        "createSource": 2, "decodeBitmap": 2, "setAllocator": 1, "setTargetColorSpace": 1, "setTargetSampleSize": 1,
+        "setUnpremultipliedRequired": 1,
+    },
+    "android.graphics.ImageDecoder$ImageInfo": {"getSize": 0, "getMimeType": 0},
+    "android.graphics.ImageDecoder$OnHeaderDecodedListener": {"onHeaderDecoded": 3},
+    "android.graphics.ColorSpace": {"get": 1},
+    "android.graphics.Bitmap": {"getPixels": 7, "getWidth": 0, "getHeight": 0, "getConfig": 0, "copy": 2},
+    "android.util.Size": {"getWidth": 0, "getHeight": 0},
+    "android.net.Uri": {"fromFile": 1},
+}  # fmt: skip
+
+
+def android_stubs() -> Path:
+    """The folder of Android's API as Python stubs."""
+    try:
+        found = distribution("chaquopy-stubs-android")
+    except PackageNotFoundError:
+        pytest.skip("chaquopy-stubs-android is not installed")
+    return Path(str(found.locate_file("android-stubs")))
+
+
+def arities(path: Path, classes: list[str], method: str) -> set[int]:
+    """How many arguments, but for `self`, the forms of a method take."""
+    body: list[ast.stmt] = ast.parse(path.read_text()).body
+    for name in classes:
+        body = next(one.body for one in body if isinstance(one, ast.ClassDef) and one.name == name)
+    forms = [one for one in body if isinstance(one, ast.FunctionDef) and one.name == method]
+    return {len([a for a in (*one.args.posonlyargs, *one.args.args) if a.arg != "self"]) for one in forms}
 
 
 def output_of(ran: Answers, name: str) -> ModelOutput:
@@ -300,7 +379,11 @@ def test_the_swift_parses_and_names_what_the_package_holds(case: Case, exports: 
     grammar = pytest.importorskip("tree_sitter_swift")
     source = (case.bundle / "apps" / "QueryEncoder.swift").read_bytes()
     swift = parser.Parser(parser.Language(grammar.language()))
-    assert not swift.parse(source).root_node.has_error
+    package = source_of("README.md").parent / "swift"
+    files = [package / "Package.swift", *package.glob("Sources/*/*.swift"), *package.glob("Tests/*/*.swift")]
+    assert len(files) == 4
+    for file in files:
+        assert not swift.parse(file.read_bytes()).root_node.has_error, file
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
     metadata = exports.files["coreml-w8a32"].metadata
     rules = [str(metadata.rule), metadata.layout, metadata.colour_order, metadata.bit_order, str(metadata.version)]

@@ -274,7 +274,7 @@ def test_metadata_survives_json_and_no_other_text_of_it_is_read() -> None:
         f" {text}",
         text.replace(", ", ","),
         text.replace("{", '{"size": 8, '),
-        text.replace('"version": 1', '"x": 1'),
+        text.replace('"version": 2', '"x": 2'),
     ):
         with pytest.raises(CorruptFile, match="readable metadata"):
             ModelMetadata.from_json(other, "here")

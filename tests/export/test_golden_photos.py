@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from distill.models.hash_net import build
@@ -20,9 +21,10 @@ from distill.models.pretrained import find_pretrained, load_pretrained
 from export.apps import run_on_mac
 from export.bundle import open_bundle, read_golden, write_bundle
 from export.exporter import golden_of
-from export.golden import PHOTOS, Golden
+from export.golden import PHOTOS, SQUARES, Golden
 from export.golden_photos import FACTOR, LARGEST, MAX_BYTES, SIDES, draw_photos
-from export.quantize import logits, normalize
+from export.quantize import Pixels, logits, normalize, quantize
+from export.query_model import inference_copy
 from gallery.codes import pack, unpack
 from gallery.codespace import RULE, Preprocessing
 from gallery.decode import decode, to_square
@@ -67,6 +69,49 @@ def test_a_wrong_pipeline_fails(exports: Exports, golden: Golden, name: str) -> 
         pytest.skip(str(missing))
     status, why = judged(exports.student.net, IMAGENET, golden, name)
     assert status != OK, why
+
+
+@pytest.fixture(scope="module")
+def rounded(exports: Exports) -> torch.nn.Module:
+    """The student with 8-bit weights, as w8a32 files store them."""
+    net, images = inference_copy(exports.student.net, SIZE), exports.student.images
+    return quantize(net, IMAGENET, images[::2], images[1::2], activations=False).stored
+
+
+def apart(net: Any, golden: Golden, squares: Pixels) -> float:
+    """How far an app's squares are from the bundle's by one model's logits, as the bundle's README says it."""
+    right = golden.images[-len(golden.photos) :]
+    found, said = (logits(net, normalize(images, IMAGENET)).numpy() for images in (squares, right))
+    everything = logits(net, normalize(golden.images, IMAGENET)).numpy()
+    return float(np.sqrt(np.square(found - said).mean(axis=1)).max() / np.sqrt(np.square(everything).mean()))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_pipeline_is_seen_through_8_bit_weights(rounded: torch.nn.Module, golden: Golden, name: str) -> None:
+    try:
+        pipeline = pipeline_of(name)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    squares = np.stack([pipeline(data, SIZE) for data in golden.photos.values()])
+    assert apart(rounded, golden, squares) > 1 / 20
+
+
+def test_a_decoder_that_differs_by_one_passes_through_8_bit_weights(rounded: torch.nn.Module, golden: Golden) -> None:
+    right = golden.images[-len(golden.photos) :].astype(int)
+    noise = np.random.default_rng(0).choice([-1, 0, 1], right.shape, p=[0.05, 0.9, 0.05])
+    assert apart(rounded, golden, (right + noise).clip(0, 255).astype(np.uint8)) < 1 / 20
+    assert apart(rounded, golden, right.astype(np.uint8)) == 0
+
+
+def test_a_bundle_has_the_squares_of_its_photographs(bundle: Path, golden: Golden, tmp_path: Path) -> None:
+    for name, square in zip(golden.photos, golden.images[-len(golden.photos) :], strict=True):
+        with Image.open(bundle / SQUARES / f"{Path(name).stem}.png") as image:
+            assert np.array_equal(np.asarray(image), square)
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    shutil.copy(copy / SQUARES / "grey.png", copy / SQUARES / "cmyk.png")
+    refit(copy, f"{SQUARES}cmyk.png")
+    with pytest.raises(CorruptFile, match=r"cmyk\.png, which is not the square of golden/photos/cmyk\.jpg"):
+        read_golden(copy, open_bundle(copy))
 
 
 @pytest.mark.parametrize("name", [name for name in FILTERS if not name.startswith("Pillow")])

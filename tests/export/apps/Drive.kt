@@ -1,12 +1,19 @@
 // Runs QueryEncoder.kt: what it answers comes out as "key value" lines, which test_apps.py judges.
+import android.content.ContentResolver
 import android.graphics.Bitmap
+import android.graphics.ImageDecoder
+import android.net.Uri
 import java.io.File
 import java.io.FileInputStream
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.nio.channels.FileChannel
+import java.util.concurrent.Executors
+import kotlinx.coroutines.runBlocking
 import org.tensorflow.lite.Interpreter
 import twinhash.QueryEncoder
+import twinhash.decodePhoto
+import twinhash.encode
 import twinhash.nearest
 import twinhash.toSquare
 
@@ -36,6 +43,27 @@ fun record(file: File, size: Int, bits: Int) {
     }
 }
 
+/** Golden photographs from their files: those that Java decodes. */
+fun photos(folder: File, encoder: QueryEncoder) {
+    for (file in folder.listFiles()!!.sorted()) {
+        try {
+            val image = decodePhoto(ImageDecoder.createSource(ContentResolver(), Uri.fromFile(file)), encoder.size)
+            say("photo:${file.name}", hex(toSquare(image, encoder.size)))
+        } catch (error: Exception) {
+            say("photo:${file.name}", "error ${error.javaClass.simpleName}")
+        }
+    }
+}
+
+/** Two threads encode while a third closes: an encoder is closed between two images, not within one. */
+fun closed(encoder: QueryEncoder, image: Bitmap) {
+    val threads = Executors.newFixedThreadPool(3)
+    val ends = List(40) { threads.submit<String> { try { encoder.encode(image); "code" } catch (e: IllegalStateException) { "closed" } } }
+    threads.submit { encoder.close() }
+    say("closing", ends.map { it.get() }.toSet().sorted().last())
+    threads.shutdown()
+}
+
 fun main(arguments: Array<String>) {
     val (folder, bundle, space) = arguments
     val images = File(folder, "images").listFiles()!!.map { image(it) }
@@ -49,6 +77,13 @@ fun main(arguments: Array<String>) {
                 say("code:${file.name}:${image.number}", hex(encoded.code))
                 say("logits:${file.name}:${image.number}", encoded.logits.joinToString(","))
             }
+            photos(File(bundle, "golden/photos"), encoder)
+            val first = images.first { it.size == encoder.size }
+            val (width, height) = first.bitmap.width to first.bitmap.height
+            val pixels = IntArray(width * height).also { first.bitmap.getPixels(it, 0, width, 0, 0, width, height) }
+            val hardware = Bitmap(width, height, pixels, Bitmap.Config.HARDWARE)
+            say("hardware", hex(encoder.encode(hardware).code) + " " + hex(encoder.encode(first.bitmap).code))
+            closed(encoder, first.bitmap)
         }
     }
     for (image in images) say("square:${image.number}", hex(toSquare(image.bitmap, image.size)))

@@ -14,7 +14,10 @@ class Interpreter(model: ByteBuffer, options: Options) : AutoCloseable {
         require(model.isDirect) { "LiteRT takes direct buffers" }
     }
 
+    private var isOpen = true
+
     fun runSignature(inputs: Map<String, Any>, outputs: Map<String, Any>) {
+        check(isOpen) { "closed" }
         require(inputs.keys == setOf("image") && outputs.keys == setOf("codes", "logits"))
         val image = inputs["image"] as ByteBuffer
         val answer = recorded.getValue(ByteArray(image.remaining()).also { image.get(it) }.toList())
@@ -22,7 +25,9 @@ class Interpreter(model: ByteBuffer, options: Options) : AutoCloseable {
         answer.logits.copyInto((outputs["logits"] as Array<*>).single() as FloatArray)
     }
 
-    override fun close() {}
+    override fun close() {
+        isOpen = false
+    }
 
     companion object {
         val recorded = HashMap<List<Byte>, Answer>()

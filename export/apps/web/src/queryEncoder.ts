@@ -51,7 +51,7 @@ export interface Neighbour {
 const RESIZED_INSIDE = "NHWC uint8, resized inside"; // the layout of --dynamic-image-size
 /** Rule 2: what `pixelsOf` and `toSquare` do. */
 const UNDERSTOOD = {
-  rule: [2], layout: ["NHWC uint8", RESIZED_INSIDE], colour_order: ["RGB"], bit_order: ["little"], version: [1],
+  rule: [2], layout: ["NHWC uint8", RESIZED_INSIDE], colour_order: ["RGB"], bit_order: ["little"], version: [2],
 } as const;
 
 export class QueryEncoder {
@@ -86,7 +86,7 @@ function check(metadata: ModelMetadata, name: string, space: string): void {
   for (const [field, values] of Object.entries(UNDERSTOOD)) {
     const said = metadata[field as keyof ModelMetadata], known: readonly (string | number)[] = values;
     if (!known.includes(said)) {
-      throw new Error(`${name} wants ${field} "${said}", this code does "${known.join('", "')}": update this code`);
+      throw new Error(`${name} wants ${field} "${said}", this code does "${known.join('", "')}": update this code, or export the model again`);
     }
   }
 }

@@ -5,7 +5,7 @@ import Foundation
 import ImageIO
 
 /// The fields of the metadata that are used here.
-public struct ModelMetadata: Decodable {
+public struct ModelMetadata: Decodable, Sendable {
     public let codeSpace: String
     public let bits: Int
     public let size: Int
@@ -17,13 +17,13 @@ public struct ModelMetadata: Decodable {
 }
 
 /// `code`: bits/8 bytes, bit j in byte j/8 at place j%8.  `logits`: the numbers whose signs they are.
-public struct Encoded {
+public struct Encoded: Sendable {
     public let code: [UInt8]
     public let logits: [Float]
 }
 
 /// `id`: the row in the gallery.  `distance`: the number of differing bits.
-public struct Neighbour: Equatable {
+public struct Neighbour: Equatable, Sendable {
     public let id: Int
     public let distance: Int
 }
@@ -39,37 +39,62 @@ public struct QueryEncoderError: LocalizedError {
 /// An image to its Twinhash code, by Core ML (iOS 16, macOS 13).
 ///
 ///     let url = Bundle.main.url(forResource: "query-fp16", withExtension: "mlmodelc")!  // Xcode compiles the package
-///     let encoder = try QueryEncoder(contentsOf: url, space: spaceOfTheGallery)
-///     let hits = try nearest(to: encoder.encode(photo: urlOfAPhoto).code, in: gallery, count: 10)
-public final class QueryEncoder {
-    public let metadata: ModelMetadata
+///     let encoder = try await QueryEncoder(contentsOf: url, space: spaceOfTheGallery)
+///     let hits = try await nearest(to: encoder.encode(photo: urlOfAPhoto).code, in: gallery, count: 10)
+///
+/// An actor: its work is done off the main thread, and it may be shared between tasks.
+public actor QueryEncoder {
+    public nonisolated let metadata: ModelMetadata
     private let model: MLModel
 
     /// Opens a compiled model; throws unless it carries metadata and its code space is `space`.
-    public init(contentsOf url: URL, space: String, configuration: MLModelConfiguration = .init()) throws {
-        model = try MLModel(contentsOf: url, configuration: configuration)
+    public init(contentsOf url: URL, space: String, configuration: MLModelConfiguration = .init()) async throws {
+        let model = try await MLModel.load(contentsOf: url, configuration: configuration)
         let entries = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String]
         guard let text = entries?["twinhash.metadata"] else { throw QueryEncoderError("no Twinhash metadata in this model") }
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase
-        metadata = try decoder.decode(ModelMetadata.self, from: Data(text.utf8))
+        let metadata = try decoder.decode(ModelMetadata.self, from: Data(text.utf8))
         try check(metadata, space)
+        self.model = model
+        self.metadata = metadata
     }
 
     /// The code of an image file, turned upright, and decoded reduced where it is large.
-    public func encode(photo url: URL) throws -> Encoded {
-        try encode(upright(url, metadata.size))
+    public func encode(photo url: URL) async throws -> Encoded {
+        guard let source = CGImageSourceCreateWithURL(url as CFURL, nil) else {
+            throw QueryEncoderError("no image in \(url.lastPathComponent)")
+        }
+        return try await encode(upright(source, metadata.size))
+    }
+
+    /// The code of the bytes of an image file, as the photo picker hands them over, likewise.
+    public func encode(photo data: Data) async throws -> Encoded {
+        guard let source = CGImageSourceCreateWithData(data as CFData, nil) else {
+            throw QueryEncoderError("no image in \(data.count) bytes")
+        }
+        return try await encode(upright(source, metadata.size))
     }
 
     /// The code of an upright image (a `CGImage` knows no orientation), in full or of no less than 4 * size.
-    public func encode(_ image: CGImage) throws -> Encoded {
-        let input = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(image, metadata.size), metadata.size))
-        let output = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["image": input]))
+    public func encode(_ image: CGImage) async throws -> Encoded {
+        let value = MLFeatureValue(pixelBuffer: try pixelBuffer(toSquare(image, metadata.size), metadata.size))
+        let input = try MLDictionaryFeatureProvider(dictionary: ["image": value])
+        let output: MLFeatureProvider
+        if #available(iOS 17, macOS 14, *) {
+            output = try await model.prediction(from: input)
+        } else {
+            output = try predictWaiting(input)
+        }
         guard let codes = output.featureValue(for: "codes")?.multiArrayValue,
               let logits = output.featureValue(for: "logits")?.multiArrayValue
         else { throw QueryEncoderError("a model without codes and logits") }
         let bytes = MLShapedArray<Int32>(codes).scalars.map { UInt8(truncatingIfNeeded: $0) }
         return Encoded(code: bytes, logits: MLShapedArray<Float>(logits).scalars)
+    }
+
+    private func predictWaiting(_ input: MLFeatureProvider) throws -> MLFeatureProvider { // the form without `async`
+        try model.prediction(from: input)
     }
 }
 
@@ -79,9 +104,9 @@ private func check(_ metadata: ModelMetadata, _ space: String) throws {
             "the model is of code space \(metadata.codeSpace), the gallery of \(space): ship the gallery's model")
     }
     let said = [String(metadata.rule), metadata.layout, metadata.colourOrder, metadata.bitOrder, String(metadata.version)]
-    let understood = ["2", "image", "RGB", "little", "1"] // rule 2: upright, sRGB, not below 4 x size; then `toSquare`
+    let understood = ["2", "image", "RGB", "little", "2"] // rule 2: upright, sRGB, not below 4 x size; then `toSquare`
     guard said == understood else {
-        throw QueryEncoderError("the model wants \(said), this code does \(understood): update this code")
+        throw QueryEncoderError("the model wants \(said), this code does \(understood): update this code, or export the model again")
     }
 }
 
@@ -119,13 +144,12 @@ func toSquare(_ image: CGImage, _ size: Int) throws -> [UInt8] {
     return (0..<3 * size * size).map { rows[$0 / (3 * size)].weigh(narrow, $0 % (3 * size), 3 * size) }
 }
 
-/// The image of a file, upright by its EXIF orientation, its shorter side reduced to 4 * `size` where it is longer.
-private func upright(_ url: URL, _ size: Int) throws -> CGImage {
-    guard let source = CGImageSourceCreateWithURL(url as CFURL, nil),
-          let about = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any],
+/// A file's image, upright by its EXIF orientation, its shorter side reduced to 4 * `size` where it is longer.
+private func upright(_ source: CGImageSource, _ size: Int) throws -> CGImage {
+    guard let about = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any],
           let width = about[kCGImagePropertyPixelWidth] as? Int, let height = about[kCGImagePropertyPixelHeight] as? Int,
           min(width, height) > 0
-    else { throw QueryEncoderError("no image in \(url.lastPathComponent)") }
+    else { throw QueryEncoderError("not an image") }
     let scale = min(1, Double(4 * size) / Double(min(width, height)))
     let options: [CFString: Any] = [
         kCGImageSourceCreateThumbnailFromImageAlways: true, // not the small one that cameras add
@@ -133,7 +157,7 @@ private func upright(_ url: URL, _ size: Int) throws -> CGImage {
         kCGImageSourceThumbnailMaxPixelSize: Int((Double(max(width, height)) * scale).rounded(.up)),
     ]
     guard let image = CGImageSourceCreateThumbnailAtIndex(source, 0, options as CFDictionary) else {
-        throw QueryEncoderError("an image that cannot be decoded in \(url.lastPathComponent)")
+        throw QueryEncoderError("an image that cannot be decoded")
     }
     return image
 }
@@ -186,7 +210,8 @@ private func taps(_ input: Int, _ output: Int, _ size: Int) -> [Taps] {
 
 private func pixelBuffer(_ rgb: [UInt8], _ size: Int) throws -> CVPixelBuffer {
     var made: CVPixelBuffer?
-    CVPixelBufferCreate(nil, size, size, kCVPixelFormatType_32BGRA, nil, &made)
+    let attributes = [kCVPixelBufferIOSurfacePropertiesKey: [:] as CFDictionary] as CFDictionary // not copied for the GPU
+    CVPixelBufferCreate(nil, size, size, kCVPixelFormatType_32BGRA, attributes, &made)
     guard let buffer = made, CVPixelBufferLockBaseAddress(buffer, []) == kCVReturnSuccess else {
         throw QueryEncoderError("no pixel buffer of \(size) x \(size)")
     }
@@ -195,10 +220,8 @@ private func pixelBuffer(_ rgb: [UInt8], _ size: Int) throws -> CVPixelBuffer {
     let stride = CVPixelBufferGetBytesPerRow(buffer)
     for pixel in 0..<size * size {
         let place = pixel / size * stride + pixel % size * 4
-        let (red, green, blue) = (rgb[3 * pixel], rgb[3 * pixel + 1], rgb[3 * pixel + 2])
-        for (i, value) in [blue, green, red, 255].enumerated() {
-            memory.storeBytes(of: value, toByteOffset: place + i, as: UInt8.self)
-        }
+        for channel in 0..<3 { memory.storeBytes(of: rgb[3 * pixel + 2 - channel], toByteOffset: place + channel, as: UInt8.self) }
+        memory.storeBytes(of: 255, toByteOffset: place + 3, as: UInt8.self)
     }
     return buffer
 }

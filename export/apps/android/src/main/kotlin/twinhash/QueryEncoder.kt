@@ -21,7 +21,7 @@ data class Neighbour(val id: Int, val distance: Int)
  *
  *     val model = FileInputStream(file).channel.use { it.map(FileChannel.MapMode.READ_ONLY, 0, it.size()) }
  *     QueryEncoder(model, spaceOfTheGallery).use { encoder ->
- *         val hits = nearest(encoder.encode(bitmap).code, gallery, 10)
+ *         val hits = nearest(encoder.encode(contentResolver, photo).code, gallery, 10) // PhotoDecoder.kt
  *     }
  *
  * [model]: a .tflite file of the bundle, in a direct or mapped buffer. Its metadata is read from the file itself, so that
@@ -32,24 +32,28 @@ class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeab
     val size = metadata.getInt("size")
     val bits = metadata.getInt("bits")
     private val interpreter: Interpreter
+    private val input = ByteBuffer.allocateDirect(size * size * 3)
 
     init {
         val said = metadata.getString("code_space")
         require(said == space) { "the model is of code space $said, the gallery of $space: ship the gallery's model" }
         for ((field, value) in UNDERSTOOD) {
             val wanted = metadata.getString(field)
-            require(wanted == value) { "the model wants $field \"$wanted\", this code does \"$value\": update this code" }
+            require(wanted == value) { "the model wants $field \"$wanted\", this code does \"$value\": update this code, or export the model again" }
         }
         interpreter = Interpreter(model, Interpreter.Options().setNumThreads(threads))
     }
 
     /**
-     * The code of an upright image in memory (not a hardware bitmap), decoded in full, or reduced to no less than
-     * 4 * [size] on the shorter side; one image at a time.
+     * The code of an upright image, decoded in full, or reduced to no less than 4 * [size] on the shorter side.
+     * Takes a tenth of a second for a large image: not on the main thread. Of several threads, one runs the model at a time.
      */
+    fun encode(image: Bitmap): Encoded = run(toSquare(readable(image), size))
+
     @Synchronized
-    fun encode(image: Bitmap): Encoded {
-        val input = ByteBuffer.allocateDirect(size * size * 3).put(toSquare(image, size)).rewind()
+    private fun run(square: ByteArray): Encoded {
+        input.clear()
+        input.put(square).rewind()
         val codes = arrayOf(ByteArray(bits / 8))
         val logits = arrayOf(FloatArray(bits))
         interpreter.runSignature(mapOf("image" to input), mapOf("codes" to codes, "logits" to logits))
@@ -62,10 +66,15 @@ class QueryEncoder(model: ByteBuffer, space: String, threads: Int = 2) : Closeab
     private companion object {
         val UNDERSTOOD = mapOf(
             "rule" to "2", // upright, in sRGB; not reduced below 4 x size; then `toSquare`
-            "layout" to "NHWC uint8", "colour_order" to "RGB", "bit_order" to "little", "version" to "1",
+            "layout" to "NHWC uint8", "colour_order" to "RGB", "bit_order" to "little", "version" to "2",
         )
     }
 }
+
+/** A copy in memory of a hardware bitmap, whose pixels cannot be read; another one as it is. */
+private fun readable(image: Bitmap): Bitmap =
+    if (image.config?.name != "HARDWARE") image // of Android 8 or later; by name, as older ones have none
+    else requireNotNull(image.copy(Bitmap.Config.ARGB_8888, false)) { "a hardware bitmap that cannot be copied" }
 
 /** The [k] nearest rows of a gallery of packed codes, row after row, by (distance, id). */
 fun nearest(code: ByteArray, gallery: ByteArray, k: Int): List<Neighbour> {
@@ -99,15 +108,16 @@ fun toSquare(image: Bitmap, size: Int): ByteArray {
     val narrow = IntArray(3 * size * height)
     for (y in rows.first().start until rows.last().run { start + weights.size }) {
         image.getPixels(argb, 0, width, 0, y, width, 1)
-        for (i in rgb.indices) rgb[i] = onWhite(argb[i / 3], 16 - 8 * (i % 3))
-        for (i in 0 until 3 * size) narrow[3 * size * y + i] = columns[i / 3].weigh(rgb, i % 3, 3)
+        for (x in argb.indices) for (i in 0..2) rgb[3 * x + i] = onWhite(argb[x], 16 - 8 * i)
+        for (x in 0 until size) for (i in 0..2) narrow[3 * (size * y + x) + i] = columns[x].weigh(rgb, i, 3)
     }
     return ByteArray(3 * size * size) { rows[it / (3 * size)].weigh(narrow, it % (3 * size), 3 * size).toByte() }
 }
 
 private fun onWhite(argb: Int, shift: Int): Int {
     val alpha = argb ushr 24
-    return ((argb shr shift and 0xff) * alpha + 255 * (255 - alpha) + 127) / 255
+    val value = argb shr shift and 0xff
+    return if (alpha == 255) value else (value * alpha + 255 * (255 - alpha) + 127) / 255
 }
 
 private class Taps(val start: Int, val weights: IntArray) {
