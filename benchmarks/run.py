@@ -9,6 +9,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from benchmarks.app_augment import AppAugment
 from benchmarks.csch import Csch, CschAblation, Distillers, TeacherFinetuning
 from benchmarks.export import ExportBenchmark
 from benchmarks.gallery import GalleryBenchmark
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "distillers": Distillers, "losses": LossBenchmark,
     "multilabel-centers": MultilabelCenters, "export": ExportBenchmark, "metric": MetricBenchmark,
     "students": StudentBenchmark, "gallery": GalleryBenchmark, "open-world": OpenWorld, "protocols": Protocols,
+    "app-augment": AppAugment,
 }  # fmt: skip
 
 

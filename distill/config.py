@@ -70,6 +70,8 @@ class StudentTrainConfig(OptimizerConfig):
 
     cached_views: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Augmented views an image with one cached teacher output each; 0: on the fly, with a teacher inference each."""
+    app_augment: Share = 0.0
+    """Share of the views that are made as apps would make them: by another resize, from another JPEG; 0: none."""
     center_loss_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Weight of the central similarity loss: toward the hash center of the image's class."""
     unlabeled_ratio: Share | Auto = "auto"

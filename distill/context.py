@@ -148,7 +148,8 @@ class RunContext:
     def image_loader(self, role: Role) -> ImageLoader:
         """Return the loader of a network's input."""
         info, size = self.backbone(role)
-        return ImageLoader(self.data.pixels[size], info.mean, info.std, device())
+        by_apps = self.data.app_pixels if role == "student" else None
+        return ImageLoader(self.data.pixels[size], info.mean, info.std, device(), by_apps)
 
     def build_model(self, role: Role) -> HashNet:
         """Return a network as its training starts, with pretrained weights where there are any."""
@@ -246,7 +247,8 @@ def load_context(run_dir: RunDir, config: TrainConfig, cache: Path) -> RunContex
     with run_dir.stage("data", f"reading {config.data}"), main_process_first() as first:
         sizes = {resolved.teacher_img_size, resolved.student_img_size}
         options = {field.name: getattr(config, field.name) for field in fields(data.DataConfig)}
-        dataset = data.load(config.data, sizes, cache, data.DataConfig(**options))
+        app_size = resolved.student_img_size if config.student_train.app_augment else None
+        dataset = data.load(config.data, sizes, cache, data.DataConfig(**options), app_size)
         stored = run_dir.load_settings("dataset_fingerprint", DatasetFingerprint) if first else None
         if stored is not None and stored.images != dataset.fingerprint:
             found = describe_changes(run_dir.folder / SPLIT, dataset)

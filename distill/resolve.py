@@ -32,7 +32,12 @@ PRETRAINED_STUDENT_LR = 3e-4
 TEACHER = "teacher", "teacher_weights", "teacher_img_size", "loss_args", "hash_centers", "center_assignment"
 ONLY_FINETUNING = "epochs", "lr", "model_ema_decay", "early_stopping_patience"  # of a teacher
 PROBE = "teacher_train.linear_probe_epochs", "teacher_train.linear_probe_lr"
-ONLINE_STUDENT = {"lr", "weight_decay", "center_loss_weight"}  # the other options are those of the teacher
+ONLINE_STUDENT = {
+    "lr",
+    "weight_decay",
+    "center_loss_weight",
+    "app_augment",
+}  # the other options are those of the teacher
 
 
 def resolve(

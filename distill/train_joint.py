@@ -12,7 +12,7 @@ from distill.distributed import shard
 from distill.engine import Batches, OptimizedModule, fit
 from distill.infer import Indices, features_and_logits, forward_logits
 from distill.losses.base import LossBatch
-from distill.train_student import build_student_loss
+from distill.train_student import build_student_loss, views_by_apps
 from distill.train_teacher import build_loss, save_teacher
 from distill.training_set import TrainingSet
 from gallery import codespace
@@ -28,7 +28,8 @@ def train_both(context: RunContext) -> None:
     if run_dir.is_done("teacher") and run_dir.is_done("student"):
         return
     run_dir.invalidate("teacher", "student")  # one is nothing without the other
-    with run_dir.stage("teacher", f"training {resolved.teacher.name} and {resolved.student.name} at once"):
+    what = f"training {resolved.teacher.name} and {resolved.student.name} at once{views_by_apps(context)}"
+    with run_dir.stage("teacher", what):
         teacher, student = context.build_model("teacher"), context.build_model("student")
         teacher_data, data = TrainingSet(context, "teacher"), TrainingSet(context, "student")
         data.hash_centers = teacher_data.hash_centers
@@ -39,9 +40,9 @@ def train_both(context: RunContext) -> None:
 
         def load(rows: Indices, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             index = data.train[rows]
-            crops = shard(random_resized_crops(len(rows), spec.crop_min_scale, generator))
-            larger, smaller = (one.loader.load(shard(index), crops) for one in (teacher_data, data))
-            return larger, smaller, torch.from_numpy(rows)
+            crops = random_resized_crops(len(rows), spec.crop_min_scale, generator)
+            larger = teacher_data.loader.load(shard(index), shard(crops))
+            return larger, data.load_views(index, crops, generator), torch.from_numpy(rows)
 
         def loss_fn(batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
             larger, smaller, rows = batch

@@ -83,12 +83,19 @@ def distill_student(context: RunContext, teacher: HashNet | None, space: CodeSpa
             with run_dir.stage("views", f"{what} for {views} views of {len(index)} images"):
                 crops, logits = cache_teacher_views(context, teacher, index, space, gallery_logits, uses_teacher)
             batches = batches_from_cache(data, index, crops, logits, n_unlabeled)
-        with run_dir.stage("student", f"distilling {info.name} at {size} px, {info.source}"):
+        what = f"distilling {info.name} at {size} px, {info.source}{views_by_apps(context)}"
+        with run_dir.stage("student", what):
             model = context.build_model("student")
             train_student(model, data, batches, loss, spec, context.checkpoint("student", space.id))
             context.save_model("student", model, space.id)
     run_dir.delete("student.checkpoint.safetensors")
     return load_network(path, space)
+
+
+def views_by_apps(context: RunContext) -> str:
+    """Return what the log says of the share of views that are made as apps would make them."""
+    share = context.config.student_train.app_augment
+    return f"; {100 * share:g}% of its views as apps make them" if share else ""
 
 
 def build_student_loss(context: RunContext, data: TrainingSet, gallery_logits: Logits) -> StudentLoss:
@@ -134,8 +141,7 @@ def batches_from_cache(data: TrainingSet, index: Indices, crops: Tensor, logits:
         if n_unlabeled:
             row = torch.cat([row, torch.randint(first, len(index), (n_unlabeled,), generator=generator)])
         images, teacher = index[row.numpy()], logits[view.to(logits.device), row.to(logits.device)]
-        views = data.loader.load(shard(images), shard(crops[view, row]))
-        return StudentBatch(views, images, len(rows), lambda: teacher)
+        return StudentBatch(data.load_views(images, crops[view, row], generator), images, len(rows), lambda: teacher)
 
     return Batches(len(data.train), load)
 
@@ -157,7 +163,7 @@ def batches_on_the_fly(
             with torch.no_grad():
                 return all_gather(forward(large))
 
-        return StudentBatch(data.loader.load(shard(index), shard(crops)), index, len(rows), teacher_logits)
+        return StudentBatch(data.load_views(index, crops, generator), index, len(rows), teacher_logits)
 
     return Batches(len(train), load)
 

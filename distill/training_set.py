@@ -11,6 +11,8 @@ from torch import Tensor
 
 from distill.codebook import hash_centers_of
 from distill.context import Role, RunContext, multi_hot
+from distill.data.augment import sample_apps
+from distill.distributed import shard
 from distill.hash_centers.constructions import Centers
 from distill.hash_centers.multilabel import target_codes
 from distill.infer import ENCODE_BATCH, Indices, Logits, forward_logits
@@ -31,6 +33,15 @@ class TrainingSet:
         self.context, self.loader, self.labels = context, context.image_loader(role), context.labels
         self.train, self.validation = context.data.train, context.data.validation
         self.reference = torch.zeros(0)
+
+    def load_views(self, index: Indices, crops: Tensor, generator: torch.Generator) -> Tensor:
+        """Load this process's share of the student's views of a step, some of them as apps would make them.
+
+        crops: `[len(index), 4]`; nothing is sampled where all views are made by the rule
+        """
+        share = self.context.config.student_train.app_augment
+        apps = shard(sample_apps(len(index), share, generator)) if share else None
+        return self.loader.load(shard(index), shard(crops), apps)
 
     @cached_property
     def hash_centers(self) -> Centers:

@@ -13,7 +13,8 @@ from export.golden_photos import FACTOR
 from export.icc_profile import DISPLAY_P3, rgb_profile
 from gallery.codes import pack
 from gallery.cores import map_ahead
-from gallery.decode import resized_shape, to_square
+from gallery.decode import to_square
+from gallery.resampling import square_without_antialiasing, without_antialiasing
 from gallery.skew_results import PreprocessingSkew, SkewRow
 from mobile_eval.compare import FloatReference, Logits, Pixels, compare_to_float
 
@@ -30,33 +31,6 @@ class Pipeline(NamedTuple):
     found_in: str
     make: Callable[[Photo, int], Pixels]
     allowed: bool = False
-
-
-def without_antialiasing(photo: Photo, shape: tuple[int, int]) -> Pixels:
-    """Resize to `shape`, width and height, by the 2 x 2 pixels around each point, however large the photo is.
-
-    Returns uint8 `[height, width, 3]`.
-    """
-    pixels = np.asarray(photo)
-    (left, right, across), (top, bottom, down) = map(_neighbors, photo.size, shape)
-    across, down = across[:, None], down[:, None, None]
-    upper, lower = (
-        pixels[rows[:, None], left] * (1 - across) + pixels[rows[:, None], right] * across for rows in (top, bottom)
-    )
-    resized: Pixels = (upper * (1 - down) + lower * down).round().astype(np.uint8)
-    return resized
-
-
-def _neighbors(old: int, new: int) -> tuple[Indices, Indices, NDArray[np.float64]]:
-    """Return the pixels before and behind each of `new` points along a side of `old`, and the weight of the latter."""
-    at = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
-    before = at.astype(np.int64)
-    return before, np.minimum(before + 1, old - 1), at - before
-
-
-def _bilinear(photo: Photo, size: int) -> Pixels:
-    shape, (left, top, right, bottom) = resized_shape(photo.size, size)
-    return without_antialiasing(photo, shape)[top:bottom, left:right]
 
 
 def _reduced(photo: Photo, size: int) -> Pixels:
@@ -84,7 +58,7 @@ def _filtered(resample: Image.Resampling) -> Callable[[Photo, int], Pixels]:
 
 PIPELINES = {
     "bilinear without antialiasing": Pipeline(
-        "Android's createScaledBitmap, a canvas's drawImage, OpenCV's INTER_LINEAR", _bilinear
+        "Android's createScaledBitmap, a canvas's drawImage, OpenCV's INTER_LINEAR", square_without_antialiasing
     ),
     "nearest neighbor": Pipeline("OpenCV's INTER_NEAREST, pixelated canvases", _filtered(Image.Resampling.NEAREST)),
     "box filter": Pipeline("Android's inSampleSize", _filtered(Image.Resampling.BOX)),
@@ -113,16 +87,16 @@ PIPELINES = {
 
 
 def subset_for_skew(
-    reference: FloatReference, photos: Callable[[Indices], Iterable[Photo]], size: int
+    reference: FloatReference, photos: Callable[[Indices], Iterable[Photo]], size: int, most: int = MOST
 ) -> tuple[FloatReference, float]:
-    """Return queries to measure, at most `MOST` of `PIXELS` in all, but `SAMPLE`, and their reduction to `size`.
+    """Return queries to measure, at most `most` of `PIXELS` in all, but `SAMPLE`, and their reduction to `size`.
 
     photos: a function of places among the queries to their upright RGB photos
     """
     some = reference.subset(SAMPLE)
     shapes = [photo.size for photo in photos(some.indices)]
     pixels = float(np.median([width * height for width, height in shapes]))
-    return reference.subset(max(SAMPLE, min(MOST, int(PIXELS / pixels)))), float(np.median([*map(min, shapes)])) / size
+    return reference.subset(max(SAMPLE, min(most, int(PIXELS / pixels)))), float(np.median([*map(min, shapes)])) / size
 
 
 def skewed_squares(photos: Iterable[Photo], size: int) -> dict[str, Pixels]:

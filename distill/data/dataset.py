@@ -45,6 +45,7 @@ class Dataset(Split):
     labels:      int64 `[N]` into `classes`, or multi-hot bool `[N, C]`; -1 or an empty row where there is none
     names:       a relative path, or another name of each image
     pixels:      input size -> uint8 `[N, size, size, 3]`, memory-mapped
+    app_pixels:  as apps make them, uint8 `[N, APPS, size, size, 3]` (`distill.data.app_pixels`), where asked for
     fingerprint: SHA-256 over classes, names, labels, splits and the contents of the image files
     top_k:       R of the mAP@R in which results on this protocol are published; None for the whole gallery
     """
@@ -57,6 +58,7 @@ class Dataset(Split):
     skipped: tuple[Skipped, ...]
     fingerprint: str
     top_k: int | None = None
+    app_pixels: NDArray[np.uint8] | None = None
 
     @cached_property
     def seen(self) -> Indices:

@@ -56,11 +56,14 @@ class DataConfig(SplitConfig):
     unlabeled_data: Sequence[str | Path] = ()
 
 
-def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig) -> Dataset:
+def load(
+    source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig, app_size: int | None = None
+) -> Dataset:
     """Load `source` with its images decoded at each of `sizes`; raises `InputError` that says what to do.
 
     source: "embedded", "fashion_mnist", a protocol's name, or the path of an image folder or a CSV or Parquet manifest
     cache_dir: folder of decoded images, shared by all sources
+    app_size: one of `sizes`, at which the images are made by apps too (`distill.data.app_pixels`)
     """
     wanted = sorted(set(sizes))
     if not wanted or wanted[0] < 1 or wanted[-1] > LARGEST:
@@ -69,7 +72,7 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
     if not listed.names:
         _report_skipped(listed, listed.skipped, options.strict)
     encode_labels(listed)  # to fail before hours of decoding
-    decoded = decode_all(listed.source, listed.names, wanted, cache_dir)
+    decoded = decode_all(listed.source, listed.names, wanted, cache_dir, app_size)
     skipped = listed.skipped + decoded.skipped
     _report_skipped(listed, skipped, options.strict)
     columns = "names", "labels", "splits"
@@ -86,6 +89,7 @@ def load(source: str, sizes: Iterable[int], cache_dir: Path, options: DataConfig
         **vars(own), name=images.name, classes=classes, labels=labels, names=images.names, pixels=decoded.pixels,
         skipped=tuple(Skipped(path=plain(skip.path), reason=plain(skip.reason)) for skip in skipped),
         fingerprint=_fingerprint(images.names, (classes, labels), own, decoded.digests), top_k=images.top_k,
+        app_pixels=decoded.app_pixels,
     )  # fmt: skip
 
 

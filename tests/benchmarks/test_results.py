@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.app_augment import AppAugment, AppAugmentTrial
 from benchmarks.csch import CschSweep
 from benchmarks.export import ExportBenchmark, ExportTrial
 from benchmarks.gallery import GalleryBenchmark, GalleryTrial
@@ -21,6 +22,7 @@ from benchmarks.trial import RESULTS, Benchmark, Trial
 
 KINDS: dict[str, tuple[type[Benchmark], type[Trial]]] = {
     **dict.fromkeys(("csch", "csch_ablation", "distillers", "teacher_finetuning"), (CschSweep, SweepTrial)),
+    "app_augment": (AppAugment, AppAugmentTrial),
     "export": (ExportBenchmark, ExportTrial),
     "gallery": (GalleryBenchmark, GalleryTrial),
     "losses": (LossBenchmark, LossTrial),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.augment import ImageLoader, color_jitter, fixed_crops, random_resized_crops
+from distill.data.app_pixels import APPS
+from distill.data.augment import ImageLoader, color_jitter, fixed_crops, random_resized_crops, sample_apps
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -65,6 +66,35 @@ def test_a_quarter_crop_shows_that_quarter(loader: ImageLoader) -> None:
     )
     big = torch.nn.functional.interpolate(alone, scale_factor=2, mode="bilinear", align_corners=False)
     assert torch.allclose(seen[:, :, 1:-1, 1:-1], big[:, :, 1:-1, 1:-1], atol=1e-4)  # its border sees neighbours
+
+
+def test_the_share_of_views_as_apps_make_them_is_the_one_asked_for() -> None:
+    apps = sample_apps(4000, 0.3, generator())
+    assert apps.dtype == torch.int64
+    assert set(apps.tolist()) == {-1, *range(APPS)}
+    assert 0.27 < (apps >= 0).float().mean() < 0.33
+    counts = torch.bincount(apps[apps >= 0])
+    assert counts.min() > 0.8 * counts.max()
+    assert torch.equal(apps, sample_apps(4000, 0.3, generator()))
+    assert (sample_apps(50, 0.0, generator()) == -1).all()
+    assert (sample_apps(50, 1.0, generator()) >= 0).all()
+
+
+def test_views_show_the_square_of_their_app_and_are_cropped_alike(loader: ImageLoader) -> None:
+    app_pixels = np.random.default_rng(1).integers(0, 256, (5, APPS, 8, 8, 3), np.uint8)
+    before, index = loader.pixels.copy(), np.array([3, 1, 3, 0])
+    how = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    made = ImageLoader(loader.pixels, *how, loader.device, app_pixels)
+    crops, apps = random_resized_crops(4, 0.3, generator()), torch.tensor([-1, APPS - 1, 0, -1])
+    for crop in (None, crops):
+        seen = made.load(index, crop, apps)
+        for row, (image, app) in enumerate(zip(index, apps.tolist(), strict=True)):
+            own = loader.pixels[image] if app < 0 else app_pixels[image, app]
+            alone = ImageLoader(own[None], *how, loader.device)
+            slow = alone.load(np.array([0]), None if crop is None else crop[row : row + 1])
+            assert torch.equal(seen[row : row + 1], slow)
+    assert torch.equal(made.load(index, crops, torch.full((4,), -1)), loader.load(index, crops))
+    assert np.array_equal(loader.pixels, before)
 
 
 def test_tints_change_each_channel_of_each_image_as_a_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -20,7 +21,9 @@ import pytest
 from PIL import Image
 
 from distill.data import DataConfig, Dataset, load
+from distill.data.app_pixels import RECIPE, app_squares
 from distill.data.decode_cache import decode_all
+from gallery.decode import decode
 from gallery.errors import InputError
 from gallery.results import Skipped
 from tests.distill.data.factories import MakeFolder, noise
@@ -130,6 +133,30 @@ def test_another_size_of_the_same_images(make_folder: MakeFolder) -> None:
     assert same(both, opened(root, 8, 16, cache="fresh"))
     assert both.skipped == first.skipped
     assert len(both.skipped) == 1
+
+
+def test_squares_as_apps_make_them_are_beside_the_others(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 6, "b": 6})
+    (root / "a" / "000.png").write_bytes(b"broken")
+
+    def asked(app_size: int | None = 8) -> Dataset:
+        return load(str(root), [8, 16], root.parent / "cache", DataConfig(seed=0), app_size)
+
+    first = asked(None)
+    assert first.app_pixels is None
+    before = [path.stat().st_mtime_ns for path in arrays(root)]
+    cold = asked()
+    assert [path.name for path in arrays(root)] == ["16.npy", f"8-apps-{RECIPE}.npy", "8.npy"]
+    assert [path.stat().st_mtime_ns for path in arrays(root) if "apps" not in path.name] == before
+    assert same(first, cold)
+    for name, squares in zip(cold.names, cold.app_pixels, strict=True):
+        image, digest = decode(root / name), hashlib.sha256((root / name).read_bytes()).hexdigest()
+        assert np.array_equal(squares, app_squares(image, 8, digest))
+    path = arrays(root)[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert np.array_equal(asked().app_pixels, cold.app_pixels)  # made again
+    swap_contents(root)
+    assert np.array_equal(asked().app_pixels, cold.app_pixels)
 
 
 def test_sizes_of_different_images_are_never_mixed(make_folder: MakeFolder) -> None:
