@@ -154,7 +154,7 @@ def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> 
 OUT_OF_RANGE = {
     "--student-train.batch-size": "1", "--student-train.epochs": "0", "--student-train.lr": "-1",
     "--teacher-train.lr": "nan", "--teacher-train.crop-min-scale": "0", "--student-train.cached-views": "-1",
-    "--student-train.unlabeled-ratio": "1.5", "--teacher-train.weight-decay": "inf", "--teacher-img-size": "0",
+    "--student-train.unlabeled-ratio": "1.5", "--student-train.app-augment": "1.5", "--teacher-train.weight-decay": "inf", "--teacher-img-size": "0",
     "--seed": "99999999999", "--query-fraction": "1", "--validation-fraction": "nan",
     "--thresholds.logit-tolerance": "-1", "--thresholds.max-size-mb": "nan", "--bits": "7",
     "--name": "../elsewhere",
@@ -198,6 +198,10 @@ def test_an_option_without_effect_is_an_error(options: dict[str, object], beside
 
 def test_options_with_their_defaults_are_never_without_effect() -> None:
     check_effects(TrainConfig(reuse_gallery=Path("x"), distillation="online", data="a/folder"))
+
+
+def test_the_student_of_a_pair_may_see_views_as_apps_make_them() -> None:
+    check_effects(TrainConfig(distillation="online", student_train=StudentTrainConfig(app_augment=0.5)))
 
 
 def test_paths_become_absolute_and_names_of_data_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
