@@ -18,9 +18,7 @@ from distill.config import StudentTrainConfig, TeacherTrainConfig
 from distill.context import RunContext
 from distill.data.app_pixels import APPS
 from distill.data.augment import ImageLoader, sample_apps
-from distill.engine import Batches
-from distill.pipeline import TrainedModels
-from distill.train_student import batches_from_cache, batches_on_the_fly
+from distill.train_student import StudentBatch, batches_from_cache, batches_on_the_fly
 from distill.training_set import TrainingSet
 from tests.distill.factories import SIZE, STUDENT, TEACHER, Learn
 
@@ -84,16 +82,10 @@ def test_batches_are_the_same_by_any_number_of_threads() -> None:
         assert all(map(torch.equal, map(load, range(40)), pool.map(load, range(40))))
 
 
-@pytest.fixture
-def pair(learn: Learn) -> list[tuple[RunContext, TrainedModels]]:
-    """The same run without and with views as apps make them, at half of the images' size."""
-    return [learn(f"run-{share}", student_img_size=HALF, student_train=with_share(share)) for share in (0.0, SHARE)]
-
-
-def test_the_teacher_and_the_gallery_do_not_move_and_nothing_is_made_for_none(
-    pair: list[tuple[RunContext, TrainedModels]], tmp_path: Path
-) -> None:
-    (off, plain), (on, trained) = pair
+def test_the_teacher_its_gallery_and_its_views_do_not_move(learn: Learn, tmp_path: Path) -> None:
+    (off, plain), (on, trained) = (
+        learn(f"run-{share}", student_img_size=HALF, student_train=with_share(share)) for share in (0.0, SHARE)
+    )
     assert off.data.app_pixels is None
     assert on.data.app_pixels is not None
     assert on.data.app_pixels.shape == (len(on.data.names), APPS, HALF, HALF, 3)
@@ -105,17 +97,18 @@ def test_the_teacher_and_the_gallery_do_not_move_and_nothing_is_made_for_none(
     assert "apps" not in (off.run_dir.folder / "log.txt").read_text()
     assert len([*(tmp_path / "cache").glob("*/*apps*.npy")]) == 1
 
+    def on_the_fly(context: RunContext) -> StudentBatch:
+        data, gallery = TrainingSet(context, "student"), context.data.gallery
+        assert trained.teacher is not None
+        found: StudentBatch = batches_on_the_fly(context, trained.teacher, data, gallery, 4).load(
+            np.arange(12), generator()
+        )
+        return found
 
-def test_on_the_fly_the_teacher_sees_the_images_by_the_rule(pair: list[tuple[RunContext, TrainedModels]]) -> None:
-    def made(context: RunContext, models: TrainedModels) -> Batches:
-        assert models.teacher is not None
-        return batches_on_the_fly(context, models.teacher, TrainingSet(context, "student"), context.data.gallery, 4)
-
-    rows = np.arange(12)
-    plain, shown = (made(*one).load(rows, generator()) for one in pair)
-    assert torch.equal(plain.teacher_logits(), shown.teacher_logits())
-    assert np.array_equal(plain.index, shown.index)
-    moved = (plain.images != shown.images).flatten(1).any(1)
+    clean, shown = on_the_fly(off), on_the_fly(on)
+    assert torch.equal(clean.teacher_logits(), shown.teacher_logits())
+    assert np.array_equal(clean.index, shown.index)
+    moved = (clean.images != shown.images).flatten(1).any(1)
     assert 0 < moved.sum() < 16
 
 

@@ -154,7 +154,8 @@ def test_any_term_that_knows_where_the_gallery_is_may_stand_alone(term: str) -> 
 OUT_OF_RANGE = {
     "--student-train.batch-size": "1", "--student-train.epochs": "0", "--student-train.lr": "-1",
     "--teacher-train.lr": "nan", "--teacher-train.crop-min-scale": "0", "--student-train.cached-views": "-1",
-    "--student-train.unlabeled-ratio": "1.5", "--student-train.app-augment": "1.5", "--teacher-train.weight-decay": "inf", "--teacher-img-size": "0",
+    "--student-train.unlabeled-ratio": "1.5", "--student-train.app-augment": "1.5",
+    "--teacher-train.weight-decay": "inf", "--teacher-img-size": "0",
     "--seed": "99999999999", "--query-fraction": "1", "--validation-fraction": "nan",
     "--thresholds.logit-tolerance": "-1", "--thresholds.max-size-mb": "nan", "--bits": "7",
     "--name": "../elsewhere",
