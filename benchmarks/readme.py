@@ -160,8 +160,9 @@ def _open_world(c: dict[str, Any]) -> str:
         f"**Classes that came after training.** Student->gallery of {trials[0].bits}-bit codes "
         f"(`{c['command']}`): {o['teacher']} and {o['student']} at {o['size']} px, queries@gallery of classes that "
         "training had labels of (seen) and had none of (unseen); csch learns from the gallery's images of unseen "
-        "classes without labels, csch-no-similarity, as published (scale 8), does not in its teacher. Float features "
-        "of the pretrained teacher and ITQ codes of them need no training at all. All that was measured: "
+        "classes without labels, csch-no-similarity, as published (scale 8; its student at a rate of 1e-3), does not "
+        "in its teacher. Float features of the pretrained teacher and ITQ codes of them need no training at all. All "
+        "that was measured: "
         "`benchmarks/results/open_world.md`.\n\n"
         f"{table(['data', '', *open_world.COLUMNS.values(), 'draws'], rows)}"
     )

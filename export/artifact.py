@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from gallery.codes import BIT_ORDER, BIT_RULE, RULE
+from gallery.codes import BIT_ORDER, BIT_RULE, MAX_MODEL_VERSION, MAX_TEXT, RULE
 from gallery.codes import KEY as KEY
 from gallery.console import plain
 from gallery.errors import CodeSpaceMismatch, CorruptFile, InputError
 from gallery.files import sha256_of, size_of
-from gallery.record import MAX_LINE, MAX_MODEL_VERSION
 
 if TYPE_CHECKING:
     from gallery.codespace import CodeSpace
@@ -34,7 +33,7 @@ FLOAT = ("fp32", "fp16")  # precisions that quantize nothing
 PRECISIONS = (*FLOAT, "w8a32", "w8a8", "w8a16", "w8a8-dynamic", "palettize6")
 SMALL_WEIGHTS = 2048  # numbers; w8a32 keeps smaller tensors in float: depthwise kernels, squeeze-excite gates
 MAX_BITS, MAX_SIZE = 4096, 4096  # of a code; of an input's side, pixels
-MAX_METADATA, MAX_TEXT = 1 << 20, MAX_LINE  # characters of all of it, and of one field
+MAX_METADATA = 1 << 20  # characters
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ BIT_RULE: Final = "logit > 0"
 BIT_ORDER: Final = "little"
 KEY: Final = "twinhash.metadata"  # under which an exported model says what it is
 RULE: Final = 2  # how an image file becomes a network's square input: see `gallery.codespace.RULE_TEXT`
+MAX_TEXT: Final = 1000  # characters of one text of such metadata
+MAX_MODEL_VERSION: Final = 999_999_999  # also of a release
 Codes = NDArray[np.uint8]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-MAX_LINE, MAX_MODEL_VERSION = 1000, 999_999_999  # characters; the latter also of a release
+from gallery.codes import MAX_MODEL_VERSION, MAX_TEXT
 
 
 class Record(BaseModel):
@@ -21,8 +21,8 @@ class Record(BaseModel):
 
 
 def _one_line(text: str) -> str:
-    if not text.isprintable() or len(text) > MAX_LINE:
-        raise ValueError(f"not one printable line of at most {MAX_LINE:,} characters")
+    if not text.isprintable() or len(text) > MAX_TEXT:
+        raise ValueError(f"not one printable line of at most {MAX_TEXT:,} characters")
     return text
 
 

@@ -87,8 +87,8 @@ def test_the_sentence_names_the_loss_and_the_mend() -> None:
                   map_drop_error=0.003)  # fmt: skip
     skew = PreprocessingSkew(queries=200, reduction=1.75, rows=(row,))
     assert skew.sentence == (
-        "An app that resizes by Lanczos (iOS) flips 3.20% of the bits and loses 23% of the ten nearest images and "
-        "0.0000 of mAP (standard error 0.0030): use the bundle's app code."
+        "An app that resizes by Lanczos (iOS) flips 3.20% of the bits and loses 23% of the ten nearest images, "
+        "and mAP changes by +0.0000 (standard error 0.0030): use the bundle's app code."
     )
     unlabeled = skew.model_copy(update={"rows": (row.model_copy(update={"map_drop": None, "map_drop_error": None}),)})
     assert "mAP" not in unlabeled.sentence
