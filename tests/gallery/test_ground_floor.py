@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DECODING = {"decode", "bit_depth", "icc"}  # of images, by Pillow; and what stores rows, by pyarrow:
+DECODING = {"decode", "bit_depth", "icc", "resampling"}  # of images, by Pillow; and what stores rows, by pyarrow:
 STORING = {"backfill", "cutover", "cutover_gates", "database", "exports", "index", "ingest", "ledger", "maintenance",
            "row_checks", "store"}  # fmt: skip
 HEAVY = {"torch", "scipy", "faiss", "lancedb", "rich", "pandas", "PIL"}
