@@ -42,15 +42,13 @@ class PreprocessingSkew(Record):
     def sentence(self) -> str:
         """What an app loses by it, in one sentence."""
         row = self.resizing
-        mean = (
-            ""
-            if row.map_drop is None
-            else f", and mAP changes by {-row.map_drop:+z.4f} (standard error {row.map_drop_error:.4f})"
-        )
-        return (
+        said = (
             f"An app that resizes by {row.pipeline} ({row.found_in}) flips {100 * row.bit_flip_rate:.2f}% of the bits "
-            f"and loses {100 * (1 - row.recall_at_10):.0f}% of the ten nearest images{mean}: use the bundle's app code."
+            f"and loses {100 * (1 - row.recall_at_10):.0f}% of the ten nearest images"
         )
+        if row.map_drop is not None:
+            said += f", and mAP changes by {-row.map_drop:+z.4f} (standard error {row.map_drop_error:.4f})"
+        return f"{said}: use the bundle's app code."
 
     @property
     def caption(self) -> str:

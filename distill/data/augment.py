@@ -68,7 +68,8 @@ class ImageLoader:
         apps: by which app each is made, int64 `[B]`, -1: by the rule
         """
         pixels = np.ascontiguousarray(self.pixels[index])
-        if apps is not None and self.app_pixels is not None:
+        if apps is not None:
+            assert self.app_pixels is not None
             shown = np.flatnonzero(apps.numpy() >= 0)
             pixels[shown] = self.app_pixels[index[shown], apps.numpy()[shown]]
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
